@@ -1,0 +1,10 @@
+"""Settings that must stand before JAX, torch or a hub client is imported by any test."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight fake devices, so that sharding is real in the tests. Single-device code sees the first.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from utilgen_jax.data import digits, load_source
+from utilgen_jax.data.image_source import ArraySource, Sources
+from utilgen_jax.errors import InputError
+
+
+def _config(**changes):
+    fields = dict(source="digits", name="digits", path="", image_size=8, channels=1, class_names=())
+    return ConfigDict(fields | changes)
+
+
+def _source(labels, class_names, name="made"):
+    labels = np.array(labels, np.int32)
+    pixels = np.zeros((len(labels), 4, 4, 1), np.uint8)
+    return ArraySource(name, class_names, labels, tuple(str(n) for n in range(len(labels))), pixels, 4, 1)
+
+
+def test_digits_are_scikit_learns_with_their_full_range():
+    sources = load_source(_config())
+    assert sources.test is None
+    train = sources.train
+    assert len(train.labels) == len(train.ids) == 1797
+    assert train.labels.dtype == np.int32
+    assert train.class_names[0] == "zero" and train.class_names[9] == "nine"
+    assert train.ids[123] == "digits/0123" and len(set(train.ids)) == 1797
+    pictures = train.read([5, 0])
+    assert pictures.shape == (2, 8, 8, 1) and pictures.dtype == np.uint8
+    expected = load_digits()
+    np.testing.assert_allclose(pictures[1, ..., 0] * (16 / 255), expected.images[0], atol=0.04)
+    assert train.read(np.arange(1797)).max() == 255
+    np.testing.assert_array_equal(train.labels, expected.target)
+
+
+def test_digits_come_at_the_size_and_channels_asked_for():
+    pictures = digits.load(image_size=16, channels=3).train.read([7])
+    assert pictures.shape == (1, 16, 16, 3)
+    assert (pictures == pictures[..., :1]).all()
+    assert digits.load(image_size=16, channels=3).train.read([]).shape == (0, 16, 16, 3)
+
+
+def test_class_names_can_be_given_in_other_words():
+    names = tuple(f"the figure {n}" for n in range(10))
+    assert load_source(_config(class_names=names)).train.class_names == names
+
+
+@pytest.mark.parametrize("names", [("one", "two"), ("same",) * 10])
+def test_class_names_that_do_not_fit_are_refused(names):
+    with pytest.raises(InputError, match="class_names.*needs 10"):
+        load_source(_config(class_names=names))
+
+
+def test_class_names_are_given_to_train_and_test(tmp_path):
+    for split in ("train", "test"):
+        for name in ("n01", "n02"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / split / name / "a.png")
+    data = _config(source="imagefolder", path=str(tmp_path), image_size=4, class_names=("tench", "goldfish"))
+    sources = load_source(data)
+    assert sources.train.class_names == sources.test.class_names == ("tench", "goldfish")
+    assert sources.train.ids == ("train/n01/a.png", "train/n02/a.png")
+
+
+def test_unknown_source_is_refused():
+    with pytest.raises(InputError, match="'webcam'.*digits, tfds, imagefolder, npz"):
+        load_source(_config(source="webcam"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (_source([], ("a", "b")), None, "no pictures"),
+        (_source([0, 0], ("a",)), None, "two classes"),
+        (_source([0, 1, 0], ("a", "b", "c")), None, "no train picture for c"),
+        (_source([0, 1, 2], ("a", "b")), None, "2 has label 2, outside 0..1"),
+        (_source([0, 1], ("a", "b")), _source([0, -1], ("a", "b")), "1 has label -1"),
+        (_source([0, 1], ("a", "b")), _source([0, 1], ("b", "a")), "different classes"),
+    ],
+)
+def test_sources_that_do_not_hold_together_are_refused(train, test, message):
+    with pytest.raises(InputError, match=message):
+        Sources(train, test)

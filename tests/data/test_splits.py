@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from utilgen_jax.data import cross_fit_folds, few_shot
+from utilgen_jax.data.image_source import ArraySource, Sources
+from utilgen_jax.errors import InputError
+
+
+def _source(counts, prefix="train"):
+    """A source whose class k has counts[k] pictures, mixed up; the pixel at the corner is the picture's number."""
+    labels = np.random.default_rng(9).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
+    images = np.zeros((len(labels), 4, 4, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(len(labels))
+    names = tuple(f"class {k}" for k in range(len(counts)))
+    return ArraySource("made", names, labels, tuple(f"{prefix}/{n}" for n in range(len(labels))), images, 4, 1)
+
+
+UNDIVIDED = Sources(_source([20, 30, 50]), None)
+DIVIDED = Sources(_source([5, 6, 7]), _source([10, 20, 30], "test"))
+
+
+def _consistent(part, source):
+    """The pictures, labels and names of a part belong together."""
+    positions = part.images[:, 0, 0, 0]
+    np.testing.assert_array_equal(part.labels, source.labels[positions])
+    assert part.ids == tuple(source.ids[position] for position in positions)
+    assert part.images.dtype == np.uint8 and part.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("sources", [UNDIVIDED, DIVIDED])
+def test_k_shots_a_class_and_real_never_meets_test(sources):
+    split = few_shot(sources, shots=3, seed=1)
+    np.testing.assert_array_equal(np.bincount(split.real.labels), [3, 3, 3])
+    _consistent(split.real, sources.train)
+    _consistent(split.test, sources.test or sources.train)
+    assert not set(split.real.ids) & set(split.test.ids)
+    assert len(split.test) == (91 if sources is UNDIVIDED else 60)
+    assert len(set(split.test.ids)) == len(split.test)
+
+
+def test_shots_are_nested_and_depend_on_the_seed():
+    sets = [few_shot(UNDIVIDED, shots, seed=4).real for shots in (1, 2, 5)]
+    for smaller, larger in zip(sets, sets[1:], strict=False):
+        assert larger.ids[: len(smaller)] == smaller.ids
+    assert few_shot(UNDIVIDED, 5, seed=4).real.ids == sets[2].ids
+    others = {few_shot(UNDIVIDED, 5, seed=seed).real.ids for seed in range(5)}
+    assert len(others) == 5
+
+
+@pytest.mark.parametrize("sources", [UNDIVIDED, DIVIDED])
+def test_max_test_keeps_the_proportions(sources):
+    split = few_shot(sources, shots=2, seed=0, max_test=30)
+    assert len(split.test) == 30
+    share = np.bincount(sources.test.labels if sources.test else sources.train.labels)
+    assert np.abs(np.bincount(split.test.labels) - 30 * share / share.sum()).max() <= 1
+    assert not set(split.real.ids) & set(split.test.ids)
+    assert few_shot(sources, shots=2, seed=1, max_test=30).test.ids != split.test.ids
+    assert len(few_shot(sources, shots=2, seed=0, max_test=1000).test) == (94 if sources is UNDIVIDED else 60)
+
+
+def test_a_small_test_set_is_the_same_for_every_number_of_shots():
+    assert len({few_shot(UNDIVIDED, shots, seed=0, max_test=30).test.ids for shots in (1, 2, 5, 10)}) == 1
+
+
+def test_no_shots_means_all_where_there_is_a_test_part():
+    split = few_shot(DIVIDED, shots=0, seed=0)
+    assert split.real.ids == DIVIDED.train.ids
+    with pytest.raises(InputError, match="no test part"):
+        few_shot(UNDIVIDED, shots=0, seed=0)
+
+
+def test_more_shots_than_pictures_names_the_classes():
+    with pytest.raises(InputError, match=r"7 shots.*class 0 \(5\), class 1 \(6\)$"):
+        few_shot(DIVIDED, shots=7, seed=0)
+    assert len(few_shot(DIVIDED, shots=5, seed=0).real) == 15
+    # Of an undivided class one picture must be left to test on.
+    with pytest.raises(InputError, match=r"class 0 \(20\), and the set has no test part"):
+        few_shot(UNDIVIDED, shots=20, seed=0)
+    assert np.bincount(few_shot(UNDIVIDED, shots=19, seed=0).test.labels)[0] == 1
+
+
+@pytest.mark.parametrize(("shots", "max_test"), [(-1, 0), (1, -1)])
+def test_negative_counts_are_refused(shots, max_test):
+    with pytest.raises(InputError, match="negative"):
+        few_shot(DIVIDED, shots, seed=0, max_test=max_test)
+
+
+def test_take_keeps_things_together():
+    part = few_shot(UNDIVIDED, shots=2, seed=0).test.take([3, 0])
+    assert len(part) == 2
+    _consistent(part, UNDIVIDED.train)
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [2, 2], [1, 4, 2], [5, 5, 5, 5], [10], [1] * 10])
+@pytest.mark.parametrize("num_folds", [2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_folds_are_even_and_validate_every_shot_once(counts, num_folds, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    folds = cross_fit_folds(labels, num_folds, seed)
+    everything = np.arange(len(labels))
+    assert len(folds) == num_folds
+    np.testing.assert_array_equal(np.sort(np.concatenate([fold.validation_indices for fold in folds])), everything)
+    for fold in folds:
+        both = np.concatenate([fold.train_indices, fold.validation_indices])
+        np.testing.assert_array_equal(np.sort(both), everything)
+    in_folds = np.array([np.bincount(labels[fold.validation_indices], minlength=len(counts)) for fold in folds])
+    assert in_folds.sum(axis=1).min() >= 1
+    assert np.ptp(in_folds.sum(axis=1)) <= 1
+    assert np.ptp(in_folds, axis=0).max() <= 1
+
+
+def test_folds_depend_on_the_seed_alone():
+    labels = np.repeat(np.arange(3), 4)
+    parts = [tuple(cross_fit_folds(labels, 2, seed)[0].validation_indices) for seed in (0, 0, 1, 2, 3)]
+    assert parts[0] == parts[1]
+    assert len(set(parts)) > 2
+
+
+@pytest.mark.parametrize("num_folds", [0, 1, 4])
+def test_folds_that_do_not_fit_are_refused(num_folds):
+    with pytest.raises(InputError, match="folds do not fit 3"):
+        cross_fit_folds(np.array([0, 1, 2]), num_folds, 0)

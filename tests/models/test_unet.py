@@ -1,0 +1,201 @@
+"""The UNet against diffusers' torch one, with the torch model's random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel as TorchUNet
+
+from tests.torch_parity import flat_shapes, params_from_torch, relative_error
+from utilgen_jax.errors import InputError
+from utilgen_jax.models.unet import UNet2DConditionModel
+
+BASE = {
+    "sample_size": 8,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 4,
+}
+CONFIGS = {
+    "sd15": BASE | {"layers_per_block": 2},
+    "sd21": BASE
+    | {
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "attention_head_dim": [2, 4, 8],
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+    "unclip": BASE
+    | {
+        "use_linear_projection": True,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 20,
+    },
+    "glyphs": BASE
+    | {
+        "block_out_channels": [48, 96],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+        "norm_num_groups": 16,
+    },
+    "other settings": BASE
+    | {
+        "in_channels": 5,
+        "out_channels": 3,
+        "center_input_sample": True,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "downsample_padding": 0,
+        "norm_eps": 1e-3,
+    },
+}
+
+
+def random_inputs(config, height=8, width=8):
+    rng = np.random.default_rng(0)
+    inputs = {
+        "sample": rng.standard_normal((3, height, width, config.get("in_channels", 4)), np.float32),
+        "timesteps": np.array([0, 437, 999], np.int32),
+        "encoder_hidden_states": rng.standard_normal((3, 7, config["cross_attention_dim"]), np.float32),
+    }
+    if "class_embed_type" in config:
+        shape = (3, config["projection_class_embeddings_input_dim"])
+        inputs["class_labels"] = rng.standard_normal(shape, np.float32)
+    return inputs
+
+
+def torch_model(config):
+    torch.manual_seed(0)
+    model = TorchUNet(**config).eval()
+    with torch.no_grad():  # torch's norms start at one and zero, where a mistaken scale or bias does not show
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def torch_output(model, sample, timesteps, encoder_hidden_states, class_labels=None):
+    with torch.no_grad():
+        output = model(
+            torch.from_numpy(sample.transpose(0, 3, 1, 2)),
+            torch.from_numpy(timesteps),
+            torch.from_numpy(encoder_hidden_states),
+            class_labels=None if class_labels is None else torch.from_numpy(class_labels),
+        ).sample
+    return output.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_output_is_that_of_torch(name):
+    oracle = torch_model(CONFIGS[name])
+    inputs = random_inputs(CONFIGS[name], height=8, width=12)
+    if name == "glyphs":
+        inputs["timesteps"] = np.array(437)  # one timestep for the whole batch
+    model = UNet2DConditionModel.from_config(dict(oracle.config))
+    output = jax.jit(model.apply)({"params": params_from_torch(oracle.state_dict())}, **inputs)
+    assert output.dtype == jnp.float32
+    assert relative_error(output, torch_output(oracle, **inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_have_the_names_and_shapes_of_torch(name):
+    oracle = torch_model(CONFIGS[name])
+    model = UNet2DConditionModel.from_config(CONFIGS[name])
+    ours = jax.eval_shape(lambda key: model.init(key, **model.example_inputs()), jax.random.key(0))["params"]
+    assert flat_shapes(ours) == flat_shapes(params_from_torch(oracle.state_dict()))
+
+
+@pytest.mark.slow
+def test_parameter_gradient_is_that_of_torch():
+    config = CONFIGS["unclip"]
+    oracle = torch_model(config)
+    inputs = random_inputs(config)
+    target = np.random.default_rng(1).standard_normal(inputs["sample"].shape, np.float32)
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    prediction = oracle(
+        tensors["sample"].permute(0, 3, 1, 2),
+        tensors["timesteps"],
+        tensors["encoder_hidden_states"],
+        class_labels=tensors["class_labels"],
+    ).sample
+    torch.nn.functional.mse_loss(prediction.permute(0, 2, 3, 1), torch.from_numpy(target)).backward()
+    expected = params_from_torch({name: parameter.grad for name, parameter in oracle.named_parameters()})
+
+    model = UNet2DConditionModel.from_config(config)
+    checkpointing = UNet2DConditionModel.from_config(config, gradient_checkpointing=True)
+    params = params_from_torch(oracle.state_dict())
+    tolerance = 1e-4 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for variant in (model, checkpointing):
+
+        def loss(params, variant=variant):
+            return jnp.mean((variant.apply({"params": params}, **inputs) - target) ** 2)
+
+        gradient = jax.jit(jax.grad(loss))(params)
+        jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=tolerance), gradient, expected)
+
+
+def test_bfloat16_is_near_float32():
+    oracle = torch_model(CONFIGS["unclip"])
+    inputs = random_inputs(CONFIGS["unclip"])
+    model = UNet2DConditionModel.from_config(CONFIGS["unclip"], dtype=jnp.bfloat16)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params_from_torch(oracle.state_dict()))
+    output = jax.jit(model.apply)({"params": params}, **inputs)
+    assert output.dtype == jnp.bfloat16
+    assert relative_error(output.astype(jnp.float32), torch_output(oracle, **inputs)) < 0.05
+
+
+def test_stable_diffusion_sizes():
+    """Stable Diffusion 1.5's UNet is published as one of 860 M parameters."""
+    model = UNet2DConditionModel.from_config({"cross_attention_dim": 768, "_class_name": "UNet2DConditionModel"})
+    params = jax.eval_shape(lambda key: model.init(key, **model.example_inputs()), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 859_520_964
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"act_fn": "gelu"}, "act_fn = 'gelu'"),
+        ({"mid_block_type": None}, "mid_block_type = None"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"only_cross_attention": True}, "only_cross_attention"),
+        ({"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"setting_of_tomorrow": 3}, "setting_of_tomorrow = 3"),
+        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
+        ({"up_block_types": ["UpBlock2D"]}, "up_block_types has 1"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"class_embed_type": "projection"}, "projection_class_embeddings_input_dim"),
+        ({"attention_head_dim": [1, 2, 4]}, "attention_head_dim"),
+        ({"attention_head_dim": 5}, "attention_head_dim"),
+        ({"attention_head_dim": 0}, "attention_head_dim"),
+        ({"norm_num_groups": 7}, "norm_num_groups"),
+        ({"norm_num_groups": None}, "norm_num_groups"),
+        ({"cross_attention_dim": [24, 24]}, "cross_attention_dim"),
+        ({"downsample_padding": 2}, "downsample_padding"),
+    ],
+)
+def test_unsupported_setting_is_refused_by_name(change, named):
+    with pytest.raises(InputError, match="UNet config") as error:
+        UNet2DConditionModel.from_config(BASE | change)
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sd15", {"sample": jnp.zeros((3, 8, 7, 4))}, "multiples of 2"),
+        ("sd15", {"class_labels": jnp.zeros((3, 20))}, "class_labels are given"),
+        ("unclip", {"class_labels": None}, "class_labels are missing"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(name, change, message):
+    model = UNet2DConditionModel.from_config(CONFIGS[name])
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), **random_inputs(CONFIGS[name]) | change)

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from utilgen_jax.report import plots
+
+METRICS = [
+    {"step": step, "stage": stage, "time": 0.0, "loss": 1 / step, "test_accuracy": 1 - 1 / step}
+    for stage in ("real", "final")
+    for step in (10, 20, 30)
+]
+RNG = np.random.default_rng(0)
+DRAW = {
+    "curves": lambda path: plots.plot_curves(METRICS, path),
+    "weight_curve": lambda path: plots.plot_weight_curve(RNG.gamma(1, 1, 300), RNG.uniform(size=300), path),
+    "one_sample": lambda path: plots.plot_weight_curve([1.0], [0.5], path),
+    "accuracy": lambda path: plots.plot_accuracy(["a", "b"], [0.8, 0.9], path, [[0.75, 0.85], [0.88, 0.92]]),
+    "accuracy_alone": lambda path: plots.plot_accuracy(["a"], [0.8], path),
+    "difficulty": lambda path: plots.plot_difficulty(RNG.uniform(size=20), RNG.uniform(size=300), path),
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_png_is_a_picture_with_ink_on_white(tmp_path, name):
+    path = DRAW[name](tmp_path / "figures" / f"{name}.png")
+    assert path == tmp_path / "figures" / f"{name}.png"
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert picture.format == "PNG" and min(pixels.shape[:2]) > 150
+    assert (pixels[0, 0] == 255).all() and 0.01 < (pixels != 255).any(-1).mean() < 0.9
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Keeps the figures that are drawn, to ask matplotlib what is on them."""
+    figures, make = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
+    return figures
+
+
+def test_curves_hold_the_metrics(tmp_path, drawn):
+    plots.plot_curves(METRICS, tmp_path / "curves.svg")
+    loss, accuracy = drawn[0].axes
+    assert loss.get_ylabel() == "Loss" and accuracy.get_ylabel() == "Accuracy (%)" and loss.get_xlabel() == "Step"
+    np.testing.assert_allclose(loss.lines[1].get_xydata(), [[10, 1 / 10], [20, 1 / 20], [30, 1 / 30]])
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [90, 95, 100 * 29 / 30])
+    assert loss.lines[0].get_color() == accuracy.lines[0].get_color() != loss.lines[1].get_color()
+    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert legend == ["real", "final", "real: test", "final: test"]
+
+
+def test_weight_curve_goes_through_the_means_of_the_bins(tmp_path, drawn):
+    losses = RNG.permutation(np.linspace(0, 4, 200))
+    plots.plot_weight_curve(losses, 1 - losses / 4, tmp_path / "curve.svg")
+    x, y = drawn[0].axes[0].lines[0].get_data()
+    assert len(x) == 20 and (np.diff(x) > 0).all()
+    np.testing.assert_allclose(y, 1 - np.asarray(x) / 4, atol=1e-12)
+    assert sum(bar.get_height() for bar in drawn[0].axes[1].patches) == 200
+
+
+def test_accuracy_bars_start_at_zero_and_carry_their_intervals(tmp_path, drawn):
+    plots.plot_accuracy(["real", "final"], [0.795, 0.891], tmp_path / "bars.svg", [[0.77, 0.82], [0.88, 0.9]])
+    axes = drawn[0].axes[0]
+    np.testing.assert_allclose([(bar.get_x(), bar.get_width()) for bar in axes.patches], [(0, 79.5), (0, 89.1)])
+    ends = [segment[:, 0] for segment in axes.containers[1].lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[77, 82], [88, 90]])
+    assert [text.get_text() for text in axes.texts] == ["79.5", "89.1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["real", "final"]
+
+
+def test_difficulty_shares_add_up_to_a_hundred_for_each(tmp_path, drawn):
+    plots.plot_difficulty([0.02, 0.02, 0.52, 1.0], np.full(50, 0.52), tmp_path / "difficulty.svg")
+    pool, real = (patch.get_data().values for patch in drawn[0].axes[0].patches)
+    assert pool[10] == pool.sum() == 100
+    assert real[[0, 10, 19]].tolist() == [50, 25, 25] and real.sum() == 100
+
+
+def test_the_same_figure_gives_the_same_svg(tmp_path):
+    first, second = (plots.plot_curves(METRICS, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
+    assert first == second and b"<svg" in first
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.plot_curves([{"step": 1, "stage": "final", "time": 0.0, "seconds": 3.0}], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="same length"):
+        plots.plot_weight_curve([1.0, 2.0], [1.0], tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []

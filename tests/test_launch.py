@@ -1,0 +1,191 @@
+"""The launch scripts: their syntax, the environment they make, and the command lines for a TPU pod."""
+
+import os
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
+PLACE = ["--zone=us-central1-a"]
+
+
+def bash(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", *map(str, arguments)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def no_gcloud(tmp_path) -> dict[str, str]:
+    """An environment in which gcloud and git leave a mark where they are called."""
+    for name in ("gcloud", "git"):
+        tool = tmp_path / name
+        tool.write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/called\n")
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+def dry_run(env: dict[str, str], *arguments: str) -> list[list[str]]:
+    """The command lines that tpu_pod.sh would run, split as a shell does; asserts that none was run."""
+    done = bash(ROOT / "launch/tpu_pod.sh", "--dry_run", *arguments, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not Path(env["PATH"].partition(":")[0], "called").exists()
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def gcloud(verb: str, *more: str) -> list[str]:
+    return ["gcloud", "compute", "tpus", "tpu-vm", verb, *more]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse(script: Path):
+    done = bash("-n", script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_create(no_gcloud):
+    assert dry_run(no_gcloud, "create", "--name=pod", "--zone=z", "--type=v4-32", "--version=v", "--project=p") == [
+        gcloud("create", "pod", "--accelerator-type=v4-32", "--version=v", "--zone=z", "--project=p")
+    ]
+    (line,) = dry_run(no_gcloud, "create", "--spot")
+    assert line == gcloud(
+        "create", "utilgen", "--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot", *PLACE
+    )
+
+
+def test_setup_warms_the_ssh_key_up_on_one_worker_then_installs_on_all(no_gcloud):
+    warm_up, archive, copy, unpack, install = dry_run(no_gcloud, "setup")
+    assert warm_up == gcloud("ssh", "utilgen", "--worker=0", "--command=true", *PLACE)
+    assert archive[0] == "git" and archive[-1] == "HEAD"
+    output = next(word for word in archive if word.startswith("--output=")).removeprefix("--output=")
+    assert copy == gcloud("scp", output, "utilgen:utilgen_jax.tar.gz", "--worker=all", *PLACE)
+    for line, needed in ((unpack, "tar -xzf utilgen_jax.tar.gz"), (install, "--editable '.[tpu]'")):
+        assert line[:7] == gcloud("ssh", "utilgen", "--worker=all")
+        assert needed in line[7]
+        assert bash("-n", "-c", line[7].removeprefix("--command=")).returncode == 0
+
+
+def test_run_passes_arguments_unchanged_to_all_workers(no_gcloud):
+    arguments = ["--config=c.py:shots=5,seed=1", "--config.generator.prompt=a {class}, 'big' & $HOME", "--workdir=w"]
+    (line,) = dry_run(no_gcloud, "run", "--", *arguments)
+    assert line[:7] == gcloud("ssh", "utilgen", "--worker=all")
+    command = line[7].removeprefix("--command=")
+    assert " env UTILGEN_DISTRIBUTED=1 .venv/bin/python -m utilgen_jax.main " in command
+    assert command.endswith(">> run.log 2>&1 < /dev/null &)")
+    words = bash("-c", command.replace("cd utilgen_jax && (setsid nohup", "printf '%s\\n'").partition(" >> ")[0]).stdout
+    assert words.splitlines()[-3:] == arguments
+
+
+def test_watch_and_delete(no_gcloud):
+    for options, worker in (([], "0"), (["--worker=all"], "all"), (["--worker=3"], "3")):
+        state, log = dry_run(no_gcloud, "watch", *options)
+        assert state == gcloud("describe", "utilgen", "--format=value(state)", *PLACE)
+        assert log[:7] == gcloud("ssh", "utilgen", f"--worker={worker}")
+        assert "tail -n 50 -F utilgen_jax/run.log" in log[7]
+    assert dry_run(no_gcloud, "delete") == [gcloud("delete", "utilgen", "--quiet", *PLACE)]
+
+
+def test_watch_says_what_to_do_after_a_preemption(tmp_path, no_gcloud):
+    (tmp_path / "gcloud").write_text("#!/bin/sh\necho PREEMPTED\n")
+    done = bash(ROOT / "launch/tpu_pod.sh", "watch", env=no_gcloud)
+    assert done.returncode == 2
+    assert "the pod is PREEMPTED" in done.stderr and "continues" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command"),
+        (["creat"], "unknown argument 'creat'"),
+        (["create", "delete"], "two commands, create and delete"),
+        (["run"], "run needs the job's arguments after --"),
+        (["create", "--", "x"], "only run takes arguments after --"),
+        (["create", "--nam=x"], "unknown argument '--nam=x'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(no_gcloud, tmp_path, arguments, message):
+    done = bash(ROOT / "launch/tpu_pod.sh", *arguments, env=no_gcloud)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "called").exists()
+
+
+def test_help(no_gcloud):
+    done = bash(ROOT / "launch/tpu_pod.sh", "--help", env=no_gcloud)
+    assert done.returncode == 0
+    for word in ("create", "setup", "run", "watch", "delete", "--dry_run", "preemption"):
+        assert word in done.stdout
+
+
+# A stand-in for python: `-m venv FOLDER` makes a folder whose python is this script; every call is written to $CALLS.
+FAKE_PYTHON = """#!/bin/sh
+echo "$@" >> "$CALLS"
+case "$1 $2" in
+  "--version ") echo Python 3.12.0 ;;
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/pip" ;;
+  "-m pip") exit "${PIP_STATUS:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A copy of launch/ and setup.py, with a stand-in for python."""
+    for name in ("launch/environment.sh", "launch/local.sh", "launch/test.sh", "setup.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "fake_python").write_text(FAKE_PYTHON)
+    (tmp_path / "fake_python").chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(tmp_path / "fake_python"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    return tmp_path
+
+
+def calls(checkout: Path) -> list[str]:
+    lines = (checkout / "calls").read_text().splitlines()
+    (checkout / "calls").unlink()
+    return lines
+
+
+def test_local_installs_once_and_runs_the_main_job(checkout):
+    job = "-m utilgen_jax.main --config=configs/digits.py --workdir=runs/digits --config.seed=3"
+    assert bash(checkout / "launch/local.sh", "--config.seed=3").returncode == 0
+    first = calls(checkout)
+    assert "-m venv .venv" in first
+    assert any(line.startswith("-m pip install") and line.endswith("--editable .") for line in first)
+    assert first[-1] == job
+
+    assert bash(checkout / "launch/local.sh", "--config.seed=3", cwd="/").returncode == 0
+    assert calls(checkout) == [job]
+
+    (checkout / "setup.py").write_text("# other requirements\n")
+    assert bash(checkout / "launch/local.sh").returncode == 0
+    assert any(line.startswith("-m pip install") for line in calls(checkout))
+
+
+def test_a_failed_install_is_tried_again(checkout, monkeypatch):
+    monkeypatch.setenv("PIP_STATUS", "1")
+    assert bash(checkout / "launch/local.sh").returncode != 0
+    assert "utilgen_jax.main" not in "".join(calls(checkout))
+    monkeypatch.setenv("PIP_STATUS", "0")
+    assert bash(checkout / "launch/local.sh").returncode == 0
+    assert "-m utilgen_jax.main" in calls(checkout)[-1]
+
+
+def test_a_python_that_is_too_old_is_refused(checkout, monkeypatch):
+    monkeypatch.setenv("PYTHON", "false")
+    done = bash(checkout / "launch/local.sh")
+    assert done.returncode != 0
+    assert "PYTHON=false is not a Python 3.11 or newer" in done.stderr
+
+
+def test_the_gate_runs_lint_types_and_tests_and_fails_with_any(checkout):
+    assert bash(checkout / "launch/test.sh").returncode != 0  # the stand-in made no ruff and no mypy
+    assert not any("pytest" in line for line in calls(checkout))
+    for tool in ("ruff", "mypy"):
+        (checkout / f".venv/bin/{tool}").write_text(f'#!/bin/sh\necho "{tool} $@" >> "$CALLS"\n')
+        (checkout / f".venv/bin/{tool}").chmod(0o755)
+    assert bash(checkout / "launch/test.sh", "-m", "not slow").returncode == 0
+    assert calls(checkout) == ["ruff check .", "mypy ", "-m pytest --numprocesses=2 -m not slow"]

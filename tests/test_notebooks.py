@@ -1,0 +1,38 @@
+"""The notebooks run from top to bottom, on the real job shrunk."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / "colabs/01_quickstart.ipynb"
+FIELDS = {"generator.steps": 2, "pool.images_per_class": 2, "classifier.steps": 4, "utility.steps": 2}
+
+
+def test_quickstart_is_stored_without_outputs():
+    notebook = nbformat.read(QUICKSTART, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter packages
+def test_quickstart_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("UTILGEN_QUICKSTART_WORKDIR", str(tmp_path / "run"))
+    overrides = " ".join(f"--config.{path}={value}" for path, value in FIELDS.items())
+    monkeypatch.setenv("UTILGEN_QUICKSTART_OVERRIDES", overrides)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(QUICKSTART, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(QUICKSTART.parent)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "real pictures only" in printed and "with method utilgen" in printed
+    shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+    assert any("image/png" in data for data in shown)
+    assert any("iframe" in data.get("text/html", "") for data in shown)

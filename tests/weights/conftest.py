@@ -1,0 +1,20 @@
+"""Tiny checkpoints that torch's diffusers wrote, once for all tests of this folder."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.diffusers_checkpoint import write_tiny_stable_diffusion
+
+
+@pytest.fixture(scope="session")
+def unclip_original(tmp_path_factory) -> Path:
+    """Stable Diffusion 2.1-unCLIP in miniature: has every component. Not to be changed."""
+    return write_tiny_stable_diffusion(tmp_path_factory.mktemp("unclip"), family="unclip")
+
+
+@pytest.fixture
+def unclip(unclip_original, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(unclip_original, tmp_path / "unclip"))

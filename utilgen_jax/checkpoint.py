@@ -1,0 +1,112 @@
+"""A run's state on disk: orbax behind three functions.
+
+A checkpoint folder holds one saved tree. A new one is complete before the old one is removed, so that a run that is
+stopped in the middle of `save` finds the old one. Works with several processes (all call the same function on the same
+shared folder) and on buckets (`gs://...`).
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from utilgen_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+PyTree = Any
+
+
+def save(folder: Path | str, tree: PyTree) -> None:
+    """Saves a tree in a folder, in place of what was saved there before; returns when it is on disk.
+
+    Args:
+      folder: made if it does not exist.
+      tree: pytree of arrays (any sharding), numbers and typed PRNG keys.
+    """
+    import orbax.checkpoint as ocp
+
+    with _manager(folder) as manager:
+        manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(jax.tree.map(_unwrap_key, tree)))
+
+
+def restore(folder: Path | str, like: PyTree) -> PyTree:
+    """Reads the saved tree.
+
+    Args:
+      folder: what `save` was given.
+      like: a tree of the same structure: arrays, or `jax.ShapeDtypeStruct` (cheaper: the initial state need not exist).
+        What is restored has their shapes, dtypes and shardings; without a sharding it is on the default device.
+
+    Raises:
+      InputError: nothing is saved there, or it is damaged, or has another structure or other shapes.
+    """
+    import orbax.checkpoint as ocp
+
+    if not exists(folder):
+        raise InputError(f"{folder}: holds no checkpoint")
+    try:
+        with _manager(folder) as manager:
+            wanted = jax.tree.map(_target, like)
+            restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(wanted))
+    except Exception as error:  # A damaged file raises whatever the storage layer below orbax raises.
+        way_out = "remove the folder to start afresh"
+        raise InputError(f"{folder}: the checkpoint cannot be restored; {way_out}. {error}") from error
+    # orbax compares the shapes of jax arrays only.
+    for (path, saved), target in zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(wanted), strict=True):
+        if jnp.shape(saved) != jnp.shape(target):
+            name = jax.tree_util.keystr(path)
+            raise InputError(f"{folder}: the checkpoint's {name} has shape {jnp.shape(saved)}, not {jnp.shape(target)}")
+    return jax.tree.map(_rewrap_key, like, restored)
+
+
+def exists(folder: Path | str) -> bool:
+    """Whether a complete checkpoint was saved in the folder."""
+    from etils import epath
+
+    if not epath.Path(folder).is_dir():
+        return False
+    with _manager(folder) as manager:
+        return manager.latest_step() is not None
+
+
+def _manager(folder: Path | str) -> "ocp.CheckpointManager":
+    # Imported here: orbax takes half a second, and only runs that save need it.
+    import orbax.checkpoint as ocp
+
+    location = str(folder) if "://" in str(folder) else os.path.abspath(folder)
+    # Synchronous: what is saved is small, and a caller that goes on may rely on its being there.
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(location, options=options)
+
+
+def _next(latest: int | None) -> int:
+    return 0 if latest is None else latest + 1
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _unwrap_key(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _target(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return _unwrap_key(leaf)
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    sharding = data.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+
+
+def _rewrap_key(like: Any, leaf: Any) -> Any:
+    if not _is_key(like):
+        return leaf
+    implementations: list[Any] = []
+    # `like` may be a struct, which has no values to ask; while traced, both kinds tell their implementation.
+    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), like)
+    return jax.random.wrap_key_data(leaf, impl=implementations[0])

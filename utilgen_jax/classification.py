@@ -1,0 +1,190 @@
+"""Trains and applies the downstream classifier: every row of a comparison goes through here, with the same recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from utilgen_jax.parallel import init_sharded, split_batch, to_host
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained; the same for all methods, or a comparison means nothing.
+
+    Attributes:
+      steps: optimiser steps.
+      batch_size: pictures a step.
+      synthetic_fraction: part of a batch that is synthetic, where there are synthetic pictures.
+      learning_rate: peak, after a warm-up of 5 % of the steps; cosine decay to zero.
+      weight_decay: decoupled (AdamW).
+      label_smoothing: share of the target spread over all classes.
+      max_shift: augmentation: a random shift of at most so many pixels each way; what is shifted in repeats the edge.
+    """
+
+    steps: int
+    batch_size: int
+    synthetic_fraction: float
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    max_shift: int
+
+    @property
+    def num_synthetic(self) -> int:
+        """Synthetic pictures in a mixed batch: at least one, and at least one real beside them."""
+        return min(max(round(self.batch_size * self.synthetic_fraction), 1), self.batch_size - 1)
+
+
+@struct.dataclass
+class TrainingSet:
+    """Labelled pictures in device memory.
+
+    Attributes:
+      images: float32 [N, H, W, C] in [-1, 1].
+      labels: int32 [N].
+      weights: float32 [N], mean 1: how much each counts.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+
+    def take(self, indices: jax.Array | np.ndarray) -> TrainingSet:
+        """Some of the pictures, in the order of `indices` [n]."""
+        return TrainingSet(self.images[indices], self.labels[indices], self.weights[indices])
+
+
+def concatenate(first: TrainingSet, second: TrainingSet) -> TrainingSet:
+    """One set after the other."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW with warm-up and cosine decay; `eps_root` keeps a lookahead through it differentiable at zero gradients."""
+    warmup = max(recipe.steps // 20, 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, max(recipe.steps, warmup + 1))
+    return optax.adamw(schedule, eps_root=1e-8, weight_decay=recipe.weight_decay)
+
+
+def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): float32 [B] of logits [B, K], labels int [B]."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
+    """Shifts each picture of [B, H, W, C] by up to `max_shift` pixels each way, repeating its edge."""
+    if max_shift == 0:
+        return images
+    margin = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
+    padded = jnp.pad(images, margin, mode="edge")
+    offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
+
+    def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, offsets)
+
+
+def draw_batch(recipe: Recipe, real: TrainingSet, synthetic: TrainingSet | None, key: jax.Array) -> TrainingSet:
+    """One augmented training batch, real pictures first; drawn with replacement, so a handful of shots fills it too.
+
+    Returns:
+      `batch_size` pictures; where there are synthetic ones, the last `recipe.num_synthetic` are.
+    """
+    number = recipe.num_synthetic if synthetic is not None else 0
+    num_real = recipe.batch_size - number
+    batch = real.take(jax.random.randint(jax.random.fold_in(key, 0), (num_real,), 0, real.labels.shape[0]))
+    if synthetic is not None:
+        chosen = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, synthetic.labels.shape[0])
+        batch = concatenate(batch, synthetic.take(chosen))
+    batch = split_batch(batch)
+    return batch.replace(images=random_shift(batch.images, jax.random.fold_in(key, 2), recipe.max_shift))
+
+
+@partial(jax.jit, static_argnames=("module", "recipe"), donate_argnames=("params", "optimizer_state"))
+def _train_step(
+    module: Any,
+    recipe: Recipe,
+    params: Params,
+    optimizer_state: optax.OptState,
+    real: TrainingSet,
+    synthetic: TrainingSet | None,
+    key: jax.Array,
+) -> tuple[Params, optax.OptState, jax.Array]:
+    batch = draw_batch(recipe, real, synthetic, key)
+
+    def loss_fn(params: Params) -> jax.Array:
+        logits = module.apply({"params": params}, batch.images)
+        return jnp.mean(batch.weights * smoothed_cross_entropy(logits, batch.labels, recipe.label_smoothing))
+
+    loss, gradients = jax.value_and_grad(loss_fn)(params)
+    updates, optimizer_state = make_optimizer(recipe).update(gradients, optimizer_state, params)
+    return optax.apply_updates(params, updates), optimizer_state, loss
+
+
+def init_classifier(module: Any, image_shape: tuple[int, ...], key: jax.Array) -> Params:
+    """Random initial parameters for pictures of `image_shape` (H, W, C)."""
+    return init_sharded(module.init, key, jnp.zeros((1, *image_shape)))["params"]
+
+
+def train_classifier(
+    module: Any,
+    recipe: Recipe,
+    real: TrainingSet,
+    synthetic: TrainingSet | None,
+    key: jax.Array,
+    on_step: Callable[[int, jax.Array], None],
+) -> Params:
+    """Trains a classifier from random weights.
+
+    Args:
+      module: a linen classifier.
+      recipe: how.
+      real: the real pictures.
+      synthetic: synthetic ones, mixed into each batch; None trains on real ones alone.
+      key: of initial weights, batches and augmentation. Rows of a comparison share it.
+      on_step: called after each step with (steps done, loss on the device).
+
+    Returns:
+      The parameters.
+    """
+    params = init_classifier(module, real.images.shape[1:], jax.random.fold_in(key, 0))
+    optimizer_state = init_sharded(make_optimizer(recipe).init, params)
+    batch_key = jax.random.fold_in(key, 1)
+    # Steps are dispatched one by one: XLA's CPU backend is slow on convolution gradients inside a scan.
+    for step in range(recipe.steps):
+        params, optimizer_state, loss = _train_step(
+            module, recipe, params, optimizer_state, real, synthetic, jax.random.fold_in(batch_key, step)
+        )
+        on_step(step + 1, loss)
+    return params
+
+
+@partial(jax.jit, static_argnames="module")
+def _apply(module: Any, params: Params, images: jax.Array) -> jax.Array:
+    return module.apply({"params": params}, images)
+
+
+def predict_logits(module: Any, params: Params, images: np.ndarray | jax.Array, batch_size: int) -> np.ndarray:
+    """Logits of all pictures, in batches of one shape: float32 [N, K] of images float32 [N, H, W, C]."""
+    number = len(images)
+    size = min(batch_size, number)
+    parts = []
+    for start in range(0, number, size):
+        batch = jnp.asarray(images[start : start + size])
+        missing = size - len(batch)
+        padded = jnp.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        parts.append(to_host(_apply(module, params, padded))[: len(batch)])
+    return np.concatenate(parts)

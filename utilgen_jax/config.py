@@ -1,0 +1,284 @@
+"""The configuration: one table of fields, from which the defaults, the checks, the parsing and `--help` are made.
+
+A config file starts from `default_config()`, sets fields, and ends with `apply_variant(config, arg)`; `config_check.py`
+says what is wrong with the result. Nothing here touches a device, so mistakes are told before JAX is even imported.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from utilgen_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One row of the schema.
+
+    Attributes:
+        path: Dotted name, at most one dot.
+        default: Value in `default_config()`; its type is the field's type (int, float, str, or a tuple of str).
+        help: What it means, for a person; shown by `--help`.
+        minimum: Smallest value allowed (numbers) or None.
+        maximum: Largest value allowed (numbers) or None.
+        choices: All values allowed (of a tuple: of each entry); empty means any.
+        may_change: A run may be continued with another value: it does not alter what is computed.
+    """
+
+    path: str
+    default: Any
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] = ()
+    may_change: bool = False
+
+
+METHODS = ("real", "vanilla", "utilgen")
+BASELINES = ("real_only", "vanilla")
+
+SCHEMA: tuple[Field, ...] = (
+    Field("method", "utilgen", "what is added to the real pictures: nothing, plain or valued ones", choices=METHODS),
+    Field("compare_to", ("real_only", "vanilla"), "baselines trained in the same run for the table", choices=BASELINES),
+    Field("seed", 0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1),
+    Field("log_every_steps", 50, "training steps between two lines of metrics.jsonl", minimum=1, may_change=True),
+    #
+    Field("data.source", "digits", "where pictures come from", choices=("digits", "tfds", "imagefolder", "npz")),
+    Field("data.name", "digits", "tfds: the data set's name; otherwise the name shown in tables"),
+    Field("data.path", "", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file"),
+    Field("data.shots", 2, "labelled real pictures a class; every other one is test, or unused", minimum=1),
+    Field("data.image_size", 8, "height and width the classifier sees, in pixels", minimum=4, maximum=1024),
+    Field("data.channels", 1, "1: grey, 3: RGB", choices=(1, 3)),
+    Field("data.class_names", (), "words for the prompts, in the order of the labels; empty: the data set's own"),
+    Field("data.max_test", 0, "test pictures used at most; 0: all", minimum=0),
+    #
+    Field("generator.checkpoint", "glyphs", "'glyphs' (embedded), a diffusers folder, or a hub id"),
+    Field("generator.revision", "", "branch, tag or commit of a hub id; empty: its main branch"),
+    Field("generator.dtype", "float32", "type of the generator's activations", choices=("float32", "bfloat16")),
+    Field("generator.steps", 20, "denoising steps a picture", minimum=1, maximum=1000),
+    Field("generator.guidance_scale", 2.0, "classifier-free guidance; 1 or less: none", minimum=0.0, maximum=100.0),
+    Field("generator.prompt", "a photo of the digit {class}", "template; {class} becomes the class name"),
+    Field("generator.negative_prompt", "", "prompt that guidance leads away from"),
+    Field("generator.image_size", 32, "height and width of generated pictures, in pixels", minimum=8, maximum=2048),
+    Field("generator.batch_size", 100, "pictures generated at once", minimum=1),
+    #
+    Field("pool.images_per_class", 100, "synthetic pictures a class", minimum=1),
+    #
+    Field("classifier.name", "small_cnn", "the network", choices=("small_cnn",)),
+    Field("classifier.width", 32, "channels of its first layer", minimum=1),
+    Field("classifier.steps", 600, "optimiser steps, the same for every row of the table", minimum=1),
+    Field("classifier.batch_size", 64, "pictures a step", minimum=2),
+    Field("classifier.synthetic_fraction", 0.5, "part of each batch that is synthetic", minimum=0.01, maximum=0.99),
+    Field("classifier.learning_rate", 1e-3, "peak, after warm-up; cosine decay to zero", minimum=1e-8, maximum=10.0),
+    Field("classifier.weight_decay", 1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0),
+    Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),
+    Field("classifier.max_shift", 1, "augmentation: random shift, pixels each way", minimum=0),
+    Field("classifier.eval_batch_size", 500, "test pictures at once", minimum=1, may_change=True),
+    #
+    Field("utility.folds", 2, "cross-fit: each part of the shots is validation once", minimum=2),
+    Field("utility.steps", 300, "bilevel steps a fold", minimum=1),
+    Field("utility.hidden", 100, "hidden units of the weight network", minimum=1),
+    Field("utility.learning_rate", 1e-3, "Adam, weight network", minimum=1e-8, maximum=10.0),
+    Field("utility.weight_decay", 1e-4, "weight network", minimum=0.0, maximum=1.0),
+    Field("utility.lookahead", "one_step", "how the validation loss reaches the weights", choices=("one_step",)),
+    Field("utility.validation_batch_size", 0, "validation pictures a step; 0: the whole part", minimum=0),
+    #
+    Field("parallel.data", -1, "devices that share a batch; -1: all that are left", minimum=-1, may_change=True),
+    Field("parallel.fsdp", 1, "devices that share the parameters; -1: all left", minimum=-1, may_change=True),
+)
+FIELDS: Mapping[str, Field] = {field.path: field for field in SCHEMA}
+
+# What may stand in a variant string, `--config=configs/digits.py:method=vanilla,shots=5`, and the field it sets.
+VARIANTS: Mapping[str, str] = {
+    "method": "method",
+    "seed": "seed",
+    "shots": "data.shots",
+    "path": "data.path",
+    "checkpoint": "generator.checkpoint",
+    "images": "pool.images_per_class",
+    "steps": "classifier.steps",
+    "folds": "utility.folds",
+}
+
+# What configs for large generators offer as the variant `runlocal`: every stage, in a minute or two on a laptop.
+RUNLOCAL: Mapping[str, Any] = {
+    "data.shots": 4,
+    "data.max_test": 500,
+    "generator.steps": 4,
+    "generator.image_size": 64,
+    "generator.batch_size": 8,
+    "pool.images_per_class": 4,
+    "classifier.width": 16,
+    "classifier.steps": 40,
+    "classifier.batch_size": 32,
+    "utility.steps": 20,
+}
+
+
+class ConfigError(InputError):
+    """Every problem of a configuration at once.
+
+    Attributes:
+        problems: One message each; the exception's text is all of them, a line each.
+    """
+
+    def __init__(self, problems: Iterable[str]):
+        """Keeps the messages and joins them."""
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def default_config() -> ConfigDict:
+    """Returns the schema's defaults.
+
+    Not type-safe and not locked: a config file's mistakes are then found by `config_check.validate`, all at once.
+    """
+    return from_flat({field.path: field.default for field in SCHEMA})
+
+
+def from_flat(values: Mapping[str, Any]) -> ConfigDict:
+    """Builds a config from {dotted path: value}; the inverse of `flatten`."""
+    config = ConfigDict(type_safe=False)
+    for path, value in values.items():
+        set_field(config, path, value)
+    return config
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Returns {dotted path: value} of every leaf, known or not."""
+
+    def leaves(node: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, ConfigDict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves(config, ""))
+
+
+def set_field(config: ConfigDict, path: str, value: Any) -> None:
+    """Sets the field with this dotted path, making its section if there is none."""
+    *sections, name = path.split(".")
+    for section in sections:
+        if section not in config:
+            config[section] = ConfigDict(type_safe=False)
+        config = config[section]
+    config[name] = value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the valid name most like this one; the part after the dot counts too (`step`, `utility.steps`)."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, 0.95 * last)
+
+    return max(names, key=likeness)
+
+
+def parse_value(field: Field, text: str) -> Any:
+    """Reads a field's value from the command line.
+
+    A tuple is words with commas between them, `cat,dog`, or a Python literal, `('a, b', 'c')`.
+
+    Raises:
+        InputError: The text is not of the field's type.
+    """
+    if isinstance(field.default, str):
+        return text
+    if isinstance(field.default, tuple):
+        if text.startswith(("(", "[")):
+            try:
+                return tuple(ast.literal_eval(text))
+            except (ValueError, SyntaxError, TypeError):
+                raise InputError(f"config.{field.path}: cannot read {text!r}; write it as a,b or ('a', 'b')") from None
+        return tuple(word.strip() for word in text.split(",") if word.strip())
+    try:
+        return type(field.default)(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(field.default, int) else "a number"
+        raise InputError(f"config.{field.path}: expected {kind}, got {text!r}") from None
+
+
+def apply_variant(
+    config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> ConfigDict:
+    """Applies a variant string such as `runlocal,method=vanilla,shots=5` to the config and returns it.
+
+    Args:
+        config: Changed in place.
+        arg: Comma-separated `key=value` pairs (keys of `VARIANTS`) and names of presets; may be empty.
+        presets: {name: {dotted path: value}} that this config file offers; they are applied before the pairs.
+
+    Raises:
+        ConfigError: Lists every unknown key or preset, with the nearest valid name, and every unreadable value.
+    """
+    presets = presets or {}
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in arg.split(","))):
+        key, equals, text = part.partition("=")
+        if equals and key in VARIANTS:
+            try:
+                values[VARIANTS[key]] = parse_value(FIELDS[VARIANTS[key]], text)
+            except InputError as error:
+                problems.append(f"variant {part!r}: {error}")
+        elif not equals and key in presets:
+            for path, value in presets[key].items():
+                set_field(config, path, value)
+        else:
+            valid = [f"{name}=" for name in VARIANTS] + list(presets)
+            near = nearest(key, valid)
+            problems.append(f"variant {part!r} is unknown: the nearest is {near!r}, all are {', '.join(valid)}")
+    if problems:
+        raise ConfigError(problems)
+    for path, value in values.items():
+        set_field(config, path, value)
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as indented JSON, the text of a workdir's config.json."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads `to_json`'s text back.
+
+    Returns:
+        A config that is not checked; lists have become tuples, which JSON does not know.
+
+    Raises:
+        InputError: It is not a JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError("not a JSON object")
+    leaves = flatten(ConfigDict(values, type_safe=False))
+    return from_flat({path: tuple(leaf) if isinstance(leaf, list) else leaf for path, leaf in leaves.items()})
+
+
+def diff_configs(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lists the fields that differ, with both values, but for those that a continued run may change.
+
+    Returns:
+        Lines such as `config.data.shots: 2 before, 5 now`; empty when a run of `old` may be continued as `new`.
+    """
+    before, now = flatten(old), flatten(new)
+    lines = []
+    for path in dict.fromkeys([*FIELDS, *now, *before]):
+        free = path in FIELDS and FIELDS[path].may_change
+        if not free and before.get(path) != now.get(path):
+            texts = [repr(values[path]) if path in values else "absent" for values in (before, now)]
+            lines.append(f"config.{path}: {texts[0]} before, {texts[1]} now")
+    return lines

@@ -1,0 +1,32 @@
+"""scikit-learn's handwritten digits: 1,797 pictures of 8x8 grey pixels that come with the package, undivided."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from utilgen_jax.data.image_source import ArraySource, Sources
+
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def load(image_size: int, channels: int) -> Sources:
+    """Reads the digits.
+
+    Args:
+        image_size: Side in pixels of the pictures read; 8 is their own.
+        channels: 1 or 3.
+
+    Returns:
+        The whole set as train, no test: it has no split of its own. Grey levels 0..16 are scaled to 0..255.
+    """
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    source = ArraySource(
+        name="digits",
+        class_names=CLASS_NAMES,
+        labels=digits.target.astype(np.int32),
+        ids=tuple(f"digits/{index:04d}" for index in range(len(images))),
+        images=images,
+        image_size=image_size,
+        channels=channels,
+    )
+    return Sources(train=source, test=None)

@@ -1,0 +1,119 @@
+"""What every set of labelled real pictures looks like to the rest of the program."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from utilgen_jax.data.images import fit_picture
+from utilgen_jax.errors import InputError
+
+
+class ImageSource(Protocol):
+    """Labelled pictures which are decoded only when read.
+
+    Attributes:
+        name: For messages, e.g. 'digits' or the folder.
+        class_names: Words for the classes; K of them.
+        labels: int32 [N], in 0..K-1.
+        ids: N stable names of the pictures, e.g. 'train/daisy/0200.jpg'.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def labels(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Decodes some pictures.
+
+        Args:
+            indices: n positions in 0..N-1.
+
+        Returns:
+            uint8 [n, H, W, C], at the size and channels that the source was made for.
+
+        Raises:
+            InputError: A picture cannot be decoded; the message names it.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """A data set: its train pictures and its test pictures, of the same classes.
+
+    Attributes:
+        train: Labelled pictures to take the shots from.
+        test: Read once, by the final evaluation; None for an undivided set, where all but the shots can be test.
+
+    Raises:
+        InputError: A class has no picture, a label is out of range, or the classes of the two differ.
+    """
+
+    train: ImageSource
+    test: ImageSource | None
+
+    def __post_init__(self) -> None:
+        """Checks what every later stage relies on."""
+        _check_labels(self.train)
+        empty = np.bincount(self.train.labels, minlength=len(self.train.class_names)) == 0
+        if empty.any():
+            names = ", ".join(self.train.class_names[k] for k in np.flatnonzero(empty))
+            raise InputError(f"{self.train.name}: no train picture for {names}; add some, or leave the class out")
+        if self.test is not None:
+            _check_labels(self.test)
+            if self.train.class_names != self.test.class_names:
+                raise InputError(
+                    f"{self.train.name}: train and test have different classes: "
+                    f"{', '.join(self.train.class_names)} and {', '.join(self.test.class_names)}"
+                )
+
+
+def _check_labels(source: ImageSource) -> None:
+    labels, num_classes = source.labels, len(source.class_names)
+    if len(labels) == 0:
+        raise InputError(f"{source.name}: there are no pictures")
+    if num_classes < 2:
+        raise InputError(f"{source.name}: needs two classes at least, has {num_classes}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
+        raise InputError(f"{source.name}: {source.ids[bad]} has label {labels[bad]}, outside 0..{num_classes - 1}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Pictures that lie in memory at their own size; an `ImageSource`.
+
+    Attributes:
+        name: For messages.
+        class_names: K words.
+        labels: int32 [N].
+        ids: N names.
+        images: uint8 [N, H, W, C], C 1 or 3, any H and W.
+        image_size: Side in pixels that `read` gives.
+        channels: Channels that `read` gives, 1 or 3.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    images: np.ndarray
+    image_size: int
+    channels: int
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
+        out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
+        for row, index in enumerate(indices):
+            pixels = self.images[index]
+            picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            out[row] = fit_picture(picture, self.image_size, self.channels)
+        return out

@@ -1,0 +1,121 @@
+"""Pictures as arrays: decoding files, uint8 and float, size and channels.
+
+One rule of scaling holds for real pictures (Pillow, uint8) and generated ones (JAX, float), so that the classifier sees
+both through the same filter: a whole factor down is the mean of each block, anything else is linear interpolation with
+antialiasing.
+"""
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+from utilgen_jax.errors import InputError
+
+# Rec. 601 luma, as Pillow's convert("L") has it.
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def to_float(images: Any) -> Any:
+    """uint8 in 0..255 to float32 in [-1, 1], any shape, NumPy or JAX."""
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Any) -> Any:
+    """float in [-1, 1] (clipped to it) to the nearest uint8, any shape, NumPy or JAX; undoes `to_float` exactly."""
+    return ((images + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
+
+
+def resize(images: jax.Array | np.ndarray, size: int) -> jax.Array:
+    """Scales square pictures; jittable and differentiable.
+
+    Args:
+        images: float [B, S, S, C].
+        size: The new side; static under jit.
+
+    Returns:
+        float [B, size, size, C]: block means where size divides S, antialiased linear interpolation otherwise.
+    """
+    batch, height, width, channels = images.shape
+    if height != width:
+        raise ValueError(f"resize takes square pictures, got {height}x{width}")
+    images = jnp.asarray(images)
+    if height == size:
+        return images
+    if height % size == 0:
+        factor = height // size
+        return images.reshape(batch, size, factor, size, factor, channels).mean(axis=(2, 4))
+    return jax.image.resize(images, (batch, size, size, channels), method="linear", antialias=True)
+
+
+def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
+    """Grey from RGB by luminance (Rec. 601), RGB from grey by repeating; jittable and differentiable.
+
+    Args:
+        images: float [..., C] with C 1 or 3.
+        channels: 1 or 3; static under jit.
+
+    Returns:
+        float [..., channels].
+    """
+    images = jnp.asarray(images)
+    now = images.shape[-1]
+    if now == channels:
+        return images
+    if (now, channels) == (3, 1):
+        # Not a dot product: TPUs round the operands of those to bfloat16.
+        return (images * jnp.asarray(LUMINANCE, images.dtype)).sum(axis=-1, keepdims=True)
+    if (now, channels) == (1, 3):
+        return jnp.repeat(images, 3, axis=-1)
+    raise ValueError(f"cannot make {channels} channels of {now}; only 1 and 3 are known")
+
+
+def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The middle square of a picture, scaled; the shorter side fits exactly.
+
+    Args:
+        picture: Any 8- or 16-bit picture; what is transparent is laid over white.
+        size: Side of the result in pixels.
+        channels: 1 (Rec. 601 luma) or 3 (RGB).
+
+    Returns:
+        uint8 [size, size, channels].
+    """
+    if picture.mode.startswith("I"):
+        # Pillow's convert would clip 16-bit greys to 255 instead of scaling them.
+        picture = Image.fromarray(np.rint(np.asarray(picture, np.float64).clip(0, 65535) / 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (size, size):
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        kernel = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BILINEAR
+        picture = picture.resize((size, size), kernel, box=(left, top, left + side, top + side))
+    return np.asarray(picture).reshape(size, size, channels)
+
+
+def decode_picture(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
+    """Decodes a picture file the way a person sees it (EXIF rotation applied) and fits it, see `fit_picture`.
+
+    Args:
+        file: Path or open binary file, in any format that Pillow reads.
+        where: What the picture is called in an error.
+        size: Side of the result in pixels.
+        channels: 1 or 3.
+
+    Returns:
+        uint8 [size, size, channels].
+
+    Raises:
+        InputError: It cannot be read or decoded.
+    """
+    try:
+        with Image.open(file) as picture:
+            return fit_picture(ImageOps.exif_transpose(picture), size, channels)
+    except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
+        raise InputError(f"{where}: the picture cannot be decoded ({error}); replace or remove it") from error

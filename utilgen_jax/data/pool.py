@@ -1,0 +1,283 @@
+"""The synthetic pool on disk: a folder that a person can open and any reader of image folders can read.
+
+    <folder>/<class>/00012.png      the picture; the number counts through the whole pool
+    <folder>/metadata.jsonl         one line a picture, the fields of `PoolRecord`
+
+A picture belongs to the pool once its line in metadata.jsonl is complete; pictures are written first, their lines
+after. Work that was cut off leaves at most pictures without a line and half a line, which the next `PoolWriter`
+removes. Only metadata.jsonl is forced to the disk: after a power cut `read_pool` names pictures that did not reach it.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from utilgen_jax.data.images import to_uint8
+from utilgen_jax.errors import InputError
+
+METADATA = "metadata.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolRecord:
+    """What is known of one picture; None: not known.
+
+    Attributes:
+        label: 0..K-1.
+        prompt: What it was generated from.
+        seed: Together with the prompt gives the same picture again.
+        difficulty: s in [0, 1].
+        weight: What it is worth in training, in [0, 1].
+        soft_label: K probabilities.
+        round: The round of generation that made it, from 0.
+        file_name: Path below the pool's folder; the writer fills it in.
+        class_name: The class in words; the writer fills it in.
+    """
+
+    file_name: str = ""
+    label: int
+    class_name: str = ""
+    prompt: str | None = None
+    seed: int | None = None
+    difficulty: float | None = None
+    weight: float | None = None
+    soft_label: tuple[float, ...] | None = None
+    round: int | None = None
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(PoolRecord))
+# What a field that may be None is otherwise, as JSON has it.
+_KINDS: dict[str, Any] = {
+    "prompt": str,
+    "seed": int,
+    "difficulty": int | float,
+    "weight": int | float,
+    "soft_label": list,
+    "round": int,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A pool in memory: images uint8 [N, H, W, 3], labels int32 [N], and the N records."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    records: tuple[PoolRecord, ...]
+
+
+class PoolWriter:
+    """Adds pictures to a pool folder, and continues one that was cut off.
+
+    `len(writer)` pictures are safely there, in the order in which they were appended; a caller whose pictures depend on
+    their position alone goes on from that position and gets the pool that an unbroken run would have written.
+    """
+
+    def __init__(self, folder: str | Path, class_names: Sequence[str]) -> None:
+        """Opens or makes the folder, and removes what an interrupted `append` left.
+
+        Args:
+            folder: The pool's folder.
+            class_names: K words.
+
+        Raises:
+            InputError: The folder holds a pool of other classes, a damaged one, or one that lacks a picture.
+        """
+        self.folder = Path(folder)
+        self.class_names = tuple(class_names)
+        self._class_folders = _class_folders(self.class_names)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        metadata = self.folder / METADATA
+        metadata.touch()
+        records = _read_records(self.folder, self.class_names)
+        for record in records:
+            _picture_path(self.folder, record)
+        os.truncate(metadata, metadata.read_bytes().rfind(b"\n") + 1)
+        self._remove_orphans({record.file_name for record in records})
+        self._count = len(records)
+
+    def __len__(self) -> int:
+        """Pictures in the pool."""
+        return self._count
+
+    def append(self, images: np.ndarray, records: Sequence[PoolRecord]) -> None:
+        """Writes pictures, then commits their records.
+
+        Args:
+            images: float [B, H, W, 3] in [-1, 1]; values beyond are clipped.
+            records: B records; `file_name` and `class_name` are filled in here.
+
+        Raises:
+            ValueError: The shapes do not fit, a value is not finite, or a label is not one of the classes.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or len(images) != len(records):
+            raise ValueError(f"images {images.shape} should be [{len(records)}, H, W, 3], one for each record")
+        if not np.isfinite(images).all():
+            raise ValueError("a generated picture holds NaN or infinity")
+        if any(not 0 <= record.label < len(self.class_names) for record in records):
+            raise ValueError(f"a label is outside 0..{len(self.class_names) - 1}")
+        named = [
+            dataclasses.replace(
+                record,
+                file_name=f"{self._class_folders[record.label]}/{self._count + row:05d}.png",
+                class_name=self.class_names[record.label],
+            )
+            for row, record in enumerate(records)
+        ]
+        lines = "".join(_to_line(record) for record in named)  # Before any file: a value JSON cannot hold raises here.
+        for pixels, record in zip(to_uint8(images), named, strict=True):
+            path = self.folder / record.file_name
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(_to_png(pixels))
+            os.replace(temporary, path)
+        with open(self.folder / METADATA, "ab") as metadata:
+            metadata.write(lines.encode())
+            metadata.flush()
+            os.fsync(metadata.fileno())
+        self._count += len(named)
+
+    def _remove_orphans(self, committed: set[str]) -> None:
+        for class_folder in self._class_folders:
+            for path in (self.folder / class_folder).glob("*"):
+                ours = re.fullmatch(r"\d{5,}\.png(\.tmp)?", path.name)  # Never a file that a person put here.
+                if ours and f"{class_folder}/{path.name}" not in committed:
+                    path.unlink()
+
+
+def read_pool(folder: str | Path, class_names: Sequence[str] | None = None) -> Pool:
+    """Reads a pool whole, checking everything.
+
+    Args:
+        folder: The pool's folder.
+        class_names: K words that labels and class names must agree with; None: only with each other.
+
+    Returns:
+        The pool, in the order of its metadata.
+
+    Raises:
+        InputError: No pool, a damaged line, a picture that is missing, lies outside the folder, cannot be decoded or
+            has another size than the first, or a label that is no class.
+    """
+    folder = Path(folder)
+    records = _read_records(folder, None if class_names is None else tuple(class_names))
+    if not records:
+        raise InputError(f"{folder}: the pool is empty")
+    images: list[np.ndarray] = []
+    for record in records:
+        path = _picture_path(folder, record)
+        try:
+            with Image.open(path) as picture:
+                images.append(np.asarray(picture.convert("RGB")))
+        except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
+            raise InputError(f"{path}: the picture cannot be decoded ({error}); generate the pool again") from error
+        if images[-1].shape != images[0].shape:
+            raise InputError(f"{path} is {images[-1].shape[:2]} pixels, the first of the pool {images[0].shape[:2]}")
+    return Pool(np.stack(images), np.array([record.label for record in records], np.int32), tuple(records))
+
+
+def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) -> None:
+    """Replaces fields of all records at once; metadata.jsonl is the old or the new one at any time.
+
+    Args:
+        folder: The pool's folder.
+        **columns: Field of `PoolRecord` -> N values, e.g. weight=float [N] or soft_label=float [N, K].
+
+    Raises:
+        InputError: The pool is damaged.
+        ValueError: A column is no field that may change, has another length, or a value that is not finite.
+    """
+    folder = Path(folder)
+    records = _read_records(folder, None)
+    for name, column in columns.items():
+        if name not in FIELDS or name in ("label", "file_name", "class_name"):
+            raise ValueError(f"{name!r} is not a field of a pool's records that can be replaced")
+        if len(column) != len(records):
+            raise ValueError(f"column {name!r} has {len(column)} values for {len(records)} pictures")
+        values = column.tolist() if isinstance(column, np.ndarray) else column
+        records = [dataclasses.replace(record, **{name: value}) for record, value in zip(records, values, strict=True)]
+    lines = "".join(_to_line(record) for record in records)  # Before any file: a value JSON cannot hold raises here.
+    temporary = folder / (METADATA + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / METADATA)
+
+
+def _read_records(folder: Path, class_names: tuple[str, ...] | None) -> list[PoolRecord]:
+    """The committed records, checked against each other and against class_names; pictures are not looked at."""
+    metadata = folder / METADATA
+    if not metadata.is_file():
+        raise InputError(f"{folder} is no pool: it has no {METADATA}")
+    records: list[PoolRecord] = []
+    names: dict[int, str] = dict(enumerate(class_names)) if class_names is not None else {}
+    seen: set[str] = set()
+    # What follows the last newline was never committed.
+    for number, line in enumerate(metadata.read_bytes().split(b"\n")[:-1], start=1):
+        where = f"{metadata}, line {number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where} is not JSON ({error}); remove the pool's folder to generate it again") from error
+        if not isinstance(fields, dict) or not set(fields) <= set(FIELDS):
+            raise InputError(f"{where} should be a JSON object with the fields {', '.join(FIELDS)}")
+        label, name, file_name = (fields.get(key) for key in ("label", "class_name", "file_name"))
+        if type(label) is not int or label < 0 or (class_names is not None and label >= len(class_names)):
+            expected = f"0..{len(class_names) - 1}" if class_names is not None else "a whole number from 0"
+            raise InputError(f"{where}: label {label!r} is out of range, it should be {expected}")
+        if not isinstance(name, str) or names.setdefault(label, name) != name:
+            raise InputError(f"{where}: class_name {name!r}, but label {label} is {names.get(label)!r}: another pool?")
+        if not isinstance(file_name, str) or file_name in seen:
+            raise InputError(f"{where}: file_name {file_name!r} is missing or stands there twice")
+        seen.add(file_name)
+        wrong = [key for key, kind in _KINDS.items() if not isinstance(fields.get(key), kind | None)]
+        if wrong:
+            raise InputError(f"{where}: {wrong[0]} is {fields[wrong[0]]!r}, which it cannot be")
+        soft_label = fields.pop("soft_label", None)
+        records.append(PoolRecord(**fields, soft_label=None if soft_label is None else tuple(soft_label)))
+    return records
+
+
+def _picture_path(folder: Path, record: PoolRecord) -> Path:
+    """The path of a record's picture, which exists and lies below the folder."""
+    path = folder / record.file_name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder / METADATA}: file_name {record.file_name!r} leaves the pool's folder")
+    if not path.is_file():
+        raise InputError(f"{path} is missing; remove the pool's folder to generate it again")
+    return path
+
+
+def _class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """K different folder names: words joined by _; with the label behind, if words alone do not tell classes apart."""
+    slugs = [re.sub(r"\W+", "_", name).strip("_").lower() or "class" for name in class_names]
+    if len(set(slugs)) < len(slugs):
+        slugs = [f"{slug}_{label}" for label, slug in enumerate(slugs)]
+    return tuple(slugs)
+
+
+def _to_line(record: PoolRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
+
+
+def _to_plain(value: Any) -> Any:
+    """NumPy and JAX scalars and arrays as what JSON knows."""
+    return np.asarray(value).tolist()
+
+
+def _to_png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] losslessly, as a greyscale file where the channels are equal; speed before size."""
+    grey = (pixels == pixels[..., :1]).all()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,52 @@
+"""The training corpus in memory: glyph pictures, their captions' token ids, and batches by step number."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from utilgen_jax import weights
+from utilgen_jax.foundation import glyphs
+from utilgen_jax.foundation.fit import batch_indices
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Rendered glyphs and what is said of them.
+
+    Attributes:
+      images: uint8 [N, 32, 32].
+      input_ids: int32 [N, T], tokens of the captions.
+      captions: N strings.
+      empty_ids: int32 [T], tokens of the empty prompt.
+    """
+
+    images: np.ndarray
+    input_ids: np.ndarray
+    captions: list[str]
+    empty_ids: np.ndarray
+
+    def pictures(self, indices: np.ndarray) -> np.ndarray:
+        """The pictures as a generator sees them: float32 [B, 32, 32, 3] in [-1, 1]."""
+        grey = self.images[indices].astype(np.float32) / 127.5 - 1.0
+        return np.repeat(grey[..., None], 3, axis=-1)
+
+    def batch(self, seed: int, step: int, batch_size: int) -> dict[str, Any]:
+        """One step's pictures and token ids, chosen by seed and step alone."""
+        indices = batch_indices(seed, step, len(self.images), batch_size)
+        return {"images": self.pictures(indices), "input_ids": self.input_ids[indices]}
+
+
+def make_corpus(size: int, seed: int, tokenizer: Any) -> Corpus:
+    """Renders `size` glyphs and tokenises their captions; the same seed gives the same corpus."""
+    images, captions, _ = glyphs.corpus(size, seed)
+    distinct = sorted(set(captions))
+    ids = dict(zip(distinct, weights.tokenize(tokenizer, distinct), strict=True))
+    return Corpus(
+        images=images,
+        input_ids=np.stack([ids[caption] for caption in captions]).astype(np.int32),
+        captions=captions,
+        empty_ids=np.asarray(weights.tokenize(tokenizer, [""]))[0].astype(np.int32),
+    )

@@ -1,0 +1,77 @@
+"""The glyph world's tokenizer: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
+
+Each word of the controlled vocabulary is one token; any other text falls back to shorter pieces, in the end to bytes.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from utilgen_jax.foundation import vocabulary
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+MODEL_MAX_LENGTH = 32  # the longest caption has 28 tokens, START and END among them
+
+
+def byte_symbols() -> list[str]:
+    """Return the printable characters that stand for the 256 bytes in the byte-level BPE of GPT-2 and CLIP.
+
+    Returns:
+        256 distinct characters: printable bytes first, each as itself, then the others, from U+0100 on.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
+
+
+def _apply(merges: dict[tuple[str, str], int], word: str) -> list[str]:
+    """Split a word into symbols and merge neighbours, the earliest-learnt pair first, until no pair is known."""
+    symbols = [*word[:-1], word[-1] + WORD_END]
+    while len(symbols) > 1:
+        pairs = [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in merges]
+        if not pairs:
+            break
+        place = list(zip(symbols, symbols[1:], strict=False)).index(min(pairs, key=merges.__getitem__))
+        symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
+    return symbols
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Return merges under which each word (of ASCII characters) becomes one symbol.
+
+    A merge is appended only where the earlier ones leave a word in pieces. Later merges rank lower, so that they never
+    interfere with a word already whole.
+    """
+    merges: dict[tuple[str, str], int] = {}
+    for word in words:
+        while len(symbols := _apply(merges, word)) > 1:
+            merges[symbols[0], symbols[1]] = len(merges)
+    return list(merges)
+
+
+def write_tokenizer(folder: str | Path) -> None:
+    """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json`.
+
+    Args:
+        folder: Made if it is missing; `transformers.CLIPTokenizer.from_pretrained` opens it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    symbols = byte_symbols()
+    merges = learn_merges(vocabulary.vocabulary_words())
+    tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *map("".join, merges), START, END]
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MODEL_MAX_LENGTH,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+        **special,
+    }
+    vocab = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""What the generator is told: prompts through CLIP's text tower, pictures through its vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from utilgen_jax import weights
+from utilgen_jax.diffusion.schedules import add_noise
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.checkpoint import Generator, Params
+from utilgen_jax.models.embeddings import timestep_embedding
+
+
+@struct.dataclass
+class Condition:
+    """What a batch of pictures is generated from; every leaf is batch-first.
+
+    Attributes:
+      prompt_embeds: float [B, T, D], CLIP text states.
+      negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
+      class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no picture conditions; None where
+        the UNet has no class embedding.
+    """
+
+    prompt_embeds: jax.Array
+    negative_prompt_embeds: jax.Array
+    class_labels: jax.Array | None
+
+
+@partial(jax.jit, static_argnums=0)
+def encode_tokens(generator: Generator, params: Params, input_ids: jax.Array) -> jax.Array:
+    """CLIP text states of token ids int [B, T]: float [B, T, D]."""
+    return generator.text_encoder.apply({"params": params["text_encoder"]}, input_ids).last_hidden_state
+
+
+def encode_prompts(generator: Generator, params: Params, prompts: Sequence[str]) -> jax.Array:
+    """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
+    distinct = sorted(set(prompts))
+    input_ids = weights.tokenize(generator.tokenizer, distinct)
+    embeds = encode_tokens(generator, params, jnp.asarray(input_ids))
+    return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
+
+
+def text_condition(
+    generator: Generator, params: Params, prompts: Sequence[str], negative_prompt: str = ""
+) -> Condition:
+    """The condition of pictures that are generated from text alone."""
+    embeds = encode_prompts(generator, params, [*prompts, negative_prompt])
+    class_labels = None
+    if generator.unet.class_embed_type is not None:
+        width = generator.unet.projection_class_embeddings_input_dim
+        class_labels = jnp.zeros((len(prompts), width), embeds.dtype)
+    return Condition(
+        prompt_embeds=embeds[:-1],
+        negative_prompt_embeds=jnp.broadcast_to(embeds[-1:], embeds[:-1].shape),
+        class_labels=class_labels,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def encode_images(generator: Generator, params: Params, images: jax.Array) -> jax.Array:
+    """CLIP image embeddings of float [-1, 1] pictures [B, H, W, 3]: float [B, E].
+
+    Raises:
+      InputError: the checkpoint has no image encoder.
+    """
+    encoder = generator.image_encoder
+    if encoder is None:
+        raise InputError("this checkpoint has no image_encoder; pictures can condition an unCLIP checkpoint only")
+    size = (images.shape[0], encoder.image_size, encoder.image_size, 3)
+    pixels = images if images.shape == size else jax.image.resize(images, size, "cubic")
+    pixels = ((pixels + 1.0) / 2.0 - jnp.array(generator.image_mean)) / jnp.array(generator.image_std)
+    return encoder.apply({"params": params["image_encoder"]}, pixels).image_embeds
+
+
+def noise_image_embeds(
+    generator: Generator, params: Params, image_embeds: jax.Array, noise_level: jax.Array, key: jax.Array
+) -> jax.Array:
+    """unCLIP's class labels: the image embedding, noised to a level, and that level's embedding.
+
+    As in diffusers' StableUnCLIPImg2ImgPipeline: noise is added in the normaliser's whitened space.
+
+    Args:
+      generator: an unCLIP checkpoint.
+      params: its weights.
+      image_embeds: float [B, E].
+      noise_level: int32 [B], a timestep of the image noising schedule; 0 is nearly none.
+      key: PRNG key of the noise.
+
+    Returns:
+      Float [B, 2E].
+    """
+    if generator.image_noising_schedule is None:
+        raise InputError("this checkpoint has no image_noising_scheduler; it is not an unCLIP checkpoint")
+    mean, std = params["image_normalizer"]["mean"], params["image_normalizer"]["std"]
+    noise = jax.random.normal(key, image_embeds.shape)
+    noisy = add_noise(generator.image_noising_schedule, (image_embeds - mean) / std, noise, noise_level) * std + mean
+    level = timestep_embedding(noise_level, image_embeds.shape[-1], flip_sin_to_cos=True, freq_shift=0)
+    return jnp.concatenate([noisy, level], axis=-1)

@@ -1,0 +1,66 @@
+"""Few real pictures in, a better classifier and a synthetic training set out.
+
+  python -m utilgen_jax.main --config=configs/digits.py --workdir=runs/digits
+  python -m utilgen_jax.main --config=configs/digits.py:method=vanilla,shots=5 --workdir=runs/vanilla
+  python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_pictures --workdir=runs/mine
+
+Rerunning a command on its workdir continues after the last finished stage. Exit status: 0 done, 2 bad input,
+130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from utilgen_jax import cli
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags, not yet parsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder for everything the run writes; made if missing", flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    return values
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads the command line, then runs the pipeline.
+
+    Args:
+        argv: The command line, its first entry the program.
+
+    Raises:
+        InputError: Something the user gave is wrong; if it is the command line or the config, nothing has been written.
+    """
+    values = define_flags()
+    overrides, problems = cli.parse_flags(values, argv)
+    if values["help"].value:
+        print(cli.help_text(__doc__ or "", values))
+        return
+    workdir, spec = values["workdir"].value, values["config"].value
+    if not workdir:
+        problems.append("--workdir: say where the results go, such as --workdir=runs/digits")
+    elif any(part.exists() and not part.is_dir() for part in (Path(workdir), *Path(workdir).parents)):
+        problems.append(f"--workdir: {workdir} is, or lies under, a file; give a folder")
+    if not spec:
+        problems.append("--config: say which config file, such as --config=configs/digits.py")
+        raise cli.ConfigError(problems)
+    config = cli.read_config(spec, overrides, problems)
+
+    # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
+    from utilgen_jax import parallel, pipeline
+
+    parallel.initialize_distributed()
+    pipeline.run(config, workdir)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command, also the console script `utilgen`, and returns its exit status; argv=None is sys.argv."""
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Image classifiers. Group norm throughout: batch statistics would leak between the lookahead's passes (see `bilevel`)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from utilgen_jax.errors import InputError
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions with two poolings between them and a hidden dense layer: for pictures of 8 to 64 pixels a side.
+
+    Attributes:
+      num_classes: K.
+      width: channels of the first convolution; the others have twice as many.
+    """
+
+    num_classes: int
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns logits float32 [B, K] of images float32 [B, H, W, C] in [-1, 1]."""
+        hidden = images
+        for index, (channels, pool) in enumerate(((self.width, 1), (2 * self.width, 2), (2 * self.width, 2))):
+            hidden = nn.Conv(channels, (3, 3), use_bias=False, name=f"convolutions.{index}")(hidden)
+            hidden = nn.GroupNorm(num_groups=None, group_size=8, name=f"norms.{index}")(hidden)
+            hidden = nn.relu(hidden)
+            if pool > 1:
+                hidden = nn.max_pool(hidden, (pool, pool), strides=(pool, pool))
+        # Pictures beyond 8 pixels are pooled to the 2 x 2 that those leave, so that the head's size does not depend on them.
+        batch, height, width, channels = hidden.shape
+        hidden = hidden.reshape(batch, 2, height // 2, 2, width // 2, channels).mean((2, 4)).reshape(batch, -1)
+        hidden = nn.relu(nn.Dense(4 * self.width, name="hidden")(hidden))
+        return nn.Dense(self.num_classes, name="head")(hidden).astype(jnp.float32)
+
+
+CLASSIFIERS: dict[str, Any] = {"small_cnn": SmallCNN}
+
+
+def build_classifier(name: str, num_classes: int, width: int, image_size: int) -> nn.Module:
+    """Makes a classifier by name.
+
+    Raises:
+      InputError: the name is unknown, or the pictures' size does not suit the network.
+    """
+    if name not in CLASSIFIERS:
+        raise InputError(f"config.classifier.name={name!r} is not one of {', '.join(CLASSIFIERS)}")
+    if image_size < 8 or image_size % 8:
+        raise InputError(f"config.data.image_size={image_size}: {name} takes multiples of 8")
+    if width % 8:
+        raise InputError(f"config.classifier.width={width} must be a multiple of 8, the size of its norms' groups")
+    return CLASSIFIERS[name](num_classes=num_classes, width=width)

@@ -1,0 +1,157 @@
+"""The transformer that CLIP's text and vision encoders share, and how their config.json is read.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from utilgen_jax.errors import InputError
+from utilgen_jax.models.attention import dot_product_attention
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """Returns x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """Returns x * Phi(x), with Phi the normal distribution function (not the tanh approximation)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+
+
+class CLIPAttention(nn.Module):
+    """Multi-head self-attention: [B, T, hidden_size] -> [B, T, hidden_size]; for the mask see `CLIPEncoder`."""
+
+    hidden_size: int
+    num_attention_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Returns the attention's output, before the residual sum."""
+        heads = (*hidden_states.shape[:-1], self.num_attention_heads, self.hidden_size // self.num_attention_heads)
+        query, key, value = (
+            nn.Dense(self.hidden_size, dtype=self.dtype, name=name)(hidden_states).reshape(heads)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        attended = dot_product_attention(query, key, value, mask=mask)
+        return nn.Dense(self.hidden_size, dtype=self.dtype, name="out_proj")(attended.reshape(hidden_states.shape))
+
+
+class CLIPMLP(nn.Module):
+    """Two dense layers around `hidden_act`: [B, T, hidden_size] -> [B, T, hidden_size]."""
+
+    hidden_size: int
+    intermediate_size: int
+    hidden_act: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """Returns the feed-forward output, before the residual sum."""
+        hidden_states = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(hidden_states)
+        return nn.Dense(self.hidden_size, dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](hidden_states))
+
+
+class CLIPEncoderLayer(nn.Module):
+    """One pre-norm transformer layer: [B, T, hidden_size] -> [B, T, hidden_size]."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Returns the layer's output."""
+        normed = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name="layer_norm1")(hidden_states)
+        attention = CLIPAttention(self.hidden_size, self.num_attention_heads, self.dtype, name="self_attn")
+        hidden_states = hidden_states + attention(normed, mask)
+        normed = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name="layer_norm2")(hidden_states)
+        mlp = CLIPMLP(self.hidden_size, self.intermediate_size, self.hidden_act, self.dtype, name="mlp")
+        return hidden_states + mlp(normed)
+
+
+class CLIPEncoder(nn.Module):
+    """The stack of layers."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """Runs the layers and keeps every state between them.
+
+        Args:
+            hidden_states: [B, T, hidden_size], the embeddings.
+            mask: bool, broadcastable to [B, heads, T, T]; False hides a key from a query. None hides nothing.
+
+        Returns:
+            num_hidden_layers + 1 arrays [B, T, hidden_size]: the input, then the output of each layer.
+        """
+        states = [hidden_states]
+        for index in range(self.num_hidden_layers):
+            layer = CLIPEncoderLayer(
+                self.hidden_size,
+                self.intermediate_size,
+                self.num_attention_heads,
+                self.hidden_act,
+                self.layer_norm_eps,
+                self.dtype,
+                name=f"layers.{index}",
+            )
+            states.append(layer(states[-1], mask))
+        return tuple(states)
+
+
+def read_clip_config(module: type[nn.Module], config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """Picks the settings of a CLIP module out of a parsed config.json and checks them.
+
+    Keys that are no field are ignored: transformers writes many that have no part in inference (dropout rates,
+    initialisation, generation). For an absent key the module's default stands, which is transformers' own.
+
+    Args:
+        module: the module class, whose fields bear the names of the keys.
+        config: the parsed config.json.
+        model_type: what its `model_type` says, if it has one.
+
+    Returns:
+        Keyword arguments for `module`.
+
+    Raises:
+        InputError: another kind of model, or a value that is not supported.
+    """
+    where = f"{module.__name__} config"
+    if config.get("model_type", model_type) != model_type:
+        raise InputError(
+            f"{where}: model_type = {config['model_type']!r} is another kind of model; {model_type!r} is needed"
+        )
+    fields = {name: field.default for name, field in module.__dataclass_fields__.items()}
+    settings = {name: value for name, value in config.items() if name in set(fields) - {"parent", "name", "dtype"}}
+    model: dict[str, Any] = fields | settings
+    if model["hidden_act"] not in ACTIVATIONS:
+        raise InputError(
+            f"{where}: hidden_act = {model['hidden_act']!r} is not supported; {', '.join(ACTIVATIONS)} are"
+        )
+    for name, value in settings.items():
+        if isinstance(fields[name], int) and not isinstance(value, int):
+            raise InputError(f"{where}: {name} = {value!r} is not supported; one integer is")
+    width, heads = model["hidden_size"], model["num_attention_heads"]
+    if width % heads:
+        raise InputError(f"{where}: num_attention_heads = {heads} must divide hidden_size = {width}")
+    return settings

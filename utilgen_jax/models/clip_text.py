@@ -1,0 +1,205 @@
+"""CLIP's text encoder, as transformers' `CLIPTextModel` and `CLIPTextModelWithProjection` compute it."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from utilgen_jax.errors import InputError
+from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
+
+# The wrong end-of-text id that configs from before transformers #24773 state (OpenAI's, Stable Diffusion 1.x and 2.x).
+LEGACY_EOS_TOKEN_ID = 2
+
+
+@struct.dataclass
+class CLIPTextOutput:
+    """What the text encoder returns; D is hidden_size, P projection_dim.
+
+    Attributes:
+        last_hidden_state: [B, T, D], after the final layer norm.
+        hidden_states: num_hidden_layers + 1 arrays [B, T, D]: the embeddings, then each layer's output; the final layer
+            norm is not applied.
+        pooled: [B, D], last_hidden_state at the end-of-text token.
+        text_embeds: [B, P], pooled after the projection; None in a model without one.
+    """
+
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...]
+    pooled: jax.Array
+    text_embeds: jax.Array | None = None
+
+
+def end_of_text_position(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
+    """Returns where the end-of-text token stands, int32 [B], for token ids int [B, T].
+
+    It is the first `eos_token_id` (position 0 where there is none). With the legacy id 2 it is the first of the largest
+    ids, which in CLIP's vocabulary is the end-of-text token.
+    """
+    if eos_token_id == LEGACY_EOS_TOKEN_ID:
+        return jnp.argmax(input_ids, axis=-1)
+    return jnp.argmax(input_ids == eos_token_id, axis=-1)
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """Token plus position embeddings."""
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the two tables."""
+        self.token_embedding = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype)
+        self.position_embedding = nn.Embed(self.max_position_embeddings, self.hidden_size, dtype=self.dtype)
+
+    def tokens(self, input_ids: jax.Array) -> jax.Array:
+        """Returns the token embeddings alone, [B, T, D]."""
+        return self.token_embedding(input_ids)
+
+    def __call__(self, inputs_embeds: jax.Array) -> jax.Array:
+        """Returns token embeddings [B, T, D] plus the embeddings of their positions."""
+        return inputs_embeds.astype(self.dtype) + self.position_embedding(jnp.arange(inputs_embeds.shape[1]))
+
+
+class CLIPTextTransformer(nn.Module):
+    """The text encoder without a projection: embeddings, causal transformer, final layer norm."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    hidden_act: str
+    layer_norm_eps: float
+    eos_token_id: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the sub-modules."""
+        self.embeddings = CLIPTextEmbeddings(
+            self.vocab_size, self.hidden_size, self.max_position_embeddings, self.dtype
+        )
+        self.encoder = CLIPEncoder(
+            self.num_hidden_layers,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.hidden_act,
+            self.layer_norm_eps,
+            self.dtype,
+        )
+        self.final_layer_norm = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype)
+
+    def embed_tokens(self, input_ids: jax.Array) -> jax.Array:
+        """See `CLIPTextModel.embed_tokens`."""
+        return self.embeddings.tokens(input_ids)
+
+    def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
+        """See `CLIPTextModel.__call__`."""
+        length = input_ids.shape[1]
+        if length > self.max_position_embeddings:
+            raise InputError(
+                f"the prompt is {length} tokens long, the text encoder has max_position_embeddings="
+                f"{self.max_position_embeddings}: truncate it to that"
+            )
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        causal = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
+        hidden_states = self.encoder(self.embeddings(inputs_embeds), causal)
+        last_hidden_state = self.final_layer_norm(hidden_states[-1])
+        position = end_of_text_position(input_ids, self.eos_token_id)
+        pooled = jnp.take_along_axis(last_hidden_state, position[:, None, None], axis=1)[:, 0]
+        return CLIPTextOutput(last_hidden_state=last_hidden_state, hidden_states=hidden_states, pooled=pooled)
+
+
+class CLIPTextModel(nn.Module):
+    """CLIP's text encoder. Its parameters stand under `text_model`, as in Stable Diffusion's checkpoints.
+
+    The attributes bear the names, defaults and meaning of transformers' config.json.
+
+    Attributes:
+        vocab_size: number of token ids.
+        hidden_size: width D of the states.
+        intermediate_size: width of the feed-forward layers.
+        num_hidden_layers: number of transformer layers.
+        num_attention_heads: attention heads of each; divides `hidden_size`.
+        max_position_embeddings: the most tokens that a prompt may have.
+        hidden_act: 'quick_gelu' or 'gelu'.
+        layer_norm_eps: epsilon of every layer norm.
+        eos_token_id: id of the end-of-text token; for 2 see `end_of_text_position`.
+        projection_dim: width of `text_embeds`; without effect in the model without a projection.
+        dtype: activations; statistics and softmax are float32 anyway.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    projection_dim: int = 512
+    dtype: jnp.dtype = jnp.float32
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> Self:
+        """Builds the model that a parsed config.json describes; raises InputError for a setting it does not support."""
+        return cls(**read_clip_config(cls, config, "clip_text_model"), dtype=dtype)
+
+    def setup(self) -> None:
+        """Makes the sub-modules."""
+        self.text_model = CLIPTextTransformer(
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.max_position_embeddings,
+            self.hidden_act,
+            self.layer_norm_eps,
+            self.eos_token_id,
+            self.dtype,
+        )
+
+    def embed_tokens(self, input_ids: jax.Array) -> jax.Array:
+        """Returns the token embeddings [B, T, D] of ids int [B, T]: what a learned offset is added to."""
+        return self.text_model.embed_tokens(input_ids)
+
+    def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
+        """Encodes prompts.
+
+        Args:
+            input_ids: int [B, T], T at most max_position_embeddings, each row with its end-of-text token.
+            inputs_embeds: [B, T, D], token embeddings in place of those of `input_ids` (position embeddings are still
+                added); `input_ids` then only tells where the end-of-text token stands.
+
+        Returns:
+            The states and the pooled state, in `dtype`.
+
+        Raises:
+            InputError: if T is above max_position_embeddings.
+        """
+        return self.text_model(input_ids, inputs_embeds)
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """CLIPTextModel and the projection to the space that CLIP shares between texts and images."""
+
+    def setup(self) -> None:
+        """Makes the sub-modules."""
+        super().setup()
+        self.text_projection = nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
+
+    def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
+        """Encodes prompts as CLIPTextModel does, with `text_embeds` [B, projection_dim] in the output."""
+        output = super().__call__(input_ids, inputs_embeds)
+        text_embeds = self.text_projection(output.pooled)
+        return CLIPTextOutput(output.last_hidden_state, output.hidden_states, output.pooled, text_embeds)

@@ -1,0 +1,46 @@
+"""Embeddings of the timestep and of the class condition."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def timestep_embedding(
+    timesteps: jax.Array, embedding_dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+) -> jax.Array:
+    """Returns the sinusoidal embedding of timesteps, periods 2 pi to 20000 pi (Ho et al. 2020, arXiv:2006.11239).
+
+    Args:
+        timesteps: [B], int or float, in steps of the noise schedule (0 .. 999).
+        embedding_dim: the width of the result, even.
+        flip_sin_to_cos: cosines first (Stable Diffusion) rather than sines first.
+        freq_shift: what is taken from the number of frequencies when they are spaced; 1 reaches the period 20000 pi.
+
+    Returns:
+        [B, embedding_dim] float32, in [-1, 1].
+    """
+    half_dim = embedding_dim // 2
+    exponents = -math.log(10000.0) * jnp.arange(half_dim, dtype=jnp.float32) / (half_dim - freq_shift)
+    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponents)
+    sines, cosines = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([cosines, sines] if flip_sin_to_cos else [sines, cosines], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two-layer perceptron on a timestep's (or a class condition's) embedding.
+
+    Computes in float32 whatever the model's dtype: bfloat16 does not resolve the sinusoids of neighbouring timesteps.
+
+    Attributes:
+        time_embed_dim: width of the hidden layer and of the result.
+    """
+
+    time_embed_dim: int
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        """Maps [B, D] to [B, time_embed_dim] float32."""
+        hidden = nn.Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_1")(embedding)
+        return nn.Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_2")(nn.silu(hidden))

@@ -1,0 +1,259 @@
+"""Stable Diffusion's UNet (1.x, 2.x, 2.1-unCLIP, Turbo), as diffusers' torch UNet2DConditionModel computes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from utilgen_jax.errors import InputError
+from utilgen_jax.models.embeddings import TimestepEmbedding, timestep_embedding
+from utilgen_jax.models.unet_blocks import DownBlock2D, MidBlock2D, UpBlock2D
+
+_DOWN_BLOCK_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it transformers?
+_UP_BLOCK_TYPES = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+
+# Settings with one supported value, which is diffusers' default. Every further setting of a config.json has to be off
+# (null or false), unless it is among the harmless ones.
+_FIXED = {
+    "act_fn": "silu",
+    "attention_type": "default",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "dropout": 0.0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "resnet_out_scale_factor": 1.0,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+    "transformer_layers_per_block": 1,
+}
+_HARMLESS = {"upcast_attention", "addition_embed_type_num_heads"}  # scores are always float32; unused without its type
+
+
+class UNet2DConditionModel(nn.Module):
+    """Predicts the noise (or the velocity) in latents from the timestep and a text.
+
+    The attributes bear the names, defaults and meaning of diffusers' config.json.
+
+    Attributes:
+        sample_size: height and width of the latents that the model was trained on.
+        in_channels: channels of the latents.
+        out_channels: channels of the prediction.
+        center_input_sample: map the latents from [0, 1] to [-1, 1] first.
+        flip_sin_to_cos: see `timestep_embedding`.
+        freq_shift: see `timestep_embedding`.
+        down_block_types: 'DownBlock2D' or 'CrossAttnDownBlock2D', one a resolution.
+        up_block_types: 'UpBlock2D' or 'CrossAttnUpBlock2D', one a resolution, the smallest first.
+        block_out_channels: channels at each resolution, the largest resolution first.
+        layers_per_block: residual blocks of each down block; an up block has one more.
+        downsample_padding: see `Downsample2D`.
+        norm_num_groups: groups of every group norm; divides every entry of `block_out_channels`.
+        norm_eps: epsilon of the residual blocks' group norms and of the last one.
+        cross_attention_dim: width of `encoder_hidden_states`.
+        attention_head_dim: the NUMBER of attention heads, one for all or one a resolution (diffusers' misnomer).
+        use_linear_projection: see `Transformer2DModel`.
+        class_embed_type: 'projection' adds a projection of `class_labels` to the time embedding (unCLIP), or None.
+        projection_class_embeddings_input_dim: width of `class_labels` with 'projection'.
+        gradient_checkpointing: compute the blocks again in the backward pass rather than keep their activations.
+        dtype: activations; statistics, softmax and the time embedding are float32 anyway.
+    """
+
+    sample_size: int | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    downsample_padding: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    class_embed_type: str | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    gradient_checkpointing: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32, gradient_checkpointing: bool = False
+    ) -> "UNet2DConditionModel":
+        """Builds the model that a parsed diffusers config.json describes; absent settings take diffusers' defaults.
+
+        Raises:
+            InputError: an unsupported setting that would change the result, or settings that do not fit together.
+        """
+        own = {"parent", "name", "dtype", "gradient_checkpointing"}
+        fields = {name for name in cls.__dataclass_fields__ if name not in own}
+        for name, value in config.items():
+            if name.startswith("_") or name in fields | _HARMLESS:
+                continue
+            supported = (_FIXED[name],) if name in _FIXED else (None, False)
+            if value not in supported:
+                raise InputError(f"UNet config: {name} = {value!r} is not supported; only {supported[0]!r} is")
+        settings: dict[str, Any] = {name: config[name] for name in fields if name in config}
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        model = cls(**settings, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
+        model._check()
+        return model
+
+    @nn.nowrap
+    def _check(self) -> None:
+        """Raises InputError where the settings are of a kind that the model does not know or do not fit together."""
+        levels = len(self.block_out_channels)
+        for name, known in (("down_block_types", _DOWN_BLOCK_TYPES), ("up_block_types", _UP_BLOCK_TYPES)):
+            types = getattr(self, name)
+            if len(types) != levels:
+                raise InputError(f"UNet config: {name} has {len(types)} entries, block_out_channels has {levels}")
+            for block_type in types:
+                if block_type not in known:
+                    raise InputError(f"UNet config: {name} has {block_type!r}; supported are {', '.join(known)}")
+        for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"UNet config: {name} = {getattr(self, name)!r} is not supported; one integer is")
+        if self.downsample_padding not in (0, 1):
+            raise InputError(
+                f"UNet config: downsample_padding = {self.downsample_padding!r} is not supported; 0 or 1 is"
+            )
+        if len(self.heads_per_level) != levels:
+            raise InputError(
+                f"UNet config: attention_head_dim = {self.attention_head_dim!r} must be one or {levels} integers"
+            )
+        for channels, heads in zip(self.block_out_channels, self.heads_per_level, strict=True):
+            for name, divisor in (("norm_num_groups", self.norm_num_groups), ("attention_head_dim", heads)):
+                if not isinstance(divisor, int) or divisor < 1 or channels % divisor:
+                    raise InputError(
+                        f"UNet config: {name} = {divisor!r} does not divide block_out_channels' {channels}"
+                        " (attention_head_dim is the number of heads)"
+                    )
+        if self.class_embed_type not in (None, "projection"):
+            raise InputError(
+                f"UNet config: class_embed_type = {self.class_embed_type!r} is not supported; null or 'projection' is"
+            )
+        if self.class_embed_type == "projection" and self.projection_class_embeddings_input_dim is None:
+            raise InputError("UNet config: class_embed_type = 'projection' needs projection_class_embeddings_input_dim")
+
+    @property
+    def heads_per_level(self) -> tuple[int, ...]:
+        """The number of attention heads at each resolution, the largest resolution first."""
+        if isinstance(self.attention_head_dim, int):
+            return (self.attention_head_dim,) * len(self.block_out_channels)
+        return self.attention_head_dim
+
+    @nn.nowrap
+    def example_inputs(self, batch_size: int = 1) -> dict[str, jax.Array]:
+        """Returns the smallest zeros that `init` and `jax.eval_shape` can be given, as arguments by name."""
+        size = 2 ** (len(self.block_out_channels) - 1)
+        inputs = {
+            "sample": jnp.zeros((batch_size, size, size, self.in_channels)),
+            "timesteps": jnp.zeros((batch_size,), jnp.int32),
+            "encoder_hidden_states": jnp.zeros((batch_size, 1, self.cross_attention_dim)),
+        }
+        if self.class_embed_type == "projection":
+            inputs["class_labels"] = jnp.zeros((batch_size, self.projection_class_embeddings_input_dim))
+        return inputs
+
+    @nn.compact
+    def __call__(
+        self,
+        sample: jax.Array,
+        timesteps: jax.Array,
+        encoder_hidden_states: jax.Array,
+        class_labels: jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts what the model was trained to see in noisy latents.
+
+        Args:
+            sample: noisy latents [B, h, w, in_channels]; h and w are multiples of 2 ** (number of resolutions - 1).
+            timesteps: [B] or a scalar, in steps of the noise schedule.
+            encoder_hidden_states: text embedding [B, T, cross_attention_dim].
+            class_labels: [B, projection_class_embeddings_input_dim] with class_embed_type 'projection' (in
+                Stable Diffusion 2.1-unCLIP: the noised image embedding ‖ the embedding of its noise level); else None.
+
+        Returns:
+            [B, h, w, out_channels] of dtype `dtype`.
+
+        Raises:
+            InputError: h or w is no such multiple, or class_labels are missing or of no use.
+        """
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if sample.shape[1] % factor or sample.shape[2] % factor:
+            raise InputError(
+                f"UNet: latents of {sample.shape[1]}x{sample.shape[2]}; both must be multiples of {factor}"
+            )
+        if (class_labels is None) != (self.class_embed_type is None):
+            state = "missing" if class_labels is None else "given"
+            raise InputError(f"UNet: class_labels are {state}, but class_embed_type = {self.class_embed_type!r}")
+
+        time_embedding = self._embed_time(jnp.broadcast_to(timesteps, sample.shape[:1]), class_labels)
+        encoder_hidden_states = encoder_hidden_states.astype(self.dtype)
+        hidden_states = sample.astype(self.dtype)
+        if self.center_input_sample:
+            hidden_states = 2 * hidden_states - 1
+
+        hidden_states = self._conv(self.block_out_channels[0], "conv_in")(hidden_states)
+        skips = [hidden_states]
+        last = len(self.block_out_channels) - 1
+        for level, block_type in enumerate(self.down_block_types):
+            block = self._block(
+                DownBlock2D,
+                f"down_blocks.{level}",
+                level,
+                _DOWN_BLOCK_TYPES[block_type],
+                num_layers=self.layers_per_block,
+                downsample_padding=None if level == last else self.downsample_padding,
+            )
+            hidden_states, block_skips = block(hidden_states, time_embedding, encoder_hidden_states)
+            skips.extend(block_skips)
+
+        hidden_states = self._block(MidBlock2D, "mid_block", last, True)(
+            hidden_states, time_embedding, encoder_hidden_states
+        )
+
+        taken = self.layers_per_block + 1
+        for index, block_type in enumerate(self.up_block_types):
+            level = last - index
+            block = self._block(
+                UpBlock2D, f"up_blocks.{index}", level, _UP_BLOCK_TYPES[block_type], add_upsample=level > 0
+            )
+            hidden_states = block(hidden_states, tuple(skips[-taken:]), time_embedding, encoder_hidden_states)
+            del skips[-taken:]
+
+        norm = nn.GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
+        return self._conv(self.out_channels, "conv_out")(nn.silu(norm(hidden_states)))
+
+    @nn.nowrap
+    def _conv(self, features: int, name: str) -> nn.Conv:
+        """Makes a 3×3 convolution that keeps the size."""
+        return nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name)
+
+    @nn.nowrap
+    def _embed_time(self, timesteps: jax.Array, class_labels: jax.Array | None) -> jax.Array:
+        """Returns the embedding [B, 4 block_out_channels[0]] of the timesteps, plus that of the class labels."""
+        width = 4 * self.block_out_channels[0]
+        sinusoids = timestep_embedding(timesteps, self.block_out_channels[0], self.flip_sin_to_cos, self.freq_shift)
+        embedding = TimestepEmbedding(width, name="time_embedding")(sinusoids)
+        if class_labels is not None:
+            embedding = embedding + TimestepEmbedding(width, name="class_embedding")(class_labels)
+        return embedding.astype(self.dtype)
+
+    @nn.nowrap
+    def _block(self, block: type[nn.Module], name: str, level: int, has_attention: bool, **settings: Any) -> nn.Module:
+        """Makes a block for the resolution `level`."""
+        return (nn.remat(block) if self.gradient_checkpointing else block)(
+            out_channels=self.block_out_channels[level],
+            num_heads=self.heads_per_level[level] if has_attention else None,
+            norm_num_groups=self.norm_num_groups,
+            norm_eps=self.norm_eps,
+            use_linear_projection=self.use_linear_projection,
+            dtype=self.dtype,
+            name=name,
+            **settings,
+        )

@@ -1,0 +1,182 @@
+"""The residual, down, middle and up blocks of Stable Diffusion's UNet."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from utilgen_jax.models.attention import Transformer2DModel
+
+
+class ResnetBlock2D(nn.Module):
+    """Two 3×3 convolutions behind group norm and SiLU, with the time embedding added between, and a shortcut.
+
+    Attributes:
+        out_channels: channels of the result; a 1×1 convolution is on the shortcut where the input has another number.
+        norm_num_groups: groups of both group norms.
+        norm_eps: what both group norms add to the variance.
+        dtype: activations.
+    """
+
+    out_channels: int
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array, time_embedding: jax.Array | None = None) -> jax.Array:
+        """Maps hidden_states [B, h, w, C] and time_embedding [B, E] (None: not added) to [B, h, w, out_channels]."""
+
+        def norm_silu(name: str, inputs: jax.Array) -> jax.Array:
+            return nn.silu(
+                nn.GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name=name)(inputs)
+            )
+
+        def conv(name: str, inputs: jax.Array) -> jax.Array:
+            return nn.Conv(self.out_channels, (3, 3), padding=1, dtype=self.dtype, name=name)(inputs)
+
+        residual = conv("conv1", norm_silu("norm1", hidden_states))
+        if time_embedding is not None:
+            shift = nn.Dense(self.out_channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+            residual = residual + shift[:, None, None, :]
+        residual = conv("conv2", norm_silu("norm2", residual))
+        if hidden_states.shape[-1] != self.out_channels:
+            shortcut = nn.Conv(self.out_channels, (1, 1), dtype=self.dtype, name="conv_shortcut")
+            hidden_states = shortcut(hidden_states)
+        return hidden_states + residual
+
+
+class Downsample2D(nn.Module):
+    """3×3 convolution at stride 2.
+
+    Attributes:
+        padding: 1 pads every side; 0 pads the bottom and the right alone, as the autoencoder does.
+        dtype: activations.
+    """
+
+    padding: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """Maps [B, h, w, C] to [B, h / 2, w / 2, C]."""
+        padding = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
+        conv = nn.Conv(hidden_states.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")
+        return conv(hidden_states)
+
+
+class Upsample2D(nn.Module):
+    """Every pixel four times, then a 3×3 convolution."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """Maps [B, h, w, C] to [B, 2 h, 2 w, C]."""
+        batch, height, width, channels = hidden_states.shape
+        repeated = jnp.broadcast_to(
+            hidden_states[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
+        ).reshape(batch, 2 * height, 2 * width, channels)
+        return nn.Conv(channels, (3, 3), padding=1, dtype=self.dtype, name="conv")(repeated)
+
+
+class _Block(nn.Module):
+    """What the UNet's three kinds of blocks share.
+
+    Attributes:
+        out_channels: channels of the result.
+        num_heads: attention heads of the transformer after each residual block; None for a block without transformers.
+        norm_num_groups: groups of the group norms.
+        norm_eps: what the residual blocks' group norms add to the variance.
+        use_linear_projection: see `Transformer2DModel`.
+        dtype: activations.
+    """
+
+    out_channels: int
+    num_heads: int | None
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    use_linear_projection: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.nowrap
+    def resnet(self, index: int, hidden_states: jax.Array, time_embedding: jax.Array) -> jax.Array:
+        """Applies the residual block of that index."""
+        return ResnetBlock2D(
+            self.out_channels, self.norm_num_groups, self.norm_eps, self.dtype, name=f"resnets.{index}"
+        )(hidden_states, time_embedding)
+
+    @nn.nowrap
+    def attention(self, index: int, hidden_states: jax.Array, encoder_hidden_states: jax.Array) -> jax.Array:
+        """Applies the transformer of that index, if the block has transformers."""
+        if self.num_heads is None:
+            return hidden_states
+        return Transformer2DModel(
+            self.num_heads, self.norm_num_groups, self.use_linear_projection, self.dtype, name=f"attentions.{index}"
+        )(hidden_states, encoder_hidden_states)
+
+
+class DownBlock2D(_Block):
+    """diffusers' DownBlock2D, and with `num_heads` its CrossAttnDownBlock2D.
+
+    Attributes:
+        num_layers: number of residual blocks.
+        downsample_padding: see `Downsample2D`; None for the last block, which keeps the size.
+    """
+
+    num_layers: int = 2
+    downsample_padding: int | None = 1
+
+    @nn.compact
+    def __call__(
+        self, hidden_states: jax.Array, time_embedding: jax.Array, encoder_hidden_states: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Maps [B, h, w, C], [B, E], [B, T, D] to ([B, h', w', out_channels], every layer's output for the way up)."""
+        skips: tuple[jax.Array, ...] = ()
+        for index in range(self.num_layers):
+            hidden_states = self.resnet(index, hidden_states, time_embedding)
+            hidden_states = self.attention(index, hidden_states, encoder_hidden_states)
+            skips += (hidden_states,)
+        if self.downsample_padding is not None:
+            hidden_states = Downsample2D(self.downsample_padding, self.dtype, name="downsamplers.0")(hidden_states)
+            skips += (hidden_states,)
+        return hidden_states, skips
+
+
+class MidBlock2D(_Block):
+    """diffusers' UNetMidBlock2DCrossAttn: residual block, transformer, residual block."""
+
+    @nn.compact
+    def __call__(
+        self, hidden_states: jax.Array, time_embedding: jax.Array, encoder_hidden_states: jax.Array
+    ) -> jax.Array:
+        """Maps [B, h, w, C], [B, E], [B, T, D] to [B, h, w, out_channels]."""
+        hidden_states = self.resnet(0, hidden_states, time_embedding)
+        hidden_states = self.attention(0, hidden_states, encoder_hidden_states)
+        return self.resnet(1, hidden_states, time_embedding)
+
+
+class UpBlock2D(_Block):
+    """diffusers' UpBlock2D, and with `num_heads` its CrossAttnUpBlock2D; one residual block for each skip.
+
+    Attributes:
+        add_upsample: double the size at the end; False for the last block.
+    """
+
+    add_upsample: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden_states: jax.Array,
+        skips: tuple[jax.Array, ...],
+        time_embedding: jax.Array,
+        encoder_hidden_states: jax.Array,
+    ) -> jax.Array:
+        """Maps [B, h, w, C], skips [B, h, w, *] (last first), [B, E], [B, T, D] to [B, h', w', out_channels]."""
+        for index, skip in enumerate(reversed(skips)):
+            hidden_states = jnp.concatenate([hidden_states, skip], axis=-1)
+            hidden_states = self.resnet(index, hidden_states, time_embedding)
+            hidden_states = self.attention(index, hidden_states, encoder_hidden_states)
+        if self.add_upsample:
+            hidden_states = Upsample2D(self.dtype, name="upsamplers.0")(hidden_states)
+        return hidden_states

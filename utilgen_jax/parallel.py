@@ -1,0 +1,238 @@
+"""One mesh for everything: processes, devices, and where parameters and batches live on them.
+
+The mesh has two axes. A batch is split over both; parameters are replicated over `data` and split over `fsdp`. With one
+device both axes have size 1 and nothing is split. Axes are of type Auto: shardings of inputs are stated here, the
+compiler derives the rest. Callers wrap their run in `with jax.set_mesh(mesh):`.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from utilgen_jax.errors import InputError
+
+PyTree = Any
+Rule = tuple[str, Callable[[tuple[int, ...], Mesh], PartitionSpec]]
+
+BATCH_AXES = ("data", "fsdp")
+# Splitting a parameter smaller than this saves less memory than its extra messages cost.
+MIN_ELEMENTS_TO_SPLIT = 2**16
+
+
+def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
+    """Joins the other processes of this run, where the environment says that there are any.
+
+    Call it before any device is used. What it looks at:
+
+    - `UTILGEN_DISTRIBUTED=1` joins, `0` does not, whatever else is set. Needed on a Cloud TPU pod, whose VMs
+      tell of it only over the network; JAX then asks them.
+    - `JAX_COORDINATOR_ADDRESS` (host:port) joins; on clusters that JAX does not know, `JAX_NUM_PROCESSES` and
+      `JAX_PROCESS_ID` say the rest.
+    - More than one task in `SLURM_STEP_NUM_TASKS`, `OMPI_COMM_WORLD_SIZE` or `MEGASCALE_NUM_SLICES`, or more than one
+      name in `TPU_WORKER_HOSTNAMES`, joins; JAX reads the rest from the same environment.
+
+    Returns:
+      Whether this process is part of a distributed run.
+
+    Raises:
+      InputError: one of the variables cannot be understood, or the other processes are not found.
+    """
+    if jax.distributed.is_initialized():
+        return True
+    wanted = environ.get("UTILGEN_DISTRIBUTED", "")
+    if wanted not in ("", "0", "1"):
+        raise InputError(f"environment variable UTILGEN_DISTRIBUTED={wanted!r}: 1 joins other processes, 0 does not")
+    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    several = (
+        "JAX_COORDINATOR_ADDRESS" in environ
+        or any((_int(environ, name) or 1) > 1 for name in tasks)
+        or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
+    )
+    if wanted == "0" or not (several or wanted == "1"):
+        return False
+    try:
+        jax.distributed.initialize(
+            coordinator_address=environ.get("JAX_COORDINATOR_ADDRESS"),
+            num_processes=_int(environ, "JAX_NUM_PROCESSES"),
+            process_id=_int(environ, "JAX_PROCESS_ID"),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"cannot join other processes ({error}); UTILGEN_DISTRIBUTED=0 runs without them") from error
+    return True
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """The mesh over all devices of all processes, axes ('data', 'fsdp').
+
+    Args:
+      data: config.parallel.data, the number of copies of the parameters; -1 takes the devices left over.
+      fsdp: config.parallel.fsdp, the number of devices that share one copy; -1 takes the devices left over.
+
+    Raises:
+      InputError: the sizes do not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    sizes = {"data": data, "fsdp": fsdp}
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise InputError(f"config.parallel.{name}={size}: must be positive, or -1 for all remaining devices")
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) == 2:
+        raise InputError("config.parallel.data and config.parallel.fsdp are both -1: only one can take what is left")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and count % fixed == 0:
+        sizes[free[0]] = count // fixed
+    if math.prod(sizes.values()) != count:
+        raise InputError(
+            f"config.parallel.data={data} and config.parallel.fsdp={fsdp} do not fit {count} device(s): "
+            "their product must be the number of devices"
+        )
+    return jax.make_mesh((sizes["data"], sizes["fsdp"]), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Rule: a whole copy on every device."""
+    del shape, mesh
+    return PartitionSpec()
+
+
+def largest_axis_over_fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Rule: splits the largest axis that `fsdp` divides, of parameters that are worth it; replicates the others."""
+    size = mesh.shape["fsdp"]
+    axes = [axis for axis, length in enumerate(shape) if length % size == 0]
+    if size == 1 or not axes or math.prod(shape) < MIN_ELEMENTS_TO_SPLIT:
+        return PartitionSpec()
+    largest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == largest else None for axis in range(len(shape))))
+
+
+# (regular expression searched in the parameter's path, function of its shape); the first that matches decides.
+DEFAULT_RULES: tuple[Rule, ...] = ((r"(^|/)(bias|scale)$", replicated), (r"", largest_axis_over_fsdp))
+
+
+def sharding_for(mesh: Mesh, rules: Sequence[Rule] = DEFAULT_RULES) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """The rules as a function: path like 'down_blocks.0/conv/kernel', shape -> sharding; replicated if none matches."""
+
+    def find(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        rule = next((rule for pattern, rule in rules if re.search(pattern, name)), replicated)
+        return NamedSharding(mesh, rule(shape, mesh))
+
+    return find
+
+
+def param_shardings(shapes: PyTree, mesh: Mesh, rules: Sequence[Rule] = DEFAULT_RULES) -> PyTree:
+    """Shardings for a pytree, e.g. as `out_shardings` of a jitted init, so that parameters are born sharded.
+
+    Args:
+      shapes: pytree of arrays or `jax.ShapeDtypeStruct`; parameters, or an optimiser state made of them.
+      mesh: from `make_mesh`.
+      rules: see `DEFAULT_RULES`.
+
+    Returns:
+      The same pytree of `NamedSharding`.
+    """
+    find = sharding_for(mesh, rules)
+
+    def of_leaf(path, leaf) -> NamedSharding:
+        return find(jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, shapes)
+
+
+def init_sharded(init: Callable[..., PyTree], *arguments: Any) -> PyTree:
+    """Parameters born in their shards on the mesh that `jax.set_mesh` set (on the default device where none is set).
+
+    Args:
+      init: pure function that makes them.
+      *arguments: its arguments.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.jit(init)(*arguments)
+    shardings = param_shardings(jax.eval_shape(init, *arguments), mesh)
+    return jax.jit(init, out_shardings=shardings)(*arguments)
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """Whole copies of all arrays on every device of the mesh that `jax.set_mesh` set."""
+    mesh = jax.sharding.get_mesh()
+    sharding = None if mesh.empty else NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda array: place(array, sharding), tree)
+
+
+def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = DEFAULT_RULES) -> PyTree:
+    """Places parameters on the mesh by the rules. With several processes each passes the same values."""
+    return jax.tree.map(place, params, param_shardings(params, mesh, rules))
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Splits the first axis of every array over all devices.
+
+    Args:
+      batch: pytree of arrays [B, ...]; scalars and batches with fewer examples than devices are replicated. With
+        several processes each passes the same whole batch, and keeps its part.
+      mesh: from `make_mesh`.
+
+    Raises:
+      InputError: B is larger than the number of devices but not a multiple of it.
+    """
+    count = mesh.size
+
+    def put(array):
+        shape = np.shape(array)
+        if not shape or shape[0] < count:
+            return place(array, NamedSharding(mesh, PartitionSpec()))
+        if shape[0] % count:
+            raise InputError(f"a batch of {shape[0]} does not divide among {count} devices: make it a multiple of them")
+        return place(array, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+    return jax.tree.map(put, batch)
+
+
+def split_batch(batch: PyTree) -> PyTree:
+    """Inside jit: asks that every array's first axis be split over the mesh of `jax.set_mesh`, where it divides."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return batch
+
+    def constrain(array: jax.Array) -> jax.Array:
+        if array.shape[0] % mesh.size:
+            return array
+        return jax.lax.with_sharding_constraint(array, PartitionSpec(BATCH_AXES))
+
+    return jax.tree.map(constrain, batch)
+
+
+def place(array: np.ndarray | jax.Array, sharding: Sharding | None) -> jax.Array:
+    """Puts an array that every process holds whole onto devices, each its shard; None is the default device."""
+    spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if sharding is None or sharding.is_fully_addressable or spread:
+        return jax.device_put(array, sharding)
+    # `device_put` would first compare the values of all processes over the network.
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def to_host(array: np.ndarray | jax.Array) -> np.ndarray:
+    """The whole array in host memory; with several processes all of them call this, for the same array."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def _int(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if text is None or text.strip() == "":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"environment variable {name}={text!r}: must be a whole number") from None

@@ -1,0 +1,23 @@
+"""What a run tells its user: metrics on disk, progress and ETA, tables with intervals, figures and the HTML page."""
+
+from utilgen_jax.report.metrics import MetricsWriter, read_metrics
+from utilgen_jax.report.page import write_report
+from utilgen_jax.report.plots import plot_accuracy, plot_curves, plot_difficulty, plot_weight_curve
+from utilgen_jax.report.progress import Progress, format_duration
+from utilgen_jax.report.table import format_markdown_table, format_table, mean_std, paired_difference
+
+__all__ = [
+    "MetricsWriter",
+    "Progress",
+    "format_duration",
+    "format_markdown_table",
+    "format_table",
+    "mean_std",
+    "paired_difference",
+    "plot_accuracy",
+    "plot_curves",
+    "plot_difficulty",
+    "plot_weight_curve",
+    "read_metrics",
+    "write_report",
+]

@@ -1,0 +1,118 @@
+"""The pictures of a run by class: the real shots beside the synthetic pictures of highest and of lowest weight."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from utilgen_jax.data import LabelledImages, Pool, PoolRecord
+
+# What a page shows at most, so that it stays small enough to mail whatever the run.
+MAX_CLASSES = 20
+PICTURES_PER_GROUP = 8
+MAX_SIDE = 128  # pixels; larger pictures are shrunk to it
+
+
+def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str]) -> str:
+    """Shows the real and the synthetic pictures by class, `MAX_CLASSES` and `PICTURES_PER_GROUP` at most.
+
+    Args:
+      pool: the synthetic pictures; None for none.
+      real: the real pictures trained on.
+      class_names: the name of each label.
+
+    Returns:
+      HTML with the pictures inside it as data URIs; all text is escaped.
+    """
+    shown = class_names[:MAX_CLASSES]
+    notes = []
+    if pool is not None:
+        notes.append("Under each synthetic picture: its weight, then its difficulty. Hover over it for its prompt.")
+    if len(class_names) > len(shown):
+        notes.append(f"The first {len(shown)} of {len(class_names)} classes.")
+    blocks = []
+    for label, name in enumerate(shown):
+        shots = np.flatnonzero(real.labels == label)
+        groups = [_group(f"real, {shots.size}", real.images, shots[:PICTURES_PER_GROUP], lambda _: ("real shot", ""))]
+        stats = ""
+        if pool is not None:
+            members = np.flatnonzero(pool.labels == label)
+            stats = _class_stats([pool.records[int(index)] for index in members])
+            groups += _pool_groups(pool, members)
+        blocks.append(f'<h3>{escape(name)} <small>{stats}</small></h3><div class="groups">{"".join(groups)}</div>')
+    return f'<p class="note">{" ".join(notes)}</p>' + "".join(blocks)
+
+
+def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
+    """The best and the worst pictures of one class by weight; where there are no weights, the first ones."""
+
+    def texts(index: int) -> tuple[str, str]:
+        record = pool.records[index]
+        return record.prompt or "", f"{_number(record.weight)} · {_number(record.difficulty)}"
+
+    weights = _column([pool.records[int(index)].weight for index in members])
+    if not np.isfinite(weights).any():
+        return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * PICTURES_PER_GROUP], texts)]
+    ranked = members[np.argsort(-weights, kind="stable")]  # NaN comes last
+    top, rest = ranked[:PICTURES_PER_GROUP], ranked[PICTURES_PER_GROUP:]
+    groups = [_group("synthetic, highest weight", pool.images, top, texts)]
+    if rest.size:
+        groups.append(_group("synthetic, lowest weight", pool.images, rest[-PICTURES_PER_GROUP:], texts))
+    return groups
+
+
+def _class_stats(records: Sequence[PoolRecord]) -> str:
+    """Count, means and, if there is only one, the prompt of a class, as HTML."""
+    stats = [f"{len(records):,} synthetic"]
+    columns = {"weight": [record.weight for record in records], "difficulty": [record.difficulty for record in records]}
+    for name, column in columns.items():
+        values = _column(column)
+        if np.isfinite(values).any():
+            stats.append(f"mean {name} {np.nanmean(values):.2f}")
+    prompts = {record.prompt for record in records if record.prompt}
+    if len(prompts) == 1:
+        stats.append(f"“{escape(prompts.pop())}”")
+    return ", ".join(stats)
+
+
+def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
+    """A strip of pictures under its name; `texts` gives the title and the caption of a picture by its index."""
+    pictures = []
+    for index in indices:
+        title, caption = texts(int(index))
+        source, small = _picture(images[int(index)])
+        kind = ' class="pixels"' if small else ""
+        text = escape(title)
+        caption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+        pictures.append(f'<figure><img{kind} src="{source}" alt="{text}" title="{text}">{caption}</figure>')
+    return f'<div class="group"><h4>{escape(name)}</h4><div class="strip">{"".join(pictures)}</div></div>'
+
+
+def _picture(image: np.ndarray) -> tuple[str, bool]:
+    """Returns the data URI of a uint8 [H, W, C] picture, and whether it is small enough to show its pixels."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    small = max(picture.size) <= MAX_SIDE // 2
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    if small:
+        picture.save(stream, "PNG", optimize=True)
+    else:
+        picture.save(stream, "JPEG", quality=88)
+    return data_uri(stream.getvalue(), "image/png" if small else "image/jpeg"), small
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Returns a URI that holds the content of a file of the media type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _column(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,211 @@
+"""Figures of a run, drawn by matplotlib without a display; the suffix of the path (.png, .svg, ...) is the format."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart, without its yellow (too pale on white).
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY = "#8A8F98"
+_PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+_DASHES = ("-", "--", ":")
+_STYLE: Any = {  # some versions of matplotlib type it by a literal of all the keys, others by str
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#9AA0A8",
+    "axes.grid": True,
+    "axes.labelcolor": "#333840",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 160,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "grid.color": "#E6E8EB",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "utilgen_jax",  # the same figure gives the same file
+    "text.color": "#333840",
+    "xtick.color": "#5A6069",
+    "ytick.color": "#5A6069",
+}
+
+
+def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Draws loss and accuracy by step, one line for each stage.
+
+    Args:
+      metrics: rows as `read_metrics` returns them. Scalars named "loss" and "accuracy", or ending in "_loss" and
+        "_accuracy", are drawn; accuracies are fractions in [0, 1].
+      path: the file to write.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: no row has a loss or an accuracy.
+    """
+    panels = [(kind, curves) for kind in ("loss", "accuracy") if (curves := _curves(metrics, kind))]
+    if not panels:
+        raise ValueError("nothing to draw: no row of the metrics has a loss or an accuracy")
+    # One colour for each stage and one dash for each measure, in both panels, so that one legend serves them.
+    keys = list(dict.fromkeys(key for _, curves in panels for key in curves))
+    stages = list(dict.fromkeys(stage for stage, _ in keys))
+    measures = sorted({measure for _, measure in keys})  # the plain "loss" and "accuracy" first, as a full line
+    lines: dict[str, Artist] = {}
+    with _style():
+        figure = _figure(4.8 * len(panels), 3.3 + 0.11 * len(keys))
+        for axes, (kind, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for (stage, measure), (steps, values) in curves.items():
+                (line,) = axes.plot(
+                    steps,
+                    (100 if kind == "accuracy" else 1) * np.asarray(values),
+                    _DASHES[measures.index(measure) % len(_DASHES)],
+                    color=_PALETTE[stages.index(stage) % len(_PALETTE)],
+                    marker="o" if len(steps) == 1 else "",
+                )
+                lines.setdefault(f"{stage}: {measure}" if measure else stage, line)
+            axes.set(xlabel="Step", ylabel="Loss" if kind == "loss" else "Accuracy (%)")
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * len(panels))
+        return _save(figure, path)
+
+
+def plot_weight_curve(losses: ArrayLike, weights: ArrayLike, path: str | os.PathLike[str]) -> Path:
+    """Draws the weight of each pool sample against its loss, over a histogram of the losses.
+
+    A weight network on the scalar loss alone shows as a curve; averaging over cross-fit folds or richer inputs make it
+    a cloud, so the mean within bins of equally many samples is drawn through it.
+
+    Args:
+      losses: [n] loss of each sample of the pool.
+      weights: [n] its weight, in [0, 1].
+      path: the file to write.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: the two are not lists of the same length, one sample at least.
+    """
+    x, y = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+        raise ValueError(f"losses and weights must be two lists of the same length, got {x.shape} and {y.shape}")
+    order = np.argsort(x, kind="stable")
+    bins = np.array_split(order, min(20, x.size))
+    with _style():
+        figure = _figure(5.4, 3.9)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.scatter(x, y, s=12, color=SKY, alpha=0.6, linewidths=0, label="one sample", rasterized=True)
+        upper.plot([x[b].mean() for b in bins], [y[b].mean() for b in bins], color=BLUE, label="mean by loss")
+        upper.set(ylabel="Weight W(loss)", ylim=(-0.03, 1.03))
+        _legend_above(upper)
+        lower.hist(x, bins=40, color=GREY)
+        lower.set(xlabel="Loss of the sample", ylabel="Samples")
+        return _save(figure, path)
+
+
+def plot_accuracy(
+    names: Sequence[str], means: ArrayLike, path: str | os.PathLike[str], intervals: ArrayLike | None = None
+) -> Path:
+    """Draws one bar of accuracy for each method, from zero, with its interval.
+
+    Args:
+      names: the [k] methods, top to bottom; the last one is drawn in the accent colour.
+      means: [k] accuracies, fractions in [0, 1].
+      path: the file to write.
+      intervals: [k, 2] lower and upper ends, fractions; None for none.
+
+    Returns:
+      The path.
+    """
+    values = 100 * np.asarray(means, dtype=np.float64)
+    rows = np.arange(len(names))
+    ends = np.stack([values, values], 1) if intervals is None else 100 * np.asarray(intervals, dtype=np.float64)
+    with _style():
+        figure = _figure(6.4, 0.8 + 0.5 * len(names))
+        axes = figure.subplots()
+        axes.barh(rows, values, height=0.6, color=[GREY] * (len(names) - 1) + [BLUE])
+        if intervals is not None:
+            errors = np.stack([values - ends[:, 0], ends[:, 1] - values])
+            axes.errorbar(values, rows, xerr=errors, fmt="none", ecolor="#1F2328", elinewidth=1.2, capsize=3)
+        for row, value, end in zip(rows, values, ends[:, 1], strict=True):
+            axes.annotate(f"{value:.1f}", (end, row), (6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(rows, labels=list(names))
+        axes.set(xlabel="Test accuracy (%)", xlim=(0, 108))
+        axes.set_xticks(range(0, 101, 20))
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        return _save(figure, path)
+
+
+def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[str]) -> Path:
+    """Draws histograms of the difficulty s = 1 - p(true class) of the real shots and of the pool.
+
+    Args:
+      real: [n] difficulties of the real shots, in [0, 1].
+      pool: [m] difficulties of the pool's samples, in [0, 1].
+      path: the file to write.
+
+    Returns:
+      The path.
+    """
+    edges = np.linspace(0, 1, 21)
+    with _style():
+        figure = _figure(5.4, 3.9)
+        axes = figure.subplots()
+        for values, name, colour, fill in ((pool, "synthetic pool", SKY, True), (real, "real shots", RED, False)):
+            counts, _ = np.histogram(np.asarray(values, dtype=np.float64), edges)
+            shares = 100 * counts / max(counts.sum(), 1)
+            axes.stairs(shares, edges, fill=fill, color=colour, linewidth=1.8, label=f"{name} ({counts.sum()})")
+        axes.set(xlabel="Difficulty, 1 - p(true class)", ylabel="Share of the pictures (%)", xlim=(0, 1))
+        _legend_above(axes)
+        return _save(figure, path)
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]], kind: str) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
+    """Steps and values by (stage, what stands before `kind` in the scalar's name)."""
+    curves: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
+    for row in metrics:
+        for name, value in row.items():
+            if name == kind or name.endswith("_" + kind):
+                steps, values = curves.setdefault((row["stage"], name[: -len(kind)].rstrip("_")), ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return curves
+
+
+def _style() -> AbstractContextManager[None]:
+    from matplotlib import rc_context  # here, as in _figure: matplotlib is slow to import and only the report needs it
+
+    return rc_context(_STYLE)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # without pyplot, so that a notebook's backend and figures are left alone
+
+    return Figure(figsize=(width, height))
+
+
+def _legend_above(axes: "Axes") -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+
+def _save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A date in an SVG would make two equal runs differ.
+    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    return target

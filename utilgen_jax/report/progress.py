@@ -1,0 +1,142 @@
+"""A clock for long stages: percent, rate, elapsed time and ETA, on one line of a terminal or now and then in a log."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Self, TextIO
+
+_TERMINAL_INTERVAL = 0.2  # seconds between rewrites of the line: five a second is as fast as one reads
+
+
+class Progress:
+    """Tells how far a stage is, in the manner of `Chrono` in google-research/big_vision; a context manager.
+
+    The first update is left out of the rate and the ETA, since it holds the compilation. On a terminal one line is
+    rewritten; elsewhere (a log, CI, a notebook) a line is printed every `interval` seconds at most, and one at the end.
+
+    Args:
+      stage: name of the stage.
+      total: units of work in the stage.
+      unit: what is counted, in the singular; its plural is formed with "s".
+      stream: where to print; standard error if None.
+      initial: units already done by an earlier run, which tell nothing about this run's rate.
+      interval: seconds between lines where the stream is not a terminal.
+      enabled: False on every process but the first: nothing is printed.
+      clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        unit: str = "step",
+        stream: TextIO | None = None,
+        *,
+        initial: int = 0,
+        interval: float = 10.0,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._interval = _TERMINAL_INTERVAL if self._terminal else interval
+        self._enabled = enabled
+        self._clock = clock
+        self._start = self._last_print = clock()
+        self._now, self._done = self._start, initial
+        self._warm: tuple[float, int] | None = None  # time and count at the first update
+        self._metrics: dict[str, Any] = {}
+        self._width = 0
+        self._closed = False
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second since the first update; None until the second one."""
+        if self._warm is None or self._done <= self._warm[1] or self._now <= self._warm[0]:
+            return None
+        return (self._done - self._warm[1]) / (self._now - self._warm[0])
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at this rate; None until the rate is known."""
+        return None if self.rate is None else max(self._total - self._done, 0) / self.rate
+
+    def update(self, done: int, **metrics: Any) -> None:
+        """Says that `done` units are finished, and prints if it is time to.
+
+        Args:
+          done: units finished since the start of the stage, not since the last call.
+          **metrics: a number or two to show. A JAX scalar is read only when a line is printed, so that a loop over
+            asynchronously dispatched steps is not held up.
+        """
+        self._now, self._done, self._metrics = self._clock(), done, metrics
+        if self._warm is None:
+            self._warm = (self._now, done)
+        if done >= self._total:
+            self.close()
+        elif self._now - self._last_print >= self._interval:
+            self._print("\r" if self._terminal else "", "" if self._terminal else "\n")
+
+    def close(self) -> None:
+        """Prints the last line, once; `update` does it at the end of the stage."""
+        if not self._closed:
+            self._closed = True
+            self._now = self._clock()
+            self._print("\r" if self._terminal else "", "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()  # also where the stage broke off, so that what follows starts on its own line
+
+    def line(self) -> str:
+        """Returns the current line of progress, without its end."""
+        elapsed = format_duration(self._now - self._start)
+        percent = 100 * self._done // self._total if self._total else 100
+        parts = [f"{self._stage}: {percent:3d}%", f"{self._done}/{self._total} {self._unit}s"]
+        if self.rate is not None:
+            slow = self.rate < 1
+            parts.append(f"{1 / self.rate:.3g} s/{self._unit}" if slow else f"{self.rate:.3g} {self._unit}s/s")
+        if self._done >= self._total:
+            parts.append(f"done in {elapsed}")
+        else:
+            parts.append(f"{elapsed} elapsed")
+            if self.eta is not None:
+                parts.append(f"ETA {format_duration(self.eta)}")
+        parts += [f"{name} {float(value):.4g}" for name, value in self._metrics.items()]
+        return " | ".join(parts)
+
+    def _print(self, before: str, after: str) -> None:
+        self._last_print = self._now
+        if not self._enabled:
+            return
+        line = self.line()
+        if self._terminal:  # a line that wraps could not be rewritten; blanks wipe out what a longer line left
+            line = line[: shutil.get_terminal_size().columns - 1]
+            line, self._width = line.ljust(self._width), len(line)
+        self._stream.write(before + line + after)
+        self._stream.flush()
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration for people.
+
+    Args:
+      seconds: not negative.
+
+    Returns:
+      "0.4s", "42s", "1m05s", "2h03m" or "3d04h".
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minutes}m{rest:02d}s"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h" if days else f"{hours}h{minutes:02d}m"

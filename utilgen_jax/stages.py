@@ -1,0 +1,69 @@
+"""Stages whose results are on disk: a run that is started again continues after the last finished one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from utilgen_jax.errors import InputError
+
+Result = dict[str, np.ndarray]
+
+
+class Stages:
+    """Runs each stage once and keeps what it returns in `<folder>/<stage>.safetensors`.
+
+    A result is a flat map of arrays; it is on disk whole or not at all. With several processes all run every stage and the
+    first one writes.
+
+    Args:
+      folder: for the results; made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Result:
+        """Returns the stage's result, from disk if it is there.
+
+        Args:
+          name: of the stage; letters, digits and underscores.
+          compute: makes the result.
+
+        Raises:
+          InputError: the file on disk is damaged.
+        """
+        file = self._folder / f"{name}.safetensors"
+        if file.is_file():
+            result, self.seconds[name] = _read(file)
+            print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
+            return result
+        start = time.monotonic()
+        result = {key: np.asarray(value) for key, value in compute().items()}
+        self.seconds[name] = round(time.monotonic() - start, 2)
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            arrays = {key: np.ascontiguousarray(value) for key, value in result.items()}
+            save_file(arrays, partial, metadata={"seconds": str(self.seconds[name])})
+            os.replace(partial, file)
+        return result
+
+
+def _read(file: Path) -> tuple[Result, float]:
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            # The handle iterates over names by keys() alone.
+            names = tensors.keys()
+            return {name: tensors.get_tensor(name) for name in names}, float(tensors.metadata()["seconds"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: the stage's result cannot be read ({error}); remove the file to compute it again") from error

@@ -1,0 +1,177 @@
+"""Values a synthetic pool with the weight network: UtilGen's task-oriented data valuation (arXiv 2510.24262).
+
+The shots are parted into folds. For each, a classifier learns from the rest of the shots and the weighted pool, while the weight
+network learns, through one step of lookahead, which weights lower the loss on the fold's pictures. Validation on the pictures
+that are trained on would teach nothing, since their gradient vanishes as they are fitted; hence the cross-fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from utilgen_jax import classification
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
+from utilgen_jax.classification import Recipe, TrainingSet
+from utilgen_jax.data.splits import Fold
+from utilgen_jax.models.weight_net import WeightNet
+
+Params = Any
+CURVE_POINTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightRecipe:
+    """How the weight network is trained.
+
+    Attributes:
+      steps: bilevel steps a fold.
+      hidden: its hidden units.
+      learning_rate: of Adam.
+      weight_decay: added to its gradient (L2), as in Meta-Weight-Net's public code.
+      validation_batch_size: validation pictures a step; 0: the whole part.
+    """
+
+    steps: int
+    hidden: int
+    learning_rate: float
+    weight_decay: float
+    validation_batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolValue:
+    """What the pool is worth.
+
+    Attributes:
+      weights: float32 [N] in [0, 1], the mean over the folds.
+      losses: float32 [N], likewise; what the weight network saw.
+      curve_losses: float32 [P], rising.
+      curve_weights: float32 [P], W(loss) there, the mean over the folds.
+    """
+
+    weights: np.ndarray
+    losses: np.ndarray
+    curve_losses: np.ndarray
+    curve_weights: np.ndarray
+
+
+def value_pool(
+    module: Any,
+    recipe: Recipe,
+    weight_recipe: WeightRecipe,
+    real: TrainingSet,
+    pool: TrainingSet,
+    folds: Sequence[Fold],
+    key: jax.Array,
+    on_step: Callable[[int, BilevelMetrics], None],
+) -> PoolValue:
+    """Trains a weight network for each fold and gives every picture of the pool its mean weight.
+
+    Args:
+      module: the classifier.
+      recipe: the classifier's, as for the final one; its `steps` are replaced by the weight network's.
+      weight_recipe: the weight network's.
+      real: the shots.
+      pool: the synthetic pictures; its weights are not read.
+      folds: of the shots, see `splits.cross_fit_folds`.
+      key: PRNG key.
+      on_step: called after each step with (steps done in all folds, metrics on the device).
+
+    Returns:
+      Weights and losses of the pool's pictures, in its order.
+    """
+    recipe = dataclasses.replace(recipe, steps=weight_recipe.steps)
+    weight_net = WeightNet(weight_recipe.hidden)
+    losses, nets = [], []
+    for number, fold in enumerate(folds):
+        fold_key = jax.random.fold_in(key, number)
+        state = _init_state(module, weight_net, recipe, weight_recipe, real.images.shape[1:], fold_key)
+        train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
+        batch_key = jax.random.fold_in(fold_key, 2)
+        for step in range(recipe.steps):
+            state, metrics = _value_step(
+                module, weight_net, recipe, weight_recipe, state, train, pool, validation, jax.random.fold_in(batch_key, step)
+            )
+            on_step(number * recipe.steps + step + 1, metrics)
+        logits = classification.predict_logits(module, state.params, pool.images, 500)
+        fold_losses = classification.smoothed_cross_entropy(jnp.asarray(logits), pool.labels, recipe.label_smoothing)
+        losses.append(np.asarray(fold_losses))
+        nets.append(state.weight_params)
+
+    def weigh(params: Params, values: np.ndarray) -> np.ndarray:
+        return np.asarray(weight_net.apply({"params": params}, values[:, None]))
+
+    curve_losses = np.linspace(np.min(losses), np.max(losses), CURVE_POINTS, dtype=np.float32)
+    return PoolValue(
+        weights=np.mean([weigh(net, values) for net, values in zip(nets, losses, strict=True)], axis=0),
+        losses=np.mean(losses, axis=0),
+        curve_losses=curve_losses,
+        curve_weights=np.mean([weigh(net, curve_losses) for net in nets], axis=0),
+    )
+
+
+def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(weight_recipe.weight_decay), optax.adam(weight_recipe.learning_rate)
+    )
+
+
+def _init_state(
+    module: Any,
+    weight_net: WeightNet,
+    recipe: Recipe,
+    weight_recipe: WeightRecipe,
+    image_shape: tuple[int, ...],
+    key: jax.Array,
+) -> BilevelState:
+    params = classification.init_classifier(module, image_shape, jax.random.fold_in(key, 0))
+    weight_params = weight_net.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))["params"]
+    return init_bilevel(params, weight_params, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe))
+
+
+@partial(
+    jax.jit, static_argnames=("module", "weight_net", "recipe", "weight_recipe"), donate_argnames="state"
+)
+def _value_step(
+    module: Any,
+    weight_net: WeightNet,
+    recipe: Recipe,
+    weight_recipe: WeightRecipe,
+    state: BilevelState,
+    real: TrainingSet,
+    pool: TrainingSet,
+    validation: TrainingSet,
+    key: jax.Array,
+) -> tuple[BilevelState, BilevelMetrics]:
+    """One bilevel update on a fresh batch of real and synthetic pictures; the real ones keep weight 1."""
+    batch = classification.draw_batch(recipe, real, pool, key)
+    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
+    size = weight_recipe.validation_batch_size
+    if size:
+        chosen = jax.random.choice(jax.random.fold_in(key, 3), validation.labels.shape[0], (size,))
+        validation = validation.take(chosen)
+
+    def sample_losses(params: Params, batch: TrainingSet) -> jax.Array:
+        logits = module.apply({"params": params}, batch.images)
+        return classification.smoothed_cross_entropy(logits, batch.labels, recipe.label_smoothing)
+
+    def sample_weights(weight_params: Params, losses: jax.Array, batch: TrainingSet) -> jax.Array:
+        del batch
+        return jnp.where(is_synthetic, weight_net.apply({"params": weight_params}, losses[:, None]), 1.0)
+
+    update = make_bilevel_update(
+        sample_losses,
+        sample_weights,
+        lambda params, validation: jnp.mean(sample_losses(params, validation)),
+        classification.make_optimizer(recipe),
+        _weight_optimizer(weight_recipe),
+    )
+    return update(state, batch, validation)

@@ -1,0 +1,108 @@
+"""Torch's parameter names and layouts <-> linen's: one mechanical rule for every model.
+
+    down_blocks.0.resnets.1.conv1.weight   <->   ['down_blocks.0']['resnets.1']['conv1']['kernel']
+
+Sub-modules are called as in torch; a number joins the piece before it, as linen scopes are called `name.0`. Only leaves
+change:
+
+    torch             dims   linen       layout
+    weight            4      kernel      OIHW -> HWIO
+    weight            2      kernel      [out, in] -> [in, out]
+    weight            2      embedding   as it is, where the module's name ends in `embedding` (`nn.Embedding`)
+    weight            1      scale       as it is (norms)
+    anything else            same name   as it is
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import jax
+
+_TO_LINEN_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
+_TO_TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+_WEIGHT_LEAVES = ("kernel", "embedding", "scale")
+
+# Autoencoders written before diffusers 0.15 call their attention's matrices otherwise.
+_OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
+_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# transformers 5 writes a CLIP tower that stands alone without the prefix that every older checkpoint has.
+_CLIP_TOWERS = {"embeddings.token_embedding.weight": "text_model.", "embeddings.class_embedding": "vision_model."}
+_CLIP_TOWER_PIECES = ("embeddings.", "encoder.", "final_layer_norm.", "pre_layrnorm.", "post_layernorm.")
+
+
+def to_linen_path(name: str, ndim: int) -> tuple[str, ...]:
+    """The linen path of a torch parameter.
+
+    Args:
+      name: torch's name, e.g. 'down_blocks.0.conv.weight'.
+      ndim: number of dimensions of the tensor; a `weight` is called by it.
+
+    Returns:
+      Path into the linen parameters, e.g. ('down_blocks.0', 'conv', 'kernel').
+    """
+    *modules, leaf = name.split(".")
+    path: list[str] = []
+    for piece in modules:
+        if piece.isdigit() and path:
+            path[-1] += f".{piece}"
+        else:
+            path.append(piece)
+    if leaf == "weight" and path:
+        if ndim == 1:
+            leaf = "scale"
+        elif ndim == 2 and path[-1].endswith("embedding"):
+            leaf = "embedding"
+        elif ndim in _TO_LINEN_AXES:
+            leaf = "kernel"
+    return (*path, leaf)
+
+
+def to_torch_name(path: Sequence[str]) -> str:
+    """Torch's name of a linen path: the inverse of `to_linen_path`, however the pieces are grouped into scopes."""
+    *modules, leaf = path
+    return ".".join([*modules, "weight" if leaf in _WEIGHT_LEAVES else leaf])
+
+
+def to_linen_layout(array, leaf: str):
+    """Reorders a tensor's axes from torch to linen; `leaf` is the last piece of its linen path. NumPy gives a view."""
+    return array.transpose(_TO_LINEN_AXES[array.ndim]) if leaf == "kernel" else array
+
+
+def to_torch_layout(array, leaf: str):
+    """Reorders a tensor's axes from linen to torch; the inverse of `to_linen_layout`."""
+    return array.transpose(_TO_TORCH_AXES[array.ndim]) if leaf == "kernel" else array
+
+
+def torch_shape(shape: Sequence[int], leaf: str) -> tuple[int, ...]:
+    """The shape that torch gives a linen parameter, for messages."""
+    return tuple(shape[axis] for axis in _TO_TORCH_AXES[len(shape)]) if leaf == "kernel" else tuple(shape)
+
+
+def current_names(names: Iterable[str]) -> dict[str, str]:
+    """Today's names for all tensors of one checkpoint file set.
+
+    Renames the attention of old autoencoders and gives a CLIP tower that stands alone its `text_model.` or
+    `vision_model.` prefix back. Buffers that hold no weights (`position_ids`) are left out.
+
+    Args:
+      names: names of all tensors of the component, as they stand in its files.
+
+    Returns:
+      Map from the name in the file to today's torch name.
+    """
+    names = list(names)
+    prefix = next((prefix for marker, prefix in _CLIP_TOWERS.items() if marker in names), "")
+    current = {}
+    for name in names:
+        if name.rsplit(".", 1)[-1] == "position_ids":
+            continue
+        renamed = _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{_NEW_ATTENTION[match[2]]}.{match[3]}", name)
+        current[name] = prefix + renamed if renamed.startswith(_CLIP_TOWER_PIECES) and prefix else renamed
+    return current
+
+
+def flatten(tree) -> dict[tuple[str, ...], jax.Array]:
+    """Flattens nested dicts of parameters to {linen path: leaf}, in jax's order of the leaves."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
