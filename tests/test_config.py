@@ -68,7 +68,7 @@ def test_every_choice_is_enforced(field: Field):
         ({"data__class_names": (1, 2)}, "config.data.class_names: expected a tuple of texts, got (1, 2)"),
         ({"data__class_names": ("a", "a")}, "config.data.class_names: names an entry twice: ('a', 'a')"),
         ({"data__class_names": ("a",)}, "config.data.class_names: give one word for every class, or none at all"),
-        ({"compare_to": "vanilla"}, "config.compare_to: expected a tuple of texts, got 'vanilla'"),
+        ({"baselines": "vanilla"}, "config.baselines: expected a tuple of texts, got 'vanilla'"),
         ({"data__shotz": 3}, "config.data.shotz: there is no such field; the nearest valid name is config.data.shots"),
         ({"shots": 3}, "config.shots: there is no such field; the nearest valid name is config.data.shots"),
         ({"dta__seed": 3}, "config.dta.seed: there is no such field; the nearest valid name is config.seed"),
@@ -121,10 +121,10 @@ def test_all_problems_are_told_at_once():
 
 def test_checked_makes_each_value_its_fields_type_and_locks():
     config = default_config()
-    config.compare_to = ["vanilla"]
+    config.baselines = ["vanilla"]
     config.generator.guidance_scale = 3
     good = checked(config)
-    assert good.compare_to == ("vanilla",)
+    assert good.baselines == ("vanilla",)
     assert type(good.generator.guidance_scale) is float
     assert good.is_locked and good.data.is_locked
     assert not config.is_locked
@@ -138,8 +138,8 @@ def test_checked_makes_each_value_its_fields_type_and_locks():
         ("generator.guidance_scale", "3", 3.0),
         ("utility.learning_rate", "1e-2", 0.01),
         ("data.path", "a=b,c", "a=b,c"),
-        ("compare_to", "real_only,vanilla", ("real_only", "vanilla")),
-        ("compare_to", "", ()),
+        ("baselines", "vanilla", ("vanilla",)),
+        ("baselines", "", ()),
         ("data.class_names", "('a, b', \"c\")", ("a, b", "c")),
     ],
 )
@@ -151,7 +151,7 @@ def test_values_are_read_by_the_fields_type(path: str, text: str, value: object)
 
 @pytest.mark.parametrize(
     ("path", "text"),
-    [("data.shots", "2.5"), ("data.shots", ""), ("seed", "one"), ("compare_to", "(a"), ("compare_to", "(a, b)")],
+    [("data.shots", "2.5"), ("data.shots", ""), ("seed", "one"), ("baselines", "(a"), ("baselines", "(a, b)")],
 )
 def test_unreadable_values_are_refused_by_name(path: str, text: str):
     with pytest.raises(InputError, match=f"^config.{path}: "):

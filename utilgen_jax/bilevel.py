@@ -4,9 +4,9 @@ With weights w of parameters ψ, classifier parameters θ and a differentiable o
 
     θ'(ψ) = θ - step(∇_θ Σ_i w_i(ψ) ℓ_i(θ) / B),      ψ ← ψ - step(∇_ψ L_val(θ'(ψ))),
 
-which is Meta-Weight-Net's one-step lookahead (Shu et al. 2019, equations 3-5) and UtilGen's weight allocation. θ' is also the
-classifier's new state, rather than being computed again with the new ψ: one forward and backward pass less, and the two
-differ by one step of ψ.
+which is Meta-Weight-Net's one-step lookahead (Shu et al. 2019, equations 3-5) and UtilGen's weight allocation. θ' is
+also the classifier's new state, rather than being computed again with the new ψ: one forward and backward pass less,
+and the two differ by one step of ψ.
 
 Nothing in here knows a config; everything comes in as functions over pytrees.
 """
@@ -83,15 +83,17 @@ def make_bilevel_update(
       sample_weights: (weight params, losses [B], batch) -> float32 [B]. The losses are detached: the weighting sees how
         hard a sample is, and cannot lower its own input.
       validation_loss: (params, validation batch) -> scalar.
-      optimizer: any optax transformation; the outer gradient goes through its update. Adam's is not differentiable where a
-        gradient is exactly zero: give it `eps_root`.
+      optimizer: any optax transformation; the outer gradient goes through its update. Adam's is not differentiable
+        where a gradient is exactly zero: give it `eps_root`.
       weight_optimizer: of the weighting.
 
     Returns:
       (state, batch, validation batch) -> (new state, metrics).
     """
 
-    def outer_loss(weight_params: Params, state: BilevelState, batch: Batch, validation: Batch) -> tuple[jax.Array, Any]:
+    def outer_loss(
+        weight_params: Params, state: BilevelState, batch: Batch, validation: Batch
+    ) -> tuple[jax.Array, Any]:
         def inner_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             losses = sample_losses(params, batch)
             weights = sample_weights(weight_params, jax.lax.stop_gradient(losses), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from flax import struct
 from utilgen_jax.parallel import init_sharded, split_batch, to_host
 
 Params = Any
+Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class TrainingSet:
     labels: jax.Array
     weights: jax.Array
 
-    def take(self, indices: jax.Array | np.ndarray) -> TrainingSet:
+    def take(self, indices: Array) -> TrainingSet:
         """Some of the pictures, in the order of `indices` [n]."""
         return TrainingSet(self.images[indices], self.labels[indices], self.weights[indices])
 
@@ -77,8 +78,8 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.adamw(schedule, eps_root=1e-8, weight_decay=recipe.weight_decay)
 
 
-def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): float32 [B] of logits [B, K], labels int [B]."""
+def smoothed_cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> jax.Array:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): [B] of logits [B, K] and labels int [B]."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets)
 
@@ -110,7 +111,8 @@ def draw_batch(recipe: Recipe, real: TrainingSet, synthetic: TrainingSet | None,
         chosen = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, synthetic.labels.shape[0])
         batch = concatenate(batch, synthetic.take(chosen))
     batch = split_batch(batch)
-    return batch.replace(images=random_shift(batch.images, jax.random.fold_in(key, 2), recipe.max_shift))
+    shifted = random_shift(batch.images, jax.random.fold_in(key, 2), recipe.max_shift)
+    return dataclasses.replace(batch, images=shifted)
 
 
 @partial(jax.jit, static_argnames=("module", "recipe"), donate_argnames=("params", "optimizer_state"))
@@ -136,7 +138,17 @@ def _train_step(
 
 def init_classifier(module: Any, image_shape: tuple[int, ...], key: jax.Array) -> Params:
     """Random initial parameters for pictures of `image_shape` (H, W, C)."""
-    return init_sharded(module.init, key, jnp.zeros((1, *image_shape)))["params"]
+    return init_sharded(_make_init(module, image_shape), key)
+
+
+@cache
+def _make_init(module: Any, image_shape: tuple[int, ...]) -> Callable[[jax.Array], Params]:
+    """The same function each time: random draws take seconds to compile, and `jax.jit` knows a function by identity."""
+
+    def init(key: jax.Array) -> Params:
+        return module.init(key, jnp.zeros((1, *image_shape)))["params"]
+
+    return init
 
 
 def train_classifier(
@@ -177,14 +189,13 @@ def _apply(module: Any, params: Params, images: jax.Array) -> jax.Array:
     return module.apply({"params": params}, images)
 
 
-def predict_logits(module: Any, params: Params, images: np.ndarray | jax.Array, batch_size: int) -> np.ndarray:
+def predict_logits(module: Any, params: Params, images: Array, batch_size: int) -> np.ndarray:
     """Logits of all pictures, in batches of one shape: float32 [N, K] of images float32 [N, H, W, C]."""
-    number = len(images)
-    size = min(batch_size, number)
+    images = to_host(images)
+    size = min(batch_size, len(images))
     parts = []
-    for start in range(0, number, size):
-        batch = jnp.asarray(images[start : start + size])
-        missing = size - len(batch)
-        padded = jnp.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
         parts.append(to_host(_apply(module, params, padded))[: len(batch)])
     return np.concatenate(parts)

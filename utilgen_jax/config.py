@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,11 @@ class Field:
     may_change: bool = False
 
 
-METHODS = ("real", "vanilla", "utilgen")
-BASELINES = ("real_only", "vanilla")
+BASELINES = ("vanilla",)
 
 SCHEMA: tuple[Field, ...] = (
-    Field("method", "utilgen", "what is added to the real pictures: nothing, plain or valued ones", choices=METHODS),
-    Field("compare_to", ("real_only", "vanilla"), "baselines trained in the same run for the table", choices=BASELINES),
+    Field("method", "utilgen", "what is added to the real pictures: nothing, plain or valued ones", choices=tuple(METHODS)),
+    Field("baselines", ("vanilla",), "rows trained beside the method's; real pictures only always is", choices=BASELINES),
     Field("seed", 0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1),
     Field("log_every_steps", 50, "training steps between two lines of metrics.jsonl", minimum=1, may_change=True),
     #
@@ -74,7 +74,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("classifier.steps", 600, "optimiser steps, the same for every row of the table", minimum=1),
     Field("classifier.batch_size", 64, "pictures a step", minimum=2),
     Field("classifier.synthetic_fraction", 0.5, "part of each batch that is synthetic", minimum=0.01, maximum=0.99),
-    Field("classifier.learning_rate", 1e-3, "peak, after warm-up; cosine decay to zero", minimum=1e-8, maximum=10.0),
+    Field("classifier.learning_rate", 1e-3, "AdamW: peak, after warm-up; cosine decay to zero", minimum=1e-8, maximum=10.0),
     Field("classifier.weight_decay", 1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0),
     Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),
     Field("classifier.max_shift", 1, "augmentation: random shift, pixels each way", minimum=0),
@@ -85,7 +85,6 @@ SCHEMA: tuple[Field, ...] = (
     Field("utility.hidden", 100, "hidden units of the weight network", minimum=1),
     Field("utility.learning_rate", 1e-3, "Adam, weight network", minimum=1e-8, maximum=10.0),
     Field("utility.weight_decay", 1e-4, "weight network", minimum=0.0, maximum=1.0),
-    Field("utility.lookahead", "one_step", "how the validation loss reaches the weights", choices=("one_step",)),
     Field("utility.validation_batch_size", 0, "validation pictures a step; 0: the whole part", minimum=0),
     #
     Field("parallel.data", -1, "devices that share a batch; -1: all that are left", minimum=-1, may_change=True),

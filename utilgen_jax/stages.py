@@ -21,8 +21,8 @@ Result = dict[str, np.ndarray]
 class Stages:
     """Runs each stage once and keeps what it returns in `<folder>/<stage>.safetensors`.
 
-    A result is a flat map of arrays; it is on disk whole or not at all. With several processes all run every stage and the
-    first one writes.
+    A result is a flat map of arrays; it is on disk whole or not at all. With several processes all run every stage and
+    the first one writes.
 
     Args:
       folder: for the results; made if it does not exist.
@@ -48,13 +48,12 @@ class Stages:
             print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
             return result
         start = time.monotonic()
-        result = {key: np.asarray(value) for key, value in compute().items()}
+        result = {key: np.asarray(value, order="C") for key, value in compute().items()}
         self.seconds[name] = round(time.monotonic() - start, 2)
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
-            arrays = {key: np.ascontiguousarray(value) for key, value in result.items()}
-            save_file(arrays, partial, metadata={"seconds": str(self.seconds[name])})
+            save_file(result, partial, metadata={"seconds": str(self.seconds[name])})
             os.replace(partial, file)
         return result
 
@@ -66,4 +65,5 @@ def _read(file: Path) -> tuple[Result, float]:
             names = tensors.keys()
             return {name: tensors.get_tensor(name) for name in names}, float(tensors.metadata()["seconds"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: the stage's result cannot be read ({error}); remove the file to compute it again") from error
+        message = f"{file}: the stage's result cannot be read ({error}); remove the file to compute it again"
+        raise InputError(message) from error

@@ -1,8 +1,9 @@
 """Values a synthetic pool with the weight network: UtilGen's task-oriented data valuation (arXiv 2510.24262).
 
-The shots are parted into folds. For each, a classifier learns from the rest of the shots and the weighted pool, while the weight
-network learns, through one step of lookahead, which weights lower the loss on the fold's pictures. Validation on the pictures
-that are trained on would teach nothing, since their gradient vanishes as they are fitted; hence the cross-fit.
+The shots are parted into folds. For each, a classifier learns from the rest of the shots and the weighted pool, while
+the weight network learns, through one step of lookahead, which weights lower the loss on the fold's pictures.
+Validation on the pictures that are trained on would teach nothing, since their gradient vanishes as they are fitted;
+hence the cross-fit.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make
 from utilgen_jax.classification import Recipe, TrainingSet
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.models.weight_net import WeightNet
+from utilgen_jax.parallel import init_sharded, to_host
 
 Params = Any
-CURVE_POINTS = 64
+
+PREDICTION_BATCH_SIZE = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +56,10 @@ class PoolValue:
     Attributes:
       weights: float32 [N] in [0, 1], the mean over the folds.
       losses: float32 [N], likewise; what the weight network saw.
-      curve_losses: float32 [P], rising.
-      curve_weights: float32 [P], W(loss) there, the mean over the folds.
     """
 
     weights: np.ndarray
     losses: np.ndarray
-    curve_losses: np.ndarray
-    curve_weights: np.ndarray
 
 
 def value_pool(
@@ -89,7 +88,7 @@ def value_pool(
       Weights and losses of the pool's pictures, in its order.
     """
     recipe = dataclasses.replace(recipe, steps=weight_recipe.steps)
-    weight_net = WeightNet(weight_recipe.hidden)
+    weight_net: Any = WeightNet(weight_recipe.hidden)
     losses, nets = [], []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
@@ -97,52 +96,46 @@ def value_pool(
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
         batch_key = jax.random.fold_in(fold_key, 2)
         for step in range(recipe.steps):
+            step_key = jax.random.fold_in(batch_key, step)
             state, metrics = _value_step(
-                module, weight_net, recipe, weight_recipe, state, train, pool, validation, jax.random.fold_in(batch_key, step)
+                module, weight_net, recipe, weight_recipe, state, train, pool, validation, step_key
             )
             on_step(number * recipe.steps + step + 1, metrics)
-        logits = classification.predict_logits(module, state.params, pool.images, 500)
-        fold_losses = classification.smoothed_cross_entropy(jnp.asarray(logits), pool.labels, recipe.label_smoothing)
-        losses.append(np.asarray(fold_losses))
+        logits = classification.predict_logits(module, state.params, pool.images, PREDICTION_BATCH_SIZE)
+        losses.append(to_host(classification.smoothed_cross_entropy(logits, pool.labels, recipe.label_smoothing)))
         nets.append(state.weight_params)
 
     def weigh(params: Params, values: np.ndarray) -> np.ndarray:
-        return np.asarray(weight_net.apply({"params": params}, values[:, None]))
+        return to_host(weight_net.apply({"params": params}, values[:, None]))
 
-    curve_losses = np.linspace(np.min(losses), np.max(losses), CURVE_POINTS, dtype=np.float32)
     return PoolValue(
         weights=np.mean([weigh(net, values) for net, values in zip(nets, losses, strict=True)], axis=0),
         losses=np.mean(losses, axis=0),
-        curve_losses=curve_losses,
-        curve_weights=np.mean([weigh(net, curve_losses) for net in nets], axis=0),
     )
 
 
 def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(weight_recipe.weight_decay), optax.adam(weight_recipe.learning_rate)
-    )
+    return optax.chain(optax.add_decayed_weights(weight_recipe.weight_decay), optax.adam(weight_recipe.learning_rate))
 
 
 def _init_state(
     module: Any,
-    weight_net: WeightNet,
+    weight_net: Any,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
     image_shape: tuple[int, ...],
     key: jax.Array,
 ) -> BilevelState:
     params = classification.init_classifier(module, image_shape, jax.random.fold_in(key, 0))
-    weight_params = weight_net.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))["params"]
-    return init_bilevel(params, weight_params, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe))
+    weight_params = init_sharded(weight_net.init, jax.random.fold_in(key, 1), jnp.zeros((1, 1)))["params"]
+    optimizers = classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
+    return init_sharded(lambda *levels: init_bilevel(*levels, *optimizers), params, weight_params)
 
 
-@partial(
-    jax.jit, static_argnames=("module", "weight_net", "recipe", "weight_recipe"), donate_argnames="state"
-)
+@partial(jax.jit, static_argnames=("module", "weight_net", "recipe", "weight_recipe"), donate_argnames="state")
 def _value_step(
     module: Any,
-    weight_net: WeightNet,
+    weight_net: Any,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
     state: BilevelState,

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from utilgen_jax.report import plots
@@ -14,8 +15,7 @@ DRAW = {
     "curves": lambda path: plots.plot_curves(METRICS, path),
     "weight_curve": lambda path: plots.plot_weight_curve(RNG.gamma(1, 1, 300), RNG.uniform(size=300), path),
     "one_sample": lambda path: plots.plot_weight_curve([1.0], [0.5], path),
-    "accuracy": lambda path: plots.plot_accuracy(["a", "b"], [0.8, 0.9], path, [[0.75, 0.85], [0.88, 0.92]]),
-    "accuracy_alone": lambda path: plots.plot_accuracy(["a"], [0.8], path),
+    "comparison": lambda path: plots.plot_comparison({"a": {1: [80, 82], 2: [84, 85]}, "b": {1: [90], 2: [91]}}, path),
     "difficulty": lambda path: plots.plot_difficulty(RNG.uniform(size=20), RNG.uniform(size=300), path),
 }
 
@@ -58,14 +58,17 @@ def test_weight_curve_goes_through_the_means_of_the_bins(tmp_path, drawn):
     assert sum(bar.get_height() for bar in drawn[0].axes[1].patches) == 200
 
 
-def test_accuracy_bars_start_at_zero_and_carry_their_intervals(tmp_path, drawn):
-    plots.plot_accuracy(["real", "final"], [0.795, 0.891], tmp_path / "bars.svg", [[0.77, 0.82], [0.88, 0.9]])
+def test_comparison_draws_the_mean_and_the_t_interval_of_each_method(tmp_path, drawn):
+    samples = {"real": {1: [50.0, 54.0, 55.0], 2: [70.0, 71.0, 75.0]}, "final": {1: [80.0, 81.0, 85.0], 2: [90.0] * 3}}
+    plots.plot_comparison(samples, tmp_path / "comparison.svg")
     axes = drawn[0].axes[0]
-    np.testing.assert_allclose([(bar.get_x(), bar.get_width()) for bar in axes.patches], [(0, 79.5), (0, 89.1)])
-    ends = [segment[:, 0] for segment in axes.containers[1].lines[2][0].get_segments()]
-    np.testing.assert_allclose(ends, [[77, 82], [88, 90]])
-    assert [text.get_text() for text in axes.texts] == ["79.5", "89.1"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["real", "final"]
+    for container, by_shots in zip(axes.containers, samples.values(), strict=True):
+        line, _, (bars,) = container.lines
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [np.mean(values) for values in by_shots.values()])
+        for segment, values in zip(bars.get_segments(), by_shots.values(), strict=True):
+            half_width = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
+            np.testing.assert_allclose(segment[:, 1], np.mean(values) + np.array([-1, 1]) * half_width)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
 
 
 def test_difficulty_shares_add_up_to_a_hundred_for_each(tmp_path, drawn):

@@ -38,7 +38,7 @@ def denoising_loss(
 
 
 def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, snr_gamma: float) -> jax.Array:
-    """min(SNR, γ), divided by what the prediction type already weighs: SNR for ε, SNR + 1 for v, 1 for x₀. Float32 [B]."""
+    """min(SNR, γ) over what the prediction type weighs by itself: SNR for ε, SNR + 1 for v, 1 for x₀. Float32 [B]."""
     alphas = schedule.alphas_cumprod[timesteps]
     snr = alphas / (1.0 - alphas)
     clipped = jnp.minimum(snr, snr_gamma)

@@ -15,8 +15,16 @@ from utilgen_jax.errors import InputError
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
-# Settings that would change the pictures and that this code does not compute: only these values pass.
-_REQUIRED = {"thresholding": False, "clip_sample": False, "trained_betas": None, "use_karras_sigmas": False}
+# Settings that this code does not compute: only these values pass. The second group matters only where one samples.
+_REQUIRED: dict[str, Any] = {"trained_betas": None}
+_REQUIRED_TO_SAMPLE: dict[str, Any] = {
+    "clip_sample": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_flow_sigmas": False,
+}
 
 
 @struct.dataclass
@@ -43,13 +51,18 @@ class NoiseSchedule:
         return self.alphas_cumprod.shape[0]
 
 
-def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
+def load_schedule(config: Mapping[str, Any], to_sample: bool = True) -> NoiseSchedule:
     """Builds the schedule from a parsed `scheduler_config.json`, with diffusers' defaults where a field is missing.
+
+    Args:
+      config: the parsed file.
+      to_sample: False for a schedule that only adds noise (unCLIP's, of image embeddings); how its checkpoint would
+        sample then does not matter.
 
     Raises:
       InputError: a setting is unknown or is one that this code does not compute.
     """
-    for name, required in _REQUIRED.items():
+    for name, required in (_REQUIRED | _REQUIRED_TO_SAMPLE if to_sample else _REQUIRED).items():
         if config.get(name, required) != required:
             raise InputError(f"scheduler_config.json: {name}={config[name]!r} is not supported; only {required!r} is")
     prediction_type = config.get("prediction_type", "epsilon")
@@ -62,6 +75,11 @@ def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
             raise InputError(f"scheduler_config.json: {name}={value!r} is not one of {', '.join(choices)}")
     alphas_cumprod = np.cumprod(1.0 - _betas(config))
     if config.get("rescale_betas_zero_snr", False):
+        if prediction_type == "epsilon":
+            raise InputError(
+                "scheduler_config.json: rescale_betas_zero_snr=True leaves nothing but noise at the last timestep, and "
+                "prediction_type='epsilon' could not start there; it needs 'v_prediction' or 'sample'"
+            )
         alphas_cumprod = _rescale_to_zero_terminal_snr(alphas_cumprod)
     final = 1.0 if config.get("set_alpha_to_one", True) else alphas_cumprod[0]
     return NoiseSchedule(
@@ -99,20 +117,23 @@ def _rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 
 def inference_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """The timesteps to visit, from the noisiest to the cleanest: int32 [num_steps].
+    """The timesteps to visit, from the noisiest to the cleanest: int32 [num_steps] (Lin et al. 2023, table 2).
 
     Raises:
-      InputError: `num_steps` is not between 1 and the schedule's number of timesteps.
+      InputError: `num_steps` is not between 1 and what the schedule has timesteps for.
     """
     total = schedule.num_train_timesteps
-    if not 1 <= num_steps <= total:
-        raise InputError(f"the number of sampling steps must be between 1 and {total}, not {num_steps}")
+    # "leading" leaves out the last timesteps anyway; with a stride of 1 its offset would pass the last one.
+    largest = total - schedule.steps_offset if schedule.timestep_spacing == "leading" else total
+    if not 1 <= num_steps <= largest:
+        raise InputError(f"the number of sampling steps must be between 1 and {largest}, not {num_steps}")
     if schedule.timestep_spacing == "linspace":
         return np.linspace(0, total - 1, num_steps).round()[::-1].astype(np.int32)
     if schedule.timestep_spacing == "leading":
         ratio = total // num_steps
         return ((np.arange(num_steps) * ratio).round()[::-1] + schedule.steps_offset).astype(np.int32)
-    return (np.round(np.arange(total, 0, -total / num_steps)) - 1).astype(np.int32)
+    # Rounding gives `arange` one element too many for some numbers of steps (61, 103 ...).
+    return (np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1).astype(np.int32)
 
 
 def _per_sample(values: jax.Array, like: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Makes the embedded glyph world from nothing: `python -m utilgen_jax.foundation --out=FOLDER`.
 
-It renders the corpus, trains a tiny CLIP, an autoencoder and a UNet, one after the other, and writes a Stable Diffusion unCLIP checkpoint in
-diffusers' folder format. Everything follows from the seed. A run that was cut off continues: finished components are
-read back from the folder, the one in training from its last checkpoint.
+It renders the corpus, trains a tiny CLIP, an autoencoder and a UNet, one after the other, and writes a Stable Diffusion
+unCLIP checkpoint in diffusers' folder format. Everything follows from the seed. A run that was cut off continues:
+finished components are read back from the folder, the one in training from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from utilgen_jax.report.progress import format_duration
 
 _OUT = flags.DEFINE_string("out", "runs/glyphs", "The checkpoint folder to write.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of corpus, initial weights and order.")
-_SHRINK = flags.DEFINE_integer("shrink", 1, "Divide corpus and steps by this: to try the command, not to use its result.")
+_SHRINK = flags.DEFINE_integer("shrink", 1, "Divide corpus and steps by this: to try the command, not for its result.")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def make_foundation(out: Path, seed: int) -> None:
     if not _is_done(out / "unet"):
         image_embeds = embed_corpus(corpus, generator, params)
         write_normalizer(out, image_embeds)
-        params["image_normalizer"] = load_image_normalizer(out)
+        params["image_normalizer"] = load_image_normalizer(out, generator)
         moments = encode_corpus(corpus, generator.vae, params["vae"])
         training = _shrunk(recipe.UNET_TRAINING)
         unet = train_unet(corpus, generator, params, moments, image_embeds, seed, out / "training", training)

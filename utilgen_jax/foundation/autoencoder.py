@@ -12,7 +12,7 @@ import numpy as np
 from utilgen_jax.foundation.corpus import Corpus
 from utilgen_jax.foundation.fit import fit
 from utilgen_jax.foundation.recipe import AUTOENCODER_TRAINING, Training
-from utilgen_jax.models.autoencoder import AutoencoderKL, kl_divergence, mode, sample_posterior
+from utilgen_jax.models.autoencoder import kl_divergence, mode, sample_posterior
 
 Params = Any
 
@@ -20,9 +20,24 @@ KL_WEIGHT = 1e-3  # per pixel; holds the latents near a unit Gaussian without bl
 
 
 def train_autoencoder(
-    corpus: Corpus, vae: AutoencoderKL, seed: int, folder: Path, training: Training = AUTOENCODER_TRAINING
+    corpus: Corpus,
+    vae: Any,  # a linen module; the static type of apply() says nothing
+    seed: int,
+    folder: Path,
+    training: Training = AUTOENCODER_TRAINING,
 ) -> Params:
-    """Trains by squared and absolute error and a small KL term (Rombach et al. 2022, appendix G, without the discriminator)."""
+    """Trains by squared and absolute error and a small KL term (Rombach et al. 2022, appendix G, no discriminator).
+
+    Args:
+      corpus: pictures.
+      vae: an `AutoencoderKL`.
+      seed: of initial weights, posterior noise and order.
+      folder: for checkpoints.
+      training: steps, batch size, learning rate.
+
+    Returns:
+      The trained params.
+    """
     key = jax.random.fold_in(jax.random.key(seed), 2)
     params = jax.jit(vae.init)(key, corpus.pictures(np.arange(1)))["params"]
 
@@ -39,7 +54,7 @@ def train_autoencoder(
     return fit("autoencoder", loss_fn, params, get_batch, training, seed, folder)
 
 
-def encode_corpus(corpus: Corpus, vae: AutoencoderKL, params: Params, batch_size: int = 500) -> np.ndarray:
+def encode_corpus(corpus: Corpus, vae: Any, params: Params, batch_size: int = 500) -> np.ndarray:
     """The posterior's moments of all pictures: float32 [N, h, w, 2C]."""
     encode = jax.jit(lambda images: vae.apply({"params": params}, images, method="encode"))
     number = len(corpus.images)

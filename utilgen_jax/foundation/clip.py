@@ -13,8 +13,6 @@ import optax
 from utilgen_jax.foundation.corpus import Corpus
 from utilgen_jax.foundation.fit import fit
 from utilgen_jax.foundation.recipe import CLIP_TRAINING, Training
-from utilgen_jax.models.clip_text import CLIPTextModelWithProjection
-from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
 
 Params = Any
 
@@ -50,13 +48,25 @@ def contrastive_loss(
 
 def train_clip(
     corpus: Corpus,
-    text_encoder: CLIPTextModelWithProjection,
-    image_encoder: CLIPVisionModelWithProjection,
+    text_encoder: Any,  # linen modules; the static type of apply() says nothing
+    image_encoder: Any,
     seed: int,
     folder: Path,
     training: Training = CLIP_TRAINING,
 ) -> Params:
-    """Trains both towers; returns {"text": params, "image": params, "logit_scale": scalar}."""
+    """Trains both towers.
+
+    Args:
+      corpus: pictures and captions.
+      text_encoder: a `CLIPTextModelWithProjection`.
+      image_encoder: a `CLIPVisionModelWithProjection`.
+      seed: of initial weights and order.
+      folder: for checkpoints.
+      training: steps, batch size, learning rate.
+
+    Returns:
+      {"text": params, "image": params, "logit_scale": scalar}.
+    """
     example = corpus.batch(seed, 0, 2)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     params = {

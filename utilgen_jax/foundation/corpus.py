@@ -10,6 +10,9 @@ import numpy as np
 from utilgen_jax import weights
 from utilgen_jax.foundation import glyphs
 from utilgen_jax.foundation.fit import batch_indices
+from utilgen_jax.report.progress import Progress
+
+_CHUNK = 1000  # pictures between two updates of the progress line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +44,17 @@ class Corpus:
 
 def make_corpus(size: int, seed: int, tokenizer: Any) -> Corpus:
     """Renders `size` glyphs and tokenises their captions; the same seed gives the same corpus."""
-    images, captions, _ = glyphs.corpus(size, seed)
+    images, captions = [], []
+    with Progress("foundation: corpus", size, unit="picture") as progress:
+        for start in range(0, size, _CHUNK):
+            some_images, some_captions, _ = glyphs.corpus(min(_CHUNK, size - start), seed, start)
+            images.append(some_images)
+            captions += some_captions
+            progress.update(len(captions))
     distinct = sorted(set(captions))
     ids = dict(zip(distinct, weights.tokenize(tokenizer, distinct), strict=True))
     return Corpus(
-        images=images,
+        images=np.concatenate(images),
         input_ids=np.stack([ids[caption] for caption in captions]).astype(np.int32),
         captions=captions,
         empty_ids=np.asarray(weights.tokenize(tokenizer, [""]))[0].astype(np.int32),

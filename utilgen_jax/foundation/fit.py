@@ -22,7 +22,7 @@ CHECKPOINT_EVERY_STEPS = 500
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
-    """The pictures of one step, by step number alone, so that a resumed run sees what an unbroken one would: int [batch_size]."""
+    """The pictures of one step, int [batch_size], by its number alone: a resumed run sees what a whole one would."""
     return np.random.default_rng(np.random.SeedSequence([seed, step])).integers(0, size, batch_size)
 
 

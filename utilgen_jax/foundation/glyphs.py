@@ -132,8 +132,8 @@ def sample_attributes(seed: int, index: int) -> GlyphAttributes:
     Returns:
         The attributes: about two thirds large, 15 % off centre; half clean, the rest grainy or blurred.
     """
-    # The ranges are what print shows and what the framing of digit data sets is documented to be: the ink fills the box. They were
-    # set once, by hand, and are not tuned to any real picture or to any accuracy on real pictures.
+    # The ranges are what print shows and what the framing of digit data sets is documented to be: the ink fills the
+    # box. They were set once, by hand, and are not tuned to any real picture or to any accuracy on real pictures.
     rng = np.random.default_rng([seed, index])
     digit = index % 10
     style = str(rng.choice(vocabulary.STYLES))

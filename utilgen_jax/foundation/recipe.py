@@ -1,7 +1,8 @@
 """The glyph world's recipe: the sizes of its models and the length of their training, in one place.
 
-The component configs have the fields of diffusers' and transformers' `config.json`, and are written as such. The sizes were chosen so
-that the whole training takes well under 45 minutes on 2 processor cores and all weights together stay under 8 MB in half precision.
+The component configs have the fields of diffusers' and transformers' `config.json`, and are written as such. The sizes
+were chosen so that the whole training takes well under 45 minutes on 2 processor cores and all weights together stay
+under 8 MB in half precision.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Training:
 
 
 CORPUS_SIZE = 60_000
-CLIP_TRAINING = Training(steps=1500, batch_size=128, learning_rate=1e-3)
+CLIP_TRAINING = Training(steps=1000, batch_size=128, learning_rate=1e-3)
 AUTOENCODER_TRAINING = Training(steps=1500, batch_size=32, learning_rate=2e-3)
-UNET_TRAINING = Training(steps=5000, batch_size=64, learning_rate=1e-3)
+UNET_TRAINING = Training(steps=4000, batch_size=64, learning_rate=1e-3)
 UNET_EMA_DECAY = 0.998
 SNR_GAMMA = 5.0
 # How often the UNet sees no caption, and how often no picture, so that each alone conditions and neither is needed.
@@ -74,7 +75,7 @@ AUTOENCODER_CONFIG: dict[str, Any] = {
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "block_out_channels": [16, 32, 32],
+    "block_out_channels": [8, 16, 32],
     "layers_per_block": 1,
     "act_fn": "silu",
     "latent_channels": 4,
@@ -93,7 +94,7 @@ UNET_CONFIG: dict[str, Any] = {
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [48, 96],
+    "block_out_channels": [32, 64],
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "norm_eps": 1e-5,

@@ -53,6 +53,8 @@ def train_unet(
     key = jax.random.fold_in(jax.random.key(seed), 3)
     example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_arguments(generator.unet))
     params = jax.jit(generator.unet.init)(key, *example)["params"]
+    if generator.image_noising_schedule is None:
+        raise ValueError("the generator is no unCLIP one: it has no image_noising_schedule")
     levels = generator.image_noising_schedule.num_train_timesteps
 
     def loss_fn(params: Params, batch: Any, key: jax.Array) -> jax.Array:

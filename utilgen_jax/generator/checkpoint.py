@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ Params = Any
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
 _REQUIRED_COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-_MODULE_KINDS = {
+_MODULE_KINDS: dict[str, Any] = {
     "text_encoder": CLIPTextModel,
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -44,10 +44,11 @@ class Generator:
       image_mean, image_std: of the CLIP image preprocessing, for pixels in [0, 1].
     """
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    image_encoder: CLIPVisionModelWithProjection | None
+    # linen modules; the static type of apply() says nothing
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    image_encoder: Any
     tokenizer: Any
     schedule: NoiseSchedule
     image_noising_schedule: NoiseSchedule | None
@@ -63,6 +64,12 @@ class Generator:
         """Pixels a side of one latent."""
         return 2 ** (len(self.vae.block_out_channels) - 1)
 
+    def check_image_size(self, image_size: int) -> None:
+        """Raises InputError where the autoencoder and the UNet cannot halve pictures of this side often enough."""
+        multiple = self.vae_scale_factor * 2 ** (len(self.unet.block_out_channels) - 1)
+        if image_size % multiple:
+            raise InputError(f"config.generator.image_size={image_size}: this checkpoint makes multiples of {multiple}")
+
 
 def load_generator(
     folder: Path, dtype: jnp.dtype = jnp.float32, sharding_for: ShardingFor | None = None
@@ -70,7 +77,7 @@ def load_generator(
     """Loads a checkpoint folder in diffusers' format (`model_index.json` and a folder per component).
 
     Args:
-      folder: the checkpoint; see `weights.resolve_checkpoint` for names.
+      folder: the checkpoint's; `weights.resolve_checkpoint` finds it by name.
       dtype: of weights and activations; schedules stay float32.
       sharding_for: gives each tensor its place, see `weights.load_component`.
 
@@ -84,39 +91,73 @@ def load_generator(
     names = [name for name in _MODULE_KINDS if getattr(generator, name) is not None]
     params = {name: load_params(folder, generator, name, dtype, sharding_for) for name in names}
     if generator.image_encoder is not None:
-        params["image_normalizer"] = load_image_normalizer(folder)
+        params["image_normalizer"] = load_image_normalizer(folder, generator)
     return generator, params
 
 
 def read_architecture(folder: Path, dtype: jnp.dtype = jnp.float32) -> Generator:
-    """Reads a checkpoint's configs, tokenizer and schedules, but no weights; arguments and errors as in `load_generator`."""
+    """Reads a checkpoint's configs, tokenizer and schedules, but no weights; arguments, errors as in `load_generator`.
+
+    The last one read is kept while its files stay as they are: what was compiled for a generator then serves all runs
+    of a process that use it.
+    """
+    folder = folder.resolve()
+    files = sorted(path for pattern in ("*/*.json", "*/*.txt") for path in folder.glob(pattern))
+    stamps = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
+    return _read_architecture(folder, jnp.dtype(dtype), stamps)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_architecture(folder: Path, dtype: jnp.dtype, stamps: tuple[tuple[Path, int, int], ...]) -> Generator:
+    del stamps  # they are there to be compared by the cache
     absent = [name for name in _REQUIRED_COMPONENTS if not (folder / name).is_dir()]
     if absent:
         raise InputError(
-            f"checkpoint {folder}: no folder {', '.join(absent)} in it. A Stable Diffusion checkpoint in diffusers' format "
-            f"holds {', '.join(_REQUIRED_COMPONENTS)}"
+            f"checkpoint {folder}: has no folder {', '.join(absent)}. A Stable Diffusion checkpoint in diffusers' "
+            f"format holds {', '.join(_REQUIRED_COMPONENTS)}"
         )
     modules = {
-        name: kind.from_config(read_json(folder / name / "config.json"), dtype=dtype)
+        name: kind.from_config(weights.load_config(folder / name), dtype=dtype)
         for name, kind in _MODULE_KINDS.items()
         if (folder / name).is_dir()
     }
+    _check_fit(folder, modules)
     image_noising_schedule = None
     if "image_encoder" in modules:
-        image_noising_schedule = load_schedule(read_json(folder / "image_noising_scheduler" / "scheduler_config.json"))
-    preprocessing_file = folder / "feature_extractor" / "preprocessor_config.json"
-    preprocessing = read_json(preprocessing_file) if preprocessing_file.is_file() else {}
+        config = weights.load_config(folder / "image_noising_scheduler", "scheduler_config.json")
+        image_noising_schedule = load_schedule(config, to_sample=False)
+    preprocessor = folder / "feature_extractor" / "preprocessor_config.json"
+    preprocessing = weights.load_config(preprocessor.parent, preprocessor.name) if preprocessor.is_file() else {}
     return Generator(
         unet=modules["unet"],
         vae=modules["vae"],
         text_encoder=modules["text_encoder"],
         image_encoder=modules.get("image_encoder"),
         tokenizer=weights.load_tokenizer(folder / "tokenizer"),
-        schedule=load_schedule(read_json(folder / "scheduler" / "scheduler_config.json")),
+        schedule=load_schedule(weights.load_config(folder / "scheduler", "scheduler_config.json")),
         image_noising_schedule=image_noising_schedule,
         image_mean=tuple(preprocessing.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
         image_std=tuple(preprocessing.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
     )
+
+
+def _check_fit(folder: Path, modules: dict[str, Any]) -> None:
+    """Raises InputError where components do not fit each other, as in checkpoints for other tasks than generation."""
+    unet, channels = modules["unet"], modules["vae"].latent_channels
+    needs = {
+        "in_channels": (channels, "its vae's latent_channels"),
+        "out_channels": (channels, "its vae's latent_channels"),
+        "cross_attention_dim": (modules["text_encoder"].hidden_size, "its text_encoder's hidden_size"),
+    }
+    if "image_encoder" in modules:
+        width = 2 * modules["image_encoder"].projection_dim
+        needs["projection_class_embeddings_input_dim"] = (width, "twice its image_encoder's projection_dim")
+    for field, (needed, whose) in needs.items():
+        if getattr(unet, field) != needed:
+            raise InputError(
+                f"{folder / 'unet' / 'config.json'}: {field}={getattr(unet, field)} should be {needed}, {whose}; "
+                "checkpoints for inpainting, depth or upscaling cannot be used, those that generate can"
+            )
 
 
 def load_params(
@@ -131,10 +172,11 @@ def load_params(
     return weights.check_params(params, expected_params(getattr(generator, name)), str(folder / name))
 
 
-def load_image_normalizer(folder: Path) -> Params:
+def load_image_normalizer(folder: Path, generator: Generator) -> Params:
     """Loads unCLIP's mean and deviation of image embeddings, float32 [1, E] each."""
     _, params = weights.load_component(folder / "image_normalizer", dtype=jnp.float32)
-    return params
+    statistic = jax.ShapeDtypeStruct((1, generator.image_encoder.projection_dim), jnp.float32)
+    return weights.check_params(params, {"mean": statistic, "std": statistic}, folder / "image_normalizer")
 
 
 def expected_params(module: Any) -> Params:
@@ -162,11 +204,3 @@ def example_arguments(module: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     if isinstance(module, CLIPVisionModelWithProjection):
         return (jax.ShapeDtypeStruct((1, module.image_size, module.image_size, 3), jnp.float32),)
     return (jax.ShapeDtypeStruct((1, module.max_position_embeddings), jnp.int32),)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint's JSON object; InputError names the file where it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"checkpoint: cannot read {path}: {error}") from error

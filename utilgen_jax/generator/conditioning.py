@@ -24,8 +24,8 @@ class Condition:
     Attributes:
       prompt_embeds: float [B, T, D], CLIP text states.
       negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
-      class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no picture conditions; None where
-        the UNet has no class embedding.
+      class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no picture conditions; None
+        where the UNet has no class embedding.
     """
 
     prompt_embeds: jax.Array

@@ -1,4 +1,4 @@
-"""Image classifiers. Group norm throughout: batch statistics would leak between the lookahead's passes (see `bilevel`)."""
+"""Image classifiers. Group norm throughout: batch statistics would leak between the lookahead's passes (`bilevel`)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from utilgen_jax.errors import InputError
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions with two poolings between them and a hidden dense layer: for pictures of 8 to 64 pixels a side.
+    """Three convolutions, the last two pooled, and a hidden dense layer: for pictures of 8 to 64 pixels a side.
 
     Attributes:
       num_classes: K.
@@ -30,7 +30,7 @@ class SmallCNN(nn.Module):
             hidden = nn.relu(hidden)
             if pool > 1:
                 hidden = nn.max_pool(hidden, (pool, pool), strides=(pool, pool))
-        # Pictures beyond 8 pixels are pooled to the 2 x 2 that those leave, so that the head's size does not depend on them.
+        # Larger pictures are averaged to the 2 x 2 that 8 pixels leave: the head's size does not depend on theirs.
         batch, height, width, channels = hidden.shape
         hidden = hidden.reshape(batch, 2, height // 2, 2, width // 2, channels).mean((2, 4)).reshape(batch, -1)
         hidden = nn.relu(nn.Dense(4 * self.width, name="hidden")(hidden))

@@ -116,38 +116,39 @@ def plot_weight_curve(losses: ArrayLike, weights: ArrayLike, path: str | os.Path
         return _save(figure, path)
 
 
-def plot_accuracy(
-    names: Sequence[str], means: ArrayLike, path: str | os.PathLike[str], intervals: ArrayLike | None = None
-) -> Path:
-    """Draws one bar of accuracy for each method, from zero, with its interval.
+def plot_comparison(accuracies: Mapping[str, Mapping[int, ArrayLike]], path: str | os.PathLike[str]) -> Path:
+    """Draws accuracy by shots, a line for each method, with the 95 % interval of each mean (Student's t).
 
     Args:
-      names: the [k] methods, top to bottom; the last one is drawn in the accent colour.
-      means: [k] accuracies, fractions in [0, 1].
+      accuracies: {method: {shots: per cent [n], one for each seed}}; every method with the same shots.
       path: the file to write.
-      intervals: [k, 2] lower and upper ends, fractions; None for none.
 
     Returns:
       The path.
     """
-    values = 100 * np.asarray(means, dtype=np.float64)
-    rows = np.arange(len(names))
-    ends = np.stack([values, values], 1) if intervals is None else 100 * np.asarray(intervals, dtype=np.float64)
+    from scipy.stats import t
+
     with _style():
-        figure = _figure(6.4, 0.8 + 0.5 * len(names))
+        figure = _figure(6.4, 4.2)
         axes = figure.subplots()
-        axes.barh(rows, values, height=0.6, color=[GREY] * (len(names) - 1) + [BLUE])
-        if intervals is not None:
-            errors = np.stack([values - ends[:, 0], ends[:, 1] - values])
-            axes.errorbar(values, rows, xerr=errors, fmt="none", ecolor="#1F2328", elinewidth=1.2, capsize=3)
-        for row, value, end in zip(rows, values, ends[:, 1], strict=True):
-            axes.annotate(f"{value:.1f}", (end, row), (6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(rows, labels=list(names))
-        axes.set(xlabel="Test accuracy (%)", xlim=(0, 108))
-        axes.set_xticks(range(0, 101, 20))
-        axes.invert_yaxis()
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
+        colours = [GREY, *_PALETTE]
+        for number, (method, by_shots) in enumerate(accuracies.items()):
+            samples = [np.asarray(values, dtype=np.float64) for values in by_shots.values()]
+            # One seed has no interval.
+            half_widths = [
+                t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+                for values in samples
+            ]
+            # Side by side, so that intervals do not hide one another.
+            places = np.arange(len(by_shots)) + 0.08 * (number - (len(accuracies) - 1) / 2)
+            means = [values.mean() for values in samples]
+            axes.errorbar(
+                places, means, half_widths, label=method, color=colours[number % len(colours)], marker="o", capsize=3
+            )
+        ticks = [str(shots) for shots in next(iter(accuracies.values()))]
+        axes.set_xticks(np.arange(len(ticks)), ticks)
+        axes.set(xlabel="Labelled real pictures a class", ylabel="Test accuracy (%)")
+        axes.legend()
         return _save(figure, path)
 
 

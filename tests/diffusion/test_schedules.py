@@ -1,0 +1,149 @@
+"""The noise schedule against torch's DDIMScheduler, and its refusals."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from utilgen_jax.diffusion import schedules
+from utilgen_jax.errors import InputError
+
+# What every config below has; diffusers' own default is to clip, which is not for latents.
+LATENT = {"clip_sample": False}
+STABLE_DIFFUSION = LATENT | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BETAS = {
+    "defaults": LATENT,
+    "linear": LATENT | {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "linear"},
+    "scaled_linear": STABLE_DIFFUSION,
+    "cosine": LATENT | {"beta_schedule": "squaredcos_cap_v2"},
+    "few": STABLE_DIFFUSION | {"num_train_timesteps": 50},
+}
+
+
+def latents_noise_timesteps():
+    rng = np.random.default_rng(0)
+    latents, noise = rng.normal(size=(2, 5, 4, 4, 3)).astype(np.float32)
+    return latents, noise, np.array([0, 1, 250, 500, 999], np.int32)
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_alphas_cumprod_are_those_of_diffusers(name):
+    schedule, expected = schedules.load_schedule(BETAS[name]), DDIMScheduler(**BETAS[name])
+    assert schedule.alphas_cumprod.dtype == jnp.float32
+    assert schedule.num_train_timesteps == expected.config.num_train_timesteps
+    # diffusers multiplies up a thousand float32 numbers, this code float64 ones.
+    np.testing.assert_allclose(schedule.alphas_cumprod, expected.alphas_cumprod.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_final_alpha_cumprod(set_alpha_to_one):
+    config = STABLE_DIFFUSION | {"set_alpha_to_one": set_alpha_to_one}
+    expected = DDIMScheduler(**config).final_alpha_cumprod
+    np.testing.assert_allclose(schedules.load_schedule(config).final_alpha_cumprod, expected.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_zero_terminal_snr(name):
+    config = BETAS[name] | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    schedule = schedules.load_schedule(config)
+    assert schedule.alphas_cumprod[-1] == 0.0
+    np.testing.assert_allclose(schedule.alphas_cumprod, DDIMScheduler(**config).alphas_cumprod.numpy(), atol=1e-6)
+
+
+def test_zero_terminal_snr_cannot_start_from_a_prediction_of_noise():
+    with pytest.raises(InputError, match="rescale_betas_zero_snr=True .* 'v_prediction' or 'sample'"):
+        schedules.load_schedule(STABLE_DIFFUSION | {"rescale_betas_zero_snr": True})
+
+
+@pytest.mark.parametrize("spacing", schedules.TIMESTEP_SPACINGS)
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("num_steps", [1, 7, 20, 50, 333, 999])
+def test_inference_timesteps_are_those_of_diffusers(spacing, offset, num_steps):
+    config = STABLE_DIFFUSION | {"timestep_spacing": spacing, "steps_offset": offset}
+    expected = DDIMScheduler(**config)
+    expected.set_timesteps(num_steps)
+    timesteps = schedules.inference_timesteps(schedules.load_schedule(config), num_steps)
+    assert timesteps.dtype == np.int32
+    np.testing.assert_array_equal(timesteps, expected.timesteps.numpy())
+
+
+@pytest.mark.parametrize("spacing", schedules.TIMESTEP_SPACINGS)
+def test_every_number_of_steps_has_as_many_falling_timesteps_of_the_schedule(spacing):
+    # diffusers visits -1 as a 62nd of 61 "trailing" steps.
+    schedule = schedules.load_schedule(STABLE_DIFFUSION | {"timestep_spacing": spacing})
+    for num_steps in range(1, 1001):
+        timesteps = schedules.inference_timesteps(schedule, num_steps)
+        assert timesteps.shape == (num_steps,)
+        assert timesteps[0] <= 999 and timesteps[-1] >= 0 and (np.diff(timesteps) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "num_steps", "largest"), [({}, 0, 1000), ({}, 1001, 1000), ({"steps_offset": 1}, 1000, 999)]
+)
+def test_impossible_numbers_of_steps_are_refused(config, num_steps, largest):
+    schedule = schedules.load_schedule(STABLE_DIFFUSION | config)
+    with pytest.raises(InputError, match=f"between 1 and {largest}, not {num_steps}"):
+        schedules.inference_timesteps(schedule, num_steps)
+
+
+@pytest.mark.parametrize("name", ["scaled_linear", "cosine"])
+def test_add_noise_is_that_of_diffusers(name):
+    latents, noise, timesteps = latents_noise_timesteps()
+    noisy = schedules.add_noise(schedules.load_schedule(BETAS[name]), latents, noise, timesteps)
+    expected = DDIMScheduler(**BETAS[name]).add_noise(*map(torch.tensor, (latents, noise, timesteps)))
+    assert noisy.dtype == jnp.float32
+    np.testing.assert_allclose(noisy, expected.numpy(), atol=2e-5)
+
+
+def test_training_targets():
+    latents, noise, timesteps = latents_noise_timesteps()
+    target = {
+        kind: schedules.training_target(
+            schedules.load_schedule(STABLE_DIFFUSION | {"prediction_type": kind}), latents, noise, timesteps
+        )
+        for kind in schedules.PREDICTION_TYPES
+    }
+    velocity = DDPMScheduler(**STABLE_DIFFUSION).get_velocity(*map(torch.tensor, (latents, noise, timesteps)))
+    np.testing.assert_array_equal(target["epsilon"], noise)
+    np.testing.assert_array_equal(target["sample"], latents)
+    np.testing.assert_allclose(target["v_prediction"], velocity.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", schedules.PREDICTION_TYPES)
+def test_a_perfect_prediction_gives_back_latents_and_noise(kind):
+    latents, noise, timesteps = latents_noise_timesteps()
+    schedule = schedules.load_schedule(STABLE_DIFFUSION | {"prediction_type": kind})
+    noisy = schedules.add_noise(schedule, latents, noise, timesteps)
+    prediction = schedules.training_target(schedule, latents, noise, timesteps)
+    clean, found_noise = schedules.clean_and_noise(schedule, prediction, noisy, schedule.alphas_cumprod[timesteps])
+    np.testing.assert_allclose(clean, latents, atol=2e-5)
+    np.testing.assert_allclose(found_noise, noise, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"beta_schedule": "sigmoid"},
+        {"prediction_type": "flow_prediction"},
+        {"timestep_spacing": "quadratic"},
+        {"thresholding": True},
+        {"clip_sample": True},
+        {"trained_betas": [0.1, 0.2]},
+        {"use_karras_sigmas": True},
+        {"use_flow_sigmas": True},
+    ],
+)
+def test_settings_that_are_not_computed_are_refused_by_name(setting):
+    [(name, value)] = setting.items()
+    with pytest.raises(InputError, match=f"scheduler_config.json: {name}=") as refusal:
+        schedules.load_schedule(STABLE_DIFFUSION | setting)
+    assert repr(value) in str(refusal.value)
+
+
+def test_a_schedule_that_only_adds_noise_may_say_how_it_would_sample():
+    config = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}  # Stable Diffusion 2.1-unCLIP has it so
+    schedule = schedules.load_schedule(config, to_sample=False)
+    np.testing.assert_allclose(schedule.alphas_cumprod, DDPMScheduler(**config).alphas_cumprod.numpy(), rtol=1e-4)
+    with pytest.raises(InputError, match="trained_betas"):
+        schedules.load_schedule({"trained_betas": [0.1]}, to_sample=False)

@@ -1,0 +1,159 @@
+"""The whole chain from a prompt to a picture against torch's diffusers pipelines, from the same folder and latents."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableUnCLIPImg2ImgPipeline
+from PIL import Image
+
+from tests.torch_parity import relative_error
+from utilgen_jax import weights
+from utilgen_jax.data.images import to_float
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.checkpoint import load_generator
+from utilgen_jax.generator.conditioning import encode_images, encode_prompts, noise_image_embeds, text_condition
+from utilgen_jax.generator.sampling import sample
+
+PROMPTS = ["the photo of the digit 7", "a bold digit"]
+NEGATIVE = "blurred"
+STEPS, GUIDANCE = 10, 5.0
+TOLERANCE = 1e-3
+GLYPHS = Path("/tmp/w/g0")
+LATENTS = np.random.default_rng(0).normal(size=(len(PROMPTS), 8, 8, 4)).astype(np.float32)
+
+
+def torch_pictures(pipeline, **arguments):
+    """Float [B, H, W, 3] in [-1, 1], as `sample` returns them."""
+    pipeline.set_progress_bar_config(disable=True)
+    # Not the checkpoint's PNDM; diffusers' DDIM would clip latents where the config does not say otherwise.
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    images = pipeline(
+        negative_prompt=[NEGATIVE] * len(LATENTS),
+        latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        output_type="pt",
+        **arguments,
+    ).images
+    return images.permute(0, 2, 3, 1).numpy() * 2 - 1
+
+
+def our_pictures(generator, params, condition):
+    images = sample(generator, params, condition, jnp.asarray(LATENTS), num_steps=STEPS, guidance_scale=GUIDANCE)
+    assert images.dtype == jnp.float32 and images.min() >= -1 and images.max() <= 1
+    return np.asarray(images)
+
+
+def assert_same_pictures(ours, theirs):
+    """Equal, of pictures that differ from each other and do not only show where they were clipped."""
+    assert relative_error(ours, theirs) < TOLERANCE
+    assert (np.abs(theirs) < 0.999).mean() > 0.5
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(("family", "prediction"), [("sd15", "epsilon"), ("sd21", "v_prediction")])
+def test_text_to_image(checkpoint, loaded, family, prediction):
+    generator, params = loaded(family)
+    assert generator.schedule.prediction_type == prediction
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint(family))
+    theirs_ids = pipeline.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77).input_ids
+    np.testing.assert_array_equal(weights.tokenize(generator.tokenizer, PROMPTS), theirs_ids)
+    condition = text_condition(generator, params, PROMPTS, NEGATIVE)
+    assert condition.class_labels is None
+    ours = our_pictures(generator, params, condition)
+    assert_same_pictures(ours, torch_pictures(pipeline, prompt=PROMPTS))
+    # The comparison would tell: with the prompts exchanged the pictures differ by more than it allows.
+    exchanged = text_condition(generator, params, PROMPTS[::-1], NEGATIVE)
+    assert relative_error(our_pictures(generator, params, exchanged), ours) > 3 * TOLERANCE
+
+
+def picture_of(seed, size):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("size", [16, 48, 11])
+def test_image_embeddings(checkpoint, loaded, size):
+    generator, params = loaded("unclip")
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
+    pictures = np.stack([picture_of(seed, size) for seed in range(3)])
+    pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = pipeline.image_encoder(pixels).image_embeds.numpy()
+    ours = encode_images(generator, params, jnp.asarray(to_float(pictures)))
+    # Pillow rounds resized pictures to whole grey levels.
+    assert relative_error(ours, expected) < (1e-4 if size == 16 else 2e-2)
+
+
+def test_noised_image_embeddings(checkpoint, loaded):
+    generator, params = loaded("unclip")
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
+    key = jax.random.key(4)
+    embeds = np.random.default_rng(5).normal(size=(3, 16)).astype(np.float32)
+    noise = np.asarray(jax.random.normal(key, embeds.shape))
+    for level in (0, 300, 999):
+        with torch.no_grad():
+            expected = pipeline.noise_image_embeddings(torch.tensor(embeds), level, torch.tensor(noise)).numpy()
+        ours = noise_image_embeds(generator, params, jnp.asarray(embeds), jnp.full(3, level), key)
+        assert relative_error(ours, expected) < 1e-4
+
+
+def compare_unclip(folder, generator, params, pictures):
+    """unCLIP from text and pictures, at noise level 0, where only the noise that is drawn needs to be the same."""
+    # Half-precision files are computed on in single precision by both.
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder).to(torch.float32)
+    embeds = encode_images(generator, params, jnp.asarray(to_float(pictures)))
+    key = jax.random.key(2)
+    labels = noise_image_embeds(generator, params, embeds, jnp.zeros(len(pictures), jnp.int32), key)
+    noise = torch.tensor(np.asarray(jax.random.normal(key, embeds.shape)))
+    add = pipeline.noise_image_embeddings
+    pipeline.noise_image_embeddings = lambda image_embeds, noise_level, **_: add(image_embeds, noise_level, noise)
+    pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
+    theirs = torch_pictures(pipeline, prompt=PROMPTS, image=pixels, noise_level=0)
+    text = text_condition(generator, params, PROMPTS, NEGATIVE)
+    ours = our_pictures(generator, params, text.replace(class_labels=labels))
+    assert_same_pictures(ours, theirs)
+    return text, ours
+
+
+def test_unclip_from_text_and_pictures(checkpoint, loaded):
+    generator, params = loaded("unclip")
+    pictures = np.stack([picture_of(seed, 16) for seed in range(2)])
+    text, ours = compare_unclip(checkpoint("unclip"), generator, params, pictures)
+    from_text = our_pictures(generator, params, text)
+    assert relative_error(from_text, ours) > 3 * TOLERANCE
+
+
+def test_unclip_from_text_alone_has_no_image_embedding_in_either_branch(checkpoint, loaded):
+    generator, params = loaded("unclip")
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
+    pipeline.noise_image_embeddings = lambda image_embeds, **_: torch.zeros(len(image_embeds), 32)
+    theirs = torch_pictures(pipeline, prompt=PROMPTS, image_embeds=torch.zeros(2, 16))
+    ours = our_pictures(generator, params, text_condition(generator, params, PROMPTS, NEGATIVE))
+    assert_same_pictures(ours, theirs)
+
+
+def test_torch_opens_the_embedded_checkpoint_and_paints_the_same_pictures():
+    folder = GLYPHS
+    generator, params = load_generator(folder)
+    pictures = np.stack([picture_of(seed, 32) for seed in range(2)])
+    compare_unclip(folder, generator, params, pictures)
+
+
+def test_equal_prompts_are_encoded_once_and_land_in_their_places(loaded):
+    generator, params = loaded("sd15")
+    embeds = encode_prompts(generator, params, ["b", "a", "b"])
+    np.testing.assert_array_equal(embeds[0], embeds[2])
+    np.testing.assert_allclose(embeds[1:2], encode_prompts(generator, params, ["a"]), atol=1e-5)
+    assert relative_error(embeds[0], embeds[1]) > 0.01
+
+
+def test_pictures_condition_unclip_checkpoints_only(loaded):
+    generator, params = loaded("sd15")
+    with pytest.raises(InputError, match="no image_encoder"):
+        encode_images(generator, params, jnp.zeros((1, 16, 16, 3)))
+    with pytest.raises(InputError, match="no image_noising_scheduler"):
+        noise_image_embeds(generator, params, jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32), jax.random.key(0))

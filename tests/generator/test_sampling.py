@@ -1,0 +1,132 @@
+"""A picture follows from its prompt and seed alone: not from its batch, its device, or where a run broke off."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from utilgen_jax import parallel
+from utilgen_jax.data.pool import PoolRecord, PoolWriter, read_pool
+from utilgen_jax.generator import pool_generation
+from utilgen_jax.generator.conditioning import text_condition
+from utilgen_jax.generator.pool_generation import generate_pool, plan_pool
+from utilgen_jax.generator.sampling import decode_latents, initial_latents, sample
+
+SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
+POOL_SETTINGS = SETTINGS | {"negative_prompt": "blurred", "image_size": 16}
+CLASSES = ("zero", "one", "two")
+PROMPTS = [f"the digit {name}" for name in CLASSES]
+
+
+def paint(loaded, prompts, seeds):
+    generator, params = loaded
+    latents = initial_latents(generator, np.array(seeds), 16)
+    return sample(generator, params, text_condition(generator, params, prompts), latents, **SETTINGS)
+
+
+def test_latents_are_those_of_each_seed(loaded):
+    generator, _ = loaded("sd15")
+    latents = initial_latents(generator, np.array([5, 2**31 - 1]), 24)
+    assert latents.shape == (2, 12, 12, 4) and latents.dtype == jnp.float32
+    for row, seed in zip(latents, (5, 2**31 - 1), strict=True):
+        np.testing.assert_array_equal(row, jax.random.normal(jax.random.key(seed), (12, 12, 4)))
+
+
+def test_a_picture_does_not_depend_on_its_batch(loaded):
+    prompts, seeds = [PROMPTS[i % 3] for i in range(5)], [11, 12, 13, 14, 15]
+    together = paint(loaded("sd15"), prompts, seeds)
+    assert together.shape == (5, 16, 16, 3) and together.dtype == jnp.float32
+    alone = paint(loaded("sd15"), [prompts[3]], [seeds[3]])
+    np.testing.assert_allclose(together[3], alone[0], atol=1e-5)
+    assert np.abs(together[3] - together[0]).max() > 0.05  # same prompt, another seed
+
+
+def test_eight_devices_paint_the_same_pictures(loaded):
+    prompts, seeds = [PROMPTS[i % 3] for i in range(8)], list(range(8))
+    expected = paint(loaded("unclip"), prompts, seeds)
+    generator, params = loaded("unclip")
+    mesh = parallel.make_mesh(data=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        images = paint((generator, parallel.shard_params(params, mesh)), prompts, seeds)
+    assert {shard.data.shape[0] for shard in images.addressable_shards} == {1}  # the batch was split, one each
+    np.testing.assert_allclose(images, expected, atol=1e-4)
+
+
+def test_decoding_undoes_the_scaling_factor_and_clips(loaded):
+    generator, params = loaded("sd15")
+    latents = 0.05 * jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    images = generator.vae.apply({"params": params["vae"]}, latents, method="decode")
+    decoded = decode_latents(generator, params, latents * 0.18215)
+    np.testing.assert_allclose(decoded, np.clip(images, -1, 1), atol=1e-5)
+    loud = decode_latents(generator, params, 1e3 * latents)
+    assert loud.min() >= -1.0 and loud.max() <= 1.0
+
+
+def test_plan_takes_classes_in_turn_and_a_shorter_plan_begins_a_longer_one():
+    plan = plan_pool(PROMPTS, 40, seed=3, round_number=0)
+    assert [record.label for record in plan] == [0, 1, 2] * 40
+    assert all(record.prompt == PROMPTS[record.label] and record.round == 0 for record in plan)
+    assert plan[:30] == plan_pool(PROMPTS, 10, seed=3, round_number=0)
+    seeds = [record.seed for record in plan]
+    assert len(set(seeds)) == 120 and 0 <= min(seeds) and max(seeds) < 2**31
+    assert plan == plan_pool(PROMPTS, 40, seed=3, round_number=0)
+    for other in (plan_pool(PROMPTS, 40, 4, 0), plan_pool(PROMPTS, 40, 3, 1)):
+        assert not set(seeds) & {record.seed for record in other}
+
+
+def fill(loaded, folder, plan, batch_size=4):
+    """Generates into the folder; returns what `on_images` heard."""
+    heard = []
+    generate_pool(*loaded, PoolWriter(folder, CLASSES), plan, **POOL_SETTINGS, batch_size=batch_size, on_images=heard.append)
+    return heard
+
+
+def test_pool_holds_the_pictures_of_its_plan(loaded, tmp_path):
+    plan = plan_pool(PROMPTS, 3, seed=0, round_number=0)
+    assert fill(loaded("sd15"), tmp_path, plan) == [4, 8, 9]
+    pool = read_pool(tmp_path, CLASSES)
+    assert [dataclasses.replace(record, file_name="", class_name="") for record in pool.records] == plan
+    generator, params = loaded("sd15")
+    record = plan[5]
+    condition = text_condition(generator, params, [record.prompt], "blurred")
+    image = sample(generator, params, condition, initial_latents(generator, np.array([record.seed]), 16), **SETTINGS)
+    expected = (np.asarray(image[0]) + 1) * 127.5
+    np.testing.assert_allclose(pool.images[5], expected, atol=0.51)
+
+
+@pytest.mark.parametrize("cut", [4, 6])  # between two batches, and in the middle of writing one
+def test_a_pool_that_was_cut_off_is_completed_exactly(loaded, tmp_path, cut):
+    plan = plan_pool(PROMPTS, 3, seed=0, round_number=0)
+    fill(loaded("sd15"), tmp_path / "whole", plan)
+    fill(loaded("sd15"), tmp_path / "broken", plan[:4])
+    if cut == 6:
+        # Six records reached the disk; the batch of the plan's rows 4..7 did not get to its end.
+        fill(loaded("sd15"), tmp_path / "broken", plan[:6])
+    assert fill(loaded("sd15"), tmp_path / "broken", plan)[-1] == 9
+    whole, completed = read_pool(tmp_path / "whole"), read_pool(tmp_path / "broken")
+    assert completed.records == whole.records
+    np.testing.assert_array_equal(completed.images, whole.images)
+    assert fill(loaded("sd15"), tmp_path / "broken", plan) == []  # nothing left to do
+
+
+def test_a_picture_that_is_not_finite_stops_the_pool_before_it_is_written(loaded, tmp_path, monkeypatch):
+    generator, params = loaded("sd15")
+    plan = plan_pool(PROMPTS, 2, seed=0, round_number=0)
+    real_sample = pool_generation.sample
+
+    def sample_with_a_hole(*arguments, **settings):
+        return real_sample(*arguments, **settings).at[1, 3, 3, 0].set(jnp.nan)
+
+    fill((generator, params), tmp_path, plan[:4])
+    monkeypatch.setattr(pool_generation, "sample", sample_with_a_hole)
+    with pytest.raises(FloatingPointError, match="picture 5 of the pool holds NaN"):
+        fill((generator, params), tmp_path, plan)
+    assert len(PoolWriter(tmp_path, CLASSES)) == 4
+
+
+def test_a_record_without_a_prompt_is_painted_from_the_empty_one(loaded, tmp_path):
+    fill(loaded("sd15"), tmp_path / "none", [PoolRecord(label=0, seed=7)])
+    fill(loaded("sd15"), tmp_path / "empty", [PoolRecord(label=0, seed=7, prompt="")])
+    np.testing.assert_array_equal(read_pool(tmp_path / "none").images, read_pool(tmp_path / "empty").images)

@@ -1,0 +1,252 @@
+import dataclasses
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_set
+from utilgen_jax import parallel
+from utilgen_jax.classification import (
+    Recipe,
+    TrainingSet,
+    draw_batch,
+    init_classifier,
+    make_optimizer,
+    predict_logits,
+    random_shift,
+    smoothed_cross_entropy,
+    train_classifier,
+)
+from utilgen_jax.models.classifiers import SmallCNN
+
+RECIPE = Recipe(
+    steps=60,
+    batch_size=16,
+    synthetic_fraction=0.5,
+    learning_rate=1e-2,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    max_shift=1,
+)
+
+
+def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: None, **changes):
+    recipe = dataclasses.replace(RECIPE, **changes)
+    return train_classifier(module or TinyClassifier(), recipe, real, synthetic, jax.random.key(seed), on_step)
+
+
+def accuracy(params, pictures, module=None):
+    logits = predict_logits(module or TinyClassifier(), params, pictures.images, 50)
+    return (logits.argmax(-1) == pictures.labels).mean()
+
+
+def assert_equal(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 0})), first, second)
+
+
+def largest_difference(first, second):
+    differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), first, second)
+    return max(jax.tree.leaves(differences))
+
+
+def numbered(start, count):
+    """Pictures of one grey each, by which they can be told apart after any shift; labels and weights tell the same."""
+    numbers = np.arange(start, start + count)
+    images = np.broadcast_to(numbers[:, None, None, None] / 100, (count, 8, 8, 1)).astype(np.float32)
+    return TrainingSet(jnp.array(images), jnp.array(numbers, jnp.int32), jnp.array(numbers, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "expected"),
+    [(64, 0.5, 32), (64, 0.25, 16), (64, 0.001, 1), (64, 0.999, 63), (2, 0.9, 1)],
+)
+def test_a_mixed_batch_has_both_kinds(batch_size, fraction, expected):
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, synthetic_fraction=fraction)
+    assert recipe.num_synthetic == expected
+    batch = draw_batch(recipe, numbered(0, 5), numbered(50, 7), jax.random.key(0))
+    is_synthetic = np.asarray(batch.labels) >= 50
+    np.testing.assert_array_equal(is_synthetic, np.arange(batch_size) >= batch_size - expected)
+
+
+def test_batches_keep_pictures_labels_and_weights_together():
+    draws = [draw_batch(RECIPE, numbered(0, 3), numbered(50, 7), jax.random.key(seed)) for seed in range(20)]
+    for batch in draws:
+        assert batch.images.shape == (16, 8, 8, 1) and batch.labels.dtype == jnp.int32
+        np.testing.assert_array_equal(batch.labels, batch.weights)
+        expected = np.broadcast_to(np.asarray(batch.labels)[:, None, None, None] / 100, batch.images.shape)
+        np.testing.assert_allclose(batch.images, expected, rtol=1e-6)
+    # With replacement and evenly: three shots fill the real half, each with about a third of it.
+    counts = np.bincount(np.concatenate([batch.labels for batch in draws]), minlength=57)
+    assert counts[:3].sum() == counts[50:].sum() == 160
+    assert counts[:3].min() > 30 and counts[50:].min() > 8
+
+
+def test_batches_depend_on_the_key_alone():
+    real, synthetic = numbered(0, 30), numbered(50, 30)
+    first, again, other = (draw_batch(RECIPE, real, synthetic, jax.random.key(seed)) for seed in (1, 1, 2))
+    assert_equal(first, again)
+    assert (first.labels != other.labels).any()
+    only_real = draw_batch(RECIPE, real, None, jax.random.key(1))
+    assert only_real.labels.shape == (16,) and only_real.labels.max() < 30
+
+
+@pytest.mark.parametrize("max_shift", [1, 2])
+def test_random_shift_against_numpy(max_shift):
+    images = np.random.default_rng(0).normal(size=(500, 5, 6, 2)).astype(np.float32)
+    shifted = np.asarray(random_shift(jnp.array(images), jax.random.key(3), max_shift))
+    padded = np.pad(images, ((0, 0), (max_shift,) * 2, (max_shift,) * 2, (0, 0)), mode="edge")
+    span = range(2 * max_shift + 1)
+    crops = {(row, column): padded[:, row : row + 5, column : column + 6] for row in span for column in span}
+    matches = {offset: (crop == shifted).all((1, 2, 3)) for offset, crop in crops.items()}
+    # Each picture has moved by exactly one of the offsets, and all offsets are about as frequent.
+    np.testing.assert_array_equal(sum(match.astype(int) for match in matches.values()), 1)
+    expected = 500 / len(crops)
+    assert all(abs(match.sum() - expected) < 5 * expected**0.5 for match in matches.values())
+
+
+def test_no_shift_changes_nothing():
+    images = jnp.array(np.random.default_rng(0).normal(size=(3, 5, 5, 1)))
+    np.testing.assert_array_equal(random_shift(images, jax.random.key(0), 0), images)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2, 0.9])
+def test_smoothed_cross_entropy_is_torchs(label_smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = 5 * rng.normal(size=(20, 7)).astype(np.float32), rng.integers(7, size=20)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(labels), reduction="none", label_smoothing=label_smoothing
+    )
+    np.testing.assert_allclose(smoothed_cross_entropy(logits, labels, label_smoothing), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 100])
+def test_the_learning_rate_warms_up_and_decays_to_zero(steps):
+    # Where all gradients are 1, Adam's direction is 1: the update is -rate (1 + decay · parameter).
+    recipe = dataclasses.replace(RECIPE, steps=steps, weight_decay=0.5)
+    optimizer = make_optimizer(recipe)
+    params = {"x": jnp.array(2.0)}
+    state, update, found = optimizer.init(params), jax.jit(optimizer.update), []
+    for _ in range(steps):
+        updates, state = update({"x": jnp.array(1.0)}, state, params)
+        found.append(-float(updates["x"]) / (1 + 0.5 * 2.0))
+    warmup = max(steps // 20, 1)
+    step = np.arange(steps)
+    decay = (1 + np.cos(np.pi * (step - warmup) / max(steps - warmup, 1))) / 2
+    np.testing.assert_allclose(found, 1e-2 * np.where(step < warmup, step / warmup, decay), rtol=1e-4, atol=1e-8)
+
+
+def test_the_loss_is_the_weighted_mean_of_the_batch():
+    real, _ = draw_set(2, seed=0)
+    synthetic, _ = draw_set(5, seed=1)
+    synthetic = dataclasses.replace(synthetic, weights=np.linspace(0, 2, 20, dtype=np.float32))
+    seen = []
+    train(real, synthetic, seed=4, steps=3, on_step=lambda step, loss: seen.append((step, float(loss))))
+    assert [step for step, _ in seen] == [1, 2, 3]
+
+    key = jax.random.key(4)
+    module, params = TinyClassifier(), init_classifier(TinyClassifier(), (8, 8, 1), jax.random.fold_in(key, 0))
+    batch = draw_batch(
+        dataclasses.replace(RECIPE, steps=3),
+        jax.tree.map(jnp.asarray, real),
+        jax.tree.map(jnp.asarray, synthetic),
+        jax.random.fold_in(jax.random.fold_in(key, 1), 0),
+    )
+    losses = torch.nn.functional.cross_entropy(
+        torch.tensor(np.array(module.apply({"params": params}, batch.images))),
+        torch.tensor(np.array(batch.labels, np.int64)),
+        reduction="none",
+        label_smoothing=0.1,
+    )
+    np.testing.assert_allclose(seen[0][1], (losses.numpy() * np.asarray(batch.weights)).mean(), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_synthetic", [False, True])
+def test_it_learns_an_easy_problem(with_synthetic):
+    module = SmallCNN(num_classes=NUM_CLASSES, width=8)
+    real, _ = draw_set(4, seed=0)
+    test, _ = draw_set(50, seed=2)
+    losses = []
+    params = train(
+        real,
+        draw_set(20, seed=1)[0] if with_synthetic else None,
+        module=module,
+        on_step=lambda step, loss: losses.append(float(loss)),
+    )
+    assert accuracy(params, test, module) > 0.95
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_samples_of_weight_zero_have_no_influence_at_all():
+    real, _ = draw_set(2, seed=0)
+    synthetic, is_wrong = draw_set(20, seed=1, wrong=0.6)
+    test, _ = draw_set(50, seed=2)
+    weights = np.where(is_wrong, 0.0, 1 / (1 - is_wrong.mean())).astype(np.float32)
+    weighted = train(real, dataclasses.replace(synthetic, weights=weights))
+
+    # To the last bit: what such a sample shows, and what its label says, does not matter.
+    rng = np.random.default_rng(0)
+    images = np.where(is_wrong[:, None, None, None], rng.uniform(-1, 1, synthetic.images.shape), synthetic.images)
+    labels = np.where(is_wrong, rng.integers(NUM_CLASSES, size=len(is_wrong)), synthetic.labels)
+    others = TrainingSet(images.astype(np.float32), labels.astype(np.int32), weights)
+    assert largest_difference(weighted, train(real, others)) == 0
+
+    # With full weight they matter, and mislead.
+    misled = train(real, synthetic)
+    assert largest_difference(weighted, misled) > 0.01
+    assert accuracy(weighted, test) > 0.95 and accuracy(weighted, test) > accuracy(misled, test) + 0.1
+
+
+def test_only_the_key_decides_the_parameters():
+    real, _ = draw_set(4, seed=0)
+    synthetic, _ = draw_set(10, seed=1)
+    first = train(real, synthetic, steps=5)
+    assert largest_difference(first, train(real, synthetic, steps=5)) == 0
+    assert largest_difference(first, train(real, synthetic, steps=5, seed=1)) > 0.01
+
+
+def test_rows_of_a_comparison_share_their_compilations():
+    traces = []
+
+    class Counted(TinyClassifier):
+        def __call__(self, images):
+            traces.append(None)
+            return super().__call__(images)
+
+    module = Counted()
+    real, _ = draw_set(4, seed=0)
+    synthetic, _ = draw_set(10, seed=1)
+    train(real, synthetic, module=module, steps=3)
+    first = len(traces)
+    train(real, dataclasses.replace(synthetic, weights=2 * synthetic.weights), seed=1, module=module, steps=3)
+    assert len(traces) == first > 0
+
+
+@pytest.mark.parametrize("axes", [None, (8, 1), (2, 4)])
+def test_the_mesh_does_not_change_the_result(axes):
+    # The second time there is a mesh: 16 pictures a step are then 2 on each of 8 devices.
+    real, _ = draw_set(4, seed=0)
+    synthetic, _ = draw_set(10, seed=1)
+    expected = train(real, synthetic, steps=10)
+    with nullcontext() if axes is None else jax.set_mesh(parallel.make_mesh(*axes)):
+        found = train(*parallel.replicate((real, synthetic)), steps=10)
+        logits = predict_logits(TinyClassifier(), found, real.images, 5)
+    devices = 1 if axes is None else 8
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {devices}
+    assert_equal(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, predict_logits(TinyClassifier(), expected, real.images, 16), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 500])
+def test_logits_do_not_depend_on_the_batches(batch_size):
+    module = TinyClassifier()
+    params = init_classifier(module, (8, 8, 1), jax.random.key(0))
+    images = np.random.default_rng(0).uniform(-1, 1, (10, 8, 8, 1)).astype(np.float32)
+    expected = module.apply({"params": params}, images)
+    for given in (images, jnp.array(images)):
+        logits = predict_logits(module, jax.tree.map(np.asarray, params), given, batch_size)
+        assert logits.shape == (10, NUM_CLASSES) and logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected, atol=1e-6)

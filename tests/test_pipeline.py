@@ -1,0 +1,170 @@
+"""The main job end to end: the real digits config, shrunk."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utilgen_jax import main, pipeline
+from utilgen_jax.cli import read_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHRUNK = (
+    ("generator.steps", "2"),
+    ("generator.batch_size", "16"),
+    ("pool.images_per_class", "4"),
+    ("classifier.steps", "20"),
+    ("classifier.width", "8"),
+    ("utility.steps", "6"),
+    ("data.max_test", "100"),
+    ("log_every_steps", "5"),
+)
+
+
+def shrunk(variant: str = ""):
+    return read_config(f"{CONFIGS / 'digits.py'}:{variant}", SHRUNK)
+
+
+def without_seconds(summary: dict) -> dict:
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, pipeline.run(shrunk(), workdir)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_it_promises(finished):
+    workdir, summary = finished
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert summary["method"] == "utilgen" and summary["dataset"] == "digits"
+    assert summary["shots"] == 2 and summary["seed"] == 0
+    assert set(summary["accuracy"]) == {"real_only", "vanilla", "final"}
+    assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy"].values())
+    assert summary["num_real"] == 20 and summary["num_synthetic"] == 40 and summary["num_test"] == 100
+    assert {"classifier_real", "pool", "value_utilgen", "evaluation_utilgen"} <= set(summary["seconds"])
+    assert summary["versions"].keys() >= {"utilgen_jax", "jax", "flax"}
+    assert json.loads((workdir / "config.json").read_text())["pool"]["images_per_class"] == 4
+    stages = {json.loads(line)["stage"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"classifier_real", "classifier_vanilla", "value_utilgen", "classifier_utilgen"}
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"{100 * summary['accuracy']['final']:.1f}" in page
+    assert list((workdir / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_the_pool_can_be_opened_by_a_person(finished):
+    folder = finished[0] / "pool" / "round_00"
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert len(records) == 40
+    for index, record in enumerate(records):
+        assert record["label"] == index % 10 and record["round"] == 0
+        assert record["prompt"] == f"a photo of the digit {record['class_name']}"
+        assert 0 <= record["weight"] <= 1 and 0 <= record["difficulty"] <= 1
+        assert Image.open(folder / record["file_name"]).size == (32, 32)
+    assert len({record["seed"] for record in records}) == 40
+    assert len({record["weight"] for record in records}) > 1
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_summary_and_another_seed_another(finished, tmp_path):
+    again = pipeline.run(shrunk(), tmp_path / "again")
+    assert without_seconds(again) == without_seconds(finished[1])
+    other = pipeline.run(shrunk("seed=1"), tmp_path / "other")
+    assert other["accuracy"] != again["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_broken_off_continues_and_ends_the_same(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    # As if it had been killed in the middle of generation: later stages missing, the pool half there.
+    for file in (workdir / "checkpoints").iterdir():
+        if not file.name.startswith(("classifier_real", "difficulty")):
+            file.unlink()
+    (workdir / "summary.json").unlink()
+    metadata = workdir / "pool" / "round_00" / "metadata.jsonl"
+    lines = metadata.read_text().splitlines(keepends=True)
+    metadata.write_text("".join(lines[:24]) + lines[24][:20])
+    kept = (workdir / "pool" / "round_00" / json.loads(lines[3])["file_name"]).stat().st_mtime_ns
+
+    summary = pipeline.run(shrunk(), workdir)
+    assert without_seconds(summary) == without_seconds(finished[1])
+    assert (workdir / "pool" / "round_00" / json.loads(lines[3])["file_name"]).stat().st_mtime_ns == kept
+    messages = capsys.readouterr().err
+    assert "classifier_real: done before" in messages and "classifier_vanilla: done before" not in messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "rows", "synthetic"), [("method=real", 1, 0), ("method=vanilla", 2, 40)])
+def test_the_other_methods_run(tmp_path, capsys, variant, rows, synthetic):
+    summary = pipeline.run(shrunk(variant), tmp_path)
+    assert summary["num_synthetic"] == synthetic
+    assert summary["accuracy"]["final"] == summary["accuracy"]["real_only" if rows == 1 else "vanilla"]
+    table = capsys.readouterr().out
+    assert table.count("%") == rows
+    assert (tmp_path / "pool").exists() == (synthetic > 0)
+
+
+def make_image_folder(folder: Path, classes=("cat", "dog"), per_class: int = 4) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for index in range(per_class):
+                pixels = rng.integers(0, 256, (40, 48, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def break_picture(folder: Path) -> None:
+    (folder / "train" / "dog" / "2.png").write_bytes(b"\x89PNG but not really")
+
+
+def empty_class(folder: Path) -> None:
+    for file in (folder / "train" / "cat").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "overrides", "message"),
+    [
+        (break_picture, ["--config.data.shots=4"], "dog/2.png"),
+        (empty_class, [], "cat"),
+        (None, ["--config.data.shots=5"], "cat (4)"),
+        (None, ["--config.generator.checkpoint=./no/such/folder"], "no/such/folder"),
+        (None, ["--config.data.image_size=20"], "config.data.image_size=20"),
+        (None, ["--config.parallel.data=3"], "config.parallel.data=3"),
+    ],
+)
+def test_bad_input_is_one_message_status_2_and_nothing_written(tmp_path, capsys, harm, overrides, message):
+    folder = make_image_folder(tmp_path / "pictures")
+    if harm:
+        harm(folder)
+    workdir = tmp_path / "run"
+    argv = [
+        "main",
+        f"--config={CONFIGS / 'imagefolder.py'}:runlocal",
+        f"--workdir={workdir}",
+        f"--config.data.path={folder}",
+        "--config.generator.checkpoint=glyphs",
+        "--config.data.shots=2",
+        *overrides,
+    ]
+    assert main.main(argv) == 2
+    output = capsys.readouterr()
+    assert message in output.err and "Traceback" not in output.err
+    assert not workdir.exists()
+
+
+def test_another_config_on_a_workdir_is_refused_by_the_fields_that_differ(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(shrunk("shots=5").to_dict()))
+    arguments = [f"--config.{path}={text}" for path, text in SHRUNK]
+    assert main.main(["main", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *arguments]) == 2
+    assert "data.shots: 5 before, 2 now" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

@@ -1,0 +1,36 @@
+"""A toy problem for the tests of training: four classes of 8 x 8 pictures, and a classifier that compiles quickly."""
+
+import numpy as np
+from flax import linen as nn
+
+from utilgen_jax.classification import TrainingSet
+
+NUM_CLASSES = 4
+
+
+class TinyClassifier(nn.Module):
+    """One hidden layer."""
+
+    num_classes: int = NUM_CLASSES
+
+    @nn.compact
+    def __call__(self, images):
+        hidden = nn.relu(nn.Dense(16, name="hidden")(images.reshape(images.shape[0], -1)))
+        return nn.Dense(self.num_classes, name="head")(hidden)
+
+
+def draw_pictures(classes, seed, noise=0.3):
+    """Float32 [N, 8, 8, 1]: a bright quadrant says the class, the rest is noise."""
+    pictures = np.random.default_rng(seed).normal(-0.5, noise, size=(len(classes), 8, 8, 1))
+    for picture, k in zip(pictures, classes, strict=True):
+        row, column = 4 * (k // 2), 4 * (k % 2)
+        picture[row + 1 : row + 3, column + 1 : column + 3] += 1.0
+    return pictures.astype(np.float32).clip(-1, 1)
+
+
+def draw_set(per_class, seed, wrong=0.0, noise=0.3):
+    """A training set with all weights 1, and which of its labels are wrong, bool [N]: the same part of each class."""
+    classes = np.repeat(np.arange(NUM_CLASSES), per_class)
+    is_wrong = np.tile(np.arange(per_class) < round(wrong * per_class), NUM_CLASSES)
+    labels = np.where(is_wrong, (classes + 1) % NUM_CLASSES, classes).astype(np.int32)
+    return TrainingSet(draw_pictures(classes, seed, noise), labels, np.ones(len(labels), np.float32)), is_wrong
