@@ -141,6 +141,47 @@ def test_one_device():
     np.testing.assert_array_equal(jax.jit(parallel.split_batch)(np.arange(3)), np.arange(3))
 
 
+def test_parameters_are_born_in_their_shards():
+    def init(key):
+        return {"kernel": jax.random.normal(key, (512, 256)), "bias": jnp.zeros(2**17), "small": jnp.ones((8, 8))}
+
+    key = jax.random.key(0)
+    expected = parallel.init_sharded(init, key)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(expected))
+    mesh = parallel.make_mesh(data=2, fsdp=4)
+    with jax.set_mesh(mesh):
+        found = parallel.init_sharded(init, key)
+    assert {name: leaf.sharding for name, leaf in found.items()} == parallel.param_shardings(expected, mesh)
+    assert found["kernel"].sharding.spec == P("fsdp", None)
+    assert {shard.data.shape for shard in found["kernel"].addressable_shards} == {(128, 256)}
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_replicate():
+    tree = {"images": np.arange(6.0).reshape(3, 2), "labels": np.arange(3)}
+    here = parallel.replicate(tree)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(here))
+    with jax.set_mesh(parallel.make_mesh()):
+        everywhere = parallel.replicate(tree)
+    assert all(len(leaf.addressable_shards) == 8 for leaf in jax.tree.leaves(everywhere))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(everywhere))
+    for placed in (here, everywhere):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(placed))
+        jax.tree.map(np.testing.assert_array_equal, placed, tree)
+
+
+def test_split_batch_keeps_the_values():
+    batch = {"images": np.arange(48.0).reshape(16, 3), "few": np.arange(3), "odd": np.arange(12)}
+    split = jax.jit(parallel.split_batch)
+    jax.tree.map(np.testing.assert_array_equal, split(batch), batch)
+    with jax.set_mesh(parallel.make_mesh(data=4, fsdp=2)):
+        found = split(batch)
+    jax.tree.map(np.testing.assert_array_equal, found, batch)
+    assert {shard.data.shape for shard in found["images"].addressable_shards} == {(2, 3)}
+    # What does not divide among the devices stays whole.
+    assert {shard.data.shape for shard in found["odd"].addressable_shards} == {(12,)}
+
+
 @pytest.mark.parametrize(
     ("data", "fsdp", "says"), [(0, 1, "data=0"), (-2, 1, "data=-2"), (1, 0, "fsdp=0"), (-1, -1, "both -1")]
 )

@@ -32,5 +32,6 @@ def draw_set(per_class, seed, wrong=0.0, noise=0.3):
     """A training set with all weights 1, and which of its labels are wrong, bool [N]: the same part of each class."""
     classes = np.repeat(np.arange(NUM_CLASSES), per_class)
     is_wrong = np.tile(np.arange(per_class) < round(wrong * per_class), NUM_CLASSES)
-    labels = np.where(is_wrong, (classes + 1) % NUM_CLASSES, classes).astype(np.int32)
+    others = (classes + np.random.default_rng(seed).integers(1, NUM_CLASSES, size=len(classes))) % NUM_CLASSES
+    labels = np.where(is_wrong, others, classes).astype(np.int32)
     return TrainingSet(draw_pictures(classes, seed, noise), labels, np.ones(len(labels), np.float32)), is_wrong

@@ -1,6 +1,7 @@
 """A picture follows from its prompt and seed alone: not from its batch, its device, or where a run broke off."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from utilgen_jax.generator.sampling import decode_latents, initial_latents, samp
 
 SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
 POOL_SETTINGS = SETTINGS | {"negative_prompt": "blurred", "image_size": 16}
+BATCH = 4
 CLASSES = ("zero", "one", "two")
 PROMPTS = [f"the digit {name}" for name in CLASSES]
 
@@ -35,9 +37,9 @@ def test_latents_are_those_of_each_seed(loaded):
 
 
 def test_a_picture_does_not_depend_on_its_batch(loaded):
-    prompts, seeds = [PROMPTS[i % 3] for i in range(5)], [11, 12, 13, 14, 15]
+    prompts, seeds = [PROMPTS[i % 3] for i in range(BATCH)], [11, 12, 13, 14]
     together = paint(loaded("sd15"), prompts, seeds)
-    assert together.shape == (5, 16, 16, 3) and together.dtype == jnp.float32
+    assert together.shape == (BATCH, 16, 16, 3) and together.dtype == jnp.float32
     alone = paint(loaded("sd15"), [prompts[3]], [seeds[3]])
     np.testing.assert_allclose(together[3], alone[0], atol=1e-5)
     assert np.abs(together[3] - together[0]).max() > 0.05  # same prompt, another seed
@@ -45,22 +47,23 @@ def test_a_picture_does_not_depend_on_its_batch(loaded):
 
 def test_eight_devices_paint_the_same_pictures(loaded):
     prompts, seeds = [PROMPTS[i % 3] for i in range(8)], list(range(8))
-    expected = paint(loaded("unclip"), prompts, seeds)
-    generator, params = loaded("unclip")
+    generator, params = loaded("sd15")
+    expected = [paint(loaded("sd15"), prompts[rows], seeds[rows]) for rows in (slice(0, BATCH), slice(BATCH, 8))]
     mesh = parallel.make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):
         images = paint((generator, parallel.shard_params(params, mesh)), prompts, seeds)
     assert {shard.data.shape[0] for shard in images.addressable_shards} == {1}  # the batch was split, one each
-    np.testing.assert_allclose(images, expected, atol=1e-4)
+    np.testing.assert_allclose(images, np.concatenate(expected), atol=1e-4)
 
 
 def test_decoding_undoes_the_scaling_factor_and_clips(loaded):
     generator, params = loaded("sd15")
     latents = 0.05 * jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
-    images = generator.vae.apply({"params": params["vae"]}, latents, method="decode")
-    decoded = decode_latents(generator, params, latents * 0.18215)
+    decode = jax.jit(partial(decode_latents, generator))
+    images = jax.jit(partial(generator.vae.apply, method="decode"))({"params": params["vae"]}, latents)
+    decoded = decode(params, latents * 0.18215)
     np.testing.assert_allclose(decoded, np.clip(images, -1, 1), atol=1e-5)
-    loud = decode_latents(generator, params, 1e3 * latents)
+    loud = decode(params, 1e3 * latents)
     assert loud.min() >= -1.0 and loud.max() <= 1.0
 
 
@@ -76,10 +79,11 @@ def test_plan_takes_classes_in_turn_and_a_shorter_plan_begins_a_longer_one():
         assert not set(seeds) & {record.seed for record in other}
 
 
-def fill(loaded, folder, plan, batch_size=4):
+def fill(loaded, folder, plan):
     """Generates into the folder; returns what `on_images` heard."""
     heard = []
-    generate_pool(*loaded, PoolWriter(folder, CLASSES), plan, **POOL_SETTINGS, batch_size=batch_size, on_images=heard.append)
+    writer = PoolWriter(folder, CLASSES)
+    generate_pool(*loaded, writer, plan, **POOL_SETTINGS, batch_size=BATCH, on_images=heard.append)
     return heard
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from utilgen_jax import weights
+from utilgen_jax.cli import exit_status
+from utilgen_jax.errors import InputError
 from utilgen_jax.foundation import recipe
 from utilgen_jax.foundation.autoencoder import encode_corpus, latent_scaling_factor, train_autoencoder
 from utilgen_jax.foundation.clip import train_clip
@@ -142,13 +143,17 @@ def make_foundation(out: Path, seed: int) -> None:
     shutil.rmtree(out / "training", ignore_errors=True)
 
 
-def main(argv: list[str]) -> None:
-    """Checks the arguments and makes the glyph world."""
-    if len(argv) > 1 or _SHRINK.value < 1:
-        sys.exit("usage: python -m utilgen_jax.foundation [--out=FOLDER] [--seed=N] [--shrink=N>=1]")
-    start = time.monotonic()
-    make_foundation(Path(_OUT.value), _SEED.value)
-    print(f"The glyph world is in {_OUT.value} ({format_duration(time.monotonic() - start)}).")
+def main(argv: list[str]) -> int:
+    """Checks the arguments and makes the glyph world; returns the exit status."""
+
+    def command() -> None:
+        if len(argv) > 1 or _SHRINK.value < 1 or _SEED.value < 0:
+            raise InputError("usage: python -m utilgen_jax.foundation [--out=FOLDER] [--seed=N>=0] [--shrink=N>=1]")
+        start = time.monotonic()
+        make_foundation(Path(_OUT.value), _SEED.value)
+        print(f"The glyph world is in {_OUT.value} ({format_duration(time.monotonic() - start)}).")
+
+    return exit_status(command)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.models.convolution import max_pool_2x2, patches_convolution
 
 
 class SmallCNN(nn.Module):
@@ -24,12 +25,16 @@ class SmallCNN(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns logits float32 [B, K] of images float32 [B, H, W, C] in [-1, 1]."""
         hidden = images
-        for index, (channels, pool) in enumerate(((self.width, 1), (2 * self.width, 2), (2 * self.width, 2))):
-            hidden = nn.Conv(channels, (3, 3), use_bias=False, name=f"convolutions.{index}")(hidden)
+        # On accelerators, the ordinary convolution: they have units for it, and patches would only take memory.
+        convolution = patches_convolution if jax.default_backend() == "cpu" else None
+        for index, channels in enumerate((self.width, 2 * self.width, 2 * self.width)):
+            hidden = nn.Conv(
+                channels, (3, 3), use_bias=False, conv_general_dilated=convolution, name=f"convolutions.{index}"
+            )(hidden)
             hidden = nn.GroupNorm(num_groups=None, group_size=8, name=f"norms.{index}")(hidden)
             hidden = nn.relu(hidden)
-            if pool > 1:
-                hidden = nn.max_pool(hidden, (pool, pool), strides=(pool, pool))
+            if index > 0:
+                hidden = max_pool_2x2(hidden)
         # Larger pictures are averaged to the 2 x 2 that 8 pixels leave: the head's size does not depend on theirs.
         batch, height, width, channels = hidden.shape
         hidden = hidden.reshape(batch, 2, height // 2, 2, width // 2, channels).mean((2, 4)).reshape(batch, -1)

@@ -1,0 +1,141 @@
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_pictures, draw_set
+from utilgen_jax import classification, parallel
+from utilgen_jax.classification import Recipe
+from utilgen_jax.data.splits import cross_fit_folds
+from utilgen_jax.models.weight_net import WeightNet
+from utilgen_jax.valuation import WeightRecipe, value_pool
+
+RECIPE = Recipe(
+    steps=10**6,  # never done: valuation has its own number of steps
+    batch_size=16,
+    synthetic_fraction=0.75,
+    learning_rate=1e-2,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    max_shift=1,
+)
+WEIGHTS = WeightRecipe(steps=4, hidden=10, learning_rate=0.01, weight_decay=1e-4, validation_batch_size=0)
+# A weighting that stays as it was drawn.
+FIXED = dataclasses.replace(WEIGHTS, learning_rate=0.0)
+
+
+def value(real, pool, folds=None, seed=0, recipe=RECIPE, weight_recipe=WEIGHTS, on_step=lambda step, metrics: None):
+    folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
+    return value_pool(TinyClassifier(), recipe, weight_recipe, real, pool, folds, jax.random.key(seed), on_step)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return draw_set(4, seed=0)[0], draw_set(6, seed=1)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_wrong_labels_are_found_out(seed):
+    real, _ = draw_set(6, seed=10 + seed)
+    pool, is_wrong = draw_set(40, seed=20 + seed, wrong=0.5)
+    recipe = dataclasses.replace(RECIPE, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02)
+    weight_recipe = dataclasses.replace(WEIGHTS, steps=300, hidden=50, learning_rate=0.002)
+    result = value(real, pool, seed=seed, recipe=recipe, weight_recipe=weight_recipe)
+    assert roc_auc_score(~is_wrong, result.weights) > 0.9
+    # A network that has learnt nothing may fall with the loss too, but hardly.
+    assert result.weights[~is_wrong].mean() > result.weights[is_wrong].mean() + 0.15
+
+
+def test_steps_are_counted_over_the_folds(toy):
+    steps = []
+    value(*toy, on_step=lambda step, metrics: steps.append(step))
+    assert steps == list(range(1, 2 * WEIGHTS.steps + 1))
+
+
+def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
+    logits = []
+
+    def spy(*arguments):
+        logits.append(classification.predict_logits(*arguments))
+        return logits[-1]
+
+    functions = SimpleNamespace(**{**vars(classification), "predict_logits": spy})
+    monkeypatch.setattr("utilgen_jax.valuation.classification", functions)
+    real, pool = toy
+    folds = cross_fit_folds(real.labels, 3, 0)
+    result = value(real, pool, folds, weight_recipe=FIXED)
+    for array in (result.weights, result.losses):
+        assert array.shape == (24,) and array.dtype == np.float32
+    assert result.weights.min() >= 0 and result.weights.max() <= 1
+
+    losses = [
+        torch.nn.functional.cross_entropy(
+            torch.tensor(fold_logits), torch.tensor(pool.labels).long(), reduction="none", label_smoothing=0.1
+        ).numpy()
+        for fold_logits in logits
+    ]
+    assert len(losses) == 3 and np.abs(losses[0] - losses[1]).max() > 1e-3
+    np.testing.assert_allclose(result.losses, np.mean(losses, 0), rtol=1e-5)
+    net, weights = WeightNet(10), []
+    for number, fold_losses in enumerate(losses):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), 1)
+        variables = jax.jit(net.init)(key, np.zeros((1, 1)))
+        weights.append(net.apply(variables, fold_losses[:, None]))
+    np.testing.assert_allclose(result.weights, np.mean(weights, 0), rtol=1e-5)
+
+
+def test_validation_pictures_teach_the_weighting_but_never_the_classifier(toy):
+    real, pool = toy
+    (fold, _) = cross_fit_folds(real.labels, 2, 0)
+    others = real.images.copy()
+    others[fold.validation_indices] = draw_pictures((real.labels[fold.validation_indices] + 1) % NUM_CLASSES, seed=5)
+    changed = dataclasses.replace(real, images=others)
+    fixed, fixed_changed = (value(shots, pool, [fold], weight_recipe=FIXED) for shots in (real, changed))
+    np.testing.assert_array_equal(fixed.losses, fixed_changed.losses)
+    np.testing.assert_array_equal(fixed.weights, fixed_changed.weights)
+    learnt, learnt_changed = (value(shots, pool, [fold]) for shots in (real, changed))
+    assert np.abs(learnt.weights - learnt_changed.weights).max() > 1e-4
+
+
+def test_only_the_key_decides(toy):
+    real, pool = toy
+    first, again, other = value(real, pool), value(real, pool), value(real, pool, seed=1)
+    np.testing.assert_array_equal(first.weights, again.weights)
+    np.testing.assert_array_equal(first.losses, again.losses)
+    assert np.abs(first.weights - other.weights).max() > 1e-3
+
+
+def test_weights_that_the_pool_had_are_not_read(toy):
+    real, pool = toy
+    heavy = dataclasses.replace(pool, weights=7 * pool.weights)
+    np.testing.assert_array_equal(value(real, pool).weights, value(real, heavy).weights)
+
+
+@pytest.mark.parametrize("size", [3, 100])
+def test_validation_may_be_drawn_in_batches(toy, size):
+    real, pool = toy
+    result = value(real, pool, weight_recipe=dataclasses.replace(WEIGHTS, validation_batch_size=size))
+    assert np.isfinite(result.weights).all() and np.abs(result.weights - value(real, pool).weights).max() > 0
+
+
+def test_metrics_are_of_the_batch_with_real_pictures_first(toy):
+    seen = []
+    value(*toy, on_step=lambda step, metrics: seen.append(metrics))
+    for metrics in seen:
+        assert metrics.losses.shape == metrics.weights.shape == (16,)
+        np.testing.assert_array_equal(metrics.weights[:4], 1)
+        assert (np.abs(metrics.weights[4:] - 0.5) < 0.5).all()
+        np.testing.assert_allclose(metrics.train_loss, np.mean(metrics.losses * metrics.weights), rtol=1e-5)
+
+
+def test_the_mesh_does_not_change_the_result(toy):
+    expected = value(*toy)
+    with jax.set_mesh(parallel.make_mesh()):
+        found = value(*parallel.replicate(toy), folds=cross_fit_folds(toy[0].labels, 2, 0))
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
+    np.testing.assert_allclose(found.losses, expected.losses, atol=1e-4)
