@@ -129,7 +129,7 @@ def _init_state(
     params = classification.init_classifier(module, image_shape, jax.random.fold_in(key, 0))
     weight_params = init_sharded(weight_net.init, jax.random.fold_in(key, 1), jnp.zeros((1, 1)))["params"]
     optimizers = classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
-    return init_sharded(lambda *levels: init_bilevel(*levels, *optimizers), params, weight_params)
+    return init_sharded(lambda first, second: init_bilevel(first, second, *optimizers), params, weight_params)
 
 
 @partial(jax.jit, static_argnames=("module", "weight_net", "recipe", "weight_recipe"), donate_argnames="state")
