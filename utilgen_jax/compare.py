@@ -1,11 +1,11 @@
 """Several methods, over shots and seeds, in one table with intervals.
 
-  python -m utilgen_jax.compare --config=configs/digits.py --methods=real,vanilla,utilgen --shots=1,2,5,10 --seeds=10 \\
-      --workdir=runs/compare
+  python -m utilgen_jax.compare --config=configs/digits.py --methods=real,vanilla,utilgen --shots=1,2,5,10 \\
+      --seeds=10 --workdir=runs/compare
 
-All methods of a seed see the same real pictures, the same pool and the same classifier recipe; what they share is computed
-once. Rerunning the command continues. It writes compare.json, compare.md and accuracy.png. Exit status: 0 done, 2 bad
-input, 130 interrupted.
+All methods of a seed see the same real pictures, the same pool and the same classifier recipe; what they share is
+computed once. Rerunning the command continues. It writes compare.json, compare.md and accuracy.png. Exit status: 0
+done, 2 bad input, 130 interrupted.
 """
 
 import json
@@ -50,20 +50,21 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(cli.help_text(__doc__ or "", values))
         return
-    methods, shots = values["methods"].value, values["shots"].value
+    methods: list[str] = values["methods"].value or []
+    shots_texts: list[str] = values["shots"].value or []
     for method in methods:
         if method not in METHODS:
             problems.append(f"--methods: {method!r} is unknown; the nearest is {nearest(method, METHODS)!r}")
-    problems += [f"--shots: expected whole numbers, got {text!r}" for text in shots if not text.isdigit()]
+    problems += [f"--shots: expected whole numbers, got {text!r}" for text in shots_texts if not text.isdigit()]
     for name in ("config", "workdir"):
         if not values[name].value:
             problems.append(f"--{name}: say which, such as --config=configs/digits.py --workdir=runs/compare")
     if not values["config"].value:
         raise cli.ConfigError(problems)
     config = cli.read_config(values["config"].value, overrides, problems)
-    workdir = Path(values["workdir"].value)
-    shots = [int(text) for text in shots] or [config.data.shots]
-    seeds = range(config.seed, config.seed + values["seeds"].value)
+    workdir = Path(str(values["workdir"].value))
+    shots = [int(text) for text in shots_texts] or [config.data.shots]
+    seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax import comparison, parallel

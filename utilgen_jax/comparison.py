@@ -13,7 +13,7 @@ from utilgen_jax import report
 from utilgen_jax.methods import METHODS
 from utilgen_jax.workdir import write_atomically
 
-HEADERS = ("shots", "training set", "accuracy, %", "minus real only, points", "minus plain, points", "synthetic", "seconds")
+HEADERS = ("shots", "training set", "accuracy, %", "minus real only", "minus plain", "synthetic", "seconds")
 
 
 def accuracies(runs: Sequence[dict[str, Any]], method: str, shots: int) -> np.ndarray:
@@ -23,11 +23,11 @@ def accuracies(runs: Sequence[dict[str, Any]], method: str, shots: int) -> np.nd
 
 
 def table_rows(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[list[str]]:
-    """One row for each number of shots and method: mean ± deviation over seeds, and paired differences with 95 % intervals.
+    """One row for each number of shots and method: mean ± deviation, and paired differences with 95 % intervals.
 
     Args:
       runs: summaries, as `pipeline.run` returns them; every method with the same seeds.
-      methods: in the order of the rows. "real" and "vanilla", where they are among them, are what the others are compared to.
+      methods: in the order of the rows. "real" and "vanilla", where present, are what the others are compared to.
 
     Returns:
       Rows of text, columns as in `HEADERS`.

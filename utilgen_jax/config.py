@@ -43,8 +43,8 @@ class Field:
 BASELINES = ("vanilla",)
 
 SCHEMA: tuple[Field, ...] = (
-    Field("method", "utilgen", "what is added to the real pictures: nothing, plain or valued ones", choices=tuple(METHODS)),
-    Field("baselines", ("vanilla",), "rows trained beside the method's; real pictures only always is", choices=BASELINES),
+    Field("method", "utilgen", "what is added to the real pictures", choices=tuple(METHODS)),
+    Field("baselines", ("vanilla",), "rows trained beside the method's and real only", choices=BASELINES),
     Field("seed", 0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1),
     Field("log_every_steps", 50, "training steps between two lines of metrics.jsonl", minimum=1, may_change=True),
     #
@@ -60,7 +60,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("generator.checkpoint", "glyphs", "'glyphs' (embedded), a diffusers folder, or a hub id"),
     Field("generator.revision", "", "branch, tag or commit of a hub id; empty: its main branch"),
     Field("generator.dtype", "float32", "type of the generator's activations", choices=("float32", "bfloat16")),
-    Field("generator.steps", 20, "denoising steps a picture", minimum=1, maximum=1000),
+    Field("generator.steps", 12, "denoising steps a picture", minimum=1, maximum=1000),
     Field("generator.guidance_scale", 2.0, "classifier-free guidance; 1 or less: none", minimum=0.0, maximum=100.0),
     Field("generator.prompt", "a photo of the digit {class}", "template; {class} becomes the class name"),
     Field("generator.negative_prompt", "", "prompt that guidance leads away from"),
@@ -71,10 +71,10 @@ SCHEMA: tuple[Field, ...] = (
     #
     Field("classifier.name", "small_cnn", "the network", choices=("small_cnn",)),
     Field("classifier.width", 32, "channels of its first layer", minimum=1),
-    Field("classifier.steps", 600, "optimiser steps, the same for every row of the table", minimum=1),
+    Field("classifier.steps", 400, "optimiser steps, the same for every row of the table", minimum=1),
     Field("classifier.batch_size", 64, "pictures a step", minimum=2),
     Field("classifier.synthetic_fraction", 0.5, "part of each batch that is synthetic", minimum=0.01, maximum=0.99),
-    Field("classifier.learning_rate", 1e-3, "AdamW: peak, after warm-up; cosine decay to zero", minimum=1e-8, maximum=10.0),
+    Field("classifier.learning_rate", 3e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=10.0),
     Field("classifier.weight_decay", 1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0),
     Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),
     Field("classifier.max_shift", 1, "augmentation: random shift, pixels each way", minimum=0),

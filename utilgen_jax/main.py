@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(cli.help_text(__doc__ or "", values))
         return
-    workdir, spec = values["workdir"].value, values["config"].value
+    workdir, spec = str(values["workdir"].value or ""), values["config"].value
     if not workdir:
         problems.append("--workdir: say where the results go, such as --workdir=runs/digits")
     elif any(part.exists() and not part.is_dir() for part in (Path(workdir), *Path(workdir).parents)):

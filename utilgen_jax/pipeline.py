@@ -32,7 +32,7 @@ from utilgen_jax.workdir import open_workdir, versions, write_summary
 
 Params = Any
 
-# Each use of randomness folds its own number into the run's key. All classifiers share theirs: rows of a table are paired.
+# Each use of randomness folds its own number into the run's key. All classifiers share theirs: rows are paired.
 _CLASSIFIER_KEY, _VALUE_KEY = 1, 2
 
 
@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
         classifiers = {"real": _train(job, metrics, "real", real, None)}
         real_difficulty = _measure_difficulty(job, classifiers["real"], real)
         if job.checkpoint is not None:
-            pool = _generate(job)
+            pool = _generate(job, job.checkpoint)
             synthetic = _training_set(_as_classifier_input(config, pool.images), pool.labels)
             for row in rows[1:]:
                 values[row] = _value(job, metrics, row, real, synthetic, classifiers["real"])
@@ -194,7 +194,7 @@ def _measure_difficulty(job: _Job, params: Params, real: TrainingSet) -> np.ndar
     return job.stages.run("difficulty", compute)["real"]
 
 
-def _generate(job: _Job) -> data.Pool:
+def _generate(job: _Job, checkpoint: Path) -> data.Pool:
     """The synthetic pool; one that was broken off is gone on with."""
     config, class_names = job.config, job.split.real.class_names
     records = plan_pool(job.prompts, config.pool.images_per_class, config.seed, round_number=0)
@@ -203,7 +203,7 @@ def _generate(job: _Job) -> data.Pool:
         writer = data.PoolWriter(job.pool_folder, class_names)
         if len(writer) < len(records):
             dtype = jnp.dtype(config.generator.dtype)
-            generator, params = load_generator(job.checkpoint, dtype, parallel.sharding_for(job.mesh))
+            generator, params = load_generator(checkpoint, dtype, parallel.sharding_for(job.mesh))
             progress = report.Progress("generate", len(records), "image", initial=len(writer), enabled=job.is_first)
             with progress:
                 generate_pool(
@@ -227,7 +227,7 @@ def _generate(job: _Job) -> data.Pool:
 def _value(
     job: _Job, metrics: report.MetricsWriter, row: str, real: TrainingSet, synthetic: TrainingSet, params: Params
 ) -> dict[str, np.ndarray]:
-    """What each picture of the pool is worth to one row: "weight", "difficulty" and, where it was weighed, "loss"; [M] each."""
+    """What each picture of the pool is worth to one row: "weight", "difficulty" and, if weighed, "loss"; [M] each."""
     config = job.config
     name = f"value_{row}"
 
@@ -277,7 +277,7 @@ def _as_classifier_input(config: ConfigDict, images: np.ndarray) -> jax.Array:
 
 def _training_set(images: Any, labels: np.ndarray) -> TrainingSet:
     """A training set on the mesh, all weights 1."""
-    return parallel.replicate(TrainingSet(np.asarray(images), labels, np.ones(len(labels), np.float32)))
+    return parallel.replicate(TrainingSet(images, jnp.asarray(labels), jnp.ones(len(labels))))
 
 
 def _relative(sample_weights: np.ndarray) -> jax.Array:

@@ -25,7 +25,8 @@ def test_patches_give_the_convolution_and_its_gradients():
 
 def test_other_convolutions_are_refused():
     with pytest.raises(ValueError, match="stride 1"):
-        nn.Conv(4, (3, 3), strides=2, conv_general_dilated=patches_convolution).init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
+        module = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=patches_convolution)
+        module.init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
 
 
 def test_pooling_is_torchs():

@@ -64,7 +64,8 @@ def test_comparison_draws_the_mean_and_the_t_interval_of_each_method(tmp_path, d
     axes = drawn[0].axes[0]
     for container, by_shots in zip(axes.containers, samples.values(), strict=True):
         line, _, (bars,) = container.lines
-        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [np.mean(values) for values in by_shots.values()])
+        means = [np.mean(values) for values in by_shots.values()]
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), means)
         for segment, values in zip(bars.get_segments(), by_shots.values(), strict=True):
             half_width = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
             np.testing.assert_allclose(segment[:, 1], np.mean(values) + np.array([-1, 1]) * half_width)

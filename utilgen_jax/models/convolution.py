@@ -9,9 +9,9 @@ import jax.numpy as jnp
 def patches_convolution(inputs: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
     """Same-size 3×3 convolution as one matrix product over patches; for `nn.Conv(conv_general_dilated=...)`.
 
-    XLA's CPU backend reaches a fraction of its speed in a convolution's weight gradient. On a small network's step (16 channels,
-    8×8, batch 64) patches and `max_pool_2x2` together take 12 ms where `lax.conv` and `nn.max_pool` take 74 ms. Patches cost
-    nine times the memory of the input, so this is for small pictures.
+    XLA's CPU backend reaches a fraction of its speed in a convolution's weight gradient. On a small network's step (16
+    channels, 8×8, batch 64) patches and `max_pool_2x2` together take 12 ms where `lax.conv` and `nn.max_pool` take
+    74 ms. Patches cost nine times the memory of the input, so this is for small pictures.
 
     Args:
       inputs: [B, H, W, C].
@@ -36,6 +36,6 @@ def patches_convolution(inputs: jax.Array, kernel: jax.Array, *arguments: Any, *
 
 
 def max_pool_2x2(inputs: jax.Array) -> jax.Array:
-    """Maximum of each 2×2 block, [B, H, W, C] to [B, H/2, W/2, C]; where a block has several maxima they share the gradient."""
+    """Maximum of each 2×2 block, [B, H, W, C] to [B, H/2, W/2, C]; several maxima of a block share its gradient."""
     batch, height, width, channels = inputs.shape
     return inputs.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
