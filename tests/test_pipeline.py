@@ -66,7 +66,8 @@ def test_the_pool_can_be_opened_by_a_person(finished):
         assert record["label"] == index % 10 and record["round"] == 0
         assert record["prompt"] == f"a photo of the digit {record['class_name']}"
         assert 0 <= record["weight"] <= 1 and 0 <= record["difficulty"] <= 1
-        assert Image.open(folder / record["file_name"]).size == (32, 32)
+        with Image.open(folder / record["file_name"]) as picture:
+            assert picture.size == (32, 32)
     assert len({record["seed"] for record in records}) == 40
     assert len({record["weight"] for record in records}) > 1
 
