@@ -96,3 +96,7 @@ def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsy
     assert capsys.readouterr().err.count("] 2 shots, seed 1: utilgen") == 1
     again = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [run["accuracy"] for run in again] == [run["accuracy"] for run in first]
+
+    # What is on disk belongs to this config; another one would mix with it.
+    assert compare.main([*argv, "--config.classifier.steps=11"]) == 2
+    assert "classifier.steps: 10 before, 11 now" in capsys.readouterr().err

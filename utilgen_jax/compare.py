@@ -92,6 +92,8 @@ def run_all(
     from utilgen_jax import pipeline
     from utilgen_jax.workdir import open_workdir
 
+    # Stages are shared among all runs of the folder, so all of them are of this config but for what `plan` changes.
+    open_workdir(workdir, config)
     summaries = []
     plan = [(number, seed, method) for seed in seeds for number in shots for method in methods]
     for done, (number, seed, method) in enumerate(plan):

@@ -45,7 +45,8 @@ class Stages:
         file = self._folder / f"{name}.safetensors"
         if file.is_file():
             result, self.seconds[name] = _read(file)
-            print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
+            if jax.process_index() == 0:
+                print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
             return result
         start = time.monotonic()
         result = {key: np.asarray(value, order="C") for key, value in compute().items()}
