@@ -1,5 +1,6 @@
 """CLIP's tokenizer: words -> token ids."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ def load_tokenizer(folder: Path | str) -> "CLIPTokenizer":
     Raises:
       InputError: files are missing or broken, or `tokenizer_config.json` gives no `model_max_length`.
     """
+    # transformers would advise on import to install PyTorch, which a tokenizer does not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Imported here: it takes more than a second, and no command needs it before its config has been checked.
     from transformers import CLIPTokenizer
 
