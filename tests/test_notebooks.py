@@ -27,6 +27,7 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     overrides = " ".join(f"--config.{path}={value}" for path, value in FIELDS.items())
     monkeypatch.setenv("UTILGEN_QUICKSTART_OVERRIDES", overrides)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # a notebook's, not the tests' own
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(QUICKSTART, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(QUICKSTART.parent)}}).execute()

@@ -117,6 +117,7 @@ def compare_unclip(folder, generator, params, pictures):
     return text, ours
 
 
+@pytest.mark.slow
 def test_unclip_from_text_and_pictures(checkpoint, loaded):
     generator, params = loaded("unclip")
     pictures = np.stack([picture_of(seed, 16) for seed in range(2)])

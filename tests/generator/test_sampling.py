@@ -36,6 +36,7 @@ def test_latents_are_those_of_each_seed(loaded):
         np.testing.assert_array_equal(row, jax.random.normal(jax.random.key(seed), (12, 12, 4)))
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch(loaded):
     prompts, seeds = [PROMPTS[i % 3] for i in range(BATCH)], [11, 12, 13, 14]
     together = paint(loaded("sd15"), prompts, seeds)
@@ -45,6 +46,7 @@ def test_a_picture_does_not_depend_on_its_batch(loaded):
     assert np.abs(together[3] - together[0]).max() > 0.05  # same prompt, another seed
 
 
+@pytest.mark.slow
 def test_eight_devices_paint_the_same_pictures(loaded):
     prompts, seeds = [PROMPTS[i % 3] for i in range(8)], list(range(8))
     generator, params = loaded("sd15")

@@ -141,6 +141,7 @@ def test_parameter_gradient_is_that_of_torch():
         jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=tolerance), gradient, expected)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     oracle = torch_model(CONFIGS["unclip"])
     inputs = random_inputs(CONFIGS["unclip"])
