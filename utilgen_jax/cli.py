@@ -94,7 +94,7 @@ def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: 
 
 
 def _load(spec: str, problems: list[str]) -> ConfigDict:
-    """Runs a config file's get_config; a bad variant becomes a problem, and the file's default is returned instead."""
+    """Runs a config file's get_config; a bad variant becomes a problem, and what of it was good is applied."""
     file, _, variant = spec.partition(":")
     if not Path(file).is_file():
         raise InputError(f"--config: there is no file {file!r}; the repository has some under configs/")
@@ -122,7 +122,7 @@ def _get_config(module: ModuleType, variant: str, problems: list[str]) -> Config
         return module.get_config(variant)
     except ConfigError as error:
         problems += error.problems
-        return module.get_config("")
+        return error.config or module.get_config("")
 
 
 def help_text(usage: str, flag_values: flags.FlagValues) -> str:

@@ -124,11 +124,13 @@ class ConfigError(InputError):
 
     Attributes:
         problems: One message each; the exception's text is all of them, a line each.
+        config: The config as far as it could be made, so that what else is wrong with it can be told too; or None.
     """
 
-    def __init__(self, problems: Iterable[str]):
+    def __init__(self, problems: Iterable[str], config: ConfigDict | None = None):
         """Keeps the messages and joins them."""
         self.problems = list(problems)
+        self.config = config
         super().__init__("\n".join(self.problems))
 
 
@@ -176,8 +178,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, 0.95 * last)
+        name_end, end = name.rpartition(".")[2], candidate.rpartition(".")[2]
+        last = difflib.SequenceMatcher(None, name_end, end).ratio()
+        begun = 0.9 if end.startswith(name_end) else 0.0
+        return max(whole, 0.95 * last, begun)
 
     return max(names, key=likeness)
 
@@ -236,10 +240,10 @@ def apply_variant(
             valid = [f"{name}=" for name in VARIANTS] + list(presets)
             near = nearest(key, valid)
             problems.append(f"variant {part!r} is unknown: the nearest is {near!r}, all are {', '.join(valid)}")
-    if problems:
-        raise ConfigError(problems)
     for path, value in values.items():
         set_field(config, path, value)
+    if problems:
+        raise ConfigError(problems, config)
     return config
 
 
