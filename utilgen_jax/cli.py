@@ -21,6 +21,15 @@ from utilgen_jax.errors import InputError
 PREFIX = "--config."
 
 
+def common_flags(workdir_help: str) -> flags.FlagValues:
+    """Returns the flags that every command has, --config, --workdir and --help, not yet parsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
+    flags.DEFINE_string("workdir", None, workdir_help, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    return values
+
+
 def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Parses a command line into absl flags and config overrides.
 

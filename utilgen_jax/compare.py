@@ -26,13 +26,10 @@ from utilgen_jax.methods import METHODS
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder for all runs and the table; made if missing", flag_values=values)
+    values = cli.common_flags("folder for all runs and the table; made if missing")
     flags.DEFINE_list("methods", list(METHODS), "rows of the table", flag_values=values)
     flags.DEFINE_list("shots", [], "labelled pictures a class, one or several; empty: the config's", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "how many, counted up from the config's", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
     return values
 
 

@@ -19,11 +19,7 @@ from utilgen_jax import cli
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder for everything the run writes; made if missing", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
-    return values
+    return cli.common_flags("folder for everything the run writes; made if missing")
 
 
 def run(argv: Sequence[str]) -> None:
