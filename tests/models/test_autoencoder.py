@@ -14,6 +14,7 @@ from tests.torch_parity import flat_shapes, params_from_torch, relative_error
 from utilgen_jax.errors import InputError
 from utilgen_jax.models import autoencoder
 from utilgen_jax.models.autoencoder import AutoencoderKL
+from utilgen_jax.weights.torch_names import RENAMED_ATTENTION
 
 TINY = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -120,7 +121,7 @@ def test_bfloat16_output_is_finite_and_close():
 def test_renamed_attention_is_what_diffusers_renames():
     oracle = torch_autoencoder(TINY)
     current = oracle.state_dict()
-    old_name = {new: old for old, new in autoencoder.RENAMED.items()}
+    old_name = {new: old for old, new in RENAMED_ATTENTION.items()}
     old = {}
     for name, tensor in current.items():
         for new in old_name:

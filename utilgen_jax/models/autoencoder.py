@@ -14,11 +14,6 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.models.attention import dot_product_attention
 from utilgen_jax.models.unet_blocks import Downsample2D, ResnetBlock2D, Upsample2D
 
-# Pieces of parameter names in checkpoints that were written with diffusers' former AttentionBlock (among them Stable
-# Diffusion 1.x and 2.x) -> what they are called now. They stand under '(encoder|decoder).mid_block.attentions.0.' only;
-# the weights' shapes are the same and 'group_norm' kept its name.
-RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
 _DOWN_BLOCK_TYPE = "DownEncoderBlock2D"
 _UP_BLOCK_TYPE = "UpDecoderBlock2D"
 

@@ -24,7 +24,7 @@ _WEIGHT_LEAVES = ("kernel", "embedding", "scale")
 
 # Autoencoders written before diffusers 0.15 call their attention's matrices otherwise.
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
-_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+RENAMED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 # transformers 5 writes a CLIP tower that stands alone without the prefix that every older checkpoint has.
 _CLIP_TOWERS = {"embeddings.token_embedding.weight": "text_model.", "embeddings.class_embedding": "vision_model."}
@@ -97,7 +97,7 @@ def current_names(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         if name.rsplit(".", 1)[-1] == "position_ids":
             continue
-        renamed = _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{_NEW_ATTENTION[match[2]]}.{match[3]}", name)
+        renamed = _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{RENAMED_ATTENTION[match[2]]}.{match[3]}", name)
         current[name] = prefix + renamed if renamed.startswith(_CLIP_TOWER_PIECES) and prefix else renamed
     return current
 
