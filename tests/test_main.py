@@ -94,7 +94,7 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         (["--workdir=x", f"--config={ROOT}"], "--config: there is no file"),
         ([DIGITS, "--workdir=x", "--config.data=3"], "--config.data: there is no such field"),
         ([DIGITS, f"--workdir={__file__}/x"], "lies under, a file; give a folder"),
-        ([DIGITS, "--workdir"], "Missing value for flag --workdir"),
+        ([DIGITS, "--workdir"], "--workdir: a value is missing; write --workdir=VALUE"),
     ],
 )
 def test_what_is_missing_is_named(pipeline, capsys, arguments, message):

@@ -21,17 +21,18 @@ from utilgen_jax.errors import InputError
 PREFIX = "--config."
 
 
-def common_flags(workdir_help: str) -> flags.FlagValues:
-    """Returns the flags that every command has, --config, --workdir and --help, not yet parsed."""
+def common_flags(workdir_help: str | None) -> flags.FlagValues:
+    """Returns the flags --config, --help and, unless its help is None, --workdir, not yet parsed."""
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
-    flags.DEFINE_string("workdir", None, workdir_help, flag_values=values)
+    if workdir_help is not None:
+        flags.DEFINE_string("workdir", None, workdir_help, flag_values=values)
     flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
     return values
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Parses a command line into absl flags and config overrides.
+    """Parses a command line into absl flags and, for a command with the flag --config, config overrides.
 
     Args:
         flag_values: The command's own flags; set in place.
@@ -42,29 +43,35 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
     """
     overrides: list[tuple[str, str]] = []
     problems: list[str] = []
-    others = [argv[0] if argv else ""]
     words = list(argv[1:])
     while words:
         word = words.pop(0)
-        if not word.startswith(PREFIX):
-            others.append(word)
+        name, equals, text = word.lstrip("-").partition("=")
+        override = "config" in flag_values and word.startswith(PREFIX)
+        known = word.startswith("-") and name in flag_values
+        if not equals and (override or (known and not flag_values[name].boolean)):
+            if not words or words[0].startswith("--"):
+                problems.append(f"{word}: a value is missing; write {word}=VALUE")
+                continue
+            text = words.pop(0)
+            word = f"{word}={text}"
+        if override:
+            overrides.append((name.removeprefix("config."), text))
             continue
-        path, equals, text = word.removeprefix(PREFIX).partition("=")
-        if not equals and not (words and not words[0].startswith("--")):
-            problems.append(f"{word}: a value is missing; write {word}=VALUE")
+        try:  # one word at a time, so that one wrong value does not hide the next
+            unknown = flag_values(["", word], known_only=True)[1:]
+        except flags.Error as error:
+            problems.append(str(error))
             continue
-        overrides.append((path, text if equals else words.pop(0)))
-    flag_values.set_gnu_getopt(True)
-    try:
-        unknown = flag_values(others, known_only=True)[1:]
-    except flags.Error as error:
-        return overrides, [*problems, str(error)]
-    for word in unknown:
+        if not unknown:
+            continue
         if not word.startswith("-"):
             problems.append(f"{word}: an argument that belongs to no flag")
             continue
-        near = nearest(word.lstrip("-").partition("=")[0], flag_values)
-        problems.append(f"{word}: no such flag; the nearest is --{near} (a config field is {PREFIX}FIELD=VALUE)")
+        fields = f" (a config field is {PREFIX}FIELD=VALUE)" if "config" in flag_values else ""
+        problems.append(f"{word}: no such flag; the nearest is --{nearest(name, flag_values)}{fields}")
+        if not equals and words and not words[0].startswith("-"):
+            words.pop(0)  # its value
     return overrides, problems
 
 
@@ -135,9 +142,11 @@ def _get_config(module: ModuleType, variant: str, problems: list[str]) -> Config
 
 
 def help_text(usage: str, flag_values: flags.FlagValues) -> str:
-    """Returns what `--help` prints: the usage, the flags, the variants, and every config field with its default."""
+    """Returns what `--help` prints: the usage and the flags; where there is --config, its variants and fields too."""
     lines = [usage.strip(), "", "Flags:"]
     lines += [f"  --{name}: {flag_values[name].help}" for name in flag_values if len(name) > 1]
+    if "config" not in flag_values:
+        return "\n".join(lines)
     lines += ["", "Variants, after a colon and with commas between them, and the field each sets:"]
     lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
     lines += ["  runlocal  a small, quick run (of configs/cifar.py and configs/imagefolder.py)"]
@@ -149,8 +158,10 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was interrupted."""
+def exit_status(
+    command: Callable[[], None], interrupted: str = "the same command continues after the last finished stage"
+) -> int:
+    """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told."""
     try:
         command()
     except InputError as error:
@@ -158,6 +169,6 @@ def exit_status(command: Callable[[], None]) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command continues after the last finished stage", file=sys.stderr)
+        print(f"interrupted: {interrupted}", file=sys.stderr)
         return 130
     return 0

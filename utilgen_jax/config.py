@@ -41,6 +41,7 @@ class Field:
 
 
 BASELINES = ("vanilla",)
+SCHEDULERS = ("ddim", "ddpm", "pndm", "dpmsolver++", "euler", "lcm", "checkpoint")
 
 SCHEMA: tuple[Field, ...] = (
     Field("method", "utilgen", "what is added to the real pictures", choices=tuple(METHODS)),
@@ -60,6 +61,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("generator.checkpoint", "glyphs", "'glyphs' (embedded), a diffusers folder, or a hub id"),
     Field("generator.revision", "", "branch, tag or commit of a hub id; empty: its main branch"),
     Field("generator.dtype", "float32", "type of the generator's activations", choices=("float32", "bfloat16")),
+    Field("generator.scheduler", "ddim", "sampler of the steps; 'checkpoint': its own", choices=SCHEDULERS),
     Field("generator.steps", 12, "denoising steps a picture", minimum=1, maximum=1000),
     Field("generator.guidance_scale", 2.0, "classifier-free guidance; 1 or less: none", minimum=0.0, maximum=100.0),
     Field("generator.prompt", "a photo of the digit {class}", "template; {class} becomes the class name"),

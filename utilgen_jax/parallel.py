@@ -67,17 +67,18 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """The mesh over all devices of all processes, axes ('data', 'fsdp').
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or those given, axes ('data', 'fsdp').
 
     Args:
       data: config.parallel.data, the number of copies of the parameters; -1 takes the devices left over.
       fsdp: config.parallel.fsdp, the number of devices that share one copy; -1 takes the devices left over.
+      devices: None for all.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = {"data": data, "fsdp": fsdp}
     for name, size in sizes.items():
         if size < 1 and size != -1:
@@ -93,7 +94,8 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             f"config.parallel.data={data} and config.parallel.fsdp={fsdp} do not fit {count} device(s): "
             "their product must be the number of devices"
         )
-    return jax.make_mesh((sizes["data"], sizes["fsdp"]), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((sizes["data"], sizes["fsdp"]), BATCH_AXES, axis_types=axis_types, devices=devices)
 
 
 def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

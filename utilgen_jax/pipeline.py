@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from utilgen_jax import classification, data, parallel, report, weights
 from utilgen_jax.classification import TrainingSet
 from utilgen_jax.data.images import resize, set_channels, to_float
+from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.generator.checkpoint import load_generator, read_architecture
 from utilgen_jax.generator.pool_generation import generate_pool, plan_pool
 from utilgen_jax.methods import METHODS
@@ -144,7 +145,9 @@ def _prepare(config: ConfigDict, workdir: Path, rows: list[str], shared: Shared 
     if len(rows) > 1:
         folds = data.cross_fit_folds(real.labels, config.utility.folds, config.seed)
         checkpoint = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
-        read_architecture(checkpoint, jnp.dtype(config.generator.dtype)).check_image_size(config.generator.image_size)
+        generator = read_architecture(checkpoint, jnp.dtype(config.generator.dtype))
+        generator.check_image_size(config.generator.image_size)
+        make_sampler(config.generator.scheduler, generator.schedule, config.generator.steps)
     mesh = parallel.make_mesh(config.parallel.data, config.parallel.fsdp)
     open_workdir(workdir, config)
     return _Job(
@@ -203,7 +206,7 @@ def _generate(job: _Job, checkpoint: Path) -> data.Pool:
         writer = data.PoolWriter(job.pool_folder, class_names)
         if len(writer) < len(records):
             dtype = jnp.dtype(config.generator.dtype)
-            generator, params = load_generator(checkpoint, dtype, parallel.sharding_for(job.mesh))
+            generator, params = load_generator(checkpoint, dtype, sharding_for=parallel.sharding_for(job.mesh))
             progress = report.Progress("generate", len(records), "image", initial=len(writer), enabled=job.is_first)
             with progress:
                 generate_pool(
@@ -211,6 +214,7 @@ def _generate(job: _Job, checkpoint: Path) -> data.Pool:
                     params,
                     writer,
                     records,
+                    scheduler=config.generator.scheduler,
                     num_steps=config.generator.steps,
                     guidance_scale=config.generator.guidance_scale,
                     negative_prompt=config.generator.negative_prompt,

@@ -1,5 +1,6 @@
 """The noise schedule against torch's DDIMScheduler, and its refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,11 +37,25 @@ def test_alphas_cumprod_are_those_of_diffusers(name):
     np.testing.assert_allclose(schedule.alphas_cumprod, expected.alphas_cumprod.numpy(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_final_alpha_cumprod(set_alpha_to_one):
-    config = STABLE_DIFFUSION | {"set_alpha_to_one": set_alpha_to_one}
-    expected = DDIMScheduler(**config).final_alpha_cumprod
-    np.testing.assert_allclose(schedules.load_schedule(config).final_alpha_cumprod, expected.numpy(), rtol=1e-6)
+@pytest.mark.parametrize(("setting", "final"), [({"set_alpha_to_one": True}, 1.0), ({"set_alpha_to_one": False}, None)])
+def test_alphas_at_timesteps_and_before_the_first(setting, final):
+    schedule, expected = (
+        schedules.load_schedule(STABLE_DIFFUSION | setting),
+        DDIMScheduler(**STABLE_DIFFUSION, **setting),
+    )
+    alphas = schedules.alphas_at(schedule, np.array([700, 0, -1, -300]))
+    before = expected.final_alpha_cumprod.item()
+    np.testing.assert_allclose(alphas, [*expected.alphas_cumprod[[700, 0]].tolist(), before, before], rtol=1e-5)
+    assert final is None or alphas[-1] == final
+
+
+def test_samplers_differ_in_what_they_take_for_settings_that_are_not_there():
+    schedule = schedules.load_schedule(STABLE_DIFFUSION)
+    before = np.array([-1])
+    assert schedules.alphas_at(schedule, before) == 1.0
+    assert schedules.alphas_at(schedule, before, default_alpha_to_one=False) == schedule.alphas_cumprod[0]
+    assert schedules.inference_timesteps(schedule, 5)[0] == 800
+    assert schedules.inference_timesteps(schedule, 5, "linspace")[0] == 999
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
@@ -116,7 +131,7 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(kind):
     schedule = schedules.load_schedule(STABLE_DIFFUSION | {"prediction_type": kind})
     noisy = schedules.add_noise(schedule, latents, noise, timesteps)
     prediction = schedules.training_target(schedule, latents, noise, timesteps)
-    clean, found_noise = schedules.clean_and_noise(schedule, prediction, noisy, schedule.alphas_cumprod[timesteps])
+    clean, found_noise = schedules.clean_and_noise(kind, prediction, noisy, schedule.alphas_cumprod[timesteps])
     np.testing.assert_allclose(clean, latents, atol=2e-5)
     np.testing.assert_allclose(found_noise, noise, atol=2e-5)
 
@@ -127,11 +142,6 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(kind):
         {"beta_schedule": "sigmoid"},
         {"prediction_type": "flow_prediction"},
         {"timestep_spacing": "quadratic"},
-        {"thresholding": True},
-        {"clip_sample": True},
-        {"trained_betas": [0.1, 0.2]},
-        {"use_karras_sigmas": True},
-        {"use_flow_sigmas": True},
     ],
 )
 def test_settings_that_are_not_computed_are_refused_by_name(setting):
@@ -141,9 +151,15 @@ def test_settings_that_are_not_computed_are_refused_by_name(setting):
     assert repr(value) in str(refusal.value)
 
 
-def test_a_schedule_that_only_adds_noise_may_say_how_it_would_sample():
-    config = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}  # Stable Diffusion 2.1-unCLIP has it so
-    schedule = schedules.load_schedule(config, to_sample=False)
-    np.testing.assert_allclose(schedule.alphas_cumprod, DDPMScheduler(**config).alphas_cumprod.numpy(), rtol=1e-4)
+def test_betas_of_ones_own_are_refused():
     with pytest.raises(InputError, match="trained_betas"):
-        schedules.load_schedule({"trained_betas": [0.1]}, to_sample=False)
+        schedules.load_schedule({"trained_betas": [0.1]})
+
+
+def test_settings_of_any_kind_leave_the_schedule_a_pytree_that_jit_takes():
+    schedule = schedules.load_schedule(
+        STABLE_DIFFUSION | {"_use_default_values": ["solver_order"], "clip_sample": True}
+    )
+    assert schedule.settings["clip_sample"] is True and "_use_default_values" not in schedule.settings
+    noisy = jax.jit(schedules.add_noise)(schedule, *latents_noise_timesteps()[:2], jnp.zeros(5, jnp.int32))
+    assert noisy.shape == (5, 4, 4, 3)

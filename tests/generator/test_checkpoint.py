@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.torch_parity import relative_error
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.checkpoint import example_arguments, expected_params, load_generator, read_architecture
 
@@ -55,6 +57,45 @@ def test_dtype_is_that_of_weights_and_activations_but_not_of_schedules(checkpoin
     assert {leaf.dtype for leaf in jax.tree.leaves(normalizer)} == {jnp.dtype(jnp.float32)}
     assert generator.unet.dtype == generator.vae.dtype == jnp.bfloat16
     assert generator.schedule.alphas_cumprod.dtype == jnp.float32
+
+
+def test_storage_may_be_narrower_than_activations(checkpoint, loaded):
+    generator, exact = loaded("unclip")
+    ids, latents = np.arange(77)[None], jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
+    encode = jax.jit(lambda params: generator.text_encoder.apply({"params": params}, ids).last_hidden_state)
+    decode = jax.jit(lambda params: generator.vae.apply({"params": params}, latents, method="decode"))
+    cases = ((encode, "text_encoder", jnp.float16, 2e-3), (decode, "vae", jnp.bfloat16, 2e-2))
+    for function, name, stored, tolerance in cases:
+        narrow, params = load_generator(checkpoint("unclip"), param_dtype=stored)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params[name])} == {jnp.dtype(stored)}
+        assert getattr(narrow, name) == getattr(generator, name)  # computes in float32
+        assert narrow.schedule.alphas_cumprod.dtype == jnp.float32
+        output = function(params[name])
+        assert output.dtype == jnp.float32
+        assert 0 < relative_error(output, function(exact[name])) < tolerance
+
+
+def test_the_autoencoder_may_compute_in_float32_alone(checkpoint):
+    generator, params = load_generator(checkpoint("sd15"), jnp.bfloat16, vae_dtype=jnp.float32)
+    assert (generator.unet.dtype, generator.vae.dtype) == (jnp.bfloat16, jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    decode = partial(generator.vae.apply, {"params": params["vae"]}, method="decode")
+    assert jax.eval_shape(decode, jnp.zeros((1, 8, 8, 4), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_a_component_from_elsewhere(checkpoint, copy_of):
+    other = copy_of("sd21") / "vae"
+    edit_json(other / "config.json", scaling_factor=0.5)
+    generator, params = load_generator(checkpoint("sd15"), components={"vae": other})
+    _, theirs = load_generator(checkpoint("sd21"))
+    _, own = load_generator(checkpoint("sd15"))
+    assert generator.vae.scaling_factor == 0.5
+    jax.tree.map(np.testing.assert_array_equal, params["vae"], theirs["vae"])
+    jax.tree.map(np.testing.assert_array_equal, params["unet"], own["unet"])
+    with pytest.raises(InputError, match="components: vea cannot be replaced; text_encoder, unet, vae"):
+        load_generator(checkpoint("sd15"), components={"vea": other})
+    with pytest.raises(InputError, match="nowhere/config.json: no such file"):
+        load_generator(checkpoint("sd15"), components={"vae": other.parent / "nowhere"})
 
 
 def test_sharding_is_asked_for_each_tensor(checkpoint):
@@ -152,12 +193,12 @@ def test_a_broken_config_is_named(copy_of):
         read_architecture(folder)
 
 
-def test_image_sizes_are_multiples_of_what_the_networks_halve(loaded):
-    generator, _ = loaded("sd15")  # the autoencoder halves once, the UNet once more
-    for size in (4, 16, 20):
+def test_image_sizes_are_whole_latents(loaded):
+    generator, _ = loaded("sd15")
+    for size in (2, 16, 18):
         generator.check_image_size(size)
-    with pytest.raises(InputError, match="config.generator.image_size=18: this checkpoint makes multiples of 4"):
-        generator.check_image_size(18)
+    with pytest.raises(InputError, match="config.generator.image_size=17: this checkpoint makes multiples of 2"):
+        generator.check_image_size(17)
 
 
 def test_the_architecture_is_kept_as_long_as_its_files_stay_as_they_are(copy_of, monkeypatch):

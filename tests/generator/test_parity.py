@@ -1,21 +1,33 @@
 """The whole chain from a prompt to a picture against torch's diffusers pipelines, from the same folder and latents."""
 
-import jax
+import dataclasses
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableUnCLIPImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableUnCLIPImg2ImgPipeline,
+)
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img
 from PIL import Image
 
 from tests.torch_parity import relative_error
 from utilgen_jax import weights
 from utilgen_jax.data.images import to_float
+from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.foundation import glyphs
 from utilgen_jax.generator.checkpoint import load_generator
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts, noise_image_embeds, text_condition
-from utilgen_jax.generator.sampling import sample
+from utilgen_jax.generator.sampling import encode_to_latents, sample
 
 PROMPTS = ["the photo of the digit 7", "a bold digit"]
 NEGATIVE = "blurred"
@@ -25,23 +37,27 @@ LATENTS = np.random.default_rng(0).normal(size=(len(PROMPTS), 8, 8, 4)).astype(n
 
 
 def torch_pictures(pipeline, **arguments):
-    """Float [B, H, W, 3] in [-1, 1], as `sample` returns them."""
-    pipeline.set_progress_bar_config(disable=True)
+    """Float [B, H, W, 3] in [-1, 1], as `sample` returns them, by DDIM from the latents."""
     # Not the checkpoint's PNDM; diffusers' DDIM would clip latents where the config does not say otherwise.
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    images = pipeline(
-        negative_prompt=[NEGATIVE] * len(LATENTS),
-        latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        output_type="pt",
-        **arguments,
-    ).images
+    return torch_pictures_of(pipeline, latents=nchw(LATENTS), **arguments)
+
+
+def torch_pictures_of(pipeline, **arguments):
+    """The same, with the pipeline's own scheduler."""
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"} | arguments
+    images = pipeline(negative_prompt=[NEGATIVE] * len(LATENTS), **settings).images
     return images.permute(0, 2, 3, 1).numpy() * 2 - 1
 
 
-def our_pictures(generator, params, condition):
-    images = sample(generator, params, condition, jnp.asarray(LATENTS), num_steps=STEPS, guidance_scale=GUIDANCE)
+def nchw(array):
+    return torch.tensor(np.asarray(array).transpose(0, 3, 1, 2))
+
+
+def our_pictures(generator, params, condition, **arguments):
+    settings = {"num_steps": STEPS, "guidance_scale": GUIDANCE} | arguments
+    images = sample(generator, params, condition, jnp.asarray(LATENTS), **settings)
     assert images.dtype == jnp.float32 and images.min() >= -1 and images.max() <= 1
     return np.asarray(images)
 
@@ -69,33 +85,75 @@ def test_text_to_image(checkpoint, loaded, family, prediction):
     assert relative_error(our_pictures(generator, params, exchanged), ours) > 3 * TOLERANCE
 
 
+# name, family, torch's scheduler, what the checkpoint's config is changed by, number of steps, guidance scale
+OTHER_SCHEDULERS = [
+    ("checkpoint", "sd15", PNDMScheduler, {}, STEPS, GUIDANCE),
+    ("dpmsolver++", "sd21", DPMSolverMultistepScheduler, {}, STEPS, GUIDANCE),
+    # As in SD-Turbo.
+    ("euler", "sd15", EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, 1, 0.0),
+    ("euler", "sd15", EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, 4, 0.0),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "family", "kind", "changes", "steps", "guidance"), OTHER_SCHEDULERS)
+def test_text_to_image_with_other_schedulers(checkpoint, loaded, name, family, kind, changes, steps, guidance):
+    generator, params = loaded(family)
+    config = weights.load_config(checkpoint(family) / "scheduler", "scheduler_config.json") | changes
+    generator = dataclasses.replace(generator, schedule=load_schedule(config))
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint(family))
+    pipeline.scheduler = kind.from_config(config)
+    settings = {"prompt": PROMPTS, "num_inference_steps": steps, "guidance_scale": guidance}
+    theirs = torch_pictures_of(pipeline, latents=nchw(LATENTS), **settings)
+    condition = text_condition(generator, params, PROMPTS, NEGATIVE)
+    ours = our_pictures(generator, params, condition, num_steps=steps, guidance_scale=guidance, scheduler=name)
+    assert_same_pictures(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [("ddim", DDIMScheduler), ("dpmsolver++", DPMSolverMultistepScheduler)])
+def test_image_to_image(checkpoint, loaded, name, kind, monkeypatch):
+    generator, params = loaded("sd21")
+    text_to_image = StableDiffusionPipeline.from_pretrained(checkpoint("sd21"))
+    text_to_image.scheduler = kind.from_config(text_to_image.scheduler.config)
+    pipeline = StableDiffusionImg2ImgPipeline(**text_to_image.components, requires_safety_checker=False)
+    # The noise is given; of the autoencoder's posterior we take the mean.
+    monkeypatch.setattr(pipeline_stable_diffusion_img2img, "randn_tensor", lambda *_, **__: nchw(LATENTS))
+    mean = lambda posterior, **_: posterior.latent_dist.mode()
+    monkeypatch.setattr(pipeline_stable_diffusion_img2img, "retrieve_latents", mean)
+    pictures = to_float(np.stack([picture_of(seed, 16) for seed in range(2)]))
+    theirs = torch_pictures_of(pipeline, prompt=PROMPTS, image=nchw(pictures) / 2 + 0.5, strength=0.6)
+    condition = text_condition(generator, params, PROMPTS, NEGATIVE)
+    clean_latents = encode_to_latents(generator, params, jnp.asarray(pictures))
+    start = {"clean_latents": clean_latents, "strength": 0.6}
+    assert_same_pictures(our_pictures(generator, params, condition, scheduler=name, **start), theirs)
+
+
 def picture_of(seed, size):
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
 
 
-@pytest.mark.parametrize("size", [16, 48, 11])
+@pytest.mark.parametrize("size", [(16, 16), (48, 48), (11, 11), (50, 33), (16, 41)])
 def test_image_embeddings(checkpoint, loaded, size):
     generator, params = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
-    pictures = np.stack([picture_of(seed, size) for seed in range(3)])
+    pictures = np.stack([np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8) for seed in range(3)])
     pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = pipeline.image_encoder(pixels).image_embeds.numpy()
     ours = encode_images(generator, params, jnp.asarray(to_float(pictures)))
     # Pillow rounds resized pictures to whole grey levels.
-    assert relative_error(ours, expected) < (1e-4 if size == 16 else 2e-2)
+    assert relative_error(ours, expected) < (1e-4 if min(size) == 16 else 2e-2)
 
 
 def test_noised_image_embeddings(checkpoint, loaded):
     generator, params = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
-    key = jax.random.key(4)
-    embeds = np.random.default_rng(5).normal(size=(3, 16)).astype(np.float32)
-    noise = np.asarray(jax.random.normal(key, embeds.shape))
+    embeds, noise = np.random.default_rng(5).normal(size=(2, 3, 16)).astype(np.float32)
     for level in (0, 300, 999):
         with torch.no_grad():
             expected = pipeline.noise_image_embeddings(torch.tensor(embeds), level, torch.tensor(noise)).numpy()
-        ours = noise_image_embeds(generator, params, jnp.asarray(embeds), jnp.full(3, level), key)
+        ours = noise_image_embeds(generator, params, jnp.asarray(embeds), jnp.full(3, level), noise)
         assert relative_error(ours, expected) < 1e-4
 
 
@@ -104,11 +162,10 @@ def compare_unclip(folder, generator, params, pictures):
     # Half-precision files are computed on in single precision by both.
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder).to(torch.float32)
     embeds = encode_images(generator, params, jnp.asarray(to_float(pictures)))
-    key = jax.random.key(2)
-    labels = noise_image_embeds(generator, params, embeds, jnp.zeros(len(pictures), jnp.int32), key)
-    noise = torch.tensor(np.asarray(jax.random.normal(key, embeds.shape)))
-    add = pipeline.noise_image_embeddings
-    pipeline.noise_image_embeddings = lambda image_embeds, noise_level, **_: add(image_embeds, noise_level, noise)
+    noise = np.random.default_rng(2).normal(size=embeds.shape).astype(np.float32)
+    labels = noise_image_embeds(generator, params, embeds, jnp.zeros(len(pictures), jnp.int32), noise)
+    add = partial(pipeline.noise_image_embeddings, noise=torch.tensor(noise))
+    pipeline.noise_image_embeddings = lambda image_embeds, noise_level, **_: add(image_embeds, noise_level)
     pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
     theirs = torch_pictures(pipeline, prompt=PROMPTS, image=pixels, noise_level=0)
     text = text_condition(generator, params, PROMPTS, NEGATIVE)
@@ -158,4 +215,4 @@ def test_pictures_condition_unclip_checkpoints_only(loaded):
     with pytest.raises(InputError, match="no image_encoder"):
         encode_images(generator, params, jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(InputError, match="no image_noising_scheduler"):
-        noise_image_embeds(generator, params, jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32), jax.random.key(0))
+        noise_image_embeds(generator, params, jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 16)))

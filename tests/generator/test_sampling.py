@@ -10,22 +10,31 @@ import pytest
 
 from utilgen_jax import parallel
 from utilgen_jax.data.pool import PoolRecord, PoolWriter, read_pool
+from utilgen_jax.errors import InputError
 from utilgen_jax.generator import pool_generation
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.pool_generation import generate_pool, plan_pool
-from utilgen_jax.generator.sampling import decode_latents, initial_latents, sample
+from utilgen_jax.generator.sampling import (
+    decode_latents,
+    encode_to_latents,
+    initial_latents,
+    sample,
+    step_keys,
+)
 
 SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
-POOL_SETTINGS = SETTINGS | {"negative_prompt": "blurred", "image_size": 16}
+POOL_SETTINGS = SETTINGS | {"scheduler": "ddim", "negative_prompt": "blurred", "image_size": 16}
 BATCH = 4
 CLASSES = ("zero", "one", "two")
 PROMPTS = [f"the digit {name}" for name in CLASSES]
 
 
 def paint(loaded, prompts, seeds):
+    """With a sampler that draws noise at every step."""
     generator, params = loaded
-    latents = initial_latents(generator, np.array(seeds), 16)
-    return sample(generator, params, text_condition(generator, params, prompts), latents, **SETTINGS)
+    latents, keys = initial_latents(generator, np.array(seeds), 16), step_keys(np.array(seeds))
+    condition = text_condition(generator, params, prompts)
+    return sample(generator, params, condition, latents, scheduler="ddpm", keys=keys, **SETTINGS)
 
 
 def test_latents_are_those_of_each_seed(loaded):
@@ -67,6 +76,24 @@ def test_decoding_undoes_the_scaling_factor_and_clips(loaded):
     np.testing.assert_allclose(decoded, np.clip(images, -1, 1), atol=1e-5)
     loud = decode(params, 1e3 * latents)
     assert loud.min() >= -1.0 and loud.max() <= 1.0
+
+
+def test_encoding_can_draw_from_the_posterior_and_scales_it(loaded):
+    generator, params = loaded("sd15")
+    images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1.0)
+    encode = jax.jit(partial(generator.vae.apply, method="encode"))
+    mean, log_variance = jnp.split(encode({"params": params["vae"]}, images), 2, axis=-1)
+    keys = step_keys(np.array([3, 4]))
+    noise = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in keys])
+    expected = (mean + jnp.exp(log_variance / 2) * noise) * 0.18215
+    np.testing.assert_allclose(encode_to_latents(generator, params, images, keys), expected, atol=1e-5)
+
+
+def test_only_a_picture_can_be_started_from_half_way(loaded):
+    generator, params = loaded("sd15")
+    condition = text_condition(generator, params, PROMPTS[:1])
+    with pytest.raises(InputError, match="strength=0.5 needs clean_latents"):
+        sample(generator, params, condition, jnp.zeros((1, 8, 8, 4)), strength=0.5, **SETTINGS)
 
 
 def test_plan_takes_classes_in_turn_and_a_shorter_plan_begins_a_longer_one():

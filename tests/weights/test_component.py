@@ -1,6 +1,7 @@
 """Components in and out, against torch's diffusers and transformers, and every way in which a folder can be broken."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -143,40 +144,64 @@ def test_old_autoencoder_attention(unclip):
     assert any("proj_attn" in name for name in old)
     save_file(old, path)
 
-    _, loaded = weights.load_component(unclip / "vae")
+    _, loaded = weights.load_component(unclip / "vae", expected=shapes_of(params))
 
-    assert_trees_equal(weights.check_params(loaded, shapes_of(params), unclip), params)
-
-
-def test_linear_file_fits_convolutional_model_and_the_reverse():
-    linear, conv = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(1, 1, 2, 3)
-    params = {"a": {"kernel": linear}, "b": {"kernel": conv}}
-    fitted = weights.check_params(params, shapes_of({"a": {"kernel": conv}, "b": {"kernel": linear}}), "unet")
-    np.testing.assert_array_equal(fitted["a"]["kernel"], conv)
-    np.testing.assert_array_equal(fitted["b"]["kernel"], linear)
+    assert_trees_equal(loaded, params)
 
 
-def test_fitted_parameters_take_the_nesting_of_the_model():
-    params = {"ff": {"net.0": {"proj": {"bias": np.ones(2)}}}}
+def write_component(folder, tensors):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def test_linear_file_fits_convolutional_model_and_the_reverse(tmp_path):
+    linear = torch.arange(6.0).reshape(2, 3)
+    folder = write_component(tmp_path / "unet", {"a.weight": linear, "b.weight": linear.clone()[..., None, None]})
+    shapes = {"a": {"kernel": (1, 1, 3, 2)}, "b": {"kernel": (3, 2)}}
+    expected = {name: {"kernel": jax.ShapeDtypeStruct(its["kernel"], np.float32)} for name, its in shapes.items()}
+    placed = {}
+
+    def sharding_for(name, shape):
+        placed[name] = shape
+
+    _, params = weights.load_component(folder, sharding_for=sharding_for, expected=expected)
+
+    np.testing.assert_array_equal(params["a"]["kernel"], linear.numpy().T[None, None])
+    np.testing.assert_array_equal(params["b"]["kernel"], linear.numpy().T)
+    assert placed == {"a/kernel": (1, 1, 3, 2), "b/kernel": (3, 2)}  # sharded as the model has it, not as the file
+
+
+def test_parameters_take_the_nesting_of_the_model(tmp_path):
+    folder = write_component(tmp_path / "unet", {"ff.net.0.proj.bias": torch.ones(2)})
+    _, params = weights.load_component(folder)
+    assert_trees_equal(params, {"ff": {"net.0": {"proj": {"bias": np.ones(2)}}}})
     expected = {"ff.net.0.proj": {"bias": jax.ShapeDtypeStruct((2,), np.float32)}}
-    assert_trees_equal(weights.check_params(params, expected, "unet"), {"ff.net.0.proj": {"bias": np.ones(2)}})
+    _, params = weights.load_component(folder, expected=expected)
+    assert_trees_equal(params, {"ff.net.0.proj": {"bias": np.ones(2)}})
 
 
-def test_all_misfits_are_listed_at_once():
+def test_all_misfits_are_listed_at_once_before_any_tensor_is_read(tmp_path):
     struct = jax.ShapeDtypeStruct
     expected = {
         "conv_in": {"kernel": struct((3, 3, 4, 8), np.float32), "bias": struct((8,), np.float32)},
         "time": {"linear_1": {"kernel": struct((5, 6), np.float32)}},
     }
-    params = {
-        "conv_in": {"kernel": np.zeros((3, 3, 9, 8))},
-        "time": {"linear_1": {"kernel": np.zeros((5, 6))}},
-        "extra": np.ones(2),
+    tensors = {
+        "conv_in.weight": torch.ones(8, 9, 3, 3),
+        "time.linear_1.weight": torch.ones(6, 5),
+        "extra": torch.ones(2),
     }
+    folder = write_component(tmp_path / "unet", tensors)
+
+    def sharding_for(name, shape):
+        raise AssertionError(f"{name} was read")
+
     with pytest.raises(InputError) as caught:
-        weights.check_params(params, expected, "folder/unet")
+        weights.load_component(folder, sharding_for=sharding_for, expected=expected)
     message = str(caught.value)
-    assert message.startswith("folder/unet: ")
+    assert message.startswith(f"{folder}: ")
     assert message.splitlines()[1:] == [
         "  missing conv_in.bias",
         "  unexpected extra",
@@ -205,6 +230,26 @@ def test_a_second_save_replaces_the_first_and_leaves_nothing_behind(tmp_path):
     stored = load_file(weight_file(tmp_path))
     assert stored["a.bias"].tolist() == [2.0, 2.0] and stored["a.bias"].dtype == torch.float16
     assert stored["a.steps"].item() == 7 and stored["a.steps"].dtype == torch.int32
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's count of resident memory")
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
+    rows = np.ones((512, 2048), np.float32)
+    tensors = {f"layers.{index}.weight": torch.from_numpy(rows + index) for index in range(24)}  # 96 MiB, 48 as float16
+    folder = write_component(tmp_path / "unet", tensors)
+    del tensors
+    weights.load_component(folder, jnp.float16)  # what is allocated once
+    before = resident_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    _, params = weights.load_component(folder, jnp.float16)
+    assert len(jax.tree.leaves(params)) == 24
+    assert resident_mib("VmHWM") - before < 1.3 * 48 + 16
+
+
+def resident_mib(field):
+    """Memory of this process, from /proc/self/status: VmRSS now, VmHWM its peak."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) / 1024
 
 
 def truncate(folder):

@@ -1,9 +1,11 @@
 """The tokenizer, against the vocabulary that was written."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+from transformers import CLIPTokenizer
 
 from tests.diffusers_checkpoint import END, MAX_LENGTH, START, write_tiny_tokenizer
 from utilgen_jax import weights
@@ -55,7 +57,53 @@ def test_missing_and_broken_files_are_named(folder):
     assert str(folder) in str(caught.value)
 
 
-def test_length_must_be_written_down(folder):
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
-    with pytest.raises(InputError, match="model_max_length"):
-        weights.load_tokenizer(folder)
+def test_length_that_is_not_written_down_is_the_models(folder):
+    (folder / "tokenizer_config.json").unlink()
+    prompts = ["the digit 7", "x" * 200]
+    assert weights.tokenize(weights.load_tokenizer(folder), prompts).shape == (2, 77)
+    assert weights.tokenize(weights.load_tokenizer(folder, max_length=16), prompts).shape == (2, 16)
+
+
+# Case, contractions, digits, accents in one and in two code points, scripts, emoji joined from several, control and
+# white space, what looks like a special token, and more than fits.
+ODD_PROMPTS = [
+    "",
+    " ",
+    "A photo of the DIGIT 7.",
+    "isn't it? they'd've don't",
+    "3.14159 1,000,000 1st 22nd 007",
+    "!!! ... ??? #@$%^&*()_+-=[]{}|;':\",./<>?`~",
+    "caf\u00e9 cafe\u0301 na\u00efve Stra\u00dfe \u0130stanbul \u01c5",
+    "\u732b\u306e\u5199\u771f \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+    "\u0e44\u0e17\u0e22 \u0928\u092e\u0938\u094d\u0924\u0947 \ud55c\uad6d\uc5b4",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f \U0001f1e9\U0001f1ea",
+    "tabs\tand\nnew\r\nlines \u00a0 \u2003 \u200b end",
+    "<|startoftext|> inside <|endoftext|> the text",
+    "&amp; &lt;b&gt; <b>bold</b>",
+    "\x00\x1f\ufffd\ufb01\u2460\u00bd",
+    "a_very-long_word" * 30,
+    "the quick brown fox " * 40,
+]
+
+
+def assert_ids_are_those_of_transformers(folder, prompts):
+    """Holds ours against what diffusers asks of transformers for a prompt, called on the folder."""
+    ours = weights.tokenize(weights.load_tokenizer(folder), prompts)
+    theirs = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    encoded = [
+        theirs(prompt, padding="max_length", truncation=True, max_length=MAX_LENGTH).input_ids for prompt in prompts
+    ]
+    assert ours.tolist() == encoded
+
+
+def test_odd_prompts_get_the_ids_of_transformers(folder):
+    assert_ids_are_those_of_transformers(folder, ODD_PROMPTS)
+
+
+@pytest.mark.skipif("UTILGEN_CLIP_TOKENIZER" not in os.environ, reason="names a folder with CLIP's vocabulary")
+def test_with_clips_own_vocabulary():
+    folder = os.environ["UTILGEN_CLIP_TOKENIZER"]
+    # By hand, from OpenAI's CLIP.
+    [ids] = weights.tokenize(weights.load_tokenizer(folder), ["a photo of a cat"])
+    assert ids.tolist() == [49406, 320, 1125, 539, 320, 2368] + [49407] * 71
+    assert_ids_are_those_of_transformers(folder, ODD_PROMPTS)

@@ -73,24 +73,29 @@ def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
     raise ValueError(f"cannot make {channels} channels of {now}; only 1 and 3 are known")
 
 
-def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The middle square of a picture, scaled; the shorter side fits exactly.
-
-    Args:
-        picture: Any 8- or 16-bit picture; what is transparent is laid over white.
-        size: Side of the result in pixels.
-        channels: 1 (Rec. 601 luma) or 3 (RGB).
-
-    Returns:
-        uint8 [size, size, channels].
-    """
+def plain_picture(picture: Image.Image, channels: int) -> Image.Image:
+    """A picture as 8-bit grey (Rec. 601 luma) or RGB, 16-bit greys scaled and what is transparent laid over white."""
     if picture.mode.startswith("I"):
         # Pillow's convert would clip 16-bit greys to 255 instead of scaling them.
         picture = Image.fromarray(np.rint(np.asarray(picture, np.float64).clip(0, 65535) / 257).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The middle square of a picture, scaled; the shorter side fits exactly.
+
+    Args:
+        picture: Any 8- or 16-bit picture, see `plain_picture`.
+        size: Side of the result in pixels.
+        channels: 1 or 3 (RGB).
+
+    Returns:
+        uint8 [size, size, channels].
+    """
+    picture = plain_picture(picture, channels)
     if picture.size != (size, size):
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -99,23 +104,24 @@ def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(picture).reshape(size, size, channels)
 
 
-def decode_picture(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
-    """Decodes a picture file the way a person sees it (EXIF rotation applied) and fits it, see `fit_picture`.
+def open_picture(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Image:
+    """Decodes a picture file the way a person sees it (EXIF rotation applied), see `plain_picture`.
 
     Args:
         file: Path or open binary file, in any format that Pillow reads.
         where: What the picture is called in an error.
-        size: Side of the result in pixels.
         channels: 1 or 3.
-
-    Returns:
-        uint8 [size, size, channels].
 
     Raises:
         InputError: It cannot be read or decoded.
     """
     try:
         with Image.open(file) as picture:
-            return fit_picture(ImageOps.exif_transpose(picture), size, channels)
+            return plain_picture(ImageOps.exif_transpose(picture), channels)
     except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
         raise InputError(f"{where}: the picture cannot be decoded ({error}); replace or remove it") from error
+
+
+def decode_picture(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
+    """Decodes and fits a picture file: uint8 [size, size, channels]; see `open_picture` and `fit_picture`."""
+    return fit_picture(open_picture(file, where, channels), size, channels)

@@ -9,22 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.core import FrozenDict
 
 from utilgen_jax.errors import InputError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
-
-# Settings that this code does not compute: only these values pass. The second group matters only where one samples.
-_REQUIRED: dict[str, Any] = {"trained_betas": None}
-_REQUIRED_TO_SAMPLE: dict[str, Any] = {
-    "clip_sample": False,
-    "thresholding": False,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_flow_sigmas": False,
-}
+_SETTING_TYPES = (str, float, int, type(None))  # and bool, which is an int; all are hashable
 
 
 @struct.dataclass
@@ -33,17 +24,13 @@ class NoiseSchedule:
 
     Attributes:
       alphas_cumprod: float32 [num_train_timesteps], ᾱ_t of DDPM (Ho et al. 2020, eq. 4).
-      final_alpha_cumprod: float32 scalar, ᾱ "before" timestep 0.
       prediction_type: what the UNet predicts: one of `PREDICTION_TYPES`.
-      timestep_spacing: how few timesteps are chosen among the many: one of `TIMESTEP_SPACINGS`.
-      steps_offset: added to the timesteps of "leading" spacing.
+      settings: whatever else `scheduler_config.json` says in numbers and words; each sampler reads its own fields.
     """
 
     alphas_cumprod: jax.Array
-    final_alpha_cumprod: jax.Array
     prediction_type: str = struct.field(pytree_node=False)
-    timestep_spacing: str = struct.field(pytree_node=False)
-    steps_offset: int = struct.field(pytree_node=False)
+    settings: Mapping[str, Any] = struct.field(pytree_node=False, default=FrozenDict())
 
     @property
     def num_train_timesteps(self) -> int:
@@ -51,25 +38,23 @@ class NoiseSchedule:
         return self.alphas_cumprod.shape[0]
 
 
-def load_schedule(config: Mapping[str, Any], to_sample: bool = True) -> NoiseSchedule:
+def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """Builds the schedule from a parsed `scheduler_config.json`, with diffusers' defaults where a field is missing.
+
+    Settings that only matter to one sampler are checked where that sampler is made.
 
     Args:
       config: the parsed file.
-      to_sample: False for a schedule that only adds noise (unCLIP's, of image embeddings); how its checkpoint would
-        sample then does not matter.
 
     Raises:
       InputError: a setting is unknown or is one that this code does not compute.
     """
-    for name, required in (_REQUIRED | _REQUIRED_TO_SAMPLE if to_sample else _REQUIRED).items():
-        if config.get(name, required) != required:
-            raise InputError(f"scheduler_config.json: {name}={config[name]!r} is not supported; only {required!r} is")
+    if config.get("trained_betas") is not None:
+        raise InputError("scheduler_config.json: trained_betas is not supported; only beta_schedule is")
     prediction_type = config.get("prediction_type", "epsilon")
-    spacing = config.get("timestep_spacing", "leading")
     for name, value, choices in (
         ("prediction_type", prediction_type, PREDICTION_TYPES),
-        ("timestep_spacing", spacing, TIMESTEP_SPACINGS),
+        ("timestep_spacing", config.get("timestep_spacing", "leading"), TIMESTEP_SPACINGS),
     ):
         if value not in choices:
             raise InputError(f"scheduler_config.json: {name}={value!r} is not one of {', '.join(choices)}")
@@ -81,13 +66,10 @@ def load_schedule(config: Mapping[str, Any], to_sample: bool = True) -> NoiseSch
                 "prediction_type='epsilon' could not start there; it needs 'v_prediction' or 'sample'"
             )
         alphas_cumprod = _rescale_to_zero_terminal_snr(alphas_cumprod)
-    final = 1.0 if config.get("set_alpha_to_one", True) else alphas_cumprod[0]
     return NoiseSchedule(
         alphas_cumprod=jnp.asarray(alphas_cumprod, jnp.float32),
-        final_alpha_cumprod=jnp.asarray(final, jnp.float32),
         prediction_type=prediction_type,
-        timestep_spacing=spacing,
-        steps_offset=int(config.get("steps_offset", 0)),
+        settings=FrozenDict({name: value for name, value in config.items() if isinstance(value, _SETTING_TYPES)}),
     )
 
 
@@ -116,24 +98,46 @@ def _rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     return root**2
 
 
-def inference_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+def inference_timesteps(schedule: NoiseSchedule, num_steps: int, default_spacing: str = "leading") -> np.ndarray:
     """The timesteps to visit, from the noisiest to the cleanest: int32 [num_steps] (Lin et al. 2023, table 2).
+
+    Args:
+      schedule: its settings may name the `timestep_spacing` and, for "leading", the `steps_offset`.
+      num_steps: how many.
+      default_spacing: where the settings name none; diffusers' schedulers differ in it.
 
     Raises:
       InputError: `num_steps` is not between 1 and what the schedule has timesteps for.
     """
     total = schedule.num_train_timesteps
+    spacing = schedule.settings.get("timestep_spacing", default_spacing)
+    offset = schedule.settings.get("steps_offset", 0)
     # "leading" leaves out the last timesteps anyway; with a stride of 1 its offset would pass the last one.
-    largest = total - schedule.steps_offset if schedule.timestep_spacing == "leading" else total
-    if not 1 <= num_steps <= largest:
-        raise InputError(f"the number of sampling steps must be between 1 and {largest}, not {num_steps}")
-    if schedule.timestep_spacing == "linspace":
+    check_num_steps(num_steps, total - offset if spacing == "leading" else total)
+    if spacing == "linspace":
         return np.linspace(0, total - 1, num_steps).round()[::-1].astype(np.int32)
-    if schedule.timestep_spacing == "leading":
+    if spacing == "leading":
         ratio = total // num_steps
-        return ((np.arange(num_steps) * ratio).round()[::-1] + schedule.steps_offset).astype(np.int32)
+        return ((np.arange(num_steps) * ratio).round()[::-1] + offset).astype(np.int32)
     # Rounding gives `arange` one element too many for some numbers of steps (61, 103 ...).
     return (np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1).astype(np.int32)
+
+
+def check_num_steps(num_steps: int, largest: int) -> None:
+    """Raises InputError where `num_steps` is not between 1 and `largest`."""
+    if not 1 <= num_steps <= largest:
+        raise InputError(f"the number of sampling steps must be between 1 and {largest}, not {num_steps}")
+
+
+def alphas_at(schedule: NoiseSchedule, timesteps: np.ndarray, default_alpha_to_one: bool = True) -> np.ndarray:
+    """ᾱ at timesteps int [S], for tables made on the host: float64 [S].
+
+    Timesteps before the first, -1 and less, have ᾱ = 1 where the settings say `set_alpha_to_one`, else that of the
+    first; `default_alpha_to_one` is for settings that do not say.
+    """
+    alphas = np.asarray(schedule.alphas_cumprod, np.float64)
+    final = 1.0 if schedule.settings.get("set_alpha_to_one", default_alpha_to_one) else alphas[0]
+    return np.where(timesteps >= 0, alphas[np.maximum(timesteps, 0)], final)
 
 
 def _per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -149,7 +153,12 @@ def signal_and_noise(alpha_cumprod: jax.Array, like: jax.Array) -> tuple[jax.Arr
 
 def add_noise(schedule: NoiseSchedule, latents: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
     """Diffuses clean latents to `timesteps` [B]: √ᾱ x + √(1-ᾱ) ε, float32 [B, h, w, C]."""
-    signal, sigma = signal_and_noise(schedule.alphas_cumprod[timesteps], latents)
+    return diffuse(latents, noise, schedule.alphas_cumprod[timesteps])
+
+
+def diffuse(latents: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
+    """Clean latents and noise [B, h, w, C] mixed to the level ᾱ (a scalar or [B]): √ᾱ x + √(1-ᾱ) ε."""
+    signal, sigma = signal_and_noise(alpha_cumprod, latents)
     return signal * latents + sigma * noise
 
 
@@ -164,12 +173,12 @@ def training_target(schedule: NoiseSchedule, latents: jax.Array, noise: jax.Arra
 
 
 def clean_and_noise(
-    schedule: NoiseSchedule, prediction: jax.Array, noisy_latents: jax.Array, alpha_cumprod: jax.Array
+    prediction_type: str, prediction: jax.Array, noisy_latents: jax.Array, alpha_cumprod: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Splits noisy latents into the clean latents and the noise that the prediction implies.
 
     Args:
-      schedule: gives the prediction type.
+      prediction_type: one of `PREDICTION_TYPES`.
       prediction: the UNet's output, float32 [B, h, w, C].
       noisy_latents: its input, float32 [B, h, w, C].
       alpha_cumprod: ᾱ at the input's timestep, a scalar or [B].
@@ -178,8 +187,8 @@ def clean_and_noise(
       (predicted clean latents, predicted noise), both float32 [B, h, w, C].
     """
     signal, sigma = signal_and_noise(alpha_cumprod, noisy_latents)
-    if schedule.prediction_type == "epsilon":
+    if prediction_type == "epsilon":
         return (noisy_latents - sigma * prediction) / signal, prediction
-    if schedule.prediction_type == "sample":
+    if prediction_type == "sample":
         return prediction, (noisy_latents - signal * prediction) / sigma
     return signal * noisy_latents - sigma * prediction, signal * prediction + sigma * noisy_latents

@@ -130,7 +130,9 @@ def make_foundation(out: Path, seed: int) -> None:
 
     # What follows sees the weights as they were written, in half precision, as a user will.
     generator = read_architecture(out)
-    params = {name: load_params(out, generator, name) for name in ("text_encoder", "image_encoder", "vae")}
+    params = {
+        name: load_params(out / name, getattr(generator, name)) for name in ("text_encoder", "image_encoder", "vae")
+    }
     if not _is_done(out / "unet"):
         image_embeds = embed_corpus(corpus, generator, params)
         write_normalizer(out, image_embeds)

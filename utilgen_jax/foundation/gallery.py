@@ -7,12 +7,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax.foundation.contact_sheet import contact_sheet
 from utilgen_jax.foundation.recipe import IMAGE_SIZE
 from utilgen_jax.foundation.vocabulary import DIGIT_NAMES
 from utilgen_jax.generator.checkpoint import load_generator
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.sampling import initial_latents, sample
+from utilgen_jax.report.contact_sheet import contact_sheet
 
 CAPTION_ENDS = (
     "",

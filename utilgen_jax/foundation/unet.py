@@ -64,7 +64,9 @@ def train_unet(
         no_caption = jax.random.bernoulli(keys[1], CAPTION_DROPOUT, (number, 1))
         input_ids = jnp.where(no_caption, corpus.empty_ids, batch["input_ids"])
         noise_level = jax.random.randint(keys[2], (number,), 0, levels)
-        class_labels = noise_image_embeds(generator, frozen, batch["image_embeds"], noise_level, keys[3])
+        embeds = batch["image_embeds"]
+        noise = jax.random.normal(keys[3], embeds.shape)
+        class_labels = noise_image_embeds(generator, frozen, embeds, noise_level, noise)
         no_image = jax.random.bernoulli(keys[4], IMAGE_DROPOUT, (number, 1))
         class_labels = jnp.where(no_image, 0.0, class_labels)
         prompt_embeds = encode_tokens(generator, frozen, input_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.models.autoencoder import AutoencoderKL
 from utilgen_jax.models.clip_text import CLIPTextModel
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
+from utilgen_jax.models.difficulty import DifficultyEncoder
+from utilgen_jax.models.lora import Lora
 from utilgen_jax.models.unet import UNet2DConditionModel
 
 Params = Any
@@ -65,21 +67,35 @@ class Generator:
         return 2 ** (len(self.vae.block_out_channels) - 1)
 
     def check_image_size(self, image_size: int) -> None:
-        """Raises InputError where the autoencoder and the UNet cannot halve pictures of this side often enough."""
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.block_out_channels) - 1)
-        if image_size % multiple:
-            raise InputError(f"config.generator.image_size={image_size}: this checkpoint makes multiples of {multiple}")
+        """Raises InputError where pictures of this side are no whole number of latents."""
+        if image_size % self.vae_scale_factor:
+            raise InputError(
+                f"config.generator.image_size={image_size}: this checkpoint makes multiples of {self.vae_scale_factor}"
+            )
 
 
 def load_generator(
-    folder: Path, dtype: jnp.dtype = jnp.float32, sharding_for: ShardingFor | None = None
+    folder: Path,
+    dtype: jnp.dtype = jnp.float32,
+    param_dtype: jnp.dtype | None = None,
+    vae_dtype: jnp.dtype | None = None,
+    sharding_for: ShardingFor | None = None,
+    gradient_checkpointing: str = "none",
+    components: Mapping[str, Path] | None = None,
+    variant: str | None = None,
 ) -> tuple[Generator, Params]:
     """Loads a checkpoint folder in diffusers' format (`model_index.json` and a folder per component).
 
     Args:
       folder: the checkpoint's; `weights.resolve_checkpoint` finds it by name.
-      dtype: of weights and activations; schedules stay float32.
+      dtype: of activations; schedules, statistics and softmax stay float32.
+      param_dtype: the weights are stored in it, and cast to `dtype` where they are used; None is `dtype`.
+      vae_dtype: of the autoencoder's activations, float32 where float16 overflows in it; None is `dtype`.
       sharding_for: gives each tensor its place, see `weights.load_component`.
+      gradient_checkpointing: what the UNet's and the autoencoder's backward passes compute again, see
+        `UNet2DConditionModel`.
+      components: folders to take components from instead, e.g. {'vae': folder of a VAE published alone}.
+      variant: weights to prefer, e.g. 'fp16'.
 
     Returns:
       The generator and its weights, `{component name: params}`.
@@ -87,45 +103,76 @@ def load_generator(
     Raises:
       InputError: a component is missing, broken, of an unsupported kind, or its weights do not fit its config.
     """
-    generator = read_architecture(folder, dtype)
-    names = [name for name in _MODULE_KINDS if getattr(generator, name) is not None]
-    params = {name: load_params(folder, generator, name, dtype, sharding_for) for name in names}
+    generator = read_architecture(folder, dtype, vae_dtype, gradient_checkpointing, components)
+    folders = component_folders(folder, components)
+    stored = param_dtype or dtype
+    params = {
+        name: load_params(folders[name], module, stored, sharding_for, variant)
+        for name in _MODULE_KINDS
+        if (module := getattr(generator, name)) is not None
+    }
     if generator.image_encoder is not None:
         params["image_normalizer"] = load_image_normalizer(folder, generator)
     return generator, params
 
 
-def read_architecture(folder: Path, dtype: jnp.dtype = jnp.float32) -> Generator:
+def read_architecture(
+    folder: Path,
+    dtype: jnp.dtype = jnp.float32,
+    vae_dtype: jnp.dtype | None = None,
+    gradient_checkpointing: str = "none",
+    components: Mapping[str, Path] | None = None,
+) -> Generator:
     """Reads a checkpoint's configs, tokenizer and schedules, but no weights; arguments, errors as in `load_generator`.
 
     The last one read is kept while its files stay as they are: what was compiled for a generator then serves all runs
     of a process that use it.
     """
     folder = folder.resolve()
-    files = sorted(path for pattern in ("*/*.json", "*/*.txt") for path in folder.glob(pattern))
-    stamps = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
-    return _read_architecture(folder, jnp.dtype(dtype), stamps)
+    folders = {name: path.resolve() for name, path in component_folders(folder, components).items()}
+    files = {path for pattern in ("*/*.json", "*/*.txt") for path in folder.glob(pattern)}
+    files |= {path / "config.json" for path in folders.values()}
+    stamps = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(files) if path.is_file())
+    dtypes = {name: jnp.dtype(vae_dtype or dtype) if name == "vae" else jnp.dtype(dtype) for name in _MODULE_KINDS}
+    modules = tuple((name, path, dtypes[name]) for name, path in folders.items())
+    return _read_architecture(folder, modules, gradient_checkpointing, stamps)
+
+
+def component_folders(folder: Path, components: Mapping[str, Path] | None) -> dict[str, Path]:
+    """Where each module's folder is, or would be; arguments as of `load_generator`; InputError for an unknown name."""
+    unknown = sorted(set(components or ()) - set(_MODULE_KINDS))
+    if unknown:
+        raise InputError(f"components: {', '.join(unknown)} cannot be replaced; {', '.join(_MODULE_KINDS)} can")
+    return {name: folder / name for name in _MODULE_KINDS} | dict(components or {})
 
 
 @functools.lru_cache(maxsize=1)
-def _read_architecture(folder: Path, dtype: jnp.dtype, stamps: tuple[tuple[Path, int, int], ...]) -> Generator:
+def _read_architecture(
+    folder: Path,
+    components: tuple[tuple[str, Path, jnp.dtype], ...],
+    gradient_checkpointing: str,
+    stamps: tuple[tuple[Path, int, int], ...],
+) -> Generator:
     del stamps  # they are there to be compared by the cache
-    absent = [name for name in _REQUIRED_COMPONENTS if not (folder / name).is_dir()]
+    present = {name for name in _REQUIRED_COMPONENTS if (folder / name).is_dir()}
+    present |= {name for name, path, _ in components if path.is_dir()}
+    absent = [name for name in _REQUIRED_COMPONENTS if name not in present]
     if absent:
         raise InputError(
             f"checkpoint {folder}: has no folder {', '.join(absent)}. A Stable Diffusion checkpoint in diffusers' "
             f"format holds {', '.join(_REQUIRED_COMPONENTS)}"
         )
+    settings = dict.fromkeys(("unet", "vae"), {"gradient_checkpointing": gradient_checkpointing})
     modules = {
-        name: kind.from_config(weights.load_config(folder / name), dtype=dtype)
-        for name, kind in _MODULE_KINDS.items()
-        if (folder / name).is_dir()
+        name: _MODULE_KINDS[name].from_config(weights.load_config(path), dtype=dtype, **settings.get(name, {}))
+        for name, path, dtype in components
+        if name in present
     }
     _check_fit(folder, modules)
     image_noising_schedule = None
     if "image_encoder" in modules:
         config = weights.load_config(folder / "image_noising_scheduler", "scheduler_config.json")
-        image_noising_schedule = load_schedule(config, to_sample=False)
+        image_noising_schedule = load_schedule(config)
     preprocessor = folder / "feature_extractor" / "preprocessor_config.json"
     preprocessing = weights.load_config(preprocessor.parent, preprocessor.name) if preprocessor.is_file() else {}
     return Generator(
@@ -133,7 +180,7 @@ def _read_architecture(folder: Path, dtype: jnp.dtype, stamps: tuple[tuple[Path,
         vae=modules["vae"],
         text_encoder=modules["text_encoder"],
         image_encoder=modules.get("image_encoder"),
-        tokenizer=weights.load_tokenizer(folder / "tokenizer"),
+        tokenizer=weights.load_tokenizer(folder / "tokenizer", modules["text_encoder"].max_position_embeddings),
         schedule=load_schedule(weights.load_config(folder / "scheduler", "scheduler_config.json")),
         image_noising_schedule=image_noising_schedule,
         image_mean=tuple(preprocessing.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
@@ -162,21 +209,26 @@ def _check_fit(folder: Path, modules: dict[str, Any]) -> None:
 
 def load_params(
     folder: Path,
-    generator: Generator,
-    name: str,
-    dtype: jnp.dtype = jnp.float32,
+    module: Any,
+    dtype: jnp.dtype | None = jnp.float32,
     sharding_for: ShardingFor | None = None,
+    variant: str | None = None,
 ) -> Params:
-    """Loads the weights of one component and checks them against its architecture, name by name."""
-    _, params = weights.load_component(folder / name, dtype=dtype, sharding_for=sharding_for)
-    return weights.check_params(params, expected_params(getattr(generator, name)), str(folder / name))
+    """Loads the weights of one component's folder, checked against its module name by name; see `load_generator`."""
+    return weights.load_component(folder, dtype, sharding_for, expected_params(module), variant)[1]
 
 
 def load_image_normalizer(folder: Path, generator: Generator) -> Params:
-    """Loads unCLIP's mean and deviation of image embeddings, float32 [1, E] each."""
-    _, params = weights.load_component(folder / "image_normalizer", dtype=jnp.float32)
+    """Loads unCLIP's mean and deviation of image embeddings, float32 [1, E] each, from a checkpoint's folder."""
     statistic = jax.ShapeDtypeStruct((1, generator.image_encoder.projection_dim), jnp.float32)
-    return weights.check_params(params, {"mean": statistic, "std": statistic}, folder / "image_normalizer")
+    expected = {"mean": statistic, "std": statistic}
+    return weights.load_component(folder / "image_normalizer", jnp.float32, expected=expected)[1]
+
+
+def component_variables(params: Params, loras: Mapping[str, Lora] | None, name: str) -> dict[str, Any]:
+    """What `module.apply` takes for one component: its weights, and its low-rank terms where `loras` holds some."""
+    variables = {"params": params[name]}
+    return variables | loras[name].variables() if loras and name in loras else variables
 
 
 def expected_params(module: Any) -> Params:
@@ -201,6 +253,8 @@ def example_arguments(module: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     if isinstance(module, AutoencoderKL):
         size = 2 ** (len(module.block_out_channels) - 1)
         return (jax.ShapeDtypeStruct((1, size, size, module.in_channels), jnp.float32),)
+    if isinstance(module, DifficultyEncoder):
+        return jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.float32)
     if isinstance(module, CLIPVisionModelWithProjection):
         return (jax.ShapeDtypeStruct((1, module.image_size, module.image_size, 3), jnp.float32),)
     return (jax.ShapeDtypeStruct((1, module.max_position_embeddings), jnp.int32),)

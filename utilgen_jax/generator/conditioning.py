@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -13,8 +13,9 @@ from flax import struct
 from utilgen_jax import weights
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.checkpoint import Generator, Params
+from utilgen_jax.generator.checkpoint import Generator, Params, component_variables
 from utilgen_jax.models.embeddings import timestep_embedding
+from utilgen_jax.models.lora import Lora
 
 
 @struct.dataclass
@@ -34,24 +35,33 @@ class Condition:
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_tokens(generator: Generator, params: Params, input_ids: jax.Array) -> jax.Array:
-    """CLIP text states of token ids int [B, T]: float [B, T, D]."""
-    return generator.text_encoder.apply({"params": params["text_encoder"]}, input_ids).last_hidden_state
+def encode_tokens(
+    generator: Generator, params: Params, input_ids: jax.Array, loras: Mapping[str, Lora] | None = None
+) -> jax.Array:
+    """CLIP text states of token ids int [B, T]: float [B, T, D]; with the LoRA of 'text_encoder', if there is one."""
+    variables = component_variables(params, loras, "text_encoder")
+    return generator.text_encoder.apply(variables, input_ids).last_hidden_state
 
 
-def encode_prompts(generator: Generator, params: Params, prompts: Sequence[str]) -> jax.Array:
+def encode_prompts(
+    generator: Generator, params: Params, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None
+) -> jax.Array:
     """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
     distinct = sorted(set(prompts))
     input_ids = weights.tokenize(generator.tokenizer, distinct)
-    embeds = encode_tokens(generator, params, jnp.asarray(input_ids))
+    embeds = encode_tokens(generator, params, jnp.asarray(input_ids), loras)
     return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
 
 
 def text_condition(
-    generator: Generator, params: Params, prompts: Sequence[str], negative_prompt: str = ""
+    generator: Generator,
+    params: Params,
+    prompts: Sequence[str],
+    negative_prompt: str = "",
+    loras: Mapping[str, Lora] | None = None,
 ) -> Condition:
     """The condition of pictures that are generated from text alone."""
-    embeds = encode_prompts(generator, params, [*prompts, negative_prompt])
+    embeds = encode_prompts(generator, params, [*prompts, negative_prompt], loras)
     class_labels = None
     if generator.unet.class_embed_type is not None:
         width = generator.unet.projection_class_embeddings_input_dim
@@ -67,20 +77,29 @@ def text_condition(
 def encode_images(generator: Generator, params: Params, images: jax.Array) -> jax.Array:
     """CLIP image embeddings of float [-1, 1] pictures [B, H, W, 3]: float [B, E].
 
+    As transformers' CLIPImageProcessor does, the shorter side is scaled to the encoder's with Keys' cubic kernel, and
+    the middle square is taken; where that rounds to whole grey levels, this does not.
+
     Raises:
       InputError: the checkpoint has no image encoder.
     """
     encoder = generator.image_encoder
     if encoder is None:
         raise InputError("this checkpoint has no image_encoder; pictures can condition an unCLIP checkpoint only")
-    size = (images.shape[0], encoder.image_size, encoder.image_size, 3)
-    pixels = images if images.shape == size else jax.image.resize(images, size, "cubic")
+    batch, *lengths, channels = images.shape
+    side = encoder.image_size
+    scaled = [side * length // min(lengths) for length in lengths]
+    pixels = images
+    if scaled != lengths:
+        pixels = jnp.clip(jax.image.resize(images, (batch, *scaled, channels), "cubic"), -1.0, 1.0)
+    top, left = ((length - side) // 2 for length in scaled)
+    pixels = pixels[:, top : top + side, left : left + side]
     pixels = ((pixels + 1.0) / 2.0 - jnp.array(generator.image_mean)) / jnp.array(generator.image_std)
     return encoder.apply({"params": params["image_encoder"]}, pixels).image_embeds
 
 
 def noise_image_embeds(
-    generator: Generator, params: Params, image_embeds: jax.Array, noise_level: jax.Array, key: jax.Array
+    generator: Generator, params: Params, image_embeds: jax.Array, noise_level: jax.Array, noise: jax.Array
 ) -> jax.Array:
     """unCLIP's class labels: the image embedding, noised to a level, and that level's embedding.
 
@@ -91,7 +110,7 @@ def noise_image_embeds(
       params: its weights.
       image_embeds: float [B, E].
       noise_level: int32 [B], a timestep of the image noising schedule; 0 is nearly none.
-      key: PRNG key of the noise.
+      noise: standard normal, float [B, E].
 
     Returns:
       Float [B, 2E].
@@ -99,7 +118,6 @@ def noise_image_embeds(
     if generator.image_noising_schedule is None:
         raise InputError("this checkpoint has no image_noising_scheduler; it is not an unCLIP checkpoint")
     mean, std = params["image_normalizer"]["mean"], params["image_normalizer"]["std"]
-    noise = jax.random.normal(key, image_embeds.shape)
     noisy = add_noise(generator.image_noising_schedule, (image_embeds - mean) / std, noise, noise_level) * std + mean
     level = timestep_embedding(noise_level, image_embeds.shape[-1], flip_sin_to_cos=True, freq_shift=0)
     return jnp.concatenate([noisy, level], axis=-1)

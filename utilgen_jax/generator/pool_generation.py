@@ -10,7 +10,7 @@ import numpy as np
 from utilgen_jax.data.pool import PoolRecord, PoolWriter
 from utilgen_jax.generator.checkpoint import Generator, Params
 from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.sampling import initial_latents, sample
+from utilgen_jax.generator.sampling import initial_latents, sample, step_keys
 from utilgen_jax.parallel import to_host
 
 
@@ -45,6 +45,7 @@ def generate_pool(
     writer: PoolWriter,
     records: Sequence[PoolRecord],
     *,
+    scheduler: str,
     num_steps: int,
     guidance_scale: float,
     negative_prompt: str,
@@ -59,6 +60,7 @@ def generate_pool(
       params: its weights.
       writer: of the pool's folder; its length says where to go on.
       records: the whole pool, see `plan_pool`.
+      scheduler: one of `SAMPLERS`, or 'checkpoint'.
       num_steps: denoising steps.
       guidance_scale: of classifier-free guidance.
       negative_prompt: of the unconditional branch.
@@ -74,10 +76,18 @@ def generate_pool(
         batch = list(records[start : start + batch_size])
         filled = batch + batch[-1:] * (batch_size - len(batch))
         condition = text_condition(generator, params, [record.prompt or "" for record in filled], negative_prompt)
-        latents = initial_latents(generator, np.array([record.seed for record in filled]), image_size)
-        images = to_host(
-            sample(generator, params, condition, latents, num_steps=num_steps, guidance_scale=guidance_scale)
-        )[: len(batch)]
+        seeds = np.array([record.seed for record in filled])
+        images = sample(
+            generator,
+            params,
+            condition,
+            initial_latents(generator, seeds, image_size),
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            keys=step_keys(seeds),
+        )
+        images = to_host(images)[: len(batch)]
         broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
         if broken.size:
             raise FloatingPointError(f"generator: picture {start + broken[0]} of the pool holds NaN or infinity")

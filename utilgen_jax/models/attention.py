@@ -1,28 +1,11 @@
-"""Attention and the transformer that Stable Diffusion's UNet puts after its residual blocks."""
+"""The transformer that Stable Diffusion's UNet puts after its residual blocks."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-
-def dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
-    """Returns softmax(query keyᵀ / sqrt(d)) value, for each head (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
-
-    The one attention of the package. Scores and softmax are float32 whatever the inputs are, which is why diffusers'
-    setting `upcast_attention` needs no counterpart here.
-
-    Args:
-        query: [B, T, heads, d].
-        key: [B, S, heads, d], of query's dtype.
-        value: [B, S, heads, d], of query's dtype.
-        mask: bool, broadcastable to [B, heads, T, S]; False hides a key from a query. None hides nothing.
-
-    Returns:
-        [B, T, heads, d], of query's dtype.
-    """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+from utilgen_jax.models.dot_product_attention import dot_product_attention
+from utilgen_jax.models.layers import Conv, Dense
 
 
 class Attention(nn.Module):
@@ -31,10 +14,12 @@ class Attention(nn.Module):
     Attributes:
         num_heads: number of heads; divides the width of the input.
         dtype: activations.
+        attention_implementation: see `dot_product_attention`.
     """
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    attention_implementation: str = "auto"
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array, context: jax.Array | None = None) -> jax.Array:
@@ -43,13 +28,16 @@ class Attention(nn.Module):
         channels = hidden_states.shape[-1]
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
-            projected = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
+            projected = Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
             return projected.reshape(*inputs.shape[:-1], self.num_heads, channels // self.num_heads)
 
         attended = dot_product_attention(
-            project("to_q", hidden_states), project("to_k", context), project("to_v", context)
+            project("to_q", hidden_states),
+            project("to_k", context),
+            project("to_v", context),
+            implementation=self.attention_implementation,
         )
-        return nn.Dense(channels, dtype=self.dtype, name="to_out.0")(attended.reshape(hidden_states.shape))
+        return Dense(channels, dtype=self.dtype, name="to_out.0")(attended.reshape(hidden_states.shape))
 
 
 class GEGLU(nn.Module):
@@ -61,7 +49,7 @@ class GEGLU(nn.Module):
     @nn.compact
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Maps [..., C] to [..., features]."""
-        projected = nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(hidden_states)
+        projected = Dense(2 * self.features, dtype=self.dtype, name="proj")(hidden_states)
         linear, gate = jnp.split(projected, 2, axis=-1)
         return linear * nn.gelu(gate, approximate=False)
 
@@ -76,7 +64,7 @@ class FeedForward(nn.Module):
         """Maps [..., C] to [..., C]."""
         channels = hidden_states.shape[-1]
         gated = GEGLU(4 * channels, self.dtype, name="net.0")(hidden_states)
-        return nn.Dense(channels, dtype=self.dtype, name="net.2")(gated)  # torch's net.1 is its dropout
+        return Dense(channels, dtype=self.dtype, name="net.2")(gated)  # torch's net.1 is its dropout
 
 
 class BasicTransformerBlock(nn.Module):
@@ -84,6 +72,7 @@ class BasicTransformerBlock(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    attention_implementation: str = "auto"
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array, encoder_hidden_states: jax.Array) -> jax.Array:
@@ -92,10 +81,9 @@ class BasicTransformerBlock(nn.Module):
         def norm(name: str) -> jax.Array:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(hidden_states)
 
-        hidden_states = hidden_states + Attention(self.num_heads, self.dtype, name="attn1")(norm("norm1"))
-        hidden_states = hidden_states + Attention(self.num_heads, self.dtype, name="attn2")(
-            norm("norm2"), encoder_hidden_states
-        )
+        settings = (self.num_heads, self.dtype, self.attention_implementation)
+        hidden_states = hidden_states + Attention(*settings, name="attn1")(norm("norm1"))
+        hidden_states = hidden_states + Attention(*settings, name="attn2")(norm("norm2"), encoder_hidden_states)
         return hidden_states + FeedForward(self.dtype, name="ff")(norm("norm3"))
 
 
@@ -108,12 +96,14 @@ class Transformer2DModel(nn.Module):
         use_linear_projection: `proj_in` and `proj_out` are stored as linear layers (Stable Diffusion 2) rather than as
             1×1 convolutions (1.x); the maths is the same.
         dtype: activations.
+        attention_implementation: see `dot_product_attention`.
     """
 
     num_heads: int
     norm_num_groups: int = 32
     use_linear_projection: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention_implementation: str = "auto"
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array, encoder_hidden_states: jax.Array) -> jax.Array:
@@ -122,12 +112,12 @@ class Transformer2DModel(nn.Module):
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
             if self.use_linear_projection:
-                return nn.Dense(channels, dtype=self.dtype, name=name)(inputs)
-            return nn.Conv(channels, (1, 1), dtype=self.dtype, name=name)(inputs)
+                return Dense(channels, dtype=self.dtype, name=name)(inputs)
+            return Conv(channels, (1, 1), dtype=self.dtype, name=name)(inputs)
 
         tokens = nn.GroupNorm(self.norm_num_groups, epsilon=1e-6, dtype=self.dtype, name="norm")(hidden_states)
         tokens = project("proj_in", tokens).reshape(batch, height * width, channels)
-        tokens = BasicTransformerBlock(self.num_heads, self.dtype, name="transformer_blocks.0")(
-            tokens, encoder_hidden_states
-        )
+        tokens = BasicTransformerBlock(
+            self.num_heads, self.dtype, self.attention_implementation, name="transformer_blocks.0"
+        )(tokens, encoder_hidden_states)
         return hidden_states + project("proj_out", tokens.reshape(hidden_states.shape))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.models.attention import dot_product_attention
+from utilgen_jax.models.dot_product_attention import dot_product_attention
+from utilgen_jax.models.gradient_checkpointing import check_gradient_checkpointing, checkpointed
 from utilgen_jax.models.unet_blocks import Downsample2D, ResnetBlock2D, Upsample2D
 
 _DOWN_BLOCK_TYPE = "DownEncoderBlock2D"
@@ -84,20 +85,24 @@ class MidBlock(nn.Module):
         norm_num_groups: groups of the group norms.
         add_attention: False leaves the attention out.
         dtype: activations.
+        gradient_checkpointing: a name in `GRADIENT_CHECKPOINTING`.
     """
 
     norm_num_groups: int
     add_attention: bool = True
     dtype: jnp.dtype = jnp.float32
+    gradient_checkpointing: str = "none"
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, h, w, C]."""
         settings = (hidden_states.shape[-1], self.norm_num_groups, _NORM_EPS, self.dtype)
-        hidden_states = ResnetBlock2D(*settings, name="resnets.0")(hidden_states)
+        resnet = checkpointed(ResnetBlock2D, "layer", self.gradient_checkpointing)
+        hidden_states = resnet(*settings, name="resnets.0")(hidden_states)
         if self.add_attention:
-            hidden_states = SpatialAttention(self.norm_num_groups, self.dtype, name="attentions.0")(hidden_states)
-        return ResnetBlock2D(*settings, name="resnets.1")(hidden_states)
+            attention = checkpointed(SpatialAttention, "layer", self.gradient_checkpointing)
+            hidden_states = attention(self.norm_num_groups, self.dtype, name="attentions.0")(hidden_states)
+        return resnet(*settings, name="resnets.1")(hidden_states)
 
 
 class ResolutionBlock(nn.Module):
@@ -109,6 +114,7 @@ class ResolutionBlock(nn.Module):
         norm_num_groups: groups of the group norms.
         resample: 'down' halves the size at the end, 'up' doubles it, None keeps it.
         dtype: activations.
+        gradient_checkpointing: a name in `GRADIENT_CHECKPOINTING`.
     """
 
     out_channels: int
@@ -116,12 +122,13 @@ class ResolutionBlock(nn.Module):
     norm_num_groups: int
     resample: Resample
     dtype: jnp.dtype = jnp.float32
+    gradient_checkpointing: str = "none"
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, h', w', out_channels]."""
         for index in range(self.num_layers):
-            hidden_states = ResnetBlock2D(
+            hidden_states = checkpointed(ResnetBlock2D, "layer", self.gradient_checkpointing)(
                 self.out_channels, self.norm_num_groups, _NORM_EPS, self.dtype, name=f"resnets.{index}"
             )(hidden_states)
         if self.resample == "down":
@@ -140,6 +147,7 @@ class Encoder(nn.Module):
     norm_num_groups: int
     mid_block_add_attention: bool
     dtype: jnp.dtype = jnp.float32
+    gradient_checkpointing: str = "none"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -147,12 +155,22 @@ class Encoder(nn.Module):
         hidden_states = nn.Conv(self.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(images)
         for index, channels in enumerate(self.block_out_channels):
             resample: Resample = "down" if index < len(self.block_out_channels) - 1 else None
-            hidden_states = ResolutionBlock(
-                channels, self.layers_per_block, self.norm_num_groups, resample, self.dtype, name=f"down_blocks.{index}"
+            hidden_states = checkpointed(ResolutionBlock, "block", self.gradient_checkpointing)(
+                channels,
+                self.layers_per_block,
+                self.norm_num_groups,
+                resample,
+                self.dtype,
+                self.gradient_checkpointing,
+                name=f"down_blocks.{index}",
             )(hidden_states)
-        hidden_states = MidBlock(self.norm_num_groups, self.mid_block_add_attention, self.dtype, name="mid_block")(
-            hidden_states
-        )
+        hidden_states = checkpointed(MidBlock, "block", self.gradient_checkpointing)(
+            self.norm_num_groups,
+            self.mid_block_add_attention,
+            self.dtype,
+            self.gradient_checkpointing,
+            name="mid_block",
+        )(hidden_states)
         norm = nn.GroupNorm(self.norm_num_groups, epsilon=_NORM_EPS, dtype=self.dtype, name="conv_norm_out")
         return nn.Conv(self.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(
             nn.silu(norm(hidden_states))
@@ -168,6 +186,7 @@ class Decoder(nn.Module):
     norm_num_groups: int
     mid_block_add_attention: bool
     dtype: jnp.dtype = jnp.float32
+    gradient_checkpointing: str = "none"
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
@@ -175,14 +194,24 @@ class Decoder(nn.Module):
         hidden_states = nn.Conv(self.block_out_channels[-1], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(
             latents
         )
-        hidden_states = MidBlock(self.norm_num_groups, self.mid_block_add_attention, self.dtype, name="mid_block")(
-            hidden_states
-        )
+        hidden_states = checkpointed(MidBlock, "block", self.gradient_checkpointing)(
+            self.norm_num_groups,
+            self.mid_block_add_attention,
+            self.dtype,
+            self.gradient_checkpointing,
+            name="mid_block",
+        )(hidden_states)
         for index, channels in enumerate(reversed(self.block_out_channels)):
             resample: Resample = "up" if index < len(self.block_out_channels) - 1 else None
             num_layers = self.layers_per_block + 1  # one more than in the encoder
-            hidden_states = ResolutionBlock(
-                channels, num_layers, self.norm_num_groups, resample, self.dtype, name=f"up_blocks.{index}"
+            hidden_states = checkpointed(ResolutionBlock, "block", self.gradient_checkpointing)(
+                channels,
+                num_layers,
+                self.norm_num_groups,
+                resample,
+                self.dtype,
+                self.gradient_checkpointing,
+                name=f"up_blocks.{index}",
             )(hidden_states)
         norm = nn.GroupNorm(self.norm_num_groups, epsilon=_NORM_EPS, dtype=self.dtype, name="conv_norm_out")
         return nn.Conv(self.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(
@@ -212,6 +241,7 @@ class AutoencoderKL(nn.Module):
         use_quant_conv: a 1×1 convolution stands behind the encoder.
         use_post_quant_conv: a 1×1 convolution stands before the decoder.
         mid_block_add_attention: attention stands at the lowest resolution.
+        gradient_checkpointing: what the backward pass computes again, see `UNet2DConditionModel`.
         dtype: activations; statistics and softmax are float32 anyway.
     """
 
@@ -230,29 +260,33 @@ class AutoencoderKL(nn.Module):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    gradient_checkpointing: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> "AutoencoderKL":
+    def from_config(
+        cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
+    ) -> "AutoencoderKL":
         """Builds the model that a parsed diffusers config.json describes; absent settings take diffusers' defaults.
 
         Raises:
             InputError: a setting that would change the result and is not supported, or settings that do not fit.
         """
-        fields = set(cls.__dataclass_fields__) - {"parent", "name", "dtype"}
+        fields = set(cls.__dataclass_fields__) - {"parent", "name", "dtype", "gradient_checkpointing"}
         for name, value in config.items():
             if name not in fields and not name.startswith("_") and value is not None and value is not False:
                 raise InputError(f"AutoencoderKL config: {name} = {value!r} is not supported; only null is")
         settings: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in fields
         }
-        model = cls(**settings, dtype=dtype)
+        model = cls(**settings, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
         model._check()
         return model
 
     @nn.nowrap
     def _check(self) -> None:
         """Raises InputError where the settings are of a kind that the model does not know or do not fit together."""
+        check_gradient_checkpointing(self.gradient_checkpointing)
         levels = len(self.block_out_channels)
         for name, known in (("down_block_types", _DOWN_BLOCK_TYPE), ("up_block_types", _UP_BLOCK_TYPE)):
             types = getattr(self, name)
@@ -278,6 +312,7 @@ class AutoencoderKL(nn.Module):
             self.norm_num_groups,
             self.mid_block_add_attention,
             self.dtype,
+            self.gradient_checkpointing,
         )
         self.encoder = Encoder(2 * self.latent_channels, *shared)
         self.decoder = Decoder(self.out_channels, *shared)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.models.attention import dot_product_attention
+from utilgen_jax.models.dot_product_attention import dot_product_attention
+from utilgen_jax.models.layers import Dense
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -39,11 +40,11 @@ class CLIPAttention(nn.Module):
         """Returns the attention's output, before the residual sum."""
         heads = (*hidden_states.shape[:-1], self.num_attention_heads, self.hidden_size // self.num_attention_heads)
         query, key, value = (
-            nn.Dense(self.hidden_size, dtype=self.dtype, name=name)(hidden_states).reshape(heads)
+            Dense(self.hidden_size, dtype=self.dtype, name=name)(hidden_states).reshape(heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         attended = dot_product_attention(query, key, value, mask=mask)
-        return nn.Dense(self.hidden_size, dtype=self.dtype, name="out_proj")(attended.reshape(hidden_states.shape))
+        return Dense(self.hidden_size, dtype=self.dtype, name="out_proj")(attended.reshape(hidden_states.shape))
 
 
 class CLIPMLP(nn.Module):
@@ -57,8 +58,8 @@ class CLIPMLP(nn.Module):
     @nn.compact
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Returns the feed-forward output, before the residual sum."""
-        hidden_states = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(hidden_states)
-        return nn.Dense(self.hidden_size, dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](hidden_states))
+        hidden_states = Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(hidden_states)
+        return Dense(self.hidden_size, dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](hidden_states))
 
 
 class CLIPEncoderLayer(nn.Module):

@@ -10,6 +10,7 @@ from flax import struct
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
+from utilgen_jax.models.layers import Dense
 
 # The wrong end-of-text id that configs from before transformers #24773 state (OpenAI's, Stable Diffusion 1.x and 2.x).
 LEGACY_EOS_TOKEN_ID = 2
@@ -196,7 +197,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
     def setup(self) -> None:
         """Makes the sub-modules."""
         super().setup()
-        self.text_projection = nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
+        self.text_projection = Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
 
     def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
         """Encodes prompts as CLIPTextModel does, with `text_embeds` [B, projection_dim] in the output."""

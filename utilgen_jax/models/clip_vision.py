@@ -10,6 +10,7 @@ from flax import struct
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
+from utilgen_jax.models.layers import Conv, Dense
 
 
 @struct.dataclass
@@ -38,7 +39,7 @@ class CLIPVisionEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         """Returns the embeddings, patches in row-major order after the class token."""
-        patches = nn.Conv(
+        patches = Conv(
             self.hidden_size,
             (self.patch_size, self.patch_size),
             strides=self.patch_size,
@@ -158,5 +159,5 @@ class CLIPVisionModelWithProjection(nn.Module):
             self.dtype,
             name="vision_model",
         )(pixel_values)
-        image_embeds = nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection")(pooled)
+        image_embeds = Dense(self.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection")(pooled)
         return CLIPVisionOutput(image_embeds=image_embeds, last_hidden_state=last_hidden_state, pooled=pooled)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from utilgen_jax.models.layers import Dense
+
 
 def timestep_embedding(
     timesteps: jax.Array, embedding_dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
@@ -42,5 +44,5 @@ class TimestepEmbedding(nn.Module):
     @nn.compact
     def __call__(self, embedding: jax.Array) -> jax.Array:
         """Maps [B, D] to [B, time_embed_dim] float32."""
-        hidden = nn.Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_1")(embedding)
-        return nn.Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_2")(nn.silu(hidden))
+        hidden = Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_1")(embedding)
+        return Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_2")(nn.silu(hidden))

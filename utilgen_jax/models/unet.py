@@ -9,6 +9,8 @@ from flax import linen as nn
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.embeddings import TimestepEmbedding, timestep_embedding
+from utilgen_jax.models.gradient_checkpointing import check_gradient_checkpointing, checkpointed
+from utilgen_jax.models.layers import Conv
 from utilgen_jax.models.unet_blocks import DownBlock2D, MidBlock2D, UpBlock2D
 
 _DOWN_BLOCK_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it transformers?
@@ -56,7 +58,10 @@ class UNet2DConditionModel(nn.Module):
         use_linear_projection: see `Transformer2DModel`.
         class_embed_type: 'projection' adds a projection of `class_labels` to the time embedding (unCLIP), or None.
         projection_class_embeddings_input_dim: width of `class_labels` with 'projection'.
-        gradient_checkpointing: compute the blocks again in the backward pass rather than keep their activations.
+        gradient_checkpointing: what the backward pass computes again rather than keep, by its name in
+            `GRADIENT_CHECKPOINTING`: 'none'; 'products', all but convolutions and dense layers; 'layers', the inside
+            of each residual block and transformer; 'blocks', the inside of each resolution's block.
+        attention_implementation: see `dot_product_attention`.
         dtype: activations; statistics, softmax and the time embedding are float32 anyway.
     """
 
@@ -78,19 +83,20 @@ class UNet2DConditionModel(nn.Module):
     use_linear_projection: bool = False
     class_embed_type: str | None = None
     projection_class_embeddings_input_dim: int | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "none"
+    attention_implementation: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32, gradient_checkpointing: bool = False
+        cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
     ) -> "UNet2DConditionModel":
         """Builds the model that a parsed diffusers config.json describes; absent settings take diffusers' defaults.
 
         Raises:
             InputError: an unsupported setting that would change the result, or settings that do not fit together.
         """
-        own = {"parent", "name", "dtype", "gradient_checkpointing"}
+        own = {"parent", "name", "dtype", "gradient_checkpointing", "attention_implementation"}
         fields = {name for name in cls.__dataclass_fields__ if name not in own}
         for name, value in config.items():
             if name.startswith("_") or name in fields | _HARMLESS:
@@ -107,6 +113,7 @@ class UNet2DConditionModel(nn.Module):
     @nn.nowrap
     def _check(self) -> None:
         """Raises InputError where the settings are of a kind that the model does not know or do not fit together."""
+        check_gradient_checkpointing(self.gradient_checkpointing)
         levels = len(self.block_out_channels)
         for name, known in (("down_block_types", _DOWN_BLOCK_TYPES), ("up_block_types", _UP_BLOCK_TYPES)):
             types = getattr(self, name)
@@ -171,7 +178,7 @@ class UNet2DConditionModel(nn.Module):
         """Predicts what the model was trained to see in noisy latents.
 
         Args:
-            sample: noisy latents [B, h, w, in_channels]; h and w are multiples of 2 ** (number of resolutions - 1).
+            sample: noisy latents [B, h, w, in_channels].
             timesteps: [B] or a scalar, in steps of the noise schedule.
             encoder_hidden_states: text embedding [B, T, cross_attention_dim].
             class_labels: [B, projection_class_embeddings_input_dim] with class_embed_type 'projection' (in
@@ -181,13 +188,8 @@ class UNet2DConditionModel(nn.Module):
             [B, h, w, out_channels] of dtype `dtype`.
 
         Raises:
-            InputError: h or w is no such multiple, or class_labels are missing or of no use.
+            InputError: class_labels are missing or of no use.
         """
-        factor = 2 ** (len(self.block_out_channels) - 1)
-        if sample.shape[1] % factor or sample.shape[2] % factor:
-            raise InputError(
-                f"UNet: latents of {sample.shape[1]}x{sample.shape[2]}; both must be multiples of {factor}"
-            )
         if (class_labels is None) != (self.class_embed_type is None):
             state = "missing" if class_labels is None else "given"
             raise InputError(f"UNet: class_labels are {state}, but class_embed_type = {self.class_embed_type!r}")
@@ -220,8 +222,9 @@ class UNet2DConditionModel(nn.Module):
         taken = self.layers_per_block + 1
         for index, block_type in enumerate(self.up_block_types):
             level = last - index
+            upsample_size = skips[-taken - 1].shape[1:3] if level else None  # that of the next block's skips
             block = self._block(
-                UpBlock2D, f"up_blocks.{index}", level, _UP_BLOCK_TYPES[block_type], add_upsample=level > 0
+                UpBlock2D, f"up_blocks.{index}", level, _UP_BLOCK_TYPES[block_type], upsample_size=upsample_size
             )
             hidden_states = block(hidden_states, tuple(skips[-taken:]), time_embedding, encoder_hidden_states)
             del skips[-taken:]
@@ -230,9 +233,9 @@ class UNet2DConditionModel(nn.Module):
         return self._conv(self.out_channels, "conv_out")(nn.silu(norm(hidden_states)))
 
     @nn.nowrap
-    def _conv(self, features: int, name: str) -> nn.Conv:
+    def _conv(self, features: int, name: str) -> Conv:
         """Makes a 3×3 convolution that keeps the size."""
-        return nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name)
+        return Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name)
 
     @nn.nowrap
     def _embed_time(self, timesteps: jax.Array, class_labels: jax.Array | None) -> jax.Array:
@@ -247,13 +250,15 @@ class UNet2DConditionModel(nn.Module):
     @nn.nowrap
     def _block(self, block: type[nn.Module], name: str, level: int, has_attention: bool, **settings: Any) -> nn.Module:
         """Makes a block for the resolution `level`."""
-        return (nn.remat(block) if self.gradient_checkpointing else block)(
+        return checkpointed(block, "block", self.gradient_checkpointing)(
             out_channels=self.block_out_channels[level],
             num_heads=self.heads_per_level[level] if has_attention else None,
             norm_num_groups=self.norm_num_groups,
             norm_eps=self.norm_eps,
             use_linear_projection=self.use_linear_projection,
             dtype=self.dtype,
+            attention_implementation=self.attention_implementation,
+            gradient_checkpointing=self.gradient_checkpointing,
             name=name,
             **settings,
         )

@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from utilgen_jax.models.attention import Transformer2DModel
+from utilgen_jax.models.gradient_checkpointing import checkpointed
+from utilgen_jax.models.layers import Conv, Dense
 
 
 class ResnetBlock2D(nn.Module):
@@ -32,15 +35,15 @@ class ResnetBlock2D(nn.Module):
             )
 
         def conv(name: str, inputs: jax.Array) -> jax.Array:
-            return nn.Conv(self.out_channels, (3, 3), padding=1, dtype=self.dtype, name=name)(inputs)
+            return Conv(self.out_channels, (3, 3), padding=1, dtype=self.dtype, name=name)(inputs)
 
         residual = conv("conv1", norm_silu("norm1", hidden_states))
         if time_embedding is not None:
-            shift = nn.Dense(self.out_channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+            shift = Dense(self.out_channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
             residual = residual + shift[:, None, None, :]
         residual = conv("conv2", norm_silu("norm2", residual))
         if hidden_states.shape[-1] != self.out_channels:
-            shortcut = nn.Conv(self.out_channels, (1, 1), dtype=self.dtype, name="conv_shortcut")
+            shortcut = Conv(self.out_channels, (1, 1), dtype=self.dtype, name="conv_shortcut")
             hidden_states = shortcut(hidden_states)
         return hidden_states + residual
 
@@ -58,9 +61,9 @@ class Downsample2D(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
-        """Maps [B, h, w, C] to [B, h / 2, w / 2, C]."""
+        """Maps [B, h, w, C] to [B, h / 2, w / 2, C]; an odd side's half is rounded up with padding 1, else down."""
         padding = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
-        conv = nn.Conv(hidden_states.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")
+        conv = Conv(hidden_states.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")
         return conv(hidden_states)
 
 
@@ -70,13 +73,17 @@ class Upsample2D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden_states: jax.Array) -> jax.Array:
-        """Maps [B, h, w, C] to [B, 2 h, 2 w, C]."""
+    def __call__(self, hidden_states: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        """Maps [B, h, w, C] to [B, 2 h, 2 w, C]; or to `size` (height, width), where an odd one had been halved."""
         batch, height, width, channels = hidden_states.shape
-        repeated = jnp.broadcast_to(
-            hidden_states[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
-        ).reshape(batch, 2 * height, 2 * width, channels)
-        return nn.Conv(channels, (3, 3), padding=1, dtype=self.dtype, name="conv")(repeated)
+        if size in (None, (2 * height, 2 * width)):
+            repeated = jnp.broadcast_to(
+                hidden_states[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
+            ).reshape(batch, 2 * height, 2 * width, channels)
+        else:
+            rows, columns = (np.arange(new) * old // new for old, new in zip((height, width), size, strict=True))
+            repeated = hidden_states[:, rows][:, :, columns]
+        return Conv(channels, (3, 3), padding=1, dtype=self.dtype, name="conv")(repeated)
 
 
 class _Block(nn.Module):
@@ -89,6 +96,8 @@ class _Block(nn.Module):
         norm_eps: what the residual blocks' group norms add to the variance.
         use_linear_projection: see `Transformer2DModel`.
         dtype: activations.
+        attention_implementation: see `dot_product_attention`.
+        gradient_checkpointing: a name in `GRADIENT_CHECKPOINTING`.
     """
 
     out_channels: int
@@ -97,11 +106,13 @@ class _Block(nn.Module):
     norm_eps: float = 1e-5
     use_linear_projection: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention_implementation: str = "auto"
+    gradient_checkpointing: str = "none"
 
     @nn.nowrap
     def resnet(self, index: int, hidden_states: jax.Array, time_embedding: jax.Array) -> jax.Array:
         """Applies the residual block of that index."""
-        return ResnetBlock2D(
+        return checkpointed(ResnetBlock2D, "layer", self.gradient_checkpointing)(
             self.out_channels, self.norm_num_groups, self.norm_eps, self.dtype, name=f"resnets.{index}"
         )(hidden_states, time_embedding)
 
@@ -110,8 +121,13 @@ class _Block(nn.Module):
         """Applies the transformer of that index, if the block has transformers."""
         if self.num_heads is None:
             return hidden_states
-        return Transformer2DModel(
-            self.num_heads, self.norm_num_groups, self.use_linear_projection, self.dtype, name=f"attentions.{index}"
+        return checkpointed(Transformer2DModel, "layer", self.gradient_checkpointing)(
+            self.num_heads,
+            self.norm_num_groups,
+            self.use_linear_projection,
+            self.dtype,
+            self.attention_implementation,
+            name=f"attentions.{index}",
         )(hidden_states, encoder_hidden_states)
 
 
@@ -159,10 +175,10 @@ class UpBlock2D(_Block):
     """diffusers' UpBlock2D, and with `num_heads` its CrossAttnUpBlock2D; one residual block for each skip.
 
     Attributes:
-        add_upsample: double the size at the end; False for the last block.
+        upsample_size: (height, width) to enlarge to at the end, see `Upsample2D`; None for the last block.
     """
 
-    add_upsample: bool = True
+    upsample_size: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(
@@ -177,6 +193,6 @@ class UpBlock2D(_Block):
             hidden_states = jnp.concatenate([hidden_states, skip], axis=-1)
             hidden_states = self.resnet(index, hidden_states, time_embedding)
             hidden_states = self.attention(index, hidden_states, encoder_hidden_states)
-        if self.add_upsample:
-            hidden_states = Upsample2D(self.dtype, name="upsamplers.0")(hidden_states)
+        if self.upsample_size is not None:
+            hidden_states = Upsample2D(self.dtype, name="upsamplers.0")(hidden_states, self.upsample_size)
         return hidden_states

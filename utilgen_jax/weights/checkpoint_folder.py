@@ -2,31 +2,42 @@
 
 import json
 import re
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.weights.weight_files import PICKLE_WAY_OUT, PICKLES, choose_weight_files, has_variant
 
 GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs"
+# The components that have weights and are loaded; a repository may hold others, such as a safety checker.
+WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer")
 
-_INDEX = "model_index.json"
+_INDEX, _CONFIG = "model_index.json", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Only weights in a component's folder: the root may hold the whole model once more, in one file for other programs.
-_ALLOW = ["*.json", "*.txt", "*/*.safetensors"]
-_IGNORE = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]
+_TEXT_FILES = ["*.json", "*.txt"]
+# Names a folder or repository for messages, and all files in it -> the weight files to read, or InputError.
+_Choose = Callable[[str, Collection[str]], list[str]]
 
 
-def resolve_checkpoint(name: str, revision: str | None = None) -> Path:
+def resolve_checkpoint(
+    name: str, revision: str | None = None, variant: str | None = None, configs_only: bool = False
+) -> Path:
     """Finds the folder of a Stable Diffusion checkpoint in diffusers' format, downloading it where need be.
 
     Args:
       name: 'glyphs' for the embedded checkpoint, else an existing folder, else a hub id 'owner/name'.
       revision: branch, tag or commit on the hub; None or '' for the newest. Only a hub id has one.
+      variant: weights to prefer where there are several, e.g. 'fp16'. Of a hub repository only those that
+        `load_component` will read are downloaded: without a variant full precision, or fp16 where there is no other.
+      configs_only: neither download weights nor ask for them.
 
     Returns:
       The folder that holds `model_index.json`.
 
     Raises:
-      InputError: there is no such folder, it is no checkpoint, or the hub cannot give it.
+      InputError: there is no such folder, it is no checkpoint, it lacks the variant, it holds pickles only, or the hub
+        cannot give it.
     """
     if name == "glyphs":
         if not (GLYPHS / _INDEX).is_file():
@@ -38,16 +49,18 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> Path:
         raise InputError(
             "the checkpoint has no name: use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
         )
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _require_index(folder)
-    if folder.exists():
-        raise InputError(f"{folder}: a checkpoint is a folder in diffusers' format, this is a file")
-    if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).is_dir():
-        raise InputError(
-            f"{name}: no such folder; use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
-        )
-    return _require_index(_download(name, revision or None))
+    return _resolve(name, revision, partial(_checkpoint_weights, variant=variant, configs_only=configs_only))
+
+
+def resolve_component(name: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """Finds the folder of a single component, e.g. a VAE that is published alone; as `resolve_checkpoint`.
+
+    Args:
+      name: a folder, or a hub id 'owner/name' of a repository, that holds `config.json` and weights.
+      revision: as there.
+      variant: as there.
+    """
+    return _resolve(name, revision, partial(_component_weights, variant=variant))
 
 
 def read_json(path: Path) -> dict:
@@ -63,26 +76,78 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def _require_index(folder: Path) -> Path:
-    if not (folder / _INDEX).is_file():
-        raise InputError(f"{folder}: has no {_INDEX}, so it is no checkpoint in diffusers' format")
-    return folder
+def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = {path.relative_to(folder).as_posix() for pattern in ("*", "*/*") for path in folder.glob(pattern)}
+        choose(str(folder), files)
+        return folder
+    if folder.exists():
+        raise InputError(f"{folder}: a checkpoint is a folder in diffusers' format, this is a file")
+    if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).is_dir():
+        raise InputError(
+            f"{name}: no such folder; use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
+        )
+    return _download(name, revision or None, choose)
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _checkpoint_weights(where: str, files: Collection[str], variant: str | None, configs_only: bool) -> list[str]:
+    if _INDEX not in files:
+        raise InputError(f"{where}: has no {_INDEX}, so it is no checkpoint in diffusers' format")
+    prefixes = [f"{component}/" for component in WEIGHTED_COMPONENTS]
+    return [] if configs_only else _choose_weights(where, files, prefixes, variant)
+
+
+def _component_weights(where: str, files: Collection[str], variant: str | None) -> list[str]:
+    if _CONFIG not in files:
+        raise InputError(f"{where}: has no {_CONFIG}, so it is no component in diffusers' format")
+    return _choose_weights(where, files, [""], variant)
+
+
+def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str], variant: str | None) -> list[str]:
+    """Chooses the weights of each component; InputError where one is pickled, or none is of the variant."""
+    chosen, pickled = [], []
+    for prefix in prefixes:
+        names = {name.removeprefix(prefix) for name in files if name.startswith(prefix)}
+        weights = choose_weight_files(names, variant)
+        chosen += [prefix + name for name in weights]
+        if not weights:
+            pickled += [prefix + name for name in sorted(names) if "/" not in name and Path(name).suffix in PICKLES]
+    if pickled:
+        raise InputError(f"{where}: has no safetensors file in place of {', '.join(pickled)}; {PICKLE_WAY_OUT}")
+    if variant and not any(has_variant(name, variant) for name in chosen):
+        found = ", ".join(chosen) or "none"
+        raise InputError(f"{where}: has no weights of variant {variant!r}; leave the variant out (found: {found})")
+    return chosen
+
+
+def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
     # Imported here, as the hub is asked only for checkpoints that are not on this machine.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    def download() -> str:
+        try:
+            files = list_repo_files(hub_id, revision=revision)
+        except (HFValidationError, HfHubHTTPError):
+            raise
+        except Exception:  # No connection, whichever HTTP library says so; what was downloaded before may do.
+            return snapshot_download(hub_id, revision=revision, allow_patterns=_TEXT_FILES, local_files_only=True)
+        patterns = [*_TEXT_FILES, *choose(hub_id, files)]
+        return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
+
     by_hand = f"`hf download {hub_id} --local-dir FOLDER` on a machine that can, then pass FOLDER as the checkpoint"
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_ALLOW, ignore_patterns=_IGNORE))
+        return Path(download())
+    except InputError:
+        raise
     except GatedRepoError as error:
         way_out = f"accept its licence at https://huggingface.co/{hub_id}, then `hf auth login`"
         raise InputError(f"{hub_id}: the owner wants its licence accepted first; {way_out}") from error

@@ -12,7 +12,8 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.parallel import place, to_host
 from utilgen_jax.weights import torch_names
 from utilgen_jax.weights.checkpoint_folder import read_json
-from utilgen_jax.weights.safetensors_io import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorFiles, write_tensors
+from utilgen_jax.weights.safetensors_io import open_component, write_tensors
+from utilgen_jax.weights.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
@@ -23,7 +24,11 @@ def load_config(folder: Path | str, name: str = "config.json") -> dict:
 
 
 def load_component(
-    folder: Path | str, dtype: jnp.dtype | None = None, sharding_for: ShardingFor | None = None
+    folder: Path | str,
+    dtype: jnp.dtype | None = None,
+    sharding_for: ShardingFor | None = None,
+    expected: Mapping | None = None,
+    variant: str | None = None,
 ) -> tuple[dict, dict]:
     """Loads a component under linen names and layouts, tensor by tensor: the host holds about one tensor at a time.
 
@@ -35,67 +40,39 @@ def load_component(
       sharding_for: called with the parameter's path ('down_blocks.0/conv/kernel') and its linen shape, returns where
         the tensor goes, each device getting its shard only; None, or no function, is the default device. See
         `parallel.sharding_for`.
+      expected: the model's parameters, nested dicts of `jax.ShapeDtypeStruct` from `jax.eval_shape` of its init, which
+        the files are held against before any tensor is read. None takes what the files hold.
+      variant: files to prefer, e.g. 'fp16'.
 
     Returns:
-      (config, params): the parsed `config.json`; nested dicts of jax arrays. A 1x1 convolution that the file stores as
-      a linear layer, or the reverse, has the file's rank; `check_params` gives it the model's.
+      (config, params): the parsed `config.json`; nested dicts of jax arrays, nested as `expected`. Stable Diffusion 1
+      and 2 differ in whether a projection is a linear layer [in, out] or a 1x1 convolution [1, 1, in, out]: the same
+      matrix, which gets the shape that is expected.
 
     Raises:
-      InputError: a file is missing, broken, a pickle, or points out of its folder.
+      InputError: a file is missing, broken, or a pickle, or points out of its folder; or lists all missing, unexpected
+        and misshapen parameters under torch names, with torch's shapes.
     """
     folder = Path(folder)
     config = load_config(folder)
-    files = TensorFiles(folder)
-    current = torch_names.current_names(files.names)
+    files = open_component(folder, variant)
+    stored_names = {name: stored for stored, name in torch_names.current_names(files.shapes).items()}
+    shapes = {name: files.shapes[stored] for name, stored in stored_names.items()}
+    targets = _own_targets(shapes) if expected is None else _checked_targets(shapes, expected, folder)
     params: dict = {}
-    for name, tensor in files.read():
-        if name not in current:
-            continue
-        *scopes, leaf = path = torch_names.to_linen_path(current[name], tensor.ndim)
-        tensor = torch_names.to_linen_layout(tensor, leaf)
+    for name, stored in stored_names.items():
+        path, shape = targets[name]
+        tensor = torch_names.to_linen_layout(files.read(stored), path[-1]).reshape(shape)
         if dtype is not None and jnp.issubdtype(tensor.dtype, jnp.floating):
             tensor = tensor.astype(dtype)
-        sharding = sharding_for("/".join(path), tensor.shape) if sharding_for else None
         scope = params
-        for piece in scopes:
+        for piece in path[:-1]:
             scope = scope.setdefault(piece, {})
-        scope[leaf] = place(tensor, sharding)
+        # Waiting keeps the host from running ahead of the device with tensors that are still to be copied.
+        scope[path[-1]] = place(
+            tensor, sharding_for("/".join(path), shape) if sharding_for else None
+        ).block_until_ready()
     return config, params
-
-
-def check_params(params: Mapping, expected: Mapping, where: Path | str) -> dict:
-    """Fits loaded parameters to a model, or says everything that is wrong with them at once.
-
-    Args:
-      params: nested dicts of arrays, e.g. from `load_component`.
-      expected: nested dicts of `jax.ShapeDtypeStruct`, from `jax.eval_shape` of the model's init.
-      where: the folder, for the message.
-
-    Returns:
-      The arrays in the nesting of `expected`. Stable Diffusion 1 and 2 differ in whether a projection is a linear layer
-      [in, out] or a 1x1 convolution [1, 1, in, out]; the same matrix, reshaped here to what the model has.
-
-    Raises:
-      InputError: lists all missing, unexpected and misshapen parameters under torch names, with torch's shapes.
-    """
-    given = {torch_names.to_torch_name(path): (path, leaf) for path, leaf in torch_names.flatten(params).items()}
-    wanted = {torch_names.to_torch_name(path): (path, leaf) for path, leaf in torch_names.flatten(expected).items()}
-    problems = [f"missing {name}" for name in wanted if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in wanted]
-    fitted = []
-    for name, (path, struct) in wanted.items():
-        if name not in given:
-            continue
-        its_path, array = given[name]
-        if _same_matrix(array.shape, struct.shape):
-            fitted.append(array if array.shape == struct.shape else array.reshape(struct.shape))
-        else:
-            has = torch_names.torch_shape(array.shape, its_path[-1])
-            problems.append(f"{name} has shape {has}, the model {torch_names.torch_shape(struct.shape, path[-1])}")
-    if problems:
-        lines = "\n  ".join(problems)
-        raise InputError(f"{where}: the weights do not fit the model that its config describes:\n  {lines}")
-    return jax.tree.unflatten(jax.tree.structure(expected), fitted)
 
 
 def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: jnp.dtype | None = None) -> None:
@@ -108,23 +85,50 @@ def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: 
       params: nested dicts of arrays, linen names and layouts. With several processes all call this, the first writes.
       dtype: floating-point tensors are cast to it; None keeps each as it is.
     """
-    tensors = {}
-    for path, leaf in torch_names.flatten(params).items():
-        tensor = to_host(leaf)
-        if dtype is not None and jnp.issubdtype(tensor.dtype, jnp.floating):
-            tensor = tensor.astype(dtype)
-        tensors[torch_names.to_torch_name(path)] = torch_names.to_torch_layout(tensor, path[-1])
+    tensors = {
+        torch_names.to_torch_name(path): torch_names.to_torch_layout(to_host(leaf), path[-1])
+        for path, leaf in torch_names.flatten(params).items()
+    }
     if jax.process_index() != 0:
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = TRANSFORMERS_STEM if "model_type" in config else DIFFUSERS_STEM
-    write_tensors(folder / f"{stem}.safetensors", tensors)
+    write_tensors(folder / f"{stem}.safetensors", tensors, dtype)
     temporary = folder / ".config.json.partial"
     temporary.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, folder / "config.json")
 
 
-def _same_matrix(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    small, large = sorted((tuple(shape), tuple(other)), key=len)
-    return small == large or (len(small) == 2 and large == (1, 1, *small))
+# Where each tensor goes: by torch name, its linen path and linen shape.
+_Targets = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
+
+
+def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> _Targets:
+    targets = {}
+    for name, shape in shapes.items():
+        path = torch_names.to_linen_path(name, len(shape))
+        targets[name] = path, torch_names.linen_shape(shape, path[-1])
+    return targets
+
+
+def _checked_targets(shapes: Mapping[str, tuple[int, ...]], expected: Mapping, folder: Path) -> _Targets:
+    leaves = torch_names.flatten(expected)
+    wanted = {torch_names.to_torch_name(path): (path, tuple(leaf.shape)) for path, leaf in leaves.items()}
+    problems = [f"missing {name}" for name in wanted if name not in shapes]
+    problems += [f"unexpected {name}" for name in shapes if name not in wanted]
+    for name, (path, shape) in wanted.items():
+        if name not in shapes:
+            continue
+        model_shape = torch_names.torch_shape(shape, path[-1])
+        if _matrix(shapes[name]) != _matrix(model_shape):
+            problems.append(f"{name} has shape {shapes[name]}, the model {model_shape}")
+    if problems:
+        lines = "\n  ".join(problems)
+        raise InputError(f"{folder}: the weights do not fit the model that its config describes:\n  {lines}")
+    return wanted
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A torch shape, where it is a 1x1 convolution's that of the linear layer with the same matrix."""
+    return shape[:2] if shape[2:] == (1, 1) else shape

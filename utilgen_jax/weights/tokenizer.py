@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1_000_000
 
 
-def load_tokenizer(folder: Path | str) -> "CLIPTokenizer":
+def load_tokenizer(folder: Path | str, max_length: int = 77) -> "CLIPTokenizer":
     """Loads the tokenizer of a checkpoint from this machine; runs no code that the folder may bring.
 
     Args:
       folder: e.g. checkpoint / 'tokenizer'; holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
+      max_length: tokens of a prompt where the folder does not say it (`model_max_length` in `tokenizer_config.json`).
 
     Raises:
-      InputError: files are missing or broken, or `tokenizer_config.json` gives no `model_max_length`.
+      InputError: files are missing or broken.
     """
     # transformers would advise on import to install PyTorch, which a tokenizer does not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -40,7 +41,7 @@ def load_tokenizer(folder: Path | str) -> "CLIPTokenizer":
     except Exception as error:  # The Rust tokenizer raises bare Exception for a file that it cannot parse.
         raise InputError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if tokenizer.model_max_length > _NO_LIMIT:
-        raise InputError(f"{folder}/tokenizer_config.json: lacks 'model_max_length', the text encoder's positions")
+        tokenizer.model_max_length = max_length
     return tokenizer
 
 
@@ -49,12 +50,31 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> np.ndarray:
 
     Args:
       tokenizer: from `load_tokenizer`.
-      prompts: B strings.
+      prompts: B strings; a learned token of several vectors (textual inversion) stands in them by its first name.
 
     Returns:
       int32 [B, model_max_length].
     """
+    texts = [_expand_learned_tokens(tokenizer, prompt) for prompt in prompts]
     encoded = tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="np"
+        texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="np"
     )
     return np.asarray(encoded["input_ids"], np.int32)
+
+
+def beyond_limit(tokenizer: "CLIPTokenizer", prompt: str) -> str:
+    """What of a prompt `tokenize` cuts off, for a warning; '' where all of it fits."""
+    ids = tokenizer(_expand_learned_tokens(tokenizer, prompt), verbose=False).input_ids
+    # Of the tokens that fit the last is the end token, which stands behind the cut as well.
+    return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]))
+
+
+def _expand_learned_tokens(tokenizer: "CLIPTokenizer", prompt: str) -> str:
+    """Writes '<tok> <tok>_1 ... <tok>_{n-1}' for '<tok>', as diffusers' `maybe_convert_prompt`."""
+    added = tokenizer.added_tokens_encoder
+    for token in sorted(added.keys() & tokenizer.tokenize(prompt)):
+        row = [token]
+        while f"{token}_{len(row)}" in added:
+            row.append(f"{token}_{len(row)}")
+        prompt = prompt.replace(token, " ".join(row))
+    return prompt

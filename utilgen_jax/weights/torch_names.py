@@ -74,6 +74,11 @@ def to_torch_layout(array, leaf: str):
     return array.transpose(_TO_TORCH_AXES[array.ndim]) if leaf == "kernel" else array
 
 
+def linen_shape(shape: Sequence[int], leaf: str) -> tuple[int, ...]:
+    """The shape that linen gives a torch tensor whose linen leaf this is."""
+    return tuple(shape[axis] for axis in _TO_LINEN_AXES[len(shape)]) if leaf == "kernel" else tuple(shape)
+
+
 def torch_shape(shape: Sequence[int], leaf: str) -> tuple[int, ...]:
     """The shape that torch gives a linen parameter, for messages."""
     return tuple(shape[axis] for axis in _TO_TORCH_AXES[len(shape)]) if leaf == "kernel" else tuple(shape)

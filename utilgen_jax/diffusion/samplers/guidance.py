@@ -1,4 +1,4 @@
-"""Samplers: from noise to clean latents by repeated calls of the denoiser."""
+"""Classifier-free guidance: a denoiser from a UNet and the conditions of its two branches."""
 
 from __future__ import annotations
 
@@ -6,43 +6,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from utilgen_jax.diffusion.schedules import NoiseSchedule, clean_and_noise, inference_timesteps, signal_and_noise
-
-# (latents [B, h, w, C], timestep: int32 scalar) -> the model's output [B, h, w, C]
+# (latents [B, h, w, C], timestep: scalar, int32 or float32) -> the model's output [B, h, w, C]
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def ddim_sample(denoise: Denoiser, schedule: NoiseSchedule, latents: jax.Array, num_steps: int) -> jax.Array:
-    """Deterministic DDIM (Song et al. 2021, eq. 12, η = 0), as one `lax.scan`.
-
-    Args:
-      denoise: the conditioned (and guided) denoiser; its output is of the schedule's prediction type.
-      schedule: the noise schedule.
-      latents: standard normal noise, float32 [B, h, w, C].
-      num_steps: denoiser calls.
-
-    Returns:
-      Clean latents, float32 [B, h, w, C], still multiplied by the autoencoder's scaling factor.
-    """
-    timesteps = inference_timesteps(schedule, num_steps)
-    # As in diffusers, "the step before" is a fixed stride away, whatever the spacing.
-    previous = timesteps - schedule.num_train_timesteps // num_steps
-    alphas = schedule.alphas_cumprod[timesteps]
-    previous_alphas = jnp.where(
-        previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], schedule.final_alpha_cumprod
-    )
-
-    def step(latents: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        timestep, alpha, previous_alpha = inputs
-        prediction = denoise(latents, timestep).astype(jnp.float32)
-        clean, noise = clean_and_noise(schedule, prediction, latents, alpha)
-        signal, sigma = signal_and_noise(previous_alpha, latents)
-        return signal * clean + sigma * noise, None
-
-    latents, _ = jax.lax.scan(step, latents, (jnp.asarray(timesteps), alphas, previous_alphas))
-    return latents
 
 
 def guided(
@@ -64,7 +30,7 @@ def guided(
       guidance_scale: 1 or less means no guidance, and then one branch only is computed.
 
     Returns:
-      A denoiser for `ddim_sample`.
+      A denoiser for `run_sampler`.
     """
 
     def unguided(latents: jax.Array, timestep: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utilgen_jax.foundation.contact_sheet import contact_sheet
+from utilgen_jax.report.contact_sheet import contact_sheet
 
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])

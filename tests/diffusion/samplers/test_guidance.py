@@ -1,0 +1,43 @@
+"""Classifier-free guidance against its formula."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from utilgen_jax.diffusion.samplers import guided
+
+
+def apply_fake_unet(latents, timesteps, embeds, labels):
+    """Linear in the condition, so that guidance can be written down."""
+    assert len(latents) == len(timesteps) == len(embeds)
+    output = latents * 0.5 + timesteps[:, None, None, None] + embeds.mean((1, 2))[:, None, None, None]
+    return output if labels is None else output + labels.sum(1)[:, None, None, None]
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_guidance_moves_from_the_unconditional_to_the_conditional_prediction(with_labels):
+    rng = np.random.default_rng(2)
+    latents, embeds, negative = (jnp.asarray(rng.normal(size=s)) for s in ((3, 2, 2, 4), (3, 5, 6), (3, 5, 6)))
+    labels = jnp.asarray(rng.normal(size=(3, 8))) if with_labels else None
+    timesteps = jnp.full((3,), 7)
+    conditional = apply_fake_unet(latents, timesteps, embeds, labels)
+    # As in StableUnCLIPImg2ImgPipeline, the unconditional branch sees an image embedding of zeros.
+    unconditional = apply_fake_unet(latents, timesteps, negative, None)
+    denoise = guided(apply_fake_unet, embeds, negative, labels, 5.0)
+    expected = unconditional + 5.0 * (conditional - unconditional)
+    np.testing.assert_allclose(denoise(latents, jnp.int32(7)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_without_guidance_the_unconditional_branch_is_not_computed(scale):
+    sizes = []
+
+    def apply_unet(latents, timesteps, embeds, labels):
+        sizes.append(len(latents))
+        return apply_fake_unet(latents, timesteps, embeds, labels)
+
+    latents, embeds = jnp.ones((3, 2, 2, 4)), jnp.ones((3, 5, 6))
+    denoise = guided(apply_unet, embeds, jnp.full_like(embeds, jnp.nan), None, scale)
+    expected = apply_fake_unet(latents, jnp.full((3,), 7), embeds, None)
+    np.testing.assert_array_equal(denoise(latents, jnp.int32(7)), expected)
+    assert sizes == [3]

@@ -1,0 +1,186 @@
+"""The sampling loop: what it calls, its noise, its gradients; and what is refused."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from utilgen_jax.config import FIELDS
+from utilgen_jax.diffusion.samplers import SAMPLERS, invert, make_sampler, run_sampler
+from utilgen_jax.diffusion.schedules import load_schedule
+from utilgen_jax.errors import InputError
+
+CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISE = jax.random.normal(jax.random.key(0), (3, 2, 2, 4))
+KEYS = jax.random.split(jax.random.key(1), 3)
+
+
+def fake_model(latents, timestep):
+    return jnp.tanh(0.7 * latents + 0.001 * timestep) - 0.1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_loop_makes_the_samplers_steps_under_jit(name):
+    sampler = make_sampler(name, load_schedule(CONFIG), 6)
+    state = sampler.start(NOISE)
+    for index in range(sampler.num_calls):
+        prediction = fake_model(sampler.model_input(state, index), sampler.timesteps[index])
+        keys = [jax.random.fold_in(key, index) for key in KEYS]
+        noise = jnp.stack([jax.random.normal(key, NOISE.shape[1:]) for key in keys])
+        state = sampler.step(state, index, prediction, noise if sampler.is_stochastic else None)
+    latents = jax.jit(lambda sampler, noise: run_sampler(fake_model, sampler, noise, keys=KEYS))(sampler, NOISE)
+    np.testing.assert_allclose(latents, state.latents, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    sampler = make_sampler("ddpm", load_schedule(CONFIG), 4)
+    run = jax.jit(lambda noise, keys: run_sampler(fake_model, sampler, noise, keys=keys))
+    together = run(NOISE, KEYS)
+    np.testing.assert_allclose(together[1:2], run(NOISE[1:2], KEYS[1:2]), atol=1e-6)
+    assert np.abs(run(NOISE, KEYS[::-1]) - together).max() > 0.1
+    with pytest.raises(InputError, match="draws noise at every step: it needs keys"):
+        run_sampler(fake_model, sampler, NOISE)
+
+
+def test_noise_of_the_steps_has_the_samplers_standard_deviation():
+    sampler = make_sampler("ddim", load_schedule(CONFIG), 5, eta=1.0)
+    noise = jax.random.normal(jax.random.key(2), (4000, 2, 2, 1))
+    state = sampler.start(noise)
+    mean, std = sampler.transition(state, 1, fake_model(state.latents, 0))
+    drawn = sampler.step(state, 1, fake_model(state.latents, 0), noise).latents
+    assert std > 0.1
+    np.testing.assert_allclose(drawn, mean + std * noise, atol=1e-6)
+    # η = 1 is DDPM (Song et al. 2021, section 4.1), where both take the same steps.
+    ddpm = make_sampler("ddpm", load_schedule(CONFIG), 5)
+    np.testing.assert_allclose(sampler.stds[:-1], ddpm.stds[:-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_denoiser_that_knows_the_clean_latents_ends_there(name):
+    schedule = load_schedule(CONFIG | {"prediction_type": "v_prediction", "set_alpha_to_one": True})
+    sampler = make_sampler(name, schedule, 10)
+    clean = jnp.full(NOISE.shape, 0.3)
+    state = sampler.start(NOISE, clean)
+    for index, alpha in enumerate(sampler.alphas_cumprod):
+        noise = (sampler.model_input(state, index) - jnp.sqrt(alpha) * clean) / jnp.sqrt(1 - alpha)
+        state = sampler.step(state, index, jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * clean)
+    np.testing.assert_allclose(state.latents, clean, atol=0.02)
+
+
+def test_the_noise_that_inversion_finds_leads_back():
+    schedule = load_schedule(CONFIG | {"set_alpha_to_one": False})
+    noise = invert(fake_model, schedule, 0.5 * NOISE, 200)
+    back = run_sampler(fake_model, make_sampler("ddim", schedule, 200), noise)
+    np.testing.assert_allclose(back, 0.5 * NOISE, atol=0.05)
+
+
+def test_latents_stay_float32_whatever_the_denoiser_computes_in():
+    for name in SAMPLERS:
+        sampler = make_sampler(name, load_schedule(CONFIG), 3)
+        run = partial(run_sampler, lambda latents, _: latents.astype(jnp.bfloat16), sampler, keys=KEYS)
+        latents = jax.eval_shape(run, NOISE)
+        assert latents.dtype == jnp.float32
+
+
+def losses(name):
+    """(loss of one weight of all steps with gradients through the last n, loss of a weight of each step, with all)."""
+    sampler = make_sampler(name, load_schedule(CONFIG), 7)
+
+    def loss_of(weight_at, num_differentiable_steps):
+        denoise = lambda latents, timestep: jnp.tanh(latents * weight_at(timestep) + 0.001 * timestep)
+        settings = {"keys": KEYS, "num_differentiable_steps": num_differentiable_steps}
+        return jnp.sum(run_sampler(denoise, sampler, NOISE, **settings) ** 2)
+
+    def of_one(weight, num_differentiable_steps):
+        return loss_of(lambda _: weight, num_differentiable_steps)
+
+    def of_each(weights):
+        return loss_of(lambda timestep: jnp.sum(jnp.where(sampler.timesteps == timestep, weights, 0.0)), None)
+
+    return of_one, of_each
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+def test_gradients_flow_through_the_last_steps_alone(name):
+    of_one, of_each = losses(name)
+    step_gradients = jax.grad(of_each)(jnp.full(7, 0.7))
+    assert (np.abs(step_gradients) > 1e-4).all()
+    for number in (0, 2, 6):
+        gradient = jax.grad(of_one)(0.7, number)
+        expected = step_gradients[7 - min(number, 7) :].sum()
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, err_msg=f"{number} steps")
+    np.testing.assert_allclose(jax.grad(of_one)(0.7, None), step_gradients.sum(), rtol=1e-4)
+
+
+def test_steps_without_gradients_keep_nothing_and_few_with_gradients_are_unrolled():
+    of_one, _ = losses("ddim")
+    for number, loops in ((0, 1), (1, 1), (2, 1), (6, 3)):  # steps without gradients; with: forwards and backwards
+        gradient = jax.jit(jax.grad(of_one), static_argnums=1)
+        assert gradient.lower(0.7, number).as_text().count("stablehlo.while") == loops
+    [scan, *_] = [
+        eqn for eqn in jax.make_jaxpr(jax.grad(of_one), static_argnums=1)(0.7, 2).eqns if "jaxpr" in eqn.params
+    ]
+    assert scan.params["length"] == 5 and scan.params["num_carry"] == len(scan.outvars)
+
+
+def test_the_config_offers_every_sampler():
+    assert FIELDS["generator.scheduler"].choices == (*SAMPLERS, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *[(name, {"thresholding": True}) for name in ("ddim", "ddpm", "lcm", "dpmsolver++")],
+        *[(name, {"clip_sample": True}) for name in ("ddim", "ddpm", "lcm")],
+        *[(name, {"use_karras_sigmas": True}) for name in ("euler", "dpmsolver++")],
+        ("ddpm", {"variance_type": "learned_range"}),
+        ("pndm", {"skip_prk_steps": False}),
+        ("euler", {"interpolation_type": "log_linear"}),
+        ("euler", {"timestep_type": "continuous"}),
+        ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}),
+        ("dpmsolver++", {"solver_order": 3}),
+        ("dpmsolver++", {"solver_type": "bh2"}),
+        ("dpmsolver++", {"use_flow_sigmas": True}),
+        ("dpmsolver++", {"lambda_min_clipped": -5.1}),
+    ],
+)
+def test_settings_that_a_sampler_does_not_compute_are_refused_by_name(name, setting):
+    [(field, value)] = setting.items()
+    schedule = load_schedule(CONFIG | setting)
+    with pytest.raises(InputError, match=f"scheduler_config.json: {field}=.* not supported by the sampler") as refusal:
+        make_sampler(name, schedule, 5)
+    assert repr(value) in str(refusal.value)
+    # They do not matter to every sampler.
+    make_sampler("pndm" if name != "pndm" else "ddim", schedule, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_steps", "settings", "message"),
+    [
+        ("heun", 5, {}, "scheduler 'heun' is not one of ddim, .*lcm, checkpoint"),
+        ("euler", 5, {"eta": 0.5}, "eta=0.5 is of the scheduler 'ddim' alone, not of 'euler'"),
+        ("ddim", 5, {"strength": 0.1}, "strength=0.1 of 5 sampling steps: .* the product at least 1"),
+        ("ddim", 5, {"strength": 1.5}, "strength=1.5 .* it must be at most 1"),
+        ("checkpoint", 5, {}, "_class_name='UniPCMultistepScheduler' is not one of .*; choose .* by name: ddim"),
+        ("lcm", 51, {}, "between 1 and 50, not 51"),
+        ("dpmsolver++", 1000, {}, "between 1 and 999, not 1000"),
+        *[(name, 0, {}, "must be between 1 and .*, not 0") for name in SAMPLERS],
+    ],
+)
+def test_what_does_not_fit_is_refused(name, num_steps, settings, message):
+    schedule = load_schedule(CONFIG | {"_class_name": "UniPCMultistepScheduler"})
+    with pytest.raises(InputError, match=message):
+        make_sampler(name, schedule, num_steps, **settings)
+
+
+def test_distillation_cannot_have_had_more_steps_than_there_are():
+    with pytest.raises(InputError, match="original_inference_steps=2000 must be between 1 and 1000"):
+        make_sampler("lcm", load_schedule(CONFIG | {"original_inference_steps": 2000}), 4)
+
+
+def test_inversion_cannot_infer_noise_where_there_is_none():
+    schedule = load_schedule(CONFIG | {"prediction_type": "sample", "set_alpha_to_one": True})
+    with pytest.raises(InputError, match="inversion needs set_alpha_to_one=False"):
+        invert(fake_model, schedule, NOISE, 5)

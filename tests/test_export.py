@@ -1,0 +1,198 @@
+"""The command that writes checkpoints for PyTorch: torch's diffusers opens them and paints our pictures."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from tests.diffusers_checkpoint import write_tiny_stable_diffusion
+from tests.torch_parity import relative_error
+from utilgen_jax.export import main
+from utilgen_jax.generator.checkpoint import load_generator
+from utilgen_jax.generator.conditioning import text_condition
+from utilgen_jax.generator.sampling import sample
+from utilgen_jax.models.lora import Lora, init_lora, with_scale
+from utilgen_jax.weights.lora_files import save_lora
+
+PROMPT, STEPS, GUIDANCE = "the photo of the digit 7", 10, 5.0
+LATENTS = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
+WEIGHTED = {
+    "sd15": ("unet", "vae", "text_encoder"),
+    "unclip": ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer"),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Family ('sd15', 'unclip') -> folder, not to be changed."""
+    return functools.cache(lambda family: write_tiny_stable_diffusion(tmp_path_factory.mktemp(family), family=family))
+
+
+def export(*arguments):
+    return main(["export", *map(str, arguments)])
+
+
+def refusal(capsys, *arguments):
+    """The error messages of a call that must be refused, without a traceback."""
+    assert export(*arguments) == 2
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]
+
+
+def torch_picture(folder):
+    """Torch's picture of `PROMPT` from `LATENTS`, float [1, H, W, 3] in [-1, 1]."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"}
+    images = pipeline(PROMPT, latents=torch.from_numpy(LATENTS.transpose(0, 3, 1, 2).copy()), **settings).images
+    return images.permute(0, 2, 3, 1).numpy() * 2 - 1
+
+
+def random_lora(params, seed):
+    """A LoRA with an effect, alpha unlike its rank."""
+    lora = init_lora(params, jax.random.key(seed), rank=3, alpha=2.0)
+    key = jax.random.key(seed + 1)
+    return Lora(jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), lora.factors), lora.scales)
+
+
+@pytest.mark.parametrize("family", ["sd15", "unclip"])
+def test_torch_opens_the_folder_and_finds_every_weight(checkpoint, tmp_path, family):
+    out = tmp_path / "exported"
+    assert export(f"--checkpoint={checkpoint(family)}", f"--out={out}") == 0
+    original, exported = (DiffusionPipeline.from_pretrained(folder) for folder in (checkpoint(family), out))
+    assert type(exported) is type(original)
+    for name in WEIGHTED[family]:
+        ours, theirs = getattr(exported, name), getattr(original, name)
+        assert ours.config.__class__ is theirs.config.__class__
+        assert all(torch.equal(ours.state_dict()[key], value) for key, value in theirs.state_dict().items())
+    assert exported.scheduler.config == original.scheduler.config
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
+@pytest.mark.slow
+def test_torch_paints_our_picture_from_a_folder_with_a_merged_lora(checkpoint, tmp_path):
+    generator, params = load_generator(checkpoint("sd15"))
+    loras = {name: random_lora(params[name], seed) for seed, name in enumerate(("unet", "text_encoder"))}
+    file = save_lora(tmp_path / "lora.safetensors", loras)
+    arguments = (
+        f"--checkpoint={checkpoint('sd15')}",
+        f"--lora={file}",
+        "--lora_scale=0.7",
+        f"--out={tmp_path / 'out'}",
+    )
+    assert export(*arguments) == 0
+
+    loras = {name: with_scale(lora, 0.7) for name, lora in loras.items()}
+    condition = text_condition(generator, params, [PROMPT], loras=loras)
+    ours = sample(
+        generator, params, condition, LATENTS, num_steps=STEPS, guidance_scale=GUIDANCE, scheduler="ddim", loras=loras
+    )
+
+    assert relative_error(ours, torch_picture(tmp_path / "out")) < 1e-3
+    assert relative_error(ours, torch_picture(checkpoint("sd15"))) > 1e-2
+
+
+def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(checkpoint("sd15"), half)
+    unet = half / "unet" / "diffusion_pytorch_model.safetensors"
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(unet).items()}
+    save_file(zeros, unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    vae = AutoencoderKL.from_pretrained(half / "vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.fill_(0.3)
+    vae.save_pretrained(tmp_path / "vae")
+
+    out = tmp_path / "out"
+    flags = (f"--vae={tmp_path / 'vae'}", "--variant=fp16", "--dtype=bfloat16", f"--out={out}")
+    assert export(f"--checkpoint={half}", *flags) == 0
+    assert not load_file(out / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"].any()
+    stored = load_file(out / "vae" / "diffusion_pytorch_model.safetensors")
+    assert stored["decoder.conv_out.bias"].tolist() == torch.full((3,), 0.3).bfloat16().tolist()
+    text = load_file(out / "text_encoder" / "model.safetensors")
+    assert {tensor.dtype for tensor in (*text.values(), *stored.values())} == {torch.bfloat16}
+
+
+def test_an_old_lora_file_becomes_todays(checkpoint, tmp_path):
+    _, params = load_generator(checkpoint("sd15"))
+    lora = random_lora(params["unet"], 0)
+    today = load_file(save_lora(tmp_path / "today.safetensors", {"unet": lora}))
+    names = {"lora_A": "lora.down", "lora_B": "lora.up"}
+    old = {functools.reduce(lambda key, pair: key.replace(*pair), names.items(), key): t for key, t in today.items()}
+    assert not old.keys() & today.keys()
+    save_file(old, tmp_path / "old.safetensors")  # has no alpha: the rank is taken for it
+
+    flags = (f"--lora={tmp_path / 'old.safetensors'}", "--lora_only", f"--out={tmp_path / 'out'}")
+    assert export(f"--checkpoint={checkpoint('sd15')}", *flags) == 0
+    [file] = (tmp_path / "out").iterdir()
+    assert file.name == "pytorch_lora_weights.safetensors"
+    written = load_file(file)
+    assert written.keys() == today.keys() and all(torch.equal(written[key], today[key]) for key in today)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
+    pipeline.load_lora_weights(file.parent)
+    assert pipeline.get_active_adapters()
+
+
+def test_only_an_earlier_export_is_replaced(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = (f"--checkpoint={checkpoint('sd15')}", f"--out={out}")
+    out.mkdir()
+    assert export(*arguments) == 0
+    (out / "unet" / "stale").touch()
+    assert export(*arguments, "--dtype=float16") == 0
+    assert not (out / "unet" / "stale").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    index = json.loads((out / "model_index.json").read_text())
+    del index["_exported_by"]
+    (out / "model_index.json").write_text(json.dumps(index))
+    capsys.readouterr()
+    [message] = refusal(capsys, *arguments)
+    assert message.startswith(f"{out}: holds something else than an earlier export")
+    assert (out / "unet").is_dir()
+
+
+def test_what_breaks_off_leaves_the_target_as_it_was(checkpoint, tmp_path, capsys):
+    broken = shutil.copytree(checkpoint("sd15"), tmp_path / "broken")
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    lines = refusal(capsys, f"--checkpoint={broken}", f"--out={tmp_path / 'out'}")
+    assert "not a whole safetensors file" in "".join(lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_mistakes_are_told_all_at_once(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    lines = refusal(capsys, "--dtyp=x", "--dtype=float61", "--lora_scale=2", f"--out={tmp_path / 'file' / 'sub'}")
+    assert [line.split(":")[0] for line in lines] == [
+        "--dtyp=x",
+        "--checkpoint",
+        "--dtype=float61",
+        "--lora_scale",
+        "--out",
+    ]
+    assert "nearest is --dtype" in lines[0] and "nearest is float16" in lines[2]
+    lines = refusal(capsys, "--checkpoint=glyphs", f"--out={tmp_path}", "--lora=gone", "--lora_only", "--dtype=float16")
+    assert lines == ["--lora: there is no gone", "--dtype: is of no use with --lora_only"]
+
+
+def test_help_tells_the_flags(capsys):
+    assert export("--help") == 0
+    text = capsys.readouterr().out
+    assert "--lora_only" in text and "python -m utilgen_jax.export --checkpoint=glyphs" in text
+
+
+def test_the_embedded_checkpoint_is_exported(tmp_path):
+    assert export("--checkpoint=glyphs", f"--out={tmp_path / 'glyphs'}", "--dtype=float32") == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "glyphs")
+    _, params = load_generator(tmp_path / "glyphs")
+    bias = params["unet"]["conv_out"]["bias"]
+    assert jnp.array_equal(bias, pipeline.unet.conv_out.bias.detach().numpy())

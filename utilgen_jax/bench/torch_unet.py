@@ -1,0 +1,127 @@
+"""Torch's side of `bench unet`: diffusers' UNet with peft's LoRA, given our weights.
+
+The one module of the package that needs PyTorch; nothing but `--against=torch` imports it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from utilgen_jax.bench.jax_unet import LEARNING_RATE, Inputs
+from utilgen_jax.bench.timing import Prepared, Work
+from utilgen_jax.models.lora import Lora
+from utilgen_jax.weights.torch_names import flatten, to_torch_layout, to_torch_name
+
+_LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # our target 'attention'
+_LORA_NAMES = {"down": "lora_A.default.weight", "up": "lora_B.default.weight"}
+
+
+class TorchUNet:
+    """The UNet and the LoRA of a `JaxUNet`.
+
+    Weights are kept in `weights_dtype`; where `dtype` is another one, torch computes under autocast. The LoRA's factors
+    are float32, as ours. On a GPU the layout is channels_last, the faster one there.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        params: Any,
+        lora: Lora,
+        *,
+        platform: str,
+        dtype: str,
+        weights_dtype: str,
+        rank: int,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Keeps what models are made of.
+
+        Args:
+          config: diffusers' `config.json`.
+          params: nested dicts of arrays, linen names.
+          lora: of the attention, alpha = rank.
+          platform: JAX's name of the device, 'cpu' or 'gpu'.
+          dtype: to compute in.
+          weights_dtype: to keep the weights in.
+          rank: of the LoRA.
+          compile: by `torch.compile`; else run eagerly.
+          gradient_checkpointing: compute the blocks again in the backward pass.
+        """
+        self._config, self._params, self._lora, self._rank = dict(config), params, lora, rank
+        self._device = torch.device("cuda" if platform == "gpu" else "cpu")
+        self._dtype, self._weights_dtype = getattr(torch, dtype), getattr(torch, weights_dtype)
+        self._compile, self._gradient_checkpointing = compile, gradient_checkpointing
+
+    def forward(self, inputs: Inputs) -> Prepared:
+        """Prepares the forward pass; outputs 'prediction' [B, h, w, C]."""
+        predict = self._predict(self._optimised(self._model()), inputs)
+
+        @torch.no_grad()
+        def run() -> dict[str, torch.Tensor]:
+            return {"prediction": predict().permute(0, 2, 3, 1)}
+
+        return self._prepare(run, self._count_flops(inputs, train=False))
+
+    def lora_step(self, inputs: Inputs) -> Prepared:
+        """Prepares the training step with AdamW; outputs 'loss' and 'grad_norm' of the first step.
+
+        Its noise is drawn beforehand; ours draws it in every step.
+        """
+        model = self._model()
+        _add_lora(model, self._rank)
+        self._copy_lora(model)
+        model.train()
+        if self._gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(factors, lr=LEARNING_RATE, weight_decay=1e-4)  # optax.adamw's default
+        predict = self._predict(self._optimised(model), inputs)
+        target = torch.from_numpy(inputs.target).permute(0, 3, 1, 2).to(self._device)
+
+        def run() -> dict[str, torch.Tensor]:
+            loss = torch.nn.functional.mse_loss(predict().float(), target)
+            loss.backward()
+            grad_norm = torch.nn.utils.get_total_norm([factor.grad for factor in factors])
+            optimizer.step()
+            optimizer.zero_grad()
+            return {"loss": loss.detach(), "grad_norm": grad_norm}
+
+        return self._prepare(run, self._count_flops(inputs, train=True))
+
+    def matmul(self, size: int) -> Work:
+        """Torch's matrix product, for `peaks.measured_peak`."""
+        matrix = torch.ones((size, size), dtype=self._dtype, device=self._device)
+        return Work(lambda: matrix @ matrix, self._wait)
+
+    def _model(self) -> Any:
+        """The UNet with our weights, frozen."""
+        with torch.device("meta"):
+            model = UNet2DConditionModel.from_config(self._config)
+        weights = {
+            to_torch_name(path): self._tensor(to_torch_layout(np.asarray(leaf, np.float32), path[-1]))
+            for path, leaf in flatten(self._params).items()
+        }
+        model.load_state_dict(
+            {name: tensor.reshape(weights[name].shape) for name, tensor in weights.items()}, assign=True
+        )
+        return model.requires_grad_(False)
+
+    def _copy_lora(self, model: Any) -> None:
+        parameters = dict(model.named_parameters())
+        for (*scopes, leaf), factor in flatten(self._lora.factors).items():
+            parameter = parameters[".".join((*scopes, _LORA_NAMES[leaf]))]
+            parameter.data = torch.from_numpy(np.array(factor.T)).to(self._device)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, self._weights_dtype)

@@ -1,0 +1,95 @@
+"""Samplers: from noise to clean latents by repeated calls of the denoiser, one family a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from utilgen_jax.diffusion.samplers.ddim import make_ddim
+from utilgen_jax.diffusion.samplers.ddpm import make_ddpm
+from utilgen_jax.diffusion.samplers.dpm_solver import make_dpm_solver
+from utilgen_jax.diffusion.samplers.euler import make_euler
+from utilgen_jax.diffusion.samplers.guidance import Denoiser, guided
+from utilgen_jax.diffusion.samplers.lcm import make_lcm
+from utilgen_jax.diffusion.samplers.pndm import make_pndm
+from utilgen_jax.diffusion.samplers.run import invert, run_sampler
+from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, Sampler, SamplerState
+from utilgen_jax.diffusion.schedules import NoiseSchedule
+from utilgen_jax.errors import InputError
+
+__all__ = [
+    "SAMPLERS",
+    "Denoiser",
+    "GaussianSampler",
+    "Sampler",
+    "SamplerState",
+    "guided",
+    "invert",
+    "make_sampler",
+    "run_sampler",
+    "sampler_name",
+]
+
+# name -> maker(schedule, steps of the whole way from noise, steps left out at its noisy end)
+SAMPLERS: dict[str, Callable[[NoiseSchedule, int, int], Sampler]] = {
+    "ddim": make_ddim,
+    "ddpm": make_ddpm,
+    "pndm": make_pndm,
+    "dpmsolver++": make_dpm_solver,
+    "euler": make_euler,
+    "lcm": make_lcm,
+}
+_CLASS_NAMES = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "pndm",
+    "DPMSolverMultistepScheduler": "dpmsolver++",
+    "EulerDiscreteScheduler": "euler",
+    "LCMScheduler": "lcm",
+}
+
+
+def sampler_name(scheduler_config: Mapping[str, Any]) -> str:
+    """The name in `SAMPLERS` of the scheduler that a `scheduler_config.json` is of.
+
+    Raises:
+      InputError: it is of none of them.
+    """
+    class_name = scheduler_config.get("_class_name")
+    if class_name not in _CLASS_NAMES:
+        raise InputError(
+            f"scheduler_config.json: _class_name={class_name!r} is not one of {', '.join(_CLASS_NAMES)}; choose the "
+            f"scheduler by name: {', '.join(SAMPLERS)}"
+        )
+    return _CLASS_NAMES[class_name]
+
+
+def make_sampler(
+    name: str, schedule: NoiseSchedule, num_steps: int, *, strength: float = 1.0, eta: float = 0.0
+) -> Sampler:
+    """Makes a sampler's tables, in float64 on the host, so that the schedule may not be traced.
+
+    Args:
+      name: one of `SAMPLERS`, or 'checkpoint' for what the schedule's settings name.
+      schedule: the noise schedule; its settings are those of `scheduler_config.json`.
+      num_steps: of the whole way from noise.
+      strength: the part of it that is walked, in (0, 1], its noisy end being left out; for picture to picture.
+      eta: the noise of DDIM's steps; 0 for none, 1 for as much as in DDPM.
+
+    Raises:
+      InputError: the name is unknown, or the number of steps, the strength or a setting of the schedule does not suit.
+    """
+    if name == "checkpoint":
+        name = sampler_name(schedule.settings)
+    if name not in SAMPLERS:
+        raise InputError(f"scheduler {name!r} is not one of {', '.join(SAMPLERS)}, checkpoint")
+    if eta and name != "ddim":
+        raise InputError(f"eta={eta} is of the scheduler 'ddim' alone, not of {name!r}")
+    num_kept = int(num_steps * strength)
+    if not 0.0 <= strength <= 1.0 or (num_steps > 0 and num_kept == 0):
+        raise InputError(
+            f"strength={strength} of {num_steps} sampling steps: it must be at most 1, and the product at least 1"
+        )
+    maker = partial(make_ddim, eta=eta) if name == "ddim" else SAMPLERS[name]
+    return maker(schedule, num_steps, num_steps - num_kept)

@@ -1,0 +1,44 @@
+"""What a backward pass computes again rather than keep from the forward pass (Chen et al. 2016, arXiv:1604.06174)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from utilgen_jax.errors import InputError
+
+
+def _is_convolution_or_dense(primitive: Any, *operands: Any, **settings: Any) -> Any:
+    """Policy of `jax.checkpoint`: keep what is costly to compute, which attention's products with a batch are not."""
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **settings)
+
+
+# Name -> (the modules whose inside is computed again, which of its results are kept nevertheless).
+GRADIENT_CHECKPOINTING: dict[str, tuple[str | None, Callable[..., Any] | None]] = {
+    "none": (None, None),
+    "products": ("block", _is_convolution_or_dense),
+    "layers": ("layer", None),
+    "blocks": ("block", None),
+}
+
+
+def check_gradient_checkpointing(name: str) -> None:
+    """Raises InputError where `GRADIENT_CHECKPOINTING` has no such name."""
+    if name not in GRADIENT_CHECKPOINTING:
+        known = ", ".join(GRADIENT_CHECKPOINTING)
+        raise InputError(f"gradient_checkpointing = {name!r} is unknown; known are {known}")
+
+
+def checkpointed(module: type[nn.Module], kind: str, name: str) -> type[nn.Module]:
+    """Returns the module class, which computes its inside again in the backward pass if the name says so of its kind.
+
+    Args:
+        module: the module class.
+        kind: 'block' (all layers of a resolution) or 'layer' (a residual block, a transformer).
+        name: a name in `GRADIENT_CHECKPOINTING`.
+    """
+    kind_of_name, policy = GRADIENT_CHECKPOINTING[name]
+    return nn.remat(module, policy=policy) if kind == kind_of_name else module

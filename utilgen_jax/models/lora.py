@@ -1,0 +1,149 @@
+"""Low-rank adaptation: small trainable factors beside frozen layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
+
+A layer y = x W + b with factors of rank r computes y = x W + b + (alpha / r) (x down) up. For a convolution `down` has
+the layer's kernel size, stride and padding, and `up` is 1×1. That is `peft`'s definition, so factors are exchanged
+with it as they are (`weights.lora_files`). The layers themselves are in `models.layers`.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from utilgen_jax.errors import InputError
+from utilgen_jax.models.layers import FACTORS, SCALES
+
+# Groups of layers by name: regular expressions searched in torch's module names, of the UNet and of CLIP.
+TARGETS = {
+    "attention": r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$",
+    "feed_forward": r"\.(ff\.net\.0\.proj|ff\.net\.2|mlp\.fc1|mlp\.fc2)$",
+    "convolutions": r"\.(conv|conv1|conv2|conv_shortcut)$",
+}
+
+
+@struct.dataclass
+class Lora:
+    """The low-rank terms of one model, nested like its parameters: layer ('down_blocks.0', ..., 'to_q') by layer.
+
+    Attributes:
+      factors: what is trained, float32. Of a dense layer {'down': [in, r], 'up': [r, out]}, of a convolution
+        {'down': [kh, kw, in, r], 'up': [1, 1, r, out]}.
+      scales: {'scale': float32 scalar}, alpha / r; constant.
+    """
+
+    factors: Mapping[str, Any]
+    scales: Mapping[str, Any]
+
+    def variables(self) -> dict[str, Mapping[str, Any]]:
+        """The collections that `module.apply` takes beside 'params'."""
+        return {FACTORS: self.factors, SCALES: self.scales}
+
+
+def init_lora(
+    params: Mapping[str, Any],
+    key: jax.Array,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    targets: Sequence[str] = ("attention",),
+) -> Lora:
+    """Makes factors whose product is zero: the model computes what it did, and training starts from there.
+
+    `down` is Kaiming-uniform as `peft`'s is, U(-1/√n, 1/√n) with n inputs to each output; `up` is zero. Not for jit:
+    compiling the draws of a hundred layers takes longer than making them.
+
+    Args:
+      params: the model's, as arrays or `jax.ShapeDtypeStruct`.
+      key: PRNG key.
+      rank: r of every layer.
+      alpha: the terms are scaled by alpha / rank; None for `rank`.
+      targets: names of `TARGETS`, or regular expressions that are searched in torch's module names, such as
+        r'attn2\\.to_[kv]$' or r'^conv_in$'.
+
+    Raises:
+      InputError: the rank is not positive, or a target is no regular expression or matches no layer.
+    """
+    if rank < 1:
+        raise InputError(f"LoRA: rank={rank} must be at least 1")
+    shapes = layer_shapes(params)
+    factors, scales = {}, {}
+    for index, name in enumerate(match_targets(list(shapes), targets)):
+        path, shape = shapes[name]
+        *kernel, features = shape
+        bound = 1 / math.sqrt(math.prod(kernel))
+        down = jax.random.uniform(jax.random.fold_in(key, index), (*kernel, rank), minval=-bound, maxval=bound)
+        factors[*path, "down"] = down
+        factors[*path, "up"] = jnp.zeros((*(1 for _ in kernel[:-1]), rank, features))
+        scales[*path, "scale"] = jnp.float32((rank if alpha is None else alpha) / rank)
+    return Lora(unflatten_dict(factors), unflatten_dict(scales))
+
+
+def layer_shapes(params: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """The layers that can have a low-rank term: {torch's module name: (linen path, shape of the kernel)}."""
+    flat = flatten_dict(params)
+    return {".".join(path[:-1]): (path[:-1], leaf.shape) for path, leaf in flat.items() if path[-1] == "kernel"}
+
+
+def match_targets(names: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """The module names that any target matches, in their order; for targets and errors see `init_lora`."""
+    matched: set[str] = set()
+    for target in targets:
+        try:
+            pattern = re.compile(TARGETS.get(target, target))
+        except re.error as error:
+            raise InputError(f"LoRA: target {target!r} is no regular expression ({error})") from error
+        found = [name for name in names if pattern.search(name)]
+        if not found:
+            near = difflib.get_close_matches(target, [*TARGETS, *names], n=3, cutoff=0.0)
+            raise InputError(
+                f"LoRA: target {target!r} matches no layer; targets are {', '.join(TARGETS)}, or regular expressions "
+                f"over module names, of which the nearest are {', '.join(near)}"
+            )
+        matched.update(found)
+    if not matched:
+        raise InputError(f"LoRA: no targets are given; name some of {', '.join(TARGETS)}")
+    return [name for name in names if name in matched]
+
+
+def with_scale(lora: Lora, lora_scale: float | jax.Array) -> Lora:
+    """The same LoRA, its effect times `lora_scale`: 0 is the model without it, 1 the LoRA as it was trained."""
+    return Lora(factors=lora.factors, scales=jax.tree.map(lambda scale: scale * lora_scale, lora.scales))
+
+
+def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
+    """Writes the low-rank terms into the weights: the model then computes the same without the LoRA.
+
+    Args:
+      params: the model's; kernels keep their dtype (in less than float32 a small term is rounded away).
+      lora: of that model.
+
+    Returns:
+      New parameters, nested as the old ones.
+
+    Raises:
+      InputError: the model lacks a layer of the LoRA.
+    """
+    return _add_products(params, lora, 1.0)
+
+
+def unmerge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
+    """Takes the low-rank terms out of the weights again: the inverse of `merge_lora`, but for rounding."""
+    return _add_products(params, lora, -1.0)
+
+
+def _add_products(params: Mapping[str, Any], lora: Lora, sign: float) -> dict[str, Any]:
+    flat, factors = flatten_dict(params), flatten_dict(lora.factors)
+    for (*path, _), scale in flatten_dict(lora.scales).items():
+        if (*path, "kernel") not in flat:
+            raise InputError(f"LoRA: the model has no layer {'.'.join(path)}; it is a LoRA of another model")
+        kernel, down, up = flat[*path, "kernel"], factors[*path, "down"], factors[*path, "up"]
+        # The default precision of GPUs and TPUs would round the factors first.
+        product = jnp.matmul(down, up.reshape(up.shape[-2:]), precision="highest")
+        flat[*path, "kernel"] = (kernel + sign * scale * product).astype(kernel.dtype)
+    return unflatten_dict(flat)

@@ -1,0 +1,147 @@
+"""The programs that are planned, one row each: called on shapes alone, so that no weights are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from utilgen_jax.generator.checkpoint import Generator, expected_params
+from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.finetune import LoraBatch, LoraState, init_lora_state, make_lora_step
+from utilgen_jax.generator.sampling import sample
+from utilgen_jax.models.lora import init_lora
+from utilgen_jax.parallel import BATCH_AXES, param_shardings
+from utilgen_jax.planning.compiling import Call, Figures, bytes_on_chip, compile_program
+
+LORA_RANK = 16
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to run, and on which chips.
+
+    Attributes:
+      generator: the architecture; its modules' dtype is that of activations.
+      mesh: from `chips.topology_mesh`.
+      dtype: the weights are stored in it.
+      batch_size: pictures at once, over all chips.
+      image_size: pixels a side.
+      num_steps: denoising steps of the sampler.
+      guidance_scale: of classifier-free guidance.
+      scheduler: of the sampler.
+    """
+
+    generator: Generator
+    mesh: Mesh
+    dtype: jnp.dtype
+    batch_size: int
+    image_size: int
+    num_steps: int
+    guidance_scale: float
+    scheduler: str
+
+    def params(self) -> dict[str, Any]:
+        """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
+        names = ("unet", "vae", "text_encoder", "image_encoder")
+        modules = {name: module for name in names if (module := getattr(self.generator, name)) is not None}
+        shapes = {name: expected_params(module) for name, module in modules.items()}
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, self.dtype, sharding=sharding),
+            shapes,
+            param_shardings(shapes, self.mesh),
+        )
+
+    def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+        """An array of `batch_size` examples of a shape, split over all chips."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
+
+    def latents(self) -> jax.ShapeDtypeStruct:
+        """Latents of the pictures."""
+        side = self.image_size // self.generator.vae_scale_factor
+        return self.batch(side, side, self.generator.unet.in_channels)
+
+    def prompt_embeds(self) -> jax.ShapeDtypeStruct:
+        """CLIP text states of the pictures' prompts."""
+        encoder, unet = self.generator.text_encoder, self.generator.unet
+        return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype)
+
+    def class_labels(self) -> jax.ShapeDtypeStruct | None:
+        """unCLIP's image embeddings; None where the UNet has no class embedding."""
+        width = self.generator.unet.projection_class_embeddings_input_dim
+        return None if self.generator.unet.class_embed_type is None else self.batch(width)
+
+    def replicated(self, tree: Any) -> Any:
+        """The shapes of a pytree's arrays, whole on every chip."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A row of the plan.
+
+    Attributes:
+      help: what it computes.
+      call: (job, the generator's weights by component) -> the program and its arguments.
+      components: whose weights it takes; the generator's others lie in memory beside it.
+      has_gradient: through the UNet, so that gradient checkpointing saves memory.
+    """
+
+    help: str
+    call: Callable[[Job, Mapping[str, Any]], Call]
+    components: tuple[str, ...]
+    has_gradient: bool = False
+
+
+def _unet(job: Job, params: Mapping[str, Any]) -> Call:
+    forward = jax.jit(lambda weights, *inputs: job.generator.unet.apply({"params": weights}, *inputs))
+    timesteps = job.batch(dtype=jnp.int32)
+    return Call(forward, (params["unet"], job.latents(), timesteps, job.prompt_embeds(), job.class_labels()))
+
+
+def _sample(job: Job, params: Mapping[str, Any]) -> Call:
+    embeds = job.prompt_embeds()
+    condition = Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=job.class_labels())
+    settings = {
+        "num_steps": job.num_steps,
+        "guidance_scale": job.guidance_scale,
+        "scheduler": job.scheduler,
+        "keys": job.batch(dtype=KEY.dtype),
+    }
+    return Call(sample, (job.generator, params, condition, job.latents()), settings)
+
+
+def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
+    optimizer = optax.adamw(1e-4)
+
+    def init(key: jax.Array) -> LoraState:
+        return init_lora_state({"unet": init_lora(params["unet"], key, rank=LORA_RANK)}, optimizer)
+
+    state = job.replicated(jax.eval_shape(init, KEY))
+    batch = LoraBatch(latents=job.latents(), prompt_embeds=job.prompt_embeds(), class_labels=job.class_labels())
+    return Call(make_lora_step(job.generator, optimizer), (state, params, batch, job.replicated(KEY)))
+
+
+PROGRAMS: Mapping[str, Program] = {
+    "unet": Program("one forward pass of the UNet", _unet, ("unet",)),
+    "sample": Program("the sampler, all its steps, and the decoder", _sample, ("unet", "vae")),
+    "lora": Program(
+        f"a training step of a LoRA of rank {LORA_RANK} on attention", _lora_step, ("unet",), has_gradient=True
+    ),
+}
+
+
+def plan_program(name: str, job: Job) -> Figures:
+    """Compiles one of `PROGRAMS` for the job's chips, which can take minutes, and says what it needs."""
+    program, params = PROGRAMS[name], job.params()
+    taken = {component: params.pop(component) for component in program.components}
+    with jax.set_mesh(job.mesh):
+        return compile_program(program.call(job, taken), resident_bytes=bytes_on_chip(params))
