@@ -31,11 +31,13 @@ INSTALL = [
     "transformers>=5.0,<6",
 ]
 TEST = [
+    "accelerate>=1.0,<2",  # peft and diffusers' LoRA loading need it
     "diffusers>=0.40,<0.43",  # diffusers and torch are the oracle of the tests; the package imports neither
     "ipykernel>=6.29",
     "mypy>=1.18,<3",
     "nbclient>=0.10",
     "nbformat>=5.10",
+    "peft>=0.17,<1",  # the oracle of LoRA
     "pytest>=8.4,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.14,<0.18",

@@ -337,4 +337,4 @@ def test_help_and_mistakes_touch_no_device():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "--guidance_scale: " in result.stdout and "Config fields" not in result.stdout
+    assert "--steps: denoising steps (default 30)" in result.stdout and "Config fields" not in result.stdout

@@ -144,7 +144,11 @@ def _get_config(module: ModuleType, variant: str, problems: list[str]) -> Config
 def help_text(usage: str, flag_values: flags.FlagValues) -> str:
     """Returns what `--help` prints: the usage and the flags; where there is --config, its variants and fields too."""
     lines = [usage.strip(), "", "Flags:"]
-    lines += [f"  --{name}: {flag_values[name].help}" for name in flag_values if len(name) > 1]
+    for name in flag_values:
+        if len(name) > 1:
+            default = (flag_values[name].default_as_str or "").strip("'")
+            end = "" if default in ("", "false") else f" (default {default})"
+            lines.append(f"  --{name}: {' '.join((flag_values[name].help or '').split())}{end}")
     if "config" not in flag_values:
         return "\n".join(lines)
     lines += ["", "Variants, after a colon and with commas between them, and the field each sets:"]

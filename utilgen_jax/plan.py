@@ -1,61 +1,66 @@
-"""What a config needs on TPUs, without having them: its programs, compiled here for a topology's chips.
+"""What a config's programs need on TPUs, without having any: they are compiled here for a topology's chips.
 
   pip install -e .[tpu]
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:2x2
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v4:2x2x1 --programs=lora \\
-      --config.generator.batch_size=4 --config.parallel.fsdp=4
+      --gradient_checkpointing=blocks --config.generator.batch_size=32 --config.parallel.fsdp=4
 
-For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the time
-they take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line. No weights are
-needed. At Stable Diffusion's size a program compiles for minutes. Exit status: 0 done, also where a program does not
-fit; 2 bad input; 130 interrupted.
+For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
+seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
+No weights are needed. A program of Stable Diffusion's size compiles for minutes. Exit status: 0 done, also where a
+program does not fit; 2 bad input; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import flags
+from ml_collections import ConfigDict
 
 from utilgen_jax import cli
 from utilgen_jax.config import nearest
+from utilgen_jax.errors import InputError
 from utilgen_jax.generator.published import ARCHITECTURES
-from utilgen_jax.planning.chips import CHIPS, TOPOLOGIES, check_topology
-
-if TYPE_CHECKING:
-    from utilgen_jax.planning.compiling import Figures
-    from utilgen_jax.planning.programs import Job
+from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
+from utilgen_jax.planning.architecture import find_architecture
+from utilgen_jax.planning.chips import CHIPS, TOPOLOGIES
+from utilgen_jax.planning.programs import PROGRAMS, Job, plan_program
+from utilgen_jax.planning.topology import topology_mesh
 
 GIB = 2**30
-PROGRAM_NAMES = ("unet", "sample", "lora")
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
     values = cli.common_flags(workdir_help=None)
+    programs = "; ".join(f"{name}: {program.help}" for name, program in PROGRAMS.items())
     flags.DEFINE_string("topology", None, f"the chips: {', '.join(TOPOLOGIES)}", flag_values=values)
+    flags.DEFINE_list("programs", list(PROGRAMS), f"what to compile ({programs})", flag_values=values)
     flags.DEFINE_string(
         "architecture",
         None,
-        f"a published one in place of the checkpoint's: {', '.join(ARCHITECTURES)}",
+        f"a published one, in place of the checkpoint's: {', '.join(ARCHITECTURES)}",
         flag_values=values,
     )
-    flags.DEFINE_list("programs", list(PROGRAM_NAMES), "what to compile", flag_values=values)
     flags.DEFINE_string(
         "gradient_checkpointing",
         "none",
-        "what training computes again rather than keep: none, block, layer",
+        f"what training computes again rather than keep: {', '.join(GRADIENT_CHECKPOINTING)}",
         flag_values=values,
     )
     return values
 
 
 def run(argv: Sequence[str]) -> None:
-    """Reads the command line, compiles and prints.
+    """Reads the command line, compiles the programs and prints what they need.
 
     Args:
         argv: The command line, its first entry the program.
@@ -68,21 +73,137 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(cli.help_text(__doc__ or "", values))
         return
-    for name, example in (("config", "configs/cifar.py"), ("topology", "v5e:2x2")):
-        if not values[name].value:
-            problems.append(f"--{name}: say which, such as --{name}={example}")
-    if values["topology"].value:
-        problems += check_topology(values["topology"].value)
-    for name, given, valid in (
-        ("architecture", [values["architecture"].value or "sd15"], ARCHITECTURES),
-        ("programs", values["programs"].value, PROGRAM_NAMES),
-        ("gradient_checkpointing", [values["gradient_checkpointing"].value], POLICIES),
-    ):
-        problems += [
-            f"--{name}: {word!r} is unknown; the nearest is {nearest(word, valid)!r}, all are {', '.join(valid)}"
-            for word in given
-            if word not in valid
-        ]
-    if not values["config"].value:
+    settings = {name: values[name].value for name in values}
+    problems += check_arguments(settings)
+    if not settings["config"]:
         raise cli.ConfigError(problems)
-    config = cli.read_config(values["config"].value, overrides, problems)
+    config = cli.read_config(settings["config"], overrides, problems)
+
+    jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
+    job, architecture = make_job(config, settings)
+    chip = CHIPS[settings["topology"].partition(":")[0]]
+    plan = {
+        "topology": settings["topology"],
+        "chips": job.mesh.size,
+        "mesh": dict(job.mesh.shape),
+        "architecture": architecture,
+        "batch_size": job.batch_size,
+        "image_size": job.image_size,
+        "dtype": job.dtype.name,
+        "gradient_checkpointing": settings["gradient_checkpointing"],
+        "available_bytes": int(chip.memory * GIB),
+        "peak_flops_per_second": chip.flops * job.mesh.size,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "programs": {},
+    }
+    print(heading(plan))
+    for name in settings["programs"]:
+        print(f"compiling {name} ...", file=sys.stderr)
+        figures = plan_program(name, job)
+        plan["programs"][name] = row = {
+            **dataclasses.asdict(figures),
+            "fits": figures.needed_bytes <= plan["available_bytes"],
+            "seconds_at_peak": figures.flops / plan["peak_flops_per_second"],
+        }
+        print(line(name, row))
+        if not row["fits"]:
+            ways = ways_out(plan, PROGRAMS[name].has_gradient)
+            print(f"  does not fit; try {', '.join(ways)}, or more chips")
+    print(json.dumps(plan))
+
+
+def check_arguments(settings: dict[str, Any]) -> list[str]:
+    """Lists what is wrong with the flags, each with the nearest valid name."""
+    examples = {"config": "configs/cifar.py", "topology": "v5e:2x2"}
+    problems = [
+        f"--{name}: say which, such as --{name}={example}" for name, example in examples.items() if not settings[name]
+    ]
+    chip = (settings["topology"] or "").partition(":")[0]
+    layouts = [name for name in TOPOLOGIES if name.startswith(f"{chip}:")] or TOPOLOGIES
+    choices = {
+        "topology": layouts,
+        "programs": PROGRAMS,
+        "architecture": ARCHITECTURES,
+        "gradient_checkpointing": GRADIENT_CHECKPOINTING,
+    }
+    for name, valid in choices.items():
+        given = settings[name] or []
+        for word in [given] if isinstance(given, str) else given:
+            if word not in valid:
+                near = nearest(word, valid)
+                problems.append(f"--{name}={word}: is not one of {', '.join(valid)}; the nearest is {near}")
+    return problems
+
+
+def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
+    """Finds the architecture and the chips; returns what is to be planned, and the architecture's origin."""
+    generator, architecture = find_architecture(
+        config.generator.checkpoint,
+        config.generator.revision or None,
+        settings["architecture"],
+        dtype=jnp.dtype(config.generator.dtype),
+        gradient_checkpointing=settings["gradient_checkpointing"],
+    )
+    generator.check_image_size(config.generator.image_size)
+    job = Job(
+        generator=generator,
+        mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
+        dtype=jnp.dtype(config.generator.dtype),
+        batch_size=config.generator.batch_size,
+        image_size=config.generator.image_size,
+        num_steps=config.generator.steps,
+        guidance_scale=config.generator.guidance_scale,
+        scheduler=config.generator.scheduler,
+    )
+    if job.batch_size % job.mesh.size:
+        raise InputError(
+            f"config.generator.batch_size={job.batch_size}: does not divide among {job.mesh.size} chips; "
+            "make it a multiple of them"
+        )
+    return job, architecture
+
+
+def heading(plan: dict[str, Any]) -> str:
+    """What is planned, and the names of the columns of `line`."""
+    return (
+        f"{plan['architecture']}: batches of {plan['batch_size']} at {plan['image_size']}x{plan['image_size']}, "
+        f"{plan['dtype']}, gradient checkpointing {plan['gradient_checkpointing']}\n"
+        f"on {plan['topology']}: {plan['chips']} chips (data {plan['mesh']['data']}, fsdp {plan['mesh']['fsdp']}), "
+        f"{plan['available_bytes'] / GIB:.2f} GiB for programs on each\n\n"
+        "program  a chip needs = arguments + temporaries + code + other weights, GiB    TFLOP  s at peak  compiled in"
+    )
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """One program's figures."""
+    needed, *parts = (
+        f"{row[f'{part}_bytes'] / GIB:.2f}" for part in ("needed", "argument", "temporary", "code", "resident")
+    )
+    return (
+        f"{name:8} {needed:>7} {'fits' if row['fits'] else 'TOO MUCH':8} = {' + '.join(parts):35} "
+        f"{row['flops'] / 1e12:12.2f} {row['seconds_at_peak']:10.4f} {row['compile_seconds']:10.0f} s"
+    )
+
+
+def ways_out(plan: dict[str, Any], has_gradient: bool) -> list[str]:
+    """The settings that save memory and are not exhausted yet."""
+    chips = plan["chips"]
+    ways = []
+    if has_gradient and plan["gradient_checkpointing"] != "blocks":
+        ways.append("--gradient_checkpointing=blocks")
+    if plan["dtype"] != "bfloat16":
+        ways.append("--config.generator.dtype=bfloat16")
+    if plan["batch_size"] > chips:
+        ways.append(f"--config.generator.batch_size={max(plan['batch_size'] // 2 // chips, 1) * chips}")
+    if plan["mesh"]["fsdp"] < chips:
+        ways.append(f"--config.parallel.data=-1 --config.parallel.fsdp={chips}")
+    return ways
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; argv=None is sys.argv."""
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,7 +49,7 @@ def define_flags() -> flags.FlagValues:
     text("revision", None, "of a hub id: branch, tag or commit")
     text("variant", None, "weights to prefer where a checkpoint has several, such as fp16")
     text("vae", None, "folder or hub id of an autoencoder published alone, in place of the checkpoint's")
-    flags.DEFINE_multi_string("prompt", None, "what to paint; may be repeated", flag_values=values)
+    flags.DEFINE_multi_string("prompt", None, "what to paint", flag_values=values)
     text("negative_prompt", "", "what to stay away from")
     whole("num", None, "pictures of each prompt; default 4, or as many as --latents holds", 1)
     whole("seed", 0, "of each prompt's first picture; the next have the next ones", 0, _LAST_SEED)

@@ -38,8 +38,8 @@ def write_pictures(settings: dict[str, Any], inputs: Inputs) -> None:
       inputs: the files among them, read.
 
     Raises:
-      InputError: the checkpoint or another file cannot be used, or the settings do not fit the checkpoint; all but
-        broken weights are told before the weights are loaded, and nothing has been written.
+      InputError: the checkpoint or another file cannot be used, or the settings do not fit the checkpoint; nothing has
+        been written. Or a picture is not finite; those before it are written.
     """
     generator, params, loras, painting = _open(settings, inputs)
     for prompt in dict.fromkeys([*settings["prompt"], settings["negative_prompt"]]):

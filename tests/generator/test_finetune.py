@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec
 
 from tests.torch_parity import relative_error
 from utilgen_jax import parallel, weights
@@ -79,7 +80,7 @@ def initial_state(loras):
     return init_lora_state(jax.tree.map(jnp.array, loras), OPTIMIZER)
 
 
-def example_batch(generator, size=len(PROMPTS)):
+def example_batch(generator, size=8):
     latents = 0.5 * np.random.default_rng(0).standard_normal((size, 4, 4, 4), np.float32)
     input_ids = weights.tokenize(generator.tokenizer, PROMPTS[:size])
     return LoraBatch(latents=jnp.asarray(latents), input_ids=jnp.asarray(input_ids))
@@ -160,10 +161,14 @@ def test_eight_devices_train_as_one_does(small, loras, step):
     batch = example_batch(generator)
     one, alone = step(initial_state(loras), params, batch, KEY)
     mesh = parallel.make_mesh(data=4, fsdp=2)
-    rules = ((r"", parallel.largest_axis_over_fsdp),)
+
+    def split_last_axis(shape, mesh):
+        return PartitionSpec(*[None] * (len(shape) - 1), "fsdp")
+
     with jax.set_mesh(mesh):
-        state = parallel.shard_params(initial_state(loras), mesh)
-        sharded = parallel.shard_params(params, mesh, rules)
+        state = parallel.shard_params(initial_state(loras), mesh, ((r"(down|up)$", split_last_axis),))
+        sharded = parallel.shard_params(params, mesh, ((r"^(unet|text_encoder)/.*kernel$", split_last_axis),))
+        assert not sharded["unet"]["conv_in"]["kernel"].is_fully_replicated
         eight, together = step(state, sharded, parallel.shard_batch(batch, mesh), KEY)
     np.testing.assert_allclose(together["loss"], alone["loss"], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.opt_state[0].mu, eight.opt_state[0].mu)

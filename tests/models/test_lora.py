@@ -99,6 +99,7 @@ def torch_prediction(model, sample, timesteps, states):
     return prediction.sample.numpy().transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer_of_the_unet_computes_what_peft_does():
     oracle = torch_unet()
     params = linen_params(oracle)

@@ -1,14 +1,18 @@
 """The UNet against diffusers' torch one, with the torch model's random weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel as TorchUNet
+from jax.extend.core import jaxprs_in_params
 
 from tests.torch_parity import flat_shapes, params_from_torch, relative_error
 from utilgen_jax.errors import InputError
+from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.models.unet import UNet2DConditionModel
 
 BASE = {
@@ -138,28 +142,61 @@ def test_parameter_gradient_is_that_of_torch():
     torch.nn.functional.mse_loss(prediction.permute(0, 2, 3, 1), torch.from_numpy(target)).backward()
     expected = params_from_torch({name: parameter.grad for name, parameter in oracle.named_parameters()})
 
-    model = UNet2DConditionModel.from_config(config)
-    checkpointing = UNet2DConditionModel.from_config(config, gradient_checkpointing="blocks")
     params = params_from_torch(oracle.state_dict())
     tolerance = 1e-4 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    for variant in (model, checkpointing):
+    temporaries = {}
+    for name in GRADIENT_CHECKPOINTING:
+        model = UNet2DConditionModel.from_config(config, gradient_checkpointing=name)
 
-        def loss(params, variant=variant):
-            return jnp.mean((variant.apply({"params": params}, **inputs) - target) ** 2)
+        def loss(params, model=model):
+            return jnp.mean((model.apply({"params": params}, **inputs) - target) ** 2)
 
-        gradient = jax.jit(jax.grad(loss))(params)
-        jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=tolerance), gradient, expected)
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=tolerance), compiled(params), expected)
+        temporaries[name] = compiled.memory_analysis().temp_size_in_bytes
+    assert all(temporaries[name] < temporaries["none"] for name in GRADIENT_CHECKPOINTING if name != "none")
 
 
 @pytest.mark.slow
-def test_bfloat16_is_near_float32():
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype", "tolerance"),
+    [
+        (jnp.bfloat16, jnp.bfloat16, 0.05),
+        (jnp.bfloat16, jnp.float32, 0.05),
+        (jnp.float16, jnp.float16, 0.005),
+        (jnp.float32, jnp.bfloat16, 0.02),
+        (jnp.float32, jnp.float16, 0.002),
+    ],
+)
+def test_other_precisions_are_near_float32(dtype, param_dtype, tolerance):
     oracle = torch_model(CONFIGS["unclip"])
     inputs = random_inputs(CONFIGS["unclip"])
-    model = UNet2DConditionModel.from_config(CONFIGS["unclip"], dtype=jnp.bfloat16)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params_from_torch(oracle.state_dict()))
+    model = UNet2DConditionModel.from_config(CONFIGS["unclip"], dtype=dtype)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype), params_from_torch(oracle.state_dict()))
     output = jax.jit(model.apply)({"params": params}, **inputs)
-    assert output.dtype == jnp.bfloat16
-    assert relative_error(output.astype(jnp.float32), torch_output(oracle, **inputs)) < 0.05
+    assert output.dtype == dtype
+    assert relative_error(output, torch_output(oracle, **inputs)) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_what_needs_float32_is_computed_in_it(dtype):
+    """Exponentials, reductions, roots and sinusoids: those of the softmax, the norms' statistics, the timesteps."""
+    model = UNet2DConditionModel.from_config(CONFIGS["unclip"], dtype=dtype)
+    inputs = random_inputs(CONFIGS["unclip"])
+    variables = jax.eval_shape(lambda key: model.init(key, **inputs), jax.random.key(0))
+    sensitive = {"exp", "rsqrt", "sqrt", "sin", "cos", "reduce_sum", "reduce_max", "div"}
+    found = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in sensitive:
+                found.add(equation.primitive.name)
+                assert all(out.aval.dtype != dtype for out in equation.outvars), equation
+            for inner in jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(lambda variables: model.apply(variables, **inputs))(variables).jaxpr)
+    assert {"exp", "rsqrt", "sin", "reduce_sum"} <= found
 
 
 def test_stable_diffusion_sizes():
@@ -196,6 +233,11 @@ def test_unsupported_setting_is_refused_by_name(change, named):
     with pytest.raises(InputError, match="UNet config") as error:
         UNet2DConditionModel.from_config(BASE | change)
     assert named in str(error.value)
+
+
+def test_unknown_gradient_checkpointing_is_told_with_the_known_names():
+    with pytest.raises(InputError, match="'all' is unknown; known are none, products, layers, blocks"):
+        UNet2DConditionModel.from_config(BASE, gradient_checkpointing="all")
 
 
 @pytest.mark.parametrize(

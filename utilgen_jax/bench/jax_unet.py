@@ -140,6 +140,11 @@ class JaxUNet:
 
         return self._prepare(make, (state, *constants), step)
 
+    def matmul(self, size: int) -> Work:
+        """XLA's matrix product in the dtype of the activations, for `peaks.measured_peak`."""
+        matrix, product = jnp.ones((size, size), self._module.dtype), jax.jit(jnp.matmul)
+        return Work(lambda: product(matrix, matrix), jax.block_until_ready)
+
     def _prepare(
         self, make: Callable[[Any], Any], arguments: tuple[Any, ...], call: Callable[[Any], Mapping[str, jax.Array]]
     ) -> Prepared:

@@ -6,9 +6,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
-
 from utilgen_jax.bench.timing import Work
 from utilgen_jax.planning.chips import CHIPS
 
@@ -76,13 +73,3 @@ def measured_peak(matmuls: Sequence[Callable[[int], Work]], repeats: int = 5) ->
         work.run()
         seconds.append(min(work.run() for _ in range(repeats)))
     return Peak(2 * _MATMUL_SIZE**3 / min(seconds), "measured")
-
-
-def jax_matmul(dtype: str) -> Callable[[int], Work]:
-    """XLA's matrix product, for `measured_peak`."""
-
-    def make(size: int) -> Work:
-        matrix, product = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
-        return Work(lambda: product(matrix, matrix), jax.block_until_ready)
-
-    return make

@@ -29,7 +29,7 @@ class TorchUNet:
     """The UNet and the LoRA of a `JaxUNet`.
 
     Weights are kept in `weights_dtype`; where `dtype` is another one, torch computes under autocast. The LoRA's factors
-    are float32, as ours. On a GPU the layout is channels_last, the faster one there.
+    are float32, as ours are. On a GPU the layout is channels_last, the faster one there.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class TorchUNet:
 
     def forward(self, inputs: Inputs) -> Prepared:
         """Prepares the forward pass; outputs 'prediction' [B, h, w, C]."""
-        predict = self._predict(self._optimised(self._model()), inputs)
+        autocast = self._dtype != self._weights_dtype
+        predict = self._predict(self._optimised(self._model()), inputs, autocast)
 
         @torch.no_grad()
         def run() -> dict[str, torch.Tensor]:
@@ -86,8 +87,9 @@ class TorchUNet:
             model.enable_gradient_checkpointing()
         factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(factors, lr=LEARNING_RATE, weight_decay=1e-4)  # optax.adamw's default
-        predict = self._predict(self._optimised(model), inputs)
-        target = torch.from_numpy(inputs.target).permute(0, 3, 1, 2).to(self._device)
+        # Half-precision weights beside float32 factors take autocast, as in diffusers' training scripts.
+        predict = self._predict(self._optimised(model), inputs, autocast=self._dtype != torch.float32)
+        target = torch.tensor(inputs.target.transpose(0, 3, 1, 2), device=self._device)
 
         def run() -> dict[str, torch.Tensor]:
             loss = torch.nn.functional.mse_loss(predict().float(), target)
@@ -108,20 +110,78 @@ class TorchUNet:
         """The UNet with our weights, frozen."""
         with torch.device("meta"):
             model = UNet2DConditionModel.from_config(self._config)
-        weights = {
-            to_torch_name(path): self._tensor(to_torch_layout(np.asarray(leaf, np.float32), path[-1]))
-            for path, leaf in flatten(self._params).items()
-        }
-        model.load_state_dict(
-            {name: tensor.reshape(weights[name].shape) for name, tensor in weights.items()}, assign=True
-        )
+        weights = {}
+        for path, leaf in flatten(self._params).items():
+            array = to_torch_layout(np.asarray(leaf, np.float32), path[-1])
+            weights[to_torch_name(path)] = torch.tensor(array, dtype=self._weights_dtype, device=self._device)
+        model.load_state_dict(weights, assign=True)
+        if self._device.type == "cuda":
+            model.to(memory_format=torch.channels_last)
         return model.requires_grad_(False)
 
     def _copy_lora(self, model: Any) -> None:
         parameters = dict(model.named_parameters())
         for (*scopes, leaf), factor in flatten(self._lora.factors).items():
             parameter = parameters[".".join((*scopes, _LORA_NAMES[leaf]))]
-            parameter.data = torch.from_numpy(np.array(factor.T)).to(self._device)
+            parameter.data = torch.tensor(np.asarray(factor).T, device=self._device)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, self._weights_dtype)
+    def _optimised(self, model: Any) -> Any:
+        return torch.compile(model) if self._compile else model
+
+    def _predict(self, model: Any, inputs: Inputs, autocast: bool) -> Callable[[], torch.Tensor]:
+        """The model's prediction [B, C, h, w] from its inputs, which are moved to the device now."""
+        arguments = _arguments(inputs, self._device, torch.float32 if autocast else self._dtype)
+
+        def predict() -> torch.Tensor:
+            with torch.autocast(self._device.type, self._dtype, enabled=autocast):
+                return model(**arguments, return_dict=False)[0]
+
+        return predict
+
+    def _prepare(self, run: Callable[[], dict[str, torch.Tensor]], flops: float) -> Prepared:
+        begin = time.perf_counter()
+        outputs = run()
+        self._wait(outputs)
+        return Prepared(
+            work=Work(run, self._wait),
+            outputs={name: output.float().cpu().numpy() for name, output in outputs.items()},
+            first_seconds=time.perf_counter() - begin,
+            flops=flops,
+        )
+
+    def _wait(self, result: Any) -> None:
+        del result
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _count_flops(self, inputs: Inputs, train: bool) -> int:
+        """Torch's own count of a forward pass, or of a training step, without computing anything.
+
+        The fused attention is replaced by matrix products, as the counter does not know that of a processor, and counts
+        what a GPU's computes again in the backward pass.
+        """
+        with torch.device("meta"):
+            model = UNet2DConditionModel.from_config(self._config).requires_grad_(False)
+            if train:
+                _add_lora(model, self._rank)
+        arguments = _arguments(inputs, torch.device("meta"), torch.float32)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            prediction = model(**arguments, return_dict=False)[0]
+            if train:
+                prediction.square().mean().backward()
+        return counter.get_total_flops()
+
+
+def _add_lora(model: Any, rank: int) -> None:
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LORA_TARGETS))
+
+
+def _arguments(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
+    """The model's arguments by name, NCHW."""
+    labels = inputs.class_labels
+    return {
+        "sample": torch.tensor(inputs.noisy_latents.transpose(0, 3, 1, 2), dtype=dtype, device=device),
+        "timestep": torch.tensor(inputs.timesteps, device=device),
+        "encoder_hidden_states": torch.tensor(inputs.prompt_embeds, dtype=dtype, device=device),
+        "class_labels": None if labels is None else torch.tensor(labels, dtype=dtype, device=device),
+    }

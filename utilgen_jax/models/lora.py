@@ -2,7 +2,8 @@
 
 A layer y = x W + b with factors of rank r computes y = x W + b + (alpha / r) (x down) up. For a convolution `down` has
 the layer's kernel size, stride and padding, and `up` is 1×1. That is `peft`'s definition, so factors are exchanged
-with it as they are (`weights.lora_files`). The layers themselves are in `models.layers`.
+with it as they are (`weights.lora_files`). The layers themselves are in `models.layers`; they cast the factors to their
+dtype where they use them.
 """
 
 import difflib

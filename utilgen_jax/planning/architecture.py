@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from utilgen_jax import weights
 from utilgen_jax.diffusion.schedules import load_schedule
+from utilgen_jax.errors import InputError
 from utilgen_jax.generator.checkpoint import Generator, read_architecture
 from utilgen_jax.generator.published import ARCHITECTURES, HUB_IDS
 from utilgen_jax.models.autoencoder import AutoencoderKL
@@ -44,9 +45,7 @@ def find_architecture(
     return read_architecture(folder, **settings), str(checkpoint)
 
 
-def published_generator(
-    name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
-) -> Generator:
+def published_generator(name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none") -> Generator:
     """A published architecture without a tokenizer.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from utilgen_jax.bench.costs import count_flops
+from utilgen_jax.planning.flops import count_flops
 
 GIB = 2**30
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -45,7 +45,7 @@ class Figures:
       code_bytes: the program itself; 0 where it does not fit, as XLA does not say then.
       resident_bytes: weights of the generator's other components, which lie beside it.
       needed_bytes: the sum.
-      flops: of all chips together, see `bench.costs.count_flops`.
+      flops: of all chips together, see `planning.flops.count_flops`.
       compile_seconds: on this machine.
     """
 

@@ -20,7 +20,6 @@ from utilgen_jax.parallel import BATCH_AXES, param_shardings
 from utilgen_jax.planning.compiling import Call, Figures, bytes_on_chip, compile_program
 
 LORA_RANK = 16
-KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _sample(job: Job, params: Mapping[str, Any]) -> Call:
         "num_steps": job.num_steps,
         "guidance_scale": job.guidance_scale,
         "scheduler": job.scheduler,
-        "keys": job.batch(dtype=KEY.dtype),
+        "keys": job.batch(dtype=_key_shape().dtype),
     }
     return Call(sample, (job.generator, params, condition, job.latents()), settings)
 
@@ -125,9 +124,14 @@ def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
     def init(key: jax.Array) -> LoraState:
         return init_lora_state({"unet": init_lora(params["unet"], key, rank=LORA_RANK)}, optimizer)
 
-    state = job.replicated(jax.eval_shape(init, KEY))
+    key = job.replicated(_key_shape())
+    state = job.replicated(jax.eval_shape(init, key))
     batch = LoraBatch(latents=job.latents(), prompt_embeds=job.prompt_embeds(), class_labels=job.class_labels())
-    return Call(make_lora_step(job.generator, optimizer), (state, params, batch, job.replicated(KEY)))
+    return Call(make_lora_step(job.generator, optimizer), (state, params, batch, key))
+
+
+def _key_shape() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 PROGRAMS: Mapping[str, Program] = {

@@ -4,7 +4,6 @@ import importlib.util
 import os
 from typing import Any
 
-import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -24,6 +23,7 @@ _LIBTPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
+
 def topology_mesh(topology: str, data: int, fsdp: int) -> Mesh:
     """The mesh of a topology's chips: programs can be compiled for it, not run.
 
@@ -38,7 +38,6 @@ def topology_mesh(topology: str, data: int, fsdp: int) -> Mesh:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("the compiler for TPUs, libtpu, is not installed: `pip install -e .[tpu]` does so (200 MB)")
     os.environ.update(_LIBTPU_ENVIRONMENT)
-    jax.config.update("jax_platforms", "cpu")  # else JAX would look for the TPU that is not there
     kind, _, layout = topology.partition(":")
     settings: dict[str, Any] = {"chip_config_name": CHIPS[kind].cores}
     if layout == "1x1":

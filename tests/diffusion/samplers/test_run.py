@@ -116,7 +116,7 @@ def test_gradients_flow_through_the_last_steps_alone(name):
 
 def test_steps_without_gradients_keep_nothing_and_few_with_gradients_are_unrolled():
     of_one, _ = losses("ddim")
-    for number, loops in ((0, 1), (1, 1), (2, 1), (6, 3)):  # steps without gradients; with: forwards and backwards
+    for number, loops in ((0, 0), (1, 1), (2, 1), (6, 3)):  # the steps without; those with, forwards, backwards
         gradient = jax.jit(jax.grad(of_one), static_argnums=1)
         assert gradient.lower(0.7, number).as_text().count("stablehlo.while") == loops
     [scan, *_] = [

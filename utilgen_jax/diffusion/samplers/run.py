@@ -25,7 +25,7 @@ def run_sampler(
     keys: jax.Array | None = None,
     num_differentiable_steps: int | None = None,
 ) -> jax.Array:
-    """Denoises, as one `lax.scan` over the sampler's calls.
+    """Denoises by a `lax.scan` over the calls of the denoiser; a few differentiable ones stand behind it, unrolled.
 
     Args:
       denoise: the conditioned (and guided) denoiser; its output is of the sampler's prediction type.

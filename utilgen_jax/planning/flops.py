@@ -1,0 +1,60 @@
+"""Operations of a traced program, counted from its jaxpr, so that loops count as often as they run.
+
+XLA's own `cost_analysis()` counts a loop's body once and the inside of a kernel not at all.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    """Counts the operations of all matrix products and convolutions: two for each multiplication and addition.
+
+    That is the definition of `torch.utils.flop_counter` and of published utilisation figures (PaLM, Chowdhery et al.
+    2022, arXiv:2204.02311, appendix B). What a `scan` repeats is counted as often as it runs, and what gradient
+    checkpointing computes again is counted again. Of branches the costliest counts: of attention, which has a branch
+    for each kind of device, the plain one, as the inside of kernels is not seen. The body of a `while` loop counts
+    once, since JAX does not say how often it runs.
+
+    Args:
+      jaxpr: `jax.jit(f).trace(...).jaxpr`; its shapes are those of the whole program, before it is split over devices.
+    """
+    equations = jaxpr.jaxpr.eqns if isinstance(jaxpr, ClosedJaxpr) else jaxpr.eqns
+    return sum(_of_equation(equation) for equation in equations)
+
+
+def _of_equation(equation: JaxprEqn) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _of_dot(equation)
+    if name == "conv_general_dilated":
+        return _of_convolution(equation)
+    inner = [count_flops(jaxpr) for value in parameters.values() for jaxpr in _jaxprs(value)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (parameters["length"] if name == "scan" else 1)
+
+
+def _of_dot(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+
+
+def _of_convolution(equation: JaxprEqn) -> int:
+    kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    taps = math.prod(kernel[axis] for axis in equation.params["dimension_numbers"].rhs_spec[1:])
+    # A strided convolution's gradient dilates its input: nobody multiplies the zeros between its elements.
+    return 2 * math.prod(result) * taps // math.prod(equation.params["lhs_dilation"])
+
+
+def _jaxprs(value: Any) -> Iterator[Jaxpr | ClosedJaxpr]:
+    """All jaxprs in one of an equation's parameters."""
+    if isinstance(value, Jaxpr | ClosedJaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _jaxprs(item)
