@@ -7,8 +7,9 @@
 
 For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
 seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
-No weights are needed. A program of Stable Diffusion's size compiles for minutes. Exit status: 0 done, also where a
-program does not fit; 2 bad input; 130 interrupted.
+No weights are needed. Stable Diffusion's programs compile for many minutes each. `--memory_only` takes seconds: it has
+XLA save memory wherever it can, by recomputing, and stops before code is generated; what does not fit then never will.
+Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,12 +31,11 @@ from utilgen_jax.config import nearest
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.published import ARCHITECTURES
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
+from utilgen_jax.planning import table
 from utilgen_jax.planning.architecture import find_architecture
 from utilgen_jax.planning.chips import CHIPS, TOPOLOGIES
 from utilgen_jax.planning.programs import PROGRAMS, Job, plan_program
 from utilgen_jax.planning.topology import topology_mesh
-
-GIB = 2**30
 
 
 def define_flags() -> flags.FlagValues:
@@ -56,6 +56,7 @@ def define_flags() -> flags.FlagValues:
         f"what training computes again rather than keep: {', '.join(GRADIENT_CHECKPOINTING)}",
         flag_values=values,
     )
+    flags.DEFINE_boolean("memory_only", False, "tell the least memory, and generate no code", flag_values=values)
     return values
 
 
@@ -73,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(cli.help_text(__doc__ or "", values))
         return
-    settings = {name: values[name].value for name in values}
+    settings: dict[str, Any] = {name: values[name].value for name in values}
     problems += check_arguments(settings)
     if not settings["config"]:
         raise cli.ConfigError(problems)
@@ -82,33 +83,31 @@ def run(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
     job, architecture = make_job(config, settings)
     chip = CHIPS[settings["topology"].partition(":")[0]]
-    plan = {
-        "topology": settings["topology"],
+    plan: dict[str, Any] = {
+        **{name: settings[name] for name in ("topology", "gradient_checkpointing", "memory_only")},
         "chips": job.mesh.size,
         "mesh": dict(job.mesh.shape),
         "architecture": architecture,
         "batch_size": job.batch_size,
         "image_size": job.image_size,
         "dtype": job.dtype.name,
-        "gradient_checkpointing": settings["gradient_checkpointing"],
-        "available_bytes": int(chip.memory * GIB),
+        "available_bytes": int(chip.memory * 2**30),
         "peak_flops_per_second": chip.flops * job.mesh.size,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
         "programs": {},
     }
-    print(heading(plan))
+    print(table.heading(plan))
     for name in settings["programs"]:
         print(f"compiling {name} ...", file=sys.stderr)
-        figures = plan_program(name, job)
+        figures = plan_program(name, job, settings["memory_only"])
         plan["programs"][name] = row = {
             **dataclasses.asdict(figures),
             "fits": figures.needed_bytes <= plan["available_bytes"],
             "seconds_at_peak": figures.flops / plan["peak_flops_per_second"],
         }
-        print(line(name, row))
+        print(table.line(name, row), flush=True)
         if not row["fits"]:
-            ways = ways_out(plan, PROGRAMS[name].has_gradient)
-            print(f"  does not fit; try {', '.join(ways)}, or more chips")
+            print(f"{'':8} does not fit; try {table.ways_out(plan, PROGRAMS[name].has_gradient)}", flush=True)
     print(json.dumps(plan))
 
 
@@ -161,43 +160,6 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
             "make it a multiple of them"
         )
     return job, architecture
-
-
-def heading(plan: dict[str, Any]) -> str:
-    """What is planned, and the names of the columns of `line`."""
-    return (
-        f"{plan['architecture']}: batches of {plan['batch_size']} at {plan['image_size']}x{plan['image_size']}, "
-        f"{plan['dtype']}, gradient checkpointing {plan['gradient_checkpointing']}\n"
-        f"on {plan['topology']}: {plan['chips']} chips (data {plan['mesh']['data']}, fsdp {plan['mesh']['fsdp']}), "
-        f"{plan['available_bytes'] / GIB:.2f} GiB for programs on each\n\n"
-        "program  a chip needs = arguments + temporaries + code + other weights, GiB    TFLOP  s at peak  compiled in"
-    )
-
-
-def line(name: str, row: dict[str, Any]) -> str:
-    """One program's figures."""
-    needed, *parts = (
-        f"{row[f'{part}_bytes'] / GIB:.2f}" for part in ("needed", "argument", "temporary", "code", "resident")
-    )
-    return (
-        f"{name:8} {needed:>7} {'fits' if row['fits'] else 'TOO MUCH':8} = {' + '.join(parts):35} "
-        f"{row['flops'] / 1e12:12.2f} {row['seconds_at_peak']:10.4f} {row['compile_seconds']:10.0f} s"
-    )
-
-
-def ways_out(plan: dict[str, Any], has_gradient: bool) -> list[str]:
-    """The settings that save memory and are not exhausted yet."""
-    chips = plan["chips"]
-    ways = []
-    if has_gradient and plan["gradient_checkpointing"] != "blocks":
-        ways.append("--gradient_checkpointing=blocks")
-    if plan["dtype"] != "bfloat16":
-        ways.append("--config.generator.dtype=bfloat16")
-    if plan["batch_size"] > chips:
-        ways.append(f"--config.generator.batch_size={max(plan['batch_size'] // 2 // chips, 1) * chips}")
-    if plan["mesh"]["fsdp"] < chips:
-        ways.append(f"--config.parallel.data=-1 --config.parallel.fsdp={chips}")
-    return ways
 
 
 def main(argv: Sequence[str] | None = None) -> int:

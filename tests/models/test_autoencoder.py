@@ -106,6 +106,23 @@ def test_downsampling_of_odd_sizes_is_as_in_torch():
     assert relative_error(moments, expected) < 1e-4
 
 
+def test_gradient_checkpointing_of_the_decoder_keeps_less_for_the_same_gradient():
+    params = params_from_torch(torch_autoencoder(TINY).state_dict())
+    latents = np.random.default_rng(6).normal(size=(1, 8, 8, 4)).astype(np.float32)
+    kept, gradients = {}, {}
+    for name in ("none", "layers", "blocks"):
+        model = AutoencoderKL.from_config(TINY, gradient_checkpointing=name)
+
+        def loss(latents, model=model):
+            return jnp.sum(model.apply({"params": params}, latents, method="decode") ** 2)
+
+        pullback = jax.eval_shape(lambda latents, loss=loss: jax.vjp(loss, latents)[1], latents)
+        kept[name] = sum(leaf.size for leaf in jax.tree.leaves(pullback))
+        gradients[name] = jax.jit(jax.grad(loss))(latents)
+        assert relative_error(gradients[name], gradients["none"]) < 1e-4
+    assert kept["none"] > kept["layers"] > kept["blocks"]
+
+
 def test_bfloat16_output_is_finite_and_close():
     params = params_from_torch(torch_autoencoder(TINY).state_dict())
     generator = np.random.default_rng(2)
@@ -116,6 +133,21 @@ def test_bfloat16_output_is_finite_and_close():
     for actual, expected in zip(rounded, exact, strict=True):
         assert actual.dtype == jnp.bfloat16
         assert relative_error(actual, expected) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("param_dtype", "tolerance"), [(jnp.bfloat16, 0.05), (jnp.float16, 0.005)])
+def test_float32_activations_with_weights_stored_in_less(param_dtype, tolerance):
+    params = params_from_torch(torch_autoencoder(TINY).state_dict())
+    stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype), params)
+    generator = np.random.default_rng(7)
+    images = generator.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    latents = generator.normal(size=(2, 8, 8, 4)).astype(np.float32)
+    model = AutoencoderKL.from_config(TINY)
+    exact, rounded = (run(model, weights, images, latents) for weights in (params, stored))
+    for actual, expected in zip(rounded, exact, strict=True):
+        assert actual.dtype == jnp.float32
+        assert relative_error(actual, expected) < tolerance
 
 
 def test_renamed_attention_is_what_diffusers_renames():

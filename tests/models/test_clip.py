@@ -139,6 +139,18 @@ def test_bfloat16_output_is_finite_and_close():
             assert relative_error(actual, expected) < 0.1
 
 
+@pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float16])
+def test_float32_activations_with_weights_stored_in_less(param_dtype):
+    oracle = torch_model(transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig(**TEXT))
+    params = params_from_torch(oracle.state_dict())
+    stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype), params)
+    encode = jax.jit(CLIPTextModelWithProjection.from_config(TEXT).apply)
+    exact, rounded = (encode({"params": weights}, INPUT_IDS) for weights in (params, stored))
+    for actual, expected in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
+        assert actual.dtype == jnp.float32
+        assert relative_error(actual, expected) < 0.05
+
+
 @pytest.mark.parametrize(
     ("model_class", "config", "named"),
     [

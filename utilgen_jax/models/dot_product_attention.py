@@ -68,7 +68,8 @@ def dot_product_attention(
 
 def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Computes `dot_product_attention` with the whole score matrix [B, heads, T, S] in memory, on any device."""
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+    arrays = _widened(query, key, value)
+    return jax.nn.dot_product_attention(*arrays, mask=mask, implementation="xla").astype(query.dtype)
 
 
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -86,7 +87,7 @@ def chunked_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: 
     memory. Rabe and Staats 2021, "Self-attention Does Not Need O(n²) Memory", arXiv:2112.05682, without its chunks of
     keys: the scores of a chunk are whole rows, so that this is the ordinary softmax.
     """
-    return _on_each_device(_chunked, query, key, value, mask)
+    return _on_each_device(_chunked, *_widened(query, key, value), mask).astype(query.dtype)
 
 
 def _chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -103,10 +104,10 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
 
     @jax.checkpoint
     def attend(query: jax.Array, mask: jax.Array | None, key: jax.Array, value: jax.Array) -> jax.Array:
-        scores = jnp.dot(query, key.T, preferred_element_type=jnp.float32) / head_dim**0.5
+        scores = jnp.dot(query, key, preferred_element_type=jnp.float32) / head_dim**0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        return jnp.dot(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+        return jnp.dot(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value.T)
 
     def attend_in_chunks(head: tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]) -> jax.Array:
         query, mask, key, value = head
@@ -115,7 +116,9 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
     if mask is not None:
         whole = jnp.broadcast_to(mask, (batch, num_heads, num_queries, key.shape[1]))
         mask = chunks(whole.reshape(batch * num_heads, num_queries, -1))
-    queries, keys, values = chunks(heads_first(query)), heads_first(key), heads_first(value)
+    # [B heads, d, S]: so the gradients' products with them have few rows and many columns, which XLA multiplies faster.
+    keys, values = heads_first(key).swapaxes(1, 2), heads_first(value).swapaxes(1, 2)
+    queries = chunks(heads_first(query))
     attended = jax.lax.map(attend_in_chunks, (queries, mask, keys, values))
     rows = attended.reshape(batch, num_heads, num_queries + padding, head_dim)
     return rows[:, :, :num_queries].swapaxes(1, 2)
@@ -202,6 +205,11 @@ def _on_each_device(
     return jax.shard_map(attend, in_specs=(split, split, split, mask_split), out_specs=split, check_vma=False)(
         query, key, value, mask
     )
+
+
+def _widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Turns float16 into float32: XLA for CPUs has no product of float16 with a sum in float32."""
+    return tuple(array.astype(jnp.float32) if array.dtype == jnp.float16 else array for array in arrays)
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:

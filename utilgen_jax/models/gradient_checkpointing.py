@@ -7,19 +7,12 @@ import jax
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
-
-
-def _is_convolution_or_dense(primitive: Any, *operands: Any, **settings: Any) -> Any:
-    """Policy of `jax.checkpoint`: keep what is costly to compute, which attention's products with a batch are not."""
-    if primitive is jax.lax.conv_general_dilated_p:
-        return True
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **settings)
-
+from utilgen_jax.models.layers import LINEAR_LAYER
 
 # Name -> (the modules whose inside is computed again, which of its results are kept nevertheless).
 GRADIENT_CHECKPOINTING: dict[str, tuple[str | None, Callable[..., Any] | None]] = {
     "none": (None, None),
-    "products": ("block", _is_convolution_or_dense),
+    "products": ("block", jax.checkpoint_policies.save_only_these_names(LINEAR_LAYER)),
     "layers": ("layer", None),
     "blocks": ("block", None),
 }

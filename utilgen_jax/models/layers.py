@@ -1,11 +1,18 @@
 """Linear layers and convolutions that add a low-rank term where they are given one (LoRA, see `models.lora`)."""
 
+from typing import Any
+
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from utilgen_jax.models.convolution import convolution
 
 # The variable collections that hold the low-rank terms, at the scopes of the layers that have one.
 FACTORS = "lora"
 SCALES = "lora_scale"
+# What `jax.checkpoint` knows the layers' results by, see `models.gradient_checkpointing`.
+LINEAR_LAYER = "linear_layer"
 
 
 class Dense(nn.Dense):
@@ -14,16 +21,18 @@ class Dense(nn.Dense):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., features]."""
-        return _add_low_rank(self, inputs, super().__call__(inputs))
+        return checkpoint_name(_add_low_rank(self, inputs, super().__call__(inputs)), LINEAR_LAYER)
 
 
 class Conv(nn.Conv):
     """linen's Conv. With `lora` variables: plus scale times down [kh, kw, in, r], then up [1, 1, r, out], a 1×1 one."""
 
+    conv_general_dilated: Any = convolution
+
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [B, h, w, in] to [B, h', w', features]."""
-        return _add_low_rank(self, inputs, super().__call__(inputs))
+        return checkpoint_name(_add_low_rank(self, inputs, super().__call__(inputs)), LINEAR_LAYER)
 
 
 def _add_low_rank(layer: Dense | Conv, inputs: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -19,6 +19,9 @@ _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 # and means all that the program needs, arguments and results too.
 _TOO_LARGE = re.compile(r"\(([\d.]+)([BKMGT])\) exceeds available HBM")
 
+# A chip with next to no memory: XLA does what it can to save some, says how much is needed all the same, and gives up.
+_MEMORY_ONLY = {"xla_tpu_max_hbm_size_mib": 1}
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -42,7 +45,7 @@ class Figures:
     Attributes:
       argument_bytes: its arguments: weights, batch, optimiser state.
       temporary_bytes: all else while it runs, such as activations and those results that do not replace arguments.
-      code_bytes: the program itself; 0 where it does not fit, as XLA does not say then.
+      code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was asked for.
       resident_bytes: weights of the generator's other components, which lie beside it.
       needed_bytes: the sum.
       flops: of all chips together, see `planning.flops.count_flops`.
@@ -58,17 +61,18 @@ class Figures:
     compile_seconds: float
 
 
-def compile_program(call: Call, resident_bytes: int) -> Figures:
+def compile_program(call: Call, resident_bytes: int, memory_only: bool = False) -> Figures:
     """Compiles a program, which can take minutes, and reads off what it needs.
 
     Args:
       call: the program and the shapes of its arguments; their shardings say for which chips it is compiled.
       resident_bytes: what else lies in a chip's memory.
+      memory_only: stop where the memory is known, before code is generated, which is most of the time.
     """
     start = time.perf_counter()
     traced = call.function.trace(*call.arguments, **call.settings)
     try:
-        memory = traced.lower().compile().memory_analysis()
+        memory = traced.lower().compile(_MEMORY_ONLY if memory_only else {}).memory_analysis()
         argument_bytes, code_bytes = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         temporary_bytes = memory.temp_size_in_bytes + results

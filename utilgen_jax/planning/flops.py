@@ -40,15 +40,19 @@ def _of_equation(equation: JaxprEqn) -> int:
 
 def _of_dot(equation: JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    left, result = _shape(equation.invars[0]), _shape(equation.outvars[0])
     return 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
 
 
 def _of_convolution(equation: JaxprEqn) -> int:
-    kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    kernel, result = _shape(equation.invars[1]), _shape(equation.outvars[0])
     taps = math.prod(kernel[axis] for axis in equation.params["dimension_numbers"].rhs_spec[1:])
     # A strided convolution's gradient dilates its input: nobody multiplies the zeros between its elements.
     return 2 * math.prod(result) * taps // math.prod(equation.params["lhs_dilation"])
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _jaxprs(value: Any) -> Iterator[Jaxpr | ClosedJaxpr]:

@@ -57,22 +57,22 @@ class Job:
             param_shardings(shapes, self.mesh),
         )
 
-    def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+    def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> Any:
         """An array of `batch_size` examples of a shape, split over all chips."""
         sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
         return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
 
-    def latents(self) -> jax.ShapeDtypeStruct:
+    def latents(self) -> Any:
         """Latents of the pictures."""
         side = self.image_size // self.generator.vae_scale_factor
         return self.batch(side, side, self.generator.unet.in_channels)
 
-    def prompt_embeds(self) -> jax.ShapeDtypeStruct:
+    def prompt_embeds(self) -> Any:
         """CLIP text states of the pictures' prompts."""
         encoder, unet = self.generator.text_encoder, self.generator.unet
         return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype)
 
-    def class_labels(self) -> jax.ShapeDtypeStruct | None:
+    def class_labels(self) -> Any:
         """unCLIP's image embeddings; None where the UNet has no class embedding."""
         width = self.generator.unet.projection_class_embeddings_input_dim
         return None if self.generator.unet.class_embed_type is None else self.batch(width)
@@ -143,9 +143,9 @@ PROGRAMS: Mapping[str, Program] = {
 }
 
 
-def plan_program(name: str, job: Job) -> Figures:
-    """Compiles one of `PROGRAMS` for the job's chips, which can take minutes, and says what it needs."""
+def plan_program(name: str, job: Job, memory_only: bool = False) -> Figures:
+    """Compiles one of `PROGRAMS` for the job's chips and says what it needs; see `compile_program`."""
     program, params = PROGRAMS[name], job.params()
     taken = {component: params.pop(component) for component in program.components}
     with jax.set_mesh(job.mesh):
-        return compile_program(program.call(job, taken), resident_bytes=bytes_on_chip(params))
+        return compile_program(program.call(job, taken), bytes_on_chip(params), memory_only)

@@ -1,0 +1,49 @@
+"""The figures of a plan for people: a heading, a line a program, and what to try where one does not fit."""
+
+from typing import Any
+
+_GIB = 2**30
+
+
+def heading(plan: dict[str, Any]) -> str:
+    """What is planned, and the names of the columns of `line`; `plan` is what the command prints as JSON."""
+    least = ", with all the recomputing that XLA can do" if plan["memory_only"] else ""
+    return (
+        f"{plan['architecture']}: batches of {plan['batch_size']} at {plan['image_size']}x{plan['image_size']}, "
+        f"{plan['dtype']}, gradient checkpointing {plan['gradient_checkpointing']}\n"
+        f"on {plan['topology']}: {plan['chips']} chips (data {plan['mesh']['data']}, fsdp {plan['mesh']['fsdp']}), "
+        f"{plan['available_bytes'] / _GIB:.2f} GiB for programs on each\n"
+        f"a chip needs, GiB{least}: arguments + temporaries + code + the generator's other weights\n\n"
+        f"{'program':8} {'needs':>7} {'':8}   {'':35} {'TFLOP':>12} {'s at peak':>10} {'compiled in':>12}"
+    )
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """One program's figures."""
+    needed, *parts = (
+        f"{row[f'{part}_bytes'] / _GIB:.2f}" for part in ("needed", "argument", "temporary", "code", "resident")
+    )
+    return (
+        f"{name:8} {needed:>7} {'fits' if row['fits'] else 'TOO MUCH':8} = {' + '.join(parts):35} "
+        f"{row['flops'] / 1e12:12.2f} {row['seconds_at_peak']:10.4f} {row['compile_seconds']:10.0f} s"
+    )
+
+
+def ways_out(plan: dict[str, Any], has_gradient: bool) -> str:
+    """The settings that save memory and are not exhausted yet.
+
+    Args:
+      plan: what the command prints as JSON.
+      has_gradient: whether gradient checkpointing makes a difference.
+    """
+    chips, batch_size = plan["chips"], plan["batch_size"]
+    ways = []
+    if has_gradient and plan["gradient_checkpointing"] != "blocks":
+        ways.append("--gradient_checkpointing=blocks")
+    if plan["dtype"] != "bfloat16":
+        ways.append("--config.generator.dtype=bfloat16")
+    if batch_size > chips:
+        ways.append(f"--config.generator.batch_size={max(batch_size // 2 // chips, 1) * chips}")
+    if plan["mesh"]["fsdp"] < chips:
+        ways.append(f"--config.parallel.data=-1 --config.parallel.fsdp={chips}")
+    return ", ".join([*ways, "more chips"])
