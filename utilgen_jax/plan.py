@@ -7,7 +7,7 @@
 
 For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
 seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
-No weights are needed. Stable Diffusion's programs compile for many minutes each. `--memory_only` takes seconds: it has
+No weights are needed. Stable Diffusion's programs compile for many minutes each. `--memory_only` takes a minute: it has
 XLA save memory wherever it can, by recomputing, and stops before code is generated; what does not fit then never will.
 Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
 """
@@ -113,7 +113,7 @@ def run(argv: Sequence[str]) -> None:
 
 def check_arguments(settings: dict[str, Any]) -> list[str]:
     """Lists what is wrong with the flags, each with the nearest valid name."""
-    examples = {"config": "configs/cifar.py", "topology": "v5e:2x2"}
+    examples = {"config": "configs/cifar.py", "topology": "v5e:2x2", "programs": "unet,lora"}
     problems = [
         f"--{name}: say which, such as --{name}={example}" for name, example in examples.items() if not settings[name]
     ]

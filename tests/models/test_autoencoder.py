@@ -106,6 +106,7 @@ def test_downsampling_of_odd_sizes_is_as_in_torch():
     assert relative_error(moments, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_of_the_decoder_keeps_less_for_the_same_gradient():
     params = params_from_torch(torch_autoencoder(TINY).state_dict())
     latents = np.random.default_rng(6).normal(size=(1, 8, 8, 4)).astype(np.float32)

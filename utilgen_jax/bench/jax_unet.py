@@ -95,6 +95,7 @@ class JaxUNet:
         def normal(*shape: int) -> np.ndarray:
             return generator.standard_normal((batch_size, *shape), np.float32)
 
+        label_width = module.projection_class_embeddings_input_dim  # None where the UNet takes no labels
         latents = normal(latent_size, latent_size, module.in_channels)
         # `make_lora_step` folds its key with the number of the step: these are the first one's draws.
         step_key = jax.random.fold_in(jax.random.key(_SEED), 0)
@@ -105,7 +106,7 @@ class JaxUNet:
             timesteps=timesteps,
             target=target,
             prompt_embeds=normal(_NUM_TOKENS, module.cross_attention_dim),
-            class_labels=normal(module.projection_class_embeddings_input_dim) if module.class_embed_type else None,
+            class_labels=None if label_width is None else normal(label_width),
         )
 
     def forward(self, inputs: Inputs) -> Prepared:
@@ -124,10 +125,10 @@ class JaxUNet:
         optimizer = optax.adamw(LEARNING_RATE)
         loras = {"unet": jax.tree.map(jnp.copy, self.lora)}  # each step donates its state
         state = init_lora_state(loras, optimizer)
-        batch = jax.tree.map(
-            jnp.asarray,
-            LoraBatch(inputs.latents, prompt_embeds=inputs.prompt_embeds, class_labels=inputs.class_labels),
+        latents, prompt_embeds, class_labels = jax.tree.map(
+            jnp.asarray, (inputs.latents, inputs.prompt_embeds, inputs.class_labels)
         )
+        batch = LoraBatch(latents, prompt_embeds=prompt_embeds, class_labels=class_labels)
         constants = ({"unet": self.params}, batch, jax.random.key(_SEED))
 
         def make(module: Any) -> Any:

@@ -125,6 +125,8 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
       InputError: the checkpoint is none, or torch has no such device.
     """
+    machine = _machine(settings["against"] == "torch")
+    _warn_if_busy()
     unet_config, scheduler_config = _configs(settings)
     dtype = settings["dtype"]
     weights_dtype = settings["weights_dtype"] or dtype
@@ -172,7 +174,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         **shared,
         **{flag: settings[flag] for flag in ("against", "attention", "gradient_checkpointing", "repeats")},
         "torch_compile": compiles,
-        **_machine("torch" in sides),
+        **machine,
         "peak_flops_per_second": peak.flops_per_second,
         "peak_source": peak.source,
         "results": results,
@@ -216,9 +218,26 @@ def _machine(with_torch: bool) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "platform": device.platform,
-        "device": f"{platform.machine()}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind,
+        "device": f"{platform.machine()}, {_cores()} cores" if device.platform == "cpu" else device.device_kind,
+        "load_average": os.getloadavg()[0],
         "versions": {name: version(name) for name in ("jax", *(_TORCH_PACKAGES if with_torch else ()))},
     }
+
+
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _warn_if_busy() -> None:
+    """Tells where other programs compete for the processor: threads that wait for each other then distort the ratio."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if jax.default_backend() == "cpu" and load > 0.5 * cores:
+        print(
+            f"warning: this machine is busy (load average {load:.1f}, {cores} cores); for a ratio to trust, wait until "
+            "it is not, or give both sides one core: taskset -c 0 python -m utilgen_jax.bench ...",
+            file=sys.stderr,
+        )
 
 
 def _figures(prepared: Mapping[str, Prepared], timings: Mapping[str, Timing], peak: peaks.Peak) -> dict[str, Any]:

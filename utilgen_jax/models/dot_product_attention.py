@@ -18,7 +18,7 @@ from utilgen_jax.parallel import BATCH_AXES
 
 _LONG = 512  # from so many queries and keys on, the score matrix is worth avoiding
 _CHUNK = 128  # queries at a time of 'chunked': with 4096 keys their scores, 2 MiB, stay in a processor's cache
-_BLOCK = 512  # queries and keys at a time of 'splash'
+_BLOCK = 512  # queries and keys at a time of 'splash', half of it where a head is so wide that a v4 has no room for it
 _LANES = 128  # the block of 'splash' is a multiple of this
 
 
@@ -68,8 +68,10 @@ def dot_product_attention(
 
 def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Computes `dot_product_attention` with the whole score matrix [B, heads, T, S] in memory, on any device."""
-    arrays = _widened(query, key, value)
-    return jax.nn.dot_product_attention(*arrays, mask=mask, implementation="xla").astype(query.dtype)
+    attended = jax.nn.dot_product_attention(
+        _widened(query), _widened(key), _widened(value), mask=mask, implementation="xla"
+    )
+    return attended.astype(query.dtype)
 
 
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -87,7 +89,7 @@ def chunked_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: 
     memory. Rabe and Staats 2021, "Self-attention Does Not Need O(n²) Memory", arXiv:2112.05682, without its chunks of
     keys: the scores of a chunk are whole rows, so that this is the ordinary softmax.
     """
-    return _on_each_device(_chunked, *_widened(query, key, value), mask).astype(query.dtype)
+    return _on_each_device(_chunked, _widened(query), _widened(key), _widened(value), mask).astype(query.dtype)
 
 
 def _chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -151,12 +153,14 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: None, inte
     del mask
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+    num_queries, num_heads, head_dim = query.shape[1:]
+    num_keys = key.shape[1]
+    largest = _BLOCK if head_dim <= 256 else _BLOCK // 2
+
     def block_and_padding(length: int) -> tuple[int, int]:
-        block = min(_BLOCK, length + -length % _LANES)
+        block = min(largest, length + -length % _LANES)
         return block, -length % block
 
-    num_heads, head_dim = query.shape[2:]
-    num_queries, num_keys = query.shape[1], key.shape[1]
     (query_block, query_padding), (key_block, key_padding) = map(block_and_padding, (num_queries, num_keys))
 
     def heads_first(array: jax.Array, padding: int) -> jax.Array:
@@ -207,9 +211,9 @@ def _on_each_device(
     )
 
 
-def _widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _widened(array: jax.Array) -> jax.Array:
     """Turns float16 into float32: XLA for CPUs has no product of float16 with a sum in float32."""
-    return tuple(array.astype(jnp.float32) if array.dtype == jnp.float16 else array for array in arrays)
+    return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:
