@@ -114,7 +114,7 @@ def run_plan(*arguments: str) -> tuple[str, dict]:
 @needs_libtpu
 @pytest.mark.slow
 def test_a_program_compiles_for_a_tpu_that_is_not_here():
-    _, figures = run_plan(*SMALL, "--topology=v5e:2x2", "--programs=unet")
+    _, figures = run_plan(*SMALL, "--topology=v5e:2x2", "--programs=unet", "--full")
     row = figures["programs"]["unet"]
     unet = find_architecture("glyphs", None, None)[0].unet
     weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(unet)))
@@ -129,7 +129,7 @@ def test_a_program_compiles_for_a_tpu_that_is_not_here():
 @needs_libtpu
 @pytest.mark.slow
 def test_memory_alone_for_all_programs_split_over_chips_and_too_large():
-    _, whole = run_plan(*SMALL, "--topology=v4:2x2x1", "--memory_only")
+    _, whole = run_plan(*SMALL, "--topology=v4:2x2x1")
     assert whole["chips"] == 4 and whole["available_bytes"] == int(30.75 * 2**30)
     assert list(whole["programs"]) == ["unet", "sample", "lora"] and all(
         row["fits"] for row in whole["programs"].values()
@@ -138,7 +138,7 @@ def test_memory_alone_for_all_programs_split_over_chips_and_too_large():
     assert flops["sample"] > 3 * 2 * flops["unet"]  # guidance doubles each of the three steps; then comes the decoder
     assert 2 * flops["unet"] < flops["lora"] < 3 * flops["unet"]  # no gradient of the frozen weights
 
-    _, split = run_plan(*SMALL, "--topology=v4:2x2x1", "--memory_only", "--programs=unet", "--config.parallel.fsdp=4")
+    _, split = run_plan(*SMALL, "--topology=v4:2x2x1", "--programs=unet", "--config.parallel.fsdp=4")
     assert split["mesh"] == {"data": 1, "fsdp": 4} and split["programs"]["unet"]["flops"] == flops["unet"]
     assert split["programs"]["unet"]["argument_bytes"] < whole["programs"]["unet"]["argument_bytes"]
 

@@ -7,8 +7,9 @@
 
 For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
 seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
-No weights are needed. Stable Diffusion's programs compile for many minutes each. `--memory_only` takes a minute: it has
-XLA save memory wherever it can, by recomputing, and stops before code is generated; what does not fit then never will.
+No weights are needed. XLA is told to save memory wherever it can, by recomputing, and is stopped before it generates
+code, which takes a minute or two; what does not fit then never will, and for what fits it will do the same. With --full
+it compiles to the end, for a chip with the memory that it has: many minutes for each of Stable Diffusion's programs.
 Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
 """
 
@@ -56,7 +57,7 @@ def define_flags() -> flags.FlagValues:
         f"what training computes again rather than keep: {', '.join(GRADIENT_CHECKPOINTING)}",
         flag_values=values,
     )
-    flags.DEFINE_boolean("memory_only", False, "tell the least memory, and generate no code", flag_values=values)
+    flags.DEFINE_boolean("full", False, "compile to the end, code too, which takes many minutes", flag_values=values)
     return values
 
 
@@ -84,7 +85,7 @@ def run(argv: Sequence[str]) -> None:
     job, architecture = make_job(config, settings)
     chip = CHIPS[settings["topology"].partition(":")[0]]
     plan: dict[str, Any] = {
-        **{name: settings[name] for name in ("topology", "gradient_checkpointing", "memory_only")},
+        **{name: settings[name] for name in ("topology", "gradient_checkpointing", "full")},
         "chips": job.mesh.size,
         "mesh": dict(job.mesh.shape),
         "architecture": architecture,
@@ -99,7 +100,7 @@ def run(argv: Sequence[str]) -> None:
     print(table.heading(plan))
     for name in settings["programs"]:
         print(f"compiling {name} ...", file=sys.stderr)
-        figures = plan_program(name, job, settings["memory_only"])
+        figures = plan_program(name, job, settings["full"])
         plan["programs"][name] = row = {
             **dataclasses.asdict(figures),
             "fits": figures.needed_bytes <= plan["available_bytes"],

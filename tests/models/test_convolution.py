@@ -5,7 +5,7 @@ import pytest
 import torch
 from flax import linen as nn
 
-from utilgen_jax.models.convolution import max_pool_2x2, patches_convolution
+from utilgen_jax.models.convolution import convolution, max_pool_2x2, patches_convolution
 
 
 def test_patches_give_the_convolution_and_its_gradients():
@@ -21,6 +21,55 @@ def test_patches_give_the_convolution_and_its_gradients():
     ours_gradient = jax.grad(lambda *a: loss(ours, *a), argnums=(0, 1))(params, images)
     plain_gradient = jax.grad(lambda *a: loss(plain, *a), argnums=(0, 1))(params, images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours_gradient, plain_gradient)
+
+
+FEW_PIXELS = (2, 3, 4, 32)  # fewer than channels
+
+
+def lowered(images, platform, **settings):
+    module = nn.Conv(8, **{"kernel_size": (3, 3), "padding": 1, **settings}, conv_general_dilated=convolution)
+    params = jax.eval_shape(module.init, jax.random.key(0), images)
+    return jax.jit(module.apply).trace(params, images).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_few_pixels_are_convolved_as_patches_on_cpus_alone():
+    images = jnp.ones(FEW_PIXELS)
+    assert "stablehlo.convolution" not in lowered(images, "cpu")
+    assert "stablehlo.convolution" in lowered(images, "tpu")
+    assert "stablehlo.dot_general" not in lowered(images, "tpu")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"strides": 2}, {"kernel_size": (1, 1), "padding": 0}, {"padding": 0}, {"kernel_dilation": 2}]
+)
+def test_other_convolutions_are_left_to_xla(settings):
+    assert "stablehlo.convolution" in lowered(jnp.ones(FEW_PIXELS), "cpu", **settings)
+
+
+def test_many_pixels_are_left_to_xla():
+    assert "stablehlo.convolution" in lowered(jnp.ones((2, 4, 8, 32)), "cpu")
+
+
+@pytest.mark.parametrize("shape", [FEW_PIXELS, (2, 4, 8, 32)])
+def test_convolution_and_its_gradients_are_torchs(shape):
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=shape).astype(np.float32)
+    kernel = generator.normal(size=(3, 3, 32, 8)).astype(np.float32)
+    module = nn.Conv(8, (3, 3), padding=1, use_bias=False, conv_general_dilated=convolution)
+
+    def loss(kernel, images):
+        return jnp.sum(jnp.sin(module.apply({"params": {"kernel": kernel}}, images)))
+
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(kernel, images)
+    torch_images = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
+    torch_kernel = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+    expected = torch.nn.functional.conv2d(torch_images, torch_kernel, padding=1).sin().sum()
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-4)
+    for gradient, tensor, axes in zip(
+        gradients, (torch_kernel, torch_images), ((2, 3, 1, 0), (0, 2, 3, 1)), strict=True
+    ):
+        np.testing.assert_allclose(gradient, tensor.grad.numpy().transpose(axes), rtol=1e-3, atol=1e-4)
 
 
 def test_other_convolutions_are_refused():

@@ -1,18 +1,33 @@
-"""What a compiled program costs, as XLA says; `planning.flops` counts what it computes."""
+"""What a compiled program costs, as XLA says."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
+from utilgen_jax.planning.flops import count_flops
 
-def compiled_flops(compiled: jax.stages.Compiled) -> float | None:
-    """XLA's count of a program's operations; None where the backend gives none.
 
-    Unlike `count_flops` it takes in additions, comparisons and the like, leaves out the taps of a convolution that fall
-    on its padding, counts the body of a loop once, and sees nothing of kernels that XLA did not write.
+def compiled_flops(compiled: jax.stages.Compiled, traced: Any) -> float | None:
+    """XLA's count of a program's operations, and what its loops repeat, as XLA counts the body of a loop once.
+
+    Unlike `count_flops` it takes in additions, comparisons and the like, and leaves out the taps of a convolution that
+    fall on its padding. It sees nothing of kernels that XLA did not write, such as a GPU's or TPU's fused attention.
+
+    Args:
+      compiled: the program.
+      traced: what it was compiled from, by `jax.jit(f).trace(...)`.
+
+    Returns:
+      Operations of one call; None where the backend gives no count.
     """
     analysis = compiled.cost_analysis()
-    return float(analysis["flops"]) if analysis and "flops" in analysis else None
+    if not analysis or "flops" not in analysis:
+        return None
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    in_full, once = (count_flops(traced.jaxpr, platform, repeat_loops=repeat) for repeat in (True, False))
+    return float(analysis["flops"]) + in_full - once
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int | None:

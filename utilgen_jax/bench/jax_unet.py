@@ -19,7 +19,7 @@ from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.diffusion.schedules import NoiseSchedule, load_schedule
 from utilgen_jax.generator.checkpoint import Generator, Params, expected_params
 from utilgen_jax.generator.finetune import LoraBatch, init_lora_state, make_lora_step
-from utilgen_jax.models.lora import init_lora
+from utilgen_jax.models.lora import Lora, init_lora
 from utilgen_jax.models.unet import UNet2DConditionModel
 from utilgen_jax.planning.flops import count_flops
 
@@ -85,7 +85,7 @@ class JaxUNet:
         self.params = random_params(expected_params(module), weights_dtype)
         lora = init_lora(self.params, jax.random.key(_SEED), rank=rank)
         # Training starts at up = 0, which would hide a mistake in `down` from the comparison of both sides.
-        self.lora = lora.replace(factors=random_params(lora.factors, "float32"))
+        self.lora = Lora(random_params(lora.factors, "float32"), lora.scales)
 
     def inputs(self, batch_size: int, latent_size: int) -> Inputs:
         """Draws inputs, the same ones each time."""
@@ -95,7 +95,7 @@ class JaxUNet:
         def normal(*shape: int) -> np.ndarray:
             return generator.standard_normal((batch_size, *shape), np.float32)
 
-        label_width = module.projection_class_embeddings_input_dim  # None where the UNet takes no labels
+        label_width = module.projection_class_embeddings_input_dim if module.class_embed_type else None
         latents = normal(latent_size, latent_size, module.in_channels)
         # `make_lora_step` folds its key with the number of the step: these are the first one's draws.
         step_key = jax.random.fold_in(jax.random.key(_SEED), 0)
@@ -151,16 +151,17 @@ class JaxUNet:
     ) -> Prepared:
         """Compiles make(module), a jitted function, for its arguments; `call` calls what is compiled."""
         plain = self._module.clone(attention_implementation="plain", gradient_checkpointing="none")
-        flops = count_flops(make(plain).trace(*arguments).jaxpr.jaxpr)
+        flops = count_flops(make(plain).trace(*arguments).jaxpr)
         begin = time.perf_counter()
-        compiled = make(self._module).lower(*arguments).compile()
+        traced = make(self._module).trace(*arguments)
+        compiled = traced.lower().compile()
         outputs = jax.block_until_ready(call(compiled))
         return Prepared(
             work=Work(lambda: call(compiled), jax.block_until_ready),
             outputs={name: np.asarray(output, np.float32) for name, output in outputs.items()},
             first_seconds=time.perf_counter() - begin,
             flops=flops,
-            compiled_flops=compiled_flops(compiled),
+            compiled_flops=compiled_flops(compiled, traced),
             peak_bytes=peak_bytes(compiled),
         )
 

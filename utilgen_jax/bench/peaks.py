@@ -6,6 +6,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
+
 from utilgen_jax.bench.timing import Work
 from utilgen_jax.planning.chips import CHIPS
 
@@ -43,6 +45,12 @@ class Peak:
     def share(self, flops_per_second: float) -> float | None:
         """The part of the peak that was reached, in [0, 1]; None where the peak is not known."""
         return None if self.flops_per_second is None else flops_per_second / self.flops_per_second
+
+
+def find_peak(dtype: str, matmuls: Sequence[Callable[[int], Work]]) -> Peak:
+    """The peak of the device that JAX computes on: the data sheet's, or a processor's as `measured_peak` finds it."""
+    device = jax.devices()[0]
+    return measured_peak(matmuls) if device.platform == "cpu" else device_peak(device.device_kind, dtype)
 
 
 def device_peak(device_kind: str, dtype: str) -> Peak:

@@ -20,7 +20,7 @@ _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _TOO_LARGE = re.compile(r"\(([\d.]+)([BKMGT])\) exceeds available HBM")
 
 # A chip with next to no memory: XLA does what it can to save some, says how much is needed all the same, and gives up.
-_MEMORY_ONLY = {"xla_tpu_max_hbm_size_mib": 1}
+_LEAST_MEMORY = {"xla_tpu_max_hbm_size_mib": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +61,18 @@ class Figures:
     compile_seconds: float
 
 
-def compile_program(call: Call, resident_bytes: int, memory_only: bool = False) -> Figures:
+def compile_program(call: Call, resident_bytes: int, full: bool = False) -> Figures:
     """Compiles a program, which can take minutes, and reads off what it needs.
 
     Args:
       call: the program and the shapes of its arguments; their shardings say for which chips it is compiled.
       resident_bytes: what else lies in a chip's memory.
-      memory_only: stop where the memory is known, before code is generated, which is most of the time.
+      full: generate code too, which is most of the time; otherwise stop where the least memory is known.
     """
     start = time.perf_counter()
     traced = call.function.trace(*call.arguments, **call.settings)
     try:
-        memory = traced.lower().compile(_MEMORY_ONLY if memory_only else {}).memory_analysis()
+        memory = traced.lower().compile({} if full else _LEAST_MEMORY).memory_analysis()
         argument_bytes, code_bytes = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         temporary_bytes = memory.temp_size_in_bytes + results

@@ -10,7 +10,7 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
-def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+def count_flops(jaxpr: Jaxpr | ClosedJaxpr, platform: str | None = None, repeat_loops: bool = True) -> int:
     """Counts the operations of all matrix products and convolutions: two for each multiplication and addition.
 
     That is the definition of `torch.utils.flop_counter` and of published utilisation figures (PaLM, Chowdhery et al.
@@ -21,21 +21,31 @@ def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
 
     Args:
       jaxpr: `jax.jit(f).trace(...).jaxpr`; its shapes are those of the whole program, before it is split over devices.
+      platform: 'cpu', 'cuda' or 'tpu': of branches for kinds of devices, this one's counts instead of the costliest.
+      repeat_loops: False counts the body of each loop once, as XLA does.
     """
     equations = jaxpr.jaxpr.eqns if isinstance(jaxpr, ClosedJaxpr) else jaxpr.eqns
-    return sum(_of_equation(equation) for equation in equations)
+    return sum(_of_equation(equation, platform, repeat_loops) for equation in equations)
 
 
-def _of_equation(equation: JaxprEqn) -> int:
+def _of_equation(equation: JaxprEqn, platform: str | None, repeat_loops: bool) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         return _of_dot(equation)
     if name == "conv_general_dilated":
         return _of_convolution(equation)
-    inner = [count_flops(jaxpr) for value in parameters.values() for jaxpr in _jaxprs(value)]
+    jaxprs = [jaxpr for value in parameters.values() for jaxpr in _jaxprs(value)]
+    inner = [count_flops(jaxpr, platform, repeat_loops) for jaxpr in jaxprs]
     if name == "cond":
-        return max(inner)
-    return sum(inner) * (parameters["length"] if name == "scan" else 1)
+        return _of_branches(inner, parameters.get("branches_platforms"), platform)
+    return sum(inner) * (parameters["length"] if name == "scan" and repeat_loops else 1)
+
+
+def _of_branches(flops: list[int], platforms: tuple[tuple[str, ...] | None, ...] | None, platform: str | None) -> int:
+    """The costliest branch, or the platform's; `platforms` is None of ordinary branches, its last of all other ones."""
+    if platforms is None or platform is None:
+        return max(flops)
+    return next(count for count, own in zip(flops, platforms, strict=True) if own is None or platform in own)
 
 
 def _of_dot(equation: JaxprEqn) -> int:

@@ -143,9 +143,9 @@ PROGRAMS: Mapping[str, Program] = {
 }
 
 
-def plan_program(name: str, job: Job, memory_only: bool = False) -> Figures:
+def plan_program(name: str, job: Job, full: bool = False) -> Figures:
     """Compiles one of `PROGRAMS` for the job's chips and says what it needs; see `compile_program`."""
     program, params = PROGRAMS[name], job.params()
     taken = {component: params.pop(component) for component in program.components}
     with jax.set_mesh(job.mesh):
-        return compile_program(program.call(job, taken), bytes_on_chip(params), memory_only)
+        return compile_program(program.call(job, taken), bytes_on_chip(params), full)

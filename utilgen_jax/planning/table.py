@@ -7,7 +7,7 @@ _GIB = 2**30
 
 def heading(plan: dict[str, Any]) -> str:
     """What is planned, and the names of the columns of `line`; `plan` is what the command prints as JSON."""
-    least = ", with all the recomputing that XLA can do" if plan["memory_only"] else ""
+    least = "" if plan["full"] else ", at least, with all the recomputing that XLA can do"
     return (
         f"{plan['architecture']}: batches of {plan['batch_size']} at {plan['image_size']}x{plan['image_size']}, "
         f"{plan['dtype']}, gradient checkpointing {plan['gradient_checkpointing']}\n"
