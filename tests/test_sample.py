@@ -98,6 +98,7 @@ def write_picture(file: Path, height: int, width: int, mode: str = "RGB") -> Ima
     return picture
 
 
+@pytest.mark.slow
 def test_the_checkpoints_own_scheduler(checkpoint, latents, tmp_path):
     ours = paint(tmp_path / "out", *settings(checkpoint("sd15"), latents))
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))

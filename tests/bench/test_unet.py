@@ -85,6 +85,7 @@ def test_half_precision_and_image_conditions():
     assert result["flops"] == pytest.approx(result["torch_flops"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_torchs_checkpointing_and_compilation_are_asked_for(monkeypatch):
     ours = JaxUNet(TINY, SCHEDULER, dtype="float32", weights_dtype="float32", rank=2)
     inputs, asked, outputs = ours.inputs(1, 8), [], []

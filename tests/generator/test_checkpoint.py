@@ -59,6 +59,7 @@ def test_dtype_is_that_of_weights_and_activations_but_not_of_schedules(checkpoin
     assert generator.schedule.alphas_cumprod.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_storage_may_be_narrower_than_activations(checkpoint, loaded):
     generator, exact = loaded("unclip")
     ids, latents = np.arange(77)[None], jax.random.normal(jax.random.key(0), (1, 8, 8, 4))

@@ -46,6 +46,7 @@ def test_weights_of_another_size_are_refused(tmp_path, encoder, params):
         load_difficulty_encoder(tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_the_token_reaches_the_unet(loaded, encoder, params):
     generator, weights = loaded("sd15")
     embeds = jax.random.normal(jax.random.key(1), (2, 77, 32))

@@ -78,6 +78,7 @@ def test_decoding_undoes_the_scaling_factor_and_clips(loaded):
     assert loud.min() >= -1.0 and loud.max() <= 1.0
 
 
+@pytest.mark.slow
 def test_encoding_can_draw_from_the_posterior_and_scales_it(loaded):
     generator, params = loaded("sd15")
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1.0)
@@ -116,6 +117,7 @@ def fill(loaded, folder, plan):
     return heard
 
 
+@pytest.mark.slow
 def test_pool_holds_the_pictures_of_its_plan(loaded, tmp_path):
     plan = plan_pool(PROMPTS, 3, seed=0, round_number=0)
     assert fill(loaded("sd15"), tmp_path, plan) == [4, 8, 9]
@@ -159,6 +161,7 @@ def test_a_picture_that_is_not_finite_stops_the_pool_before_it_is_written(loaded
     assert len(PoolWriter(tmp_path, CLASSES)) == 4
 
 
+@pytest.mark.slow
 def test_a_record_without_a_prompt_is_painted_from_the_empty_one(loaded, tmp_path):
     fill(loaded("sd15"), tmp_path / "none", [PoolRecord(label=0, seed=7)])
     fill(loaded("sd15"), tmp_path / "empty", [PoolRecord(label=0, seed=7, prompt="")])

@@ -123,6 +123,7 @@ def test_vision_parity_with_transformers(hidden_act):
     assert relative_error(output.pooled, expected_pooled) < 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_output_is_finite_and_close():
     images = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
     text = torch_model(transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig(**TEXT))

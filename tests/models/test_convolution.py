@@ -8,6 +8,7 @@ from flax import linen as nn
 from utilgen_jax.models.convolution import convolution, max_pool_2x2, patches_convolution
 
 
+@pytest.mark.slow
 def test_patches_give_the_convolution_and_its_gradients():
     images = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
     ours = nn.Conv(4, (3, 3), use_bias=False, conv_general_dilated=patches_convolution)

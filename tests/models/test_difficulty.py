@@ -32,6 +32,7 @@ def test_it_is_torchs_perceptron_on_label_and_difficulty():
     assert relative_error(token[:, 0], expected.detach().numpy()) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_token_follows_the_difficulty_smoothly():
     encoder = DifficultyEncoder.from_config(CONFIG, dtype=jnp.bfloat16)
     labels, difficulty = jnp.array([1]), jnp.array([0.5])

@@ -121,6 +121,7 @@ def test_every_kind_of_layer_of_the_unet_computes_what_peft_does():
     assert apply._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_text_encoder_computes_what_peft_does():
     oracle = torch_text_encoder()
     params = linen_params(oracle)

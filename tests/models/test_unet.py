@@ -108,6 +108,7 @@ def test_output_is_that_of_torch(name):
     assert relative_error(output, torch_output(oracle, **inputs)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 1])
 def test_sides_that_cannot_be_halved_evenly(padding):
     config = CONFIGS["sd21"] | {"downsample_padding": padding}
@@ -165,6 +166,7 @@ def loss_of_embeddings(gradient_checkpointing):
     return loss, embeddings, sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_keeps_less():
     kept = {}
     for name in GRADIENT_CHECKPOINTING:

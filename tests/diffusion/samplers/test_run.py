@@ -102,6 +102,7 @@ def losses(name):
     return of_one, of_each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
 def test_gradients_flow_through_the_last_steps_alone(name):
     of_one, of_each = losses(name)
