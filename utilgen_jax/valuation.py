@@ -19,11 +19,12 @@ import numpy as np
 import optax
 
 from utilgen_jax import classification
-from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, check_finite, init_bilevel, make_bilevel_update
 from utilgen_jax.classification import Recipe, TrainingSet
 from utilgen_jax.data.splits import Fold
-from utilgen_jax.models.weight_net import WeightNet
 from utilgen_jax.parallel import init_sharded, to_host
+from utilgen_jax.utility.examples import Examples
+from utilgen_jax.utility.weightings import Signals, Weighting, loss_network
 
 Params = Any
 
@@ -88,30 +89,25 @@ def value_pool(
       Weights and losses of the pool's pictures, in its order.
     """
     recipe = dataclasses.replace(recipe, steps=weight_recipe.steps)
-    weight_net: Any = WeightNet(weight_recipe.hidden)
-    losses, nets = [], []
+    weighting = loss_network(weight_recipe.hidden)
+    losses, weights = [], []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
-        state = _init_state(module, weight_net, recipe, weight_recipe, real.images.shape[1:], fold_key)
+        state = _init_state(module, weighting, recipe, weight_recipe, real.images.shape[1:], fold_key)
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
         batch_key = jax.random.fold_in(fold_key, 2)
         for step in range(recipe.steps):
             step_key = jax.random.fold_in(batch_key, step)
             state, metrics = _value_step(
-                module, weight_net, recipe, weight_recipe, state, train, pool, validation, step_key
+                module, weighting, recipe, weight_recipe, state, train, pool, validation, step_key
             )
             on_step(number * recipe.steps + step + 1, metrics)
         logits = classification.predict_logits(module, state.params, pool.images, PREDICTION_BATCH_SIZE)
-        losses.append(to_host(classification.smoothed_cross_entropy(logits, pool.labels, recipe.label_smoothing)))
-        nets.append(state.weight_params)
-
-    def weigh(params: Params, values: np.ndarray) -> np.ndarray:
-        return to_host(weight_net.apply({"params": params}, values[:, None]))
-
-    return PoolValue(
-        weights=np.mean([weigh(net, values) for net, values in zip(nets, losses, strict=True)], axis=0),
-        losses=np.mean(losses, axis=0),
-    )
+        signals = Signals(_as_examples(recipe, pool, logits.shape[-1]), jnp.asarray(logits))
+        losses.append(to_host(signals.losses))
+        weights.append(to_host(weighting.apply(state.outer["weighting"], signals)[0]))
+        check_finite(state.first_nonfinite)
+    return PoolValue(weights=np.mean(weights, axis=0), losses=np.mean(losses, axis=0))
 
 
 def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformation:
@@ -120,22 +116,27 @@ def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformati
 
 def _init_state(
     module: Any,
-    weight_net: Any,
+    weighting: Weighting,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
     image_shape: tuple[int, ...],
     key: jax.Array,
 ) -> BilevelState:
     params = classification.init_classifier(module, image_shape, jax.random.fold_in(key, 0))
-    weight_params = init_sharded(weight_net.init, jax.random.fold_in(key, 1), jnp.zeros((1, 1)))["params"]
+    outer = {"weighting": init_sharded(weighting.init, jax.random.fold_in(key, 1))}
     optimizers = classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
-    return init_sharded(lambda first, second: init_bilevel(first, second, *optimizers), params, weight_params)
+    return init_sharded(lambda first, second: init_bilevel(first, optimizers[0], second, optimizers[1]), params, outer)
 
 
-@partial(jax.jit, static_argnames=("module", "weight_net", "recipe", "weight_recipe"), donate_argnames="state")
+def _as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:
+    targets = optax.smooth_labels(jax.nn.one_hot(pictures.labels, num_classes), recipe.label_smoothing)
+    return Examples(pictures.images, targets)
+
+
+@partial(jax.jit, static_argnames=("module", "weighting", "recipe", "weight_recipe"), donate_argnames="state")
 def _value_step(
     module: Any,
-    weight_net: Any,
+    weighting: Weighting,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
     state: BilevelState,
@@ -146,30 +147,18 @@ def _value_step(
 ) -> tuple[BilevelState, BilevelMetrics]:
     """One bilevel update on a fresh batch of real and synthetic pictures; the real ones keep weight 1."""
     batch = classification.draw_batch(recipe, real, pool, key)
-    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
     size = weight_recipe.validation_batch_size
     if size:
         chosen = jax.random.choice(jax.random.fold_in(key, 3), validation.labels.shape[0], (size,))
         validation = validation.take(chosen)
 
-    def sample_losses(params: Params, batch: TrainingSet) -> jax.Array:
-        logits = module.apply({"params": params}, batch.images)
-        return classification.smoothed_cross_entropy(logits, batch.labels, recipe.label_smoothing)
+    def apply(params: Params, images: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, images)
 
-    def sample_weights(weight_params: Params, losses: jax.Array, batch: TrainingSet) -> jax.Array:
-        del batch
-        raw = weight_net.apply({"params": weight_params}, losses[:, None])
-        # Of mean 1 over the synthetic pictures, as in the final training: what is learnt is which of them, not how
-        # much of all. Without it "all weights up", which helps early on, drowns the rest (a toy problem with wrong
-        # labels: AUC 0.3-0.6 on one seed of three; with it 0.93-1.0 on all).
-        mean = jnp.sum(raw * is_synthetic) / jnp.sum(is_synthetic)
-        return jnp.where(is_synthetic, raw / mean, 1.0)
-
+    num_classes = jax.eval_shape(apply, state.params, batch.images).shape[-1]
+    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
     update = make_bilevel_update(
-        sample_losses,
-        sample_weights,
-        lambda params, validation: jnp.mean(sample_losses(params, validation)),
-        classification.make_optimizer(recipe),
-        _weight_optimizer(weight_recipe),
+        apply, weighting, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
     )
-    return update(state, batch, validation)
+    examples = dataclasses.replace(_as_examples(recipe, batch, num_classes), is_weighted=is_synthetic)
+    return update(state, examples, _as_examples(recipe, validation, num_classes))

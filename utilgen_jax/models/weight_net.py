@@ -1,7 +1,6 @@
 """The weight allocation network: what a sample's loss says about its worth."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 
@@ -18,4 +17,4 @@ class WeightNet(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Returns weights float32 [B] in [0, 1] of features float32 [B, F]; for UtilGen the one feature is the loss."""
         hidden = nn.relu(nn.Dense(self.hidden, name="hidden")(features))
-        return nn.sigmoid(nn.Dense(1, name="output")(hidden))[:, 0].astype(jnp.float32)
+        return nn.sigmoid(nn.Dense(1, name="output")(hidden))[:, 0]

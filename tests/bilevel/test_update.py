@@ -1,0 +1,428 @@
+import dataclasses
+from functools import cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
+from utilgen_jax.classification import Recipe, make_optimizer
+from utilgen_jax.hypergradients import ESTIMATORS
+from utilgen_jax.utility.examples import Examples, concatenate
+from utilgen_jax.utility.weightings import (
+    Signals,
+    Weighting,
+    feature_network,
+    loss_network,
+    relative_weights,
+    saflex,
+    uniform,
+)
+
+RECIPE = Recipe(
+    steps=20,
+    batch_size=8,
+    synthetic_fraction=0.5,
+    learning_rate=0.05,
+    weight_decay=0.1,
+    label_smoothing=0.0,
+    max_shift=0,
+)
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "nesterov, clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+    "the classifier's": make_optimizer(RECIPE),
+}
+NUM_CLASSES, WIDTH = 3, 4
+# One free weight an example: the outer gradient is then the hypergradient of the weights themselves.
+FREE = Weighting(init=lambda key: jnp.ones(8), apply=lambda params, signals: (params, signals.examples.targets))
+NETWORK = loss_network(5)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def apply(params, inputs):
+    return jnp.tanh(inputs @ params["in"] + params["bias"]) @ params["out"]
+
+
+def generate(policy, requests):
+    """Stands for a generator: noise and label to inputs, through parameters."""
+    noise, labels = requests
+    inputs = jnp.tanh(noise @ policy["mix"]) + policy["means"][labels]
+    return Examples(inputs, jax.nn.one_hot(labels, NUM_CLASSES, dtype=inputs.dtype))
+
+
+def draw(rng, *shape):
+    inputs = jnp.asarray(rng.normal(size=(*shape, WIDTH)))
+    targets = jax.nn.one_hot(rng.integers(NUM_CLASSES, size=shape), NUM_CLASSES, dtype=inputs.dtype)
+    return Examples(inputs, targets)
+
+
+@cache
+def world():
+    """Parameters of both levels, a batch of 8, 6 requests, and 5 validation examples."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        params = {"in": rng.normal(size=(WIDTH, 6)), "bias": rng.normal(size=6), "out": rng.normal(size=(6, 3))}
+        policy = {"mix": rng.normal(size=(2, WIDTH)), "means": rng.normal(size=(NUM_CLASSES, WIDTH))}
+        weighting = jax.tree.map(
+            lambda leaf: rng.normal(size=leaf.shape), jax.eval_shape(NETWORK.init, jax.random.key(0))
+        )
+        requests = jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.integers(NUM_CLASSES, size=6))
+        return SimpleNamespace(
+            params=jax.tree.map(jnp.asarray, params),
+            outer=jax.tree.map(jnp.asarray, {"weighting": weighting, "policy": policy}),
+            examples=draw(rng, 8),
+            validation=draw(rng, 5),
+            requests=requests,
+        )
+
+
+def moved_state(optimizer, outer, outer_optimizer=None):
+    """A state whose classifier has gone some steps, so that moments and schedule are not at zero."""
+    it = world()
+    outer_optimizer = outer_optimizer or optax.sgd(1.0)  # old minus new is then the outer gradient
+    state = init_bilevel(it.params, optimizer, outer, outer_optimizer)
+    update = jax.jit(make_bilevel_update(apply, uniform(), optimizer, outer_optimizer))
+    for _ in range(3):
+        state, _ = update(state, it.examples)
+    return state
+
+
+def step_with(optimizer, state, examples, weights, targets=None):
+    """The classifier after a step with weights that are numbers: nothing is differentiated through anything."""
+    targets = examples.targets if targets is None else targets
+
+    def loss(params):
+        return jnp.mean(weights * optax.softmax_cross_entropy(apply(params, examples.inputs), targets))
+
+    updates, _ = optimizer.update(jax.grad(loss)(state.params), state.optimizer_state, state.params)
+    return optax.apply_updates(state.params, updates)
+
+
+def validation_loss(params):
+    it = world()
+    return jnp.mean(optax.softmax_cross_entropy(apply(params, it.validation.inputs), it.validation.targets))
+
+
+def flat(tree):
+    return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
+
+
+def assert_close(found, expected, rtol=1e-9):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_gradient_to_weighting_and_policy_is_that_of_central_differences(name):
+    # Real examples of weight 1, generated ones weighed by a network that sees their losses as they are at first.
+    optimizer, it = OPTIMIZERS[name], world()
+    real = dataclasses.replace(it.examples, is_weighted=jnp.zeros(8, bool))
+    state = moved_state(optimizer, it.outer)
+    before = generate(it.outer["policy"], it.requests)
+    losses = optax.softmax_cross_entropy(apply(state.params, before.inputs), before.targets)
+    vector, unravel = jax.flatten_util.ravel_pytree(it.outer)
+
+    @jax.jit
+    def value(vector):
+        outer = unravel(vector)
+        generated = generate(outer["policy"], it.requests)
+        hidden = jax.nn.relu(
+            losses[:, None] @ outer["weighting"]["hidden"]["kernel"] + outer["weighting"]["hidden"]["bias"]
+        )
+        raw = jax.nn.sigmoid(hidden @ outer["weighting"]["output"]["kernel"] + outer["weighting"]["output"]["bias"])[
+            :, 0
+        ]
+        weights = jnp.concatenate([jnp.ones(8), raw / raw.mean()])
+        return validation_loss(step_with(optimizer, state, concatenate(real, generated), weights))
+
+    size = 2e-5
+    differences = [value(vector + size * one) - value(vector - size * one) for one in np.eye(len(vector))]
+    expected = np.array(differences) / (2 * size)
+
+    update = make_bilevel_update(apply, NETWORK, optimizer, optax.sgd(1.0), generate=generate)
+    new, metrics = jax.jit(update)(state, real, it.validation, it.requests)
+    found = vector - flat(new.outer)
+    for part in (slice(0, 20), slice(20, None)):  # policy, weighting
+        assert np.linalg.norm(expected[part]) > 1e-6
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.linalg.norm(expected))
+    np.testing.assert_allclose(metrics.validation_loss, value(vector), rtol=1e-12)
+    np.testing.assert_allclose(metrics.losses[8:], losses, rtol=1e-12)
+    np.testing.assert_array_equal(metrics.weights[:8], np.ones(8))
+    np.testing.assert_allclose(np.mean(metrics.weights[8:]), 1.0)
+    assert new.step == state.step + 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_more_weight_on_an_example_of_positive_utility_lowers_the_validation_loss(name):
+    optimizer, it = OPTIMIZERS[name], world()
+    state = moved_state(optimizer, {})
+    update = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0))
+    new, metrics = jax.jit(update)(state, it.examples, it.validation)
+    assert_close(new.params, step_with(optimizer, state, it.examples, jnp.ones(8)))
+    assert (metrics.utilities > 0).any() and (metrics.utilities < 0).any()
+
+    @jax.jit
+    def change(nudges):
+        return validation_loss(step_with(optimizer, state, it.examples, jnp.ones(8) + nudges)) - metrics.validation_loss
+
+    for one, utility in zip(np.eye(8), metrics.utilities, strict=True):
+        assert np.sign(change(1e-3 * one)) == -np.sign(utility)
+        np.testing.assert_allclose(
+            (change(1e-4 * one) - change(-1e-4 * one)) / 2e-4, -utility / 8, rtol=1e-4, atol=1e-9
+        )
+
+
+def test_no_gradient_reaches_the_classifier_through_the_weights():
+    optimizer, it = OPTIMIZERS["sgd"], world()
+    state = moved_state(optimizer, {"weighting": it.outer["weighting"]})
+    update = make_bilevel_update(apply, NETWORK, optimizer, optax.sgd(1.0))
+    new, metrics = update(state, it.examples, it.validation)
+    assert_close(new.params, step_with(optimizer, state, it.examples, metrics.weights))
+
+    def leaking(params):
+        logits = apply(params, it.examples.inputs)
+        raw, _ = NETWORK.apply(state.outer["weighting"], Signals(it.examples, logits))
+        losses = optax.softmax_cross_entropy(logits, it.examples.targets)
+        return jnp.mean(relative_weights(raw, it.examples.weighted) * losses)
+
+    leak = jax.grad(leaking)(state.params)["out"]
+    assert np.abs(np.asarray(state.params["out"] - new.params["out"]) / 0.1 - leak).max() > 1e-3
+
+
+def test_without_validation_the_outer_level_stays():
+    optimizer, it = OPTIMIZERS["the classifier's"], world()
+    state = moved_state(optimizer, it.outer)
+    update = make_bilevel_update(apply, NETWORK, optimizer, optax.adam(0.1), generate=generate)
+    new, metrics = jax.jit(update)(state, it.examples, None, it.requests)
+    assert_close(new.outer, state.outer, rtol=0)
+    assert metrics.validation_loss is None and metrics.utilities is None
+    everything = concatenate(it.examples, generate(it.outer["policy"], it.requests))
+    assert_close(new.params, step_with(optimizer, state, everything, metrics.weights))
+    # Both sorts are weighed here, the given and the generated.
+    assert metrics.weights.shape == (14,) and np.ptp(metrics.weights[:8]) > 0.01
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_reaches_weights_and_policy(name):
+    # At a small step, one step of lookahead and the series' first term are the same up to the optimiser's rate.
+    options = {"implicit": {"num_terms": 1, "step_size": 1e-3}, "finite_difference": {"epsilon": 1e-4}}
+    optimizer, it = optax.sgd(1e-3), world()
+    state = moved_state(optimizer, it.outer)
+    new = {}
+    for estimator in ("unrolled", name):
+        update = make_bilevel_update(
+            *(apply, NETWORK, optimizer, optax.sgd(1.0)),
+            generate=generate,
+            estimator=partial(ESTIMATORS[estimator], **options.get(estimator, {})),
+        )
+        new[estimator], _ = update(state, it.examples, it.validation, it.requests)
+    exact, found = (flat(state.outer) - flat(new[each].outer) for each in ("unrolled", name))
+    np.testing.assert_allclose(found, exact, atol=0.01 * np.abs(exact).max())
+    assert np.abs(exact[:20]).max() > 1e-6
+
+
+def test_microbatches_change_nothing():
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
+    state = moved_state(optimizer, it.outer)
+    requests = jax.tree.map(lambda leaf: leaf[:4], it.requests)
+    results = {}
+    for number in (1, 3):
+        update = make_bilevel_update(
+            apply, NETWORK, optimizer, optax.sgd(0.1), generate=generate, num_microbatches=number
+        )
+        results[number] = jax.jit(update)(state, it.examples, it.validation, requests)
+    assert_close(results[3], results[1])
+    with pytest.raises(ValueError, match="a batch of 14 does not divide into 3 microbatches"):
+        update(state, it.examples, it.validation, it.requests)
+
+
+def test_several_inner_steps_are_looked_through_together():
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
+    state = moved_state(optimizer, it.outer)
+    rng = np.random.default_rng(3)
+    examples = draw(rng, 2, 4)
+    requests = jax.tree.map(lambda leaf: leaf.reshape(2, 3, *leaf.shape[1:]), it.requests)
+    outer_optimizer = optax.sgd(1.0)
+    update = make_bilevel_update(apply, NETWORK, optimizer, outer_optimizer, generate=generate, num_inner_steps=2)
+    new, metrics = jax.jit(update)(state, examples, it.validation, requests)
+    assert new.step == state.step + 2 and metrics.losses.shape == (7,)
+
+    single = make_bilevel_update(apply, NETWORK, optimizer, outer_optimizer, generate=generate)
+
+    def value(outer):
+        one = dataclasses.replace(state, outer=outer)
+        for index in range(2):
+            batch, asked = jax.tree.map(lambda leaf, index=index: leaf[index], (examples, requests))
+            one, _ = single(one, batch, None, asked)
+        return validation_loss(one.params), one.params
+
+    loss, params = value(state.outer)
+    np.testing.assert_allclose(metrics.validation_loss, loss, rtol=1e-10)
+    assert_close(new.params, params)
+    # Forwards through both steps, where the update goes backwards: but for the detached losses the same.
+    assert_close(
+        jax.tree.map(jnp.subtract, state.outer, new.outer), jax.grad(lambda outer: value(outer)[0])(state.outer)
+    )
+
+    plain, _ = jax.jit(update)(state, examples, None, requests)
+    assert_close(plain.params, params)
+    with pytest.raises(ValueError, match="num_inner_steps must be 1"):
+        make_bilevel_update(apply, saflex(), optimizer, outer_optimizer, num_inner_steps=2)
+
+
+def test_the_average_follows_the_parameters():
+    it, optimizer = world(), OPTIMIZERS["sgd"]
+    state = init_bilevel(it.params, optimizer, {}, optax.sgd(1.0), ema=True)
+    update = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0), ema_decay=0.7)
+    first, _ = update(state, it.examples)
+    second, _ = update(first, it.examples)
+    expected = jax.tree.map(
+        lambda zero, one, two: 0.49 * zero + 0.21 * one + 0.3 * two, it.params, first.params, second.params
+    )
+    assert_close(second.ema_params, expected)
+
+
+def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
+    state = moved_state(optimizer, {})
+    weighting = saflex(temperature=0.7)
+    update = make_bilevel_update(apply, weighting, optimizer, optax.sgd(1.0))
+    new, metrics = jax.jit(update)(state, it.examples, it.validation)
+
+    plain, at_uniform = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0))(
+        state, it.examples, it.validation
+    )
+    np.testing.assert_allclose(metrics.utilities, at_uniform.utilities, rtol=1e-8)
+    np.testing.assert_allclose(metrics.validation_loss, at_uniform.validation_loss, rtol=1e-10)
+    # Π by its definition: the hypergradient of free targets, one differentiation each.
+
+    def loss_of(targets):
+        return validation_loss(step_with(optimizer, state, it.examples, jnp.ones(8), targets))
+
+    matrix = -8 * jax.grad(loss_of)(it.examples.targets)
+    weights, targets = weighting.apply({}, Signals(it.examples, apply(state.params, it.examples.inputs), matrix))
+    expected = step_with(optimizer, state, it.examples, relative_weights(weights, jnp.ones(8, bool)), targets)
+    assert_close(new.params, expected)
+    assert np.abs(flat(new.params) - flat(plain.params)).max() > 1e-3
+    # What it is for: the step with its labels does more for the validation loss than the one with the given ones.
+    assert validation_loss(new.params) < metrics.validation_loss
+
+
+def test_saflex_and_a_policy_go_together():
+    optimizer, it = OPTIMIZERS["sgd"], world()
+    state = moved_state(optimizer, {"policy": it.outer["policy"]})
+    update = make_bilevel_update(apply, saflex(), optimizer, optax.sgd(0.5), generate=generate)
+    new, _ = jax.jit(update)(state, None, it.validation, it.requests)
+    # With weights and labels held, a step of the policy along the gradient makes the classifier's step better.
+    again, _ = jax.jit(update)(dataclasses.replace(state, outer=new.outer), None, it.validation, it.requests)
+    assert validation_loss(again.params) < validation_loss(new.params)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "finite"),
+    [(optax.adam(0.1, eps_root=1e-8), True), (make_optimizer(RECIPE), True), (optax.adam(0.1), False)],
+)
+def test_parameters_whose_gradient_is_zero_need_eps_root(optimizer, finite):
+    # As a LoRA at its start: the second factor is zero, so the gradient of the first is exactly zero.
+    it = world()
+    params = it.params | {"down": jnp.ones((WIDTH, 2)), "up": jnp.zeros((2, 6))}
+
+    def with_lora(params, inputs):
+        return apply(params | {"in": params["in"] + params["down"] @ params["up"]}, inputs)
+
+    update = make_bilevel_update(with_lora, NETWORK, optimizer, optax.sgd(1.0))
+    state = init_bilevel(params, optimizer, {"weighting": it.outer["weighting"]}, optax.sgd(1.0))
+    new, _ = jax.jit(update)(state, it.examples, it.validation)
+    if finite:
+        check_finite(new.first_nonfinite)
+    else:
+        with pytest.raises(
+            FloatingPointError, match="step 0: NaN or infinity in outer gradient, then weighting/hidden"
+        ):
+            check_finite(new.first_nonfinite)
+
+
+def test_half_precision_logits_are_weighed_in_float32():
+    it = world()
+
+    def half(params, inputs):
+        return apply(*jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, inputs)))
+
+    params, outer, examples, validation = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32),
+        (it.params, {"weighting": it.outer["weighting"]}, it.examples, it.validation),
+    )
+    state = init_bilevel(params, OPTIMIZERS["sgd"], outer, optax.sgd(1.0))
+    results = [
+        jax.jit(make_bilevel_update(function, NETWORK, OPTIMIZERS["sgd"], optax.sgd(1.0)))(state, examples, validation)
+        for function in (half, apply)
+    ]
+    (low, low_metrics), (full, full_metrics) = results
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((low.params, low.outer, low_metrics)))
+    np.testing.assert_allclose(low_metrics.validation_loss, full_metrics.validation_loss, rtol=0.02)
+    ours, theirs = (flat(outer) - flat(state.outer) for state in (low, full))
+    assert 1e-5 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 0.2
+
+
+def test_fifty_steps_compile_once_with_and_once_without_validation_on_donated_buffers():
+    traces = []
+    it = world()
+
+    def counted(params, inputs):
+        traces.append(None)
+        return apply(params, inputs)
+
+    optimizer, outer_optimizer = OPTIMIZERS["the classifier's"], optax.adam(0.01)
+    update = make_bilevel_update(counted, NETWORK, optimizer, outer_optimizer, generate=generate)
+    in_place = jax.jit(update, donate_argnums=0)
+    state = init_bilevel(
+        jax.tree.map(jnp.copy, it.params), optimizer, jax.tree.map(jnp.copy, it.outer), outer_optimizer
+    )
+    seen = []
+    for step in range(50):
+        before = state
+        state, _ = in_place(state, it.examples, it.validation if step % 5 == 0 else None, it.requests)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+        seen.append(len(traces))
+    assert seen[1] > seen[0] and set(seen[1:]) == {seen[1]}
+    check_finite(state.first_nonfinite)
+
+
+def test_one_and_eight_devices_agree():
+    # In float32: the order of additions differs. Eight examples and requests, one of each a device.
+    it = world()
+    requests = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:2]]), it.requests)
+    validation = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:3]]), it.validation)
+    optimizer, outer_optimizer = OPTIMIZERS["nesterov, clipped"], optax.sgd(1.0)
+    weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES, 5)
+    update = make_bilevel_update(apply, weighting, optimizer, outer_optimizer, generate=generate)
+    outer = it.outer | {"weighting": weighting.init(jax.random.key(0))}
+
+    def run(mesh):
+        arrays = (it.params, outer, it.examples, validation, requests)
+        arrays = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, arrays)
+        arrays = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P()))
+        with jax.set_mesh(mesh):
+            params, outer_here, *data = arrays
+            step = jax.jit(update, donate_argnums=0)
+            state = jax.jit(lambda: init_bilevel(params, optimizer, outer_here, outer_optimizer))()
+            for _ in range(3):
+                state, metrics = step(state, *data)
+            program = step.lower(state, *data).compile().as_text()
+        return jax.device_get((state, metrics)), program
+
+    meshes = [
+        jax.make_mesh((count, 1), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:count])
+        for count in (1, 8)
+    ]
+    (one, _), (eight, program) = map(run, meshes)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), eight, one)
+    assert "all-reduce" in program  # the work was parted, not repeated

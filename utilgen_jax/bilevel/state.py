@@ -1,0 +1,106 @@
+"""The state of the bilevel update, and what an update tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from utilgen_jax.bilevel.finite import no_steps, tensor_groups
+
+Params = Any
+
+
+@struct.dataclass
+class BilevelState:
+    """Both levels, from `init_bilevel`.
+
+    Attributes:
+      step: inner steps done, int32.
+      params: the classifier's θ.
+      optimizer_state: of its optimiser.
+      outer: {'weighting': ψ, 'policy': φ}; either may be missing.
+      outer_optimizer_state: of the optimiser of `outer`.
+      ema_params: exponential moving average of θ, or None.
+      first_nonfinite: by tensor group, the first step at which it was not finite or -1; see `check_finite`.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer_state: optax.OptState
+    outer: dict[str, Params]
+    outer_optimizer_state: optax.OptState
+    ema_params: Params | None
+    first_nonfinite: dict[str, jax.Array]
+
+
+@struct.dataclass
+class BilevelMetrics:
+    """What one update saw, before it. The batch is the examples and after them the generated ones.
+
+    Attributes:
+      train_loss: scalar, the weighted loss of the batch; of several inner steps, of the first one's.
+      validation_loss: scalar, after the inner steps (of a weighting that needs influence and learns nothing: after the
+        plain step that it looks ahead); None without validation.
+      losses: float32 [B], with the labels as they came.
+      weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
+      utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
+        loss. It is what all objectives of the generator maximise; None without validation.
+    """
+
+    train_loss: jax.Array
+    validation_loss: jax.Array | None
+    losses: jax.Array
+    weights: jax.Array
+    utilities: jax.Array | None
+
+
+def init_bilevel(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    outer: dict[str, Params],
+    outer_optimizer: optax.GradientTransformation,
+    ema: bool = False,
+) -> BilevelState:
+    """The state before the first update.
+
+    Args:
+      params: of the classifier.
+      optimizer: its.
+      outer: {'weighting': `weighting.init(key)`, 'policy': ...}; what is not there is not learnt.
+      outer_optimizer: of `outer` as a whole.
+      ema: keep a moving average of the parameters; it starts at their copy.
+    """
+    return BilevelState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer_state=optimizer.init(params),
+        outer=outer,
+        outer_optimizer_state=outer_optimizer.init(outer),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        first_nonfinite=no_steps(watched(params, outer)),
+    )
+
+
+def watched(
+    params: Params,
+    outer: dict[str, Params],
+    *,
+    inputs: Any = 0.0,
+    losses: Any = 0.0,
+    weights: Any = 0.0,
+    validation_loss: Any = 0.0,
+    gradient: Any = 0.0,
+) -> dict[str, list[jax.Array]]:
+    """The tensor groups that are watched for NaN and infinity; what a step does not compute is left out."""
+    seen = {
+        "generated inputs": inputs,
+        "losses": losses,
+        "weights": weights,
+        "validation loss": validation_loss,
+        "outer gradient": gradient,
+    }
+    return {name: jax.tree.leaves(tree) for name, tree in seen.items()} | tensor_groups({"params": params, **outer})

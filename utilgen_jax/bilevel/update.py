@@ -1,0 +1,183 @@
+"""The update itself.
+
+With classifier parameters θ, weighting ψ and policy φ, a batch of given examples and of those that φ generates,
+
+    θ' = θ - step(∇_θ Σ_i w_i(ψ) ℓ(f(x_i(φ); θ), y_i) / B),      (ψ, φ) ← (ψ, φ) - step(∇ L_val(θ')).
+
+The outer gradient first reaches the levers: weights and generated inputs. From the inputs it is pulled back through the
+generator, which therefore runs once and is differentiated once, whatever the estimator. θ' is also the classifier's new
+state, not computed again with the new ψ and φ (as Meta-Weight-Net does, Shu et al. 2019): one forward and backward pass
+less, and the two differ by one outer step.
+
+Nothing in here knows a config or a generator; everything comes in as functions over pytrees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from utilgen_jax.bilevel.finite import note_nonfinite
+from utilgen_jax.bilevel.losses import InnerBatch, Levers, make_inner_loss, make_outer_loss, make_predict
+from utilgen_jax.bilevel.state import BilevelMetrics, BilevelState, watched
+from utilgen_jax.hypergradients import Bilevel, Estimator, Hypergradient, inner_step, unrolled
+from utilgen_jax.utility.examples import Examples
+from utilgen_jax.utility.influence import Apply, influence
+from utilgen_jax.utility.weightings import Weighting
+
+Params = Any
+Requests = Any
+Update = Callable[..., tuple[BilevelState, BilevelMetrics]]
+
+
+def make_bilevel_update(
+    apply: Apply,
+    weighting: Weighting,
+    optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    generate: Callable[[Params, Requests], Examples] | None = None,
+    estimator: Estimator = unrolled,
+    num_inner_steps: int = 1,
+    num_microbatches: int = 1,
+    ema_decay: float = 0.999,
+) -> Update:
+    """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
+
+    Args:
+      apply: (classifier params, inputs) -> logits [B, K], in any dtype; losses are float32. Batch statistics, if it has
+        any, must be frozen in it.
+      weighting: see `utility.weightings`; what it learns is `state.outer['weighting']`.
+      optimizer: of the classifier; any optax transformation, the outer gradient goes through its update. Adam's kin
+        need `eps_root` > 0, or a gradient of exactly zero makes NaN.
+      outer_optimizer: of weighting and policy together; `optax.partition` gives each its own.
+      generate: (policy, requests) -> examples, differentiable in the policy, which is `state.outer['policy']`.
+      estimator: of the hypergradient, see `hypergradients`.
+      num_inner_steps: K, inner steps an update; more than one needs an estimator that looks through them, and a leading
+        axis [K, ...] of examples and requests.
+      num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is that
+        of the whole batch, for one more forward pass or two.
+      ema_decay: of `state.ema_params`, where the state has them.
+
+    Returns:
+      update(state, examples, validation=None, requests=None) -> (new state, `BilevelMetrics`). Without validation it is
+      the inner step alone: pass validation every m-th time to update the outer level every m steps. (That makes two
+      programs; one with a condition in it would meet XLA's slow path for convolutions on CPU.) Without requests
+      nothing is generated; with some, examples may be None.
+
+    Raises:
+      ValueError: the settings do not suit each other.
+    """
+    if weighting.needs_influence and num_inner_steps > 1:
+        raise ValueError("a weighting that needs influence looks one step ahead: num_inner_steps must be 1")
+    predict_batch = make_predict(apply, num_microbatches)
+    problem = Bilevel(make_inner_loss(apply, weighting, num_microbatches), make_outer_loss(apply), optimizer)
+
+    def update(
+        state: BilevelState,
+        examples: Examples | None,
+        validation: Examples | None = None,
+        requests: Requests | None = None,
+    ) -> tuple[BilevelState, BilevelMetrics]:
+        generated, pull_back = _generate(generate, state.outer.get("policy"), requests, num_inner_steps)
+        if num_inner_steps == 1:
+            examples = jax.tree.map(lambda leaf: leaf[None], examples)
+        size = sum(part.targets.shape[1] for part in (examples, generated) if part is not None)
+        levers = Levers(
+            weighting=state.outer.get("weighting", {}),
+            inputs=None if generated is None else generated.inputs,
+            nudges=jnp.zeros((num_inner_steps, size), jnp.result_type(*jax.tree.leaves(state.params), jnp.float32)),
+        )
+        batches = InnerBatch(jnp.arange(num_inner_steps), examples, generated)
+        start = (state.params, state.optimizer_state)
+        utilities = gradient = None
+        if num_inner_steps == 1:
+            # Before the step: an estimator may evaluate the inner loss elsewhere, and what is detached must not move.
+            batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(levers.inputs)
+            batches = dataclasses.replace(batches, logits=predict_batch(state.params, batch.inputs)[None])
+        if weighting.needs_influence and validation is not None:
+            ahead = influence(apply, optimizer, *start, batch, validation)
+            batches = dataclasses.replace(batches, influence=ahead.matrix[None])
+            utilities = jnp.sum(batch.targets * ahead.matrix, -1)
+
+        new = dataclasses.replace(state, step=state.step + num_inner_steps)
+        if validation is None:
+            found = _inner_steps(problem, levers, *start, batches)
+        elif utilities is not None and not jax.tree.leaves(state.outer):
+            # The influence has told all there is to know; nothing is learnt from the validation loss itself.
+            found = _inner_steps(problem, levers, *start, batches)
+            found = dataclasses.replace(found, outer_loss=ahead.validation_loss)
+        else:
+            found = estimator(problem, levers, *start, batches, validation)
+            utilities = -size * found.gradient.nudges[0]
+            gradient = jax.tree.map(jnp.zeros_like, state.outer) | {"weighting": found.gradient.weighting}
+            if pull_back is not None:
+                (gradient["policy"],) = pull_back(found.gradient.inputs)
+            gradient = {name: gradient[name] for name in state.outer}
+            updates, outer_optimizer_state = outer_optimizer.update(gradient, state.outer_optimizer_state, state.outer)
+            outer = optax.apply_updates(state.outer, updates)
+            new = dataclasses.replace(new, outer=outer, outer_optimizer_state=outer_optimizer_state)
+
+        losses, weights = found.auxiliary
+        seen = watched(
+            found.params,
+            new.outer,
+            inputs=levers.inputs,
+            losses=losses,
+            weights=weights,
+            validation_loss=found.outer_loss,
+            gradient=gradient,
+        )
+        new = dataclasses.replace(
+            new,
+            params=found.params,
+            optimizer_state=found.optimizer_state,
+            ema_params=_average(state.ema_params, found.params, ema_decay),
+            first_nonfinite=note_nonfinite(state.first_nonfinite, seen, state.step),
+        )
+        return new, BilevelMetrics(found.inner_loss, found.outer_loss, losses, weights, utilities)
+
+    return update
+
+
+def _generate(
+    generate: Callable[[Params, Requests], Examples] | None, policy: Params, requests: Requests, num_inner_steps: int
+) -> tuple[Examples | None, Callable[[Any], tuple[Params]] | None]:
+    """Generated examples [K, M, ...], and what pulls a gradient of their inputs back to the policy."""
+    if requests is None:
+        return None, None
+    if generate is None:
+        raise ValueError("requests need a `generate` that fulfils them")
+    if num_inner_steps > 1:
+        requests = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), requests)
+
+    def paint(policy: Params) -> tuple[Any, Examples]:
+        examples = generate(policy, requests)
+        examples = jax.tree.map(lambda leaf: leaf.reshape(num_inner_steps, -1, *leaf.shape[1:]), examples)
+        return examples.inputs, examples
+
+    _, pull_back, generated = jax.vjp(paint, policy, has_aux=True)
+    return generated, pull_back
+
+
+def _inner_steps(
+    problem: Bilevel, levers: Levers, params: Params, optimizer_state: optax.OptState, batches: InnerBatch
+) -> Hypergradient:
+    """The inner steps without an outer level, in the form of an estimator's answer."""
+    seen = []
+    for index in range(batches.index.shape[0]):
+        batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
+        params, optimizer_state, loss, auxiliary = inner_step(problem, levers, params, optimizer_state, batch)
+        seen.append((loss, auxiliary))
+    loss, auxiliary = seen[0]
+    return Hypergradient(None, None, params, optimizer_state, loss, auxiliary)
+
+
+def _average(average: Params | None, params: Params, decay: float) -> Params | None:
+    """Polyak averaging; None stays None."""
+    return None if average is None else optax.incremental_update(params, average, 1.0 - decay)

@@ -1,0 +1,17 @@
+"""Weightings: what each example of a batch counts, and under which label; each usable in any training loop."""
+
+from utilgen_jax.utility.weightings.networks import FEATURES, feature_network, loss_network
+from utilgen_jax.utility.weightings.saflex import saflex
+from utilgen_jax.utility.weightings.uniform import uniform
+from utilgen_jax.utility.weightings.weighting import Signals, Weighting, relative_weights
+
+__all__ = [
+    "FEATURES",
+    "Signals",
+    "Weighting",
+    "feature_network",
+    "loss_network",
+    "relative_weights",
+    "saflex",
+    "uniform",
+]
