@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.convolution import max_pool_2x2, patches_convolution
+from utilgen_jax.models.resnet import RESNETS, build_resnet
 
 
 class SmallCNN(nn.Module):
@@ -42,17 +43,45 @@ class SmallCNN(nn.Module):
         return nn.Dense(self.num_classes, name="head")(hidden).astype(jnp.float32)
 
 
-CLASSIFIERS: dict[str, Any] = {"small_cnn": SmallCNN}
+class MLP(nn.Module):
+    """A perceptron with two hidden layers, for features in a table and for comparisons.
+
+    Attributes:
+      num_classes: K.
+      width: units of each hidden layer.
+    """
+
+    num_classes: int
+    width: int = 512
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns logits float32 [B, K] of inputs float32 [B, ...], pictures or rows of a table."""
+        hidden = inputs.reshape(len(inputs), -1)
+        for index in range(2):
+            hidden = nn.relu(nn.Dense(self.width, name=f"hidden.{index}")(hidden))
+        return nn.Dense(self.num_classes, name="head")(hidden).astype(jnp.float32)
+
+
+CLASSIFIERS: dict[str, Any] = {"small_cnn": SmallCNN, "mlp": MLP}
 
 
 def build_classifier(name: str, num_classes: int, width: int, image_size: int) -> nn.Module:
     """Makes a classifier by name.
 
+    Args:
+      name: a key of `CLASSIFIERS` or `RESNETS`.
+      num_classes: K.
+      width: of those in `CLASSIFIERS`; the residual networks have their own.
+      image_size: side of the pictures in pixels.
+
     Raises:
       InputError: the name is unknown, or the pictures' size does not suit the network.
     """
+    if name in RESNETS:
+        return build_resnet(name, num_classes)
     if name not in CLASSIFIERS:
-        raise InputError(f"config.classifier.name={name!r} is not one of {', '.join(CLASSIFIERS)}")
+        raise InputError(f"config.classifier.name={name!r} is not one of {', '.join((*CLASSIFIERS, *RESNETS))}")
     if image_size < 8 or image_size % 8:
         raise InputError(f"config.data.image_size={image_size}: {name} takes multiples of 8")
     if width % 8:

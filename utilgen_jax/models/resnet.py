@@ -1,0 +1,209 @@
+"""Residual networks (He et al. 2015, arXiv 1512.03385), CIFAR's and ImageNet's, under the names of their torch kin.
+
+The CIFAR kind is called as in github.com/akamaster/pytorch_resnet_cifar10, the ImageNet kind as in torchvision, so that
+either's checkpoint is read by the rule of `weights.torch_names`. Convolutions are XLA's own: on a CPU, ResNet-20's
+gradient (batch 64) took 0.40 s with them and 0.41 s with the weight gradient as a product over patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from utilgen_jax.errors import InputError
+
+STATISTICS = "batch_stats"
+_EPSILON = 1e-5
+_he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with given statistics, which no step changes: they are variables of the collection `STATISTICS`.
+
+    A lookahead, a validation pass or a JVP with the statistics of its own batch would let the pictures of a batch, and
+    the passes of a bilevel step, see one another.
+
+    Attributes:
+      dtype: of the result.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps [..., C] to [..., C]: (x - running_mean) / sqrt(running_var + 1e-5) · scale + bias."""
+        channels = inputs.shape[-1:]
+        mean = self.variable(STATISTICS, "running_mean", jnp.zeros, channels).value
+        variance = self.variable(STATISTICS, "running_var", jnp.ones, channels).value
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        factor = scale * jax.lax.rsqrt(variance + _EPSILON)
+        return ((inputs - mean) * factor + bias).astype(self.dtype)
+
+
+def _group_norm(dtype: Any, name: str) -> Callable[[jax.Array], jax.Array]:
+    """32 groups (Wu and He 2018), fewer where a group would have fewer than 8 channels."""
+
+    def normalize(inputs: jax.Array) -> jax.Array:
+        num_groups = max(min(32, inputs.shape[-1] // 8), 1)
+        return nn.GroupNorm(num_groups, epsilon=_EPSILON, dtype=dtype, name=name)(inputs)
+
+    return normalize
+
+
+NORMS: Mapping[str, Callable[[Any, str], Callable[[jax.Array], jax.Array]]] = {
+    "group": _group_norm,
+    "batch": lambda dtype, name: FrozenBatchNorm(dtype, name=name),
+}
+
+
+def _convolution(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+    """As torch pads it: (size - 1) / 2 on each side, whatever the stride."""
+    margin = ((size - 1) // 2,) * 2
+    return nn.Conv(
+        features, (size, size), stride, (margin, margin), use_bias=False, dtype=dtype, kernel_init=_he_init, name=name
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions (He et al. 2015, figure 5, left).
+
+    Attributes:
+      width: channels of the result.
+      stride: of the first convolution.
+      projects: a shortcut of another shape is a 1×1 convolution (option B); else it is subsampled and padded with zero
+        channels on both sides (option A).
+      norm: see `NORMS`.
+      dtype: of the activations.
+    """
+
+    width: int
+    stride: int
+    projects: bool
+    norm: str
+    dtype: Any
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, width]."""
+        conv, norm = partial(_convolution, dtype=self.dtype), partial(NORMS[self.norm], self.dtype)
+        hidden = nn.relu(norm("bn1")(conv(self.width, 3, self.stride, name="conv1")(inputs)))
+        hidden = norm("bn2")(conv(self.width, 3, 1, name="conv2")(hidden))
+        return nn.relu(hidden + _shortcut(self, inputs))
+
+
+class BottleneckBlock(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions (He et al. 2015, figure 5, right), the stride in the middle one as in torchvision.
+
+    Attributes: as `BasicBlock`'s; the result has 4 · width channels.
+    """
+
+    width: int
+    stride: int
+    projects: bool
+    norm: str
+    dtype: Any
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 · width]."""
+        conv, norm = partial(_convolution, dtype=self.dtype), partial(NORMS[self.norm], self.dtype)
+        hidden = nn.relu(norm("bn1")(conv(self.width, 1, 1, name="conv1")(inputs)))
+        hidden = nn.relu(norm("bn2")(conv(self.width, 3, self.stride, name="conv2")(hidden)))
+        hidden = norm("bn3")(conv(4 * self.width, 1, 1, name="conv3")(hidden))
+        return nn.relu(hidden + _shortcut(self, inputs))
+
+
+def _shortcut(block: BasicBlock | BottleneckBlock, inputs: jax.Array) -> jax.Array:
+    channels = block.expansion * block.width
+    if block.stride == 1 and inputs.shape[-1] == channels:
+        return inputs
+    if block.projects:
+        projected = _convolution(channels, 1, block.stride, block.dtype, "downsample.0")(inputs)
+        return NORMS[block.norm](block.dtype, "downsample.1")(projected)
+    margin = (channels - inputs.shape[-1]) // 2
+    return jnp.pad(inputs[:, :: block.stride, :: block.stride], ((0, 0), (0, 0), (0, 0), (margin, margin)))
+
+
+class ResNet(nn.Module):
+    """A residual network.
+
+    Attributes:
+      num_classes: K.
+      depths: blocks of each stage.
+      width: channels of the first stage, before the block's expansion; each later stage has twice as many.
+      block: `BasicBlock` or `BottleneckBlock`.
+      imagenet: the stem is a 7×7 convolution of stride 2 and max pooling, shortcuts project, the head is called `fc`;
+        else CIFAR's: a 3×3 stem, parameter-free shortcuts, and a head called `linear`.
+      norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
+      dtype: of the activations; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    depths: tuple[int, ...]
+    width: int
+    block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
+    imagenet: bool = False
+    norm: str = "group"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns logits float32 [B, K] of images float [B, H, W, C]."""
+        hidden = images.astype(self.dtype)
+        size, stride = (7, 2) if self.imagenet else (3, 1)
+        hidden = _convolution(self.width, size, stride, self.dtype, "conv1")(hidden)
+        hidden = nn.relu(NORMS[self.norm](self.dtype, "bn1")(hidden))
+        if self.imagenet:
+            hidden = nn.max_pool(hidden, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, depth in enumerate(self.depths):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                name = f"layer{stage + 1}.{index}"
+                width = self.width * 2**stage
+                hidden = self.block(width, stride, self.imagenet, self.norm, self.dtype, name=name)(hidden)
+        # The mean and the head in float32, whatever the activations are in: logits feed losses.
+        pooled = hidden.astype(jnp.float32).mean((1, 2))
+        return nn.Dense(self.num_classes, name="fc" if self.imagenet else "linear")(pooled)
+
+
+_cifar = partial(ResNet, width=16)
+_imagenet = partial(ResNet, width=64, imagenet=True)
+
+# He et al. 2015, section 4.2 and table 1.
+RESNETS: Mapping[str, Callable[..., ResNet]] = {
+    "resnet20": partial(_cifar, depths=(3, 3, 3)),
+    "resnet32": partial(_cifar, depths=(5, 5, 5)),
+    "resnet56": partial(_cifar, depths=(9, 9, 9)),
+    "resnet18": partial(_imagenet, depths=(2, 2, 2, 2)),
+    "resnet34": partial(_imagenet, depths=(3, 4, 6, 3)),
+    "resnet50": partial(_imagenet, depths=(3, 4, 6, 3), block=BottleneckBlock),
+    "resnet101": partial(_imagenet, depths=(3, 4, 23, 3), block=BottleneckBlock),
+}
+
+
+def build_resnet(name: str, num_classes: int, norm: str = "group", dtype: Any = jnp.float32) -> ResNet:
+    """Makes a residual network by name.
+
+    Args:
+      name: a key of `RESNETS`.
+      num_classes: K.
+      norm: a key of `NORMS`.
+      dtype: of the activations.
+
+    Raises:
+      InputError: the name or the norm is unknown.
+    """
+    for what, value, table in (("residual network", name, RESNETS), ("norm", norm, NORMS)):
+        if value not in table:
+            raise InputError(f"{value!r} is no {what}: it is one of {', '.join(table)}")
+    return RESNETS[name](num_classes=num_classes, norm=norm, dtype=dtype)
