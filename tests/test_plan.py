@@ -78,6 +78,9 @@ def test_flops_count_loops_branches_and_recomputation_as_often_as_they_run():
     assert flops(convolve, *arguments) == forward
     gradient = flops(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), (0, 1)), *arguments)
     assert gradient == 3 * forward
+    # Of the kernel's gradient's norm: convolve, its gradient, and two convolutions back through each.
+    norm = lambda x, kernel: jnp.sum(jax.grad(lambda kernel: jnp.sum(jnp.sin(convolve(x, kernel))))(kernel) ** 2)
+    assert flops(jax.grad(norm, (0, 1)), *arguments) == 6 * forward
 
 
 def test_all_mistakes_are_told_at_once_with_the_nearest_name(capsys):

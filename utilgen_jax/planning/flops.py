@@ -55,10 +55,16 @@ def _of_dot(equation: JaxprEqn) -> int:
 
 
 def _of_convolution(equation: JaxprEqn) -> int:
-    kernel, result = _shape(equation.invars[1]), _shape(equation.outvars[0])
-    taps = math.prod(kernel[axis] for axis in equation.params["dimension_numbers"].rhs_spec[1:])
+    (inputs, kernel), result = map(_shape, equation.invars), _shape(equation.outvars[0])
+    axes, dilations = equation.params["dimension_numbers"], equation.params["rhs_dilation"]
+    operations = 2 * math.prod(result) * kernel[axes.rhs_spec[1]]
     # A strided convolution's gradient dilates its input: nobody multiplies the zeros between its elements.
-    return 2 * math.prod(result) * taps // math.prod(equation.params["lhs_dilation"])
+    operations //= math.prod(equation.params["lhs_dilation"])
+    for input_axis, kernel_axis, dilation in zip(axes.lhs_spec[2:], axes.rhs_spec[2:], dilations, strict=True):
+        # A gradient's gradient slides a picture over a kernel: XLA exchanges the two, and nobody multiplies the padding.
+        wider = kernel[kernel_axis] > inputs[input_axis]
+        operations = operations * inputs[input_axis] // dilation if wider else operations * kernel[kernel_axis]
+    return operations
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

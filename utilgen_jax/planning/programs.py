@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,15 +12,22 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.generator.checkpoint import Generator, expected_params
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.finetune import LoraBatch, LoraState, init_lora_state, make_lora_step
+from utilgen_jax.generator.policy import Policy, Requests, labelled_examples, make_generate, paint
 from utilgen_jax.generator.sampling import sample
+from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.parallel import BATCH_AXES, param_shardings
 from utilgen_jax.planning.compiling import Call, Figures, bytes_on_chip, compile_program
+from utilgen_jax.utility.examples import Examples
+from utilgen_jax.utility.weightings import feature_network
 
 LORA_RANK = 16
+# Of the bilevel update.
+CLASSIFIER, CLASSIFIER_SIZE, NUM_CLASSES = "resnet50", 224, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +138,56 @@ def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
     return Call(make_lora_step(job.generator, optimizer), (state, params, batch, key))
 
 
+def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
+    """`batch_size` given, generated and validation pictures each; the sampler's last step is differentiated."""
+    classifier: Any = build_classifier(CLASSIFIER, NUM_CLASSES, 64, CLASSIFIER_SIZE)
+    classifier = classifier.clone(dtype=job.generator.unet.dtype)
+    weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
+    optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
+    to_examples = partial(labelled_examples, num_classes=NUM_CLASSES, image_size=CLASSIFIER_SIZE, channels=3)
+
+    def init(key: jax.Array) -> BilevelState:
+        images = jnp.zeros((1, CLASSIFIER_SIZE, CLASSIFIER_SIZE, 3))
+        lora = init_lora(params["unet"], key, rank=LORA_RANK)
+        outer = {"weighting": weighting.init(key), "policy": Policy(unet_lora=lora.factors)}
+        return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
+
+    def step(state: BilevelState, params: Mapping[str, Any], *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
+        painted = partial(
+            *(paint, job.generator, params),
+            num_steps=job.num_steps,
+            guidance_scale=job.guidance_scale,
+            scheduler=job.scheduler,
+        )
+        update = make_bilevel_update(
+            lambda weights, images: classifier.apply({"params": weights}, images),
+            weighting,
+            optimizer,
+            outer_optimizer,
+            generate=make_generate(painted, to_examples),
+        )
+        return update(state, *batches)
+
+    shapes = jax.eval_shape(init, _key_shape())
+    shardings = param_shardings(shapes, job.mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+    size = CLASSIFIER_SIZE
+    examples = Examples(
+        job.batch(size, size, 3), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
+    )
+    embeds, integers = job.prompt_embeds(), job.batch(dtype=jnp.int32)
+    requests = Requests(
+        condition=Condition(embeds, embeds, job.class_labels()),
+        latents=job.latents(),
+        labels=integers,
+        rows=integers,
+        keys=job.batch(dtype=_key_shape().dtype),
+    )
+    return Call(jax.jit(step, donate_argnums=0), (state, params, examples, examples, requests))
+
+
 def _key_shape() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
@@ -139,6 +197,13 @@ PROGRAMS: Mapping[str, Program] = {
     "sample": Program("the sampler, all its steps, and the decoder", _sample, ("unet", "vae")),
     "lora": Program(
         f"a training step of a LoRA of rank {LORA_RANK} on attention", _lora_step, ("unet",), has_gradient=True
+    ),
+    "bilevel": Program(
+        f"the bilevel update: {CLASSIFIER} at {CLASSIFIER_SIZE} pixels, a weight network, the LoRA through the sampler's "
+        "last step and the decoder",
+        _bilevel,
+        ("unet", "vae"),
+        has_gradient=True,
     ),
 }
 
