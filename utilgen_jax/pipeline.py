@@ -249,7 +249,9 @@ def _value(
                 synthetic,
                 job.folds,
                 job.key(_VALUE_KEY),
-                lambda step, seen: on_step(step, seen.train_loss, validation_loss=seen.validation_loss),
+                lambda step, seen: on_step(
+                    step, seen.train_loss, seen.first_nonfinite, validation_loss=seen.validation_loss
+                ),
             )
         return {"difficulty": hard, "weight": value.weights, "loss": value.losses}
 

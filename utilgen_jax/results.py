@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from utilgen_jax import data, report
+from utilgen_jax.bilevel import check_finite
 from utilgen_jax.methods import METHODS
 
 _TITLES = {"real_only": METHODS["real"].title, "vanilla": METHODS["vanilla"].title}
@@ -30,12 +31,16 @@ def log_stage(metrics: report.MetricsWriter, stage: str, total: int, every: int)
       every: steps between two entries; between them nothing is read from the device.
 
     Yields:
-      A function of (steps done, loss, further scalars by name).
+      A function of (steps done, loss, further scalars by name); `first_nonfinite` among them, as `bilevel` records it,
+      stops the run with the name of what broke.
     """
     with report.Progress(stage, total, enabled=jax.process_index() == 0) as progress:
 
-        def on_step(step: int, loss: jax.Array, **scalars: jax.Array) -> None:
+        def on_step(
+            step: int, loss: jax.Array, first_nonfinite: Mapping[str, jax.Array] | None = None, **scalars: jax.Array
+        ) -> None:
             if step % every == 0 or step == total:
+                check_finite(first_nonfinite or {})
                 values = {name: float(value) for name, value in {"loss": loss, **scalars}.items()}
                 metrics.write(step, stage, **values)
                 progress.update(step, **values)

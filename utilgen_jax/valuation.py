@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from utilgen_jax import classification
-from utilgen_jax.bilevel import BilevelMetrics, BilevelState, check_finite, init_bilevel, make_bilevel_update
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.classification import Recipe, TrainingSet
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.parallel import init_sharded, to_host
@@ -106,7 +106,6 @@ def value_pool(
         signals = Signals(_as_examples(recipe, pool, logits.shape[-1]), jnp.asarray(logits))
         losses.append(to_host(signals.losses))
         weights.append(to_host(weighting.apply(state.outer["weighting"], signals)[0]))
-        check_finite(state.first_nonfinite)
     return PoolValue(weights=np.mean(weights, axis=0), losses=np.mean(losses, axis=0))
 
 

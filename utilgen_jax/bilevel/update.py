@@ -140,7 +140,15 @@ def make_bilevel_update(
             ema_params=_average(state.ema_params, found.params, ema_decay),
             first_nonfinite=note_nonfinite(state.first_nonfinite, seen, state.step),
         )
-        return new, BilevelMetrics(found.inner_loss, found.outer_loss, losses, weights, utilities)
+        metrics = BilevelMetrics(
+            train_loss=found.inner_loss,
+            validation_loss=found.outer_loss,
+            losses=losses,
+            weights=weights,
+            utilities=utilities,
+            first_nonfinite=new.first_nonfinite,
+        )
+        return new, metrics
 
     return update
 
