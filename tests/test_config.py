@@ -10,6 +10,8 @@ from utilgen_jax import config as config_lib
 from utilgen_jax.config import FIELDS, RUNLOCAL, SCHEMA, VARIANTS, ConfigError, Field, apply_variant, default_config
 from utilgen_jax.config_check import RULES, checked, validate
 from utilgen_jax.errors import InputError
+from utilgen_jax.models.classifiers import CLASSIFIERS
+from utilgen_jax.models.resnet import RESNETS
 
 
 def problems_with(**fields: object) -> list[str]:
@@ -233,3 +235,7 @@ def test_flatten_and_from_flat_are_inverse():
 def test_schema_rows_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FIELDS["seed"].default = 1  # type: ignore[misc]
+
+
+def test_the_classifiers_of_the_config_are_those_that_there_are():
+    assert set(FIELDS["classifier.name"].choices) == {*CLASSIFIERS, *RESNETS}

@@ -134,12 +134,13 @@ def test_a_program_compiles_for_a_tpu_that_is_not_here():
 def test_memory_alone_for_all_programs_split_over_chips_and_too_large():
     _, whole = run_plan(*SMALL, "--topology=v4:2x2x1")
     assert whole["chips"] == 4 and whole["available_bytes"] == int(30.75 * 2**30)
-    assert list(whole["programs"]) == ["unet", "sample", "lora"] and all(
+    assert list(whole["programs"]) == ["unet", "sample", "lora", "bilevel"] and all(
         row["fits"] for row in whole["programs"].values()
     )
     flops = {name: row["flops"] for name, row in whole["programs"].items()}
     assert flops["sample"] > 3 * 2 * flops["unet"]  # guidance doubles each of the three steps; then comes the decoder
     assert 2 * flops["unet"] < flops["lora"] < 3 * flops["unet"]  # no gradient of the frozen weights
+    assert flops["bilevel"] > flops["sample"] + flops["lora"]
 
     _, split = run_plan(*SMALL, "--topology=v4:2x2x1", "--programs=unet", "--config.parallel.fsdp=4")
     assert split["mesh"] == {"data": 1, "fsdp": 4} and split["programs"]["unet"]["flops"] == flops["unet"]

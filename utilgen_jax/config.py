@@ -42,6 +42,8 @@ class Field:
 
 BASELINES = ("vanilla",)
 SCHEDULERS = ("ddim", "ddpm", "pndm", "dpmsolver++", "euler", "lcm", "checkpoint")
+# Those of `models.classifiers`, written out: a config is checked before JAX is imported.
+CLASSIFIERS = ("small_cnn", "mlp") + tuple(f"resnet{depth}" for depth in (20, 32, 56, 18, 34, 50, 101))
 
 SCHEMA: tuple[Field, ...] = (
     Field("method", "utilgen", "what is added to the real pictures", choices=tuple(METHODS)),
@@ -71,8 +73,9 @@ SCHEMA: tuple[Field, ...] = (
     #
     Field("pool.images_per_class", 100, "synthetic pictures a class", minimum=1),
     #
-    Field("classifier.name", "small_cnn", "the network", choices=("small_cnn",)),
-    Field("classifier.width", 32, "channels of its first layer", minimum=1),
+    Field("classifier.name", "small_cnn", "the network", choices=CLASSIFIERS),
+    Field("classifier.width", 32, "channels of small_cnn's first layer, units of mlp's hidden ones", minimum=1),
+    Field("classifier.dtype", "float32", "type of the classifier's activations", choices=("float32", "bfloat16")),
     Field("classifier.steps", 400, "optimiser steps, the same for every row of the table", minimum=1),
     Field("classifier.batch_size", 64, "pictures a step", minimum=2),
     Field("classifier.synthetic_fraction", 0.75, "part of each batch that is synthetic", minimum=0.01, maximum=0.99),

@@ -139,7 +139,11 @@ def _prepare(config: ConfigDict, workdir: Path, rows: list[str], shared: Shared 
     split = data.few_shot(data.load_source(config.data), config.data.shots, config.seed, config.data.max_test)
     real = split.real
     classifier = build_classifier(
-        config.classifier.name, len(real.class_names), config.classifier.width, config.data.image_size
+        config.classifier.name,
+        len(real.class_names),
+        config.classifier.width,
+        config.data.image_size,
+        jnp.dtype(config.classifier.dtype),
     )
     folds, checkpoint = [], None
     if len(rows) > 1:

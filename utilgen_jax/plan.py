@@ -4,6 +4,8 @@
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:2x2
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v4:2x2x1 --programs=lora \\
       --gradient_checkpointing=blocks --config.generator.batch_size=32 --config.parallel.fsdp=4
+  python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:4x4 --programs=bilevel \\
+      --config.classifier.name=resnet50 --config.data.image_size=224 --config.classifier.dtype=bfloat16
 
 For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
 seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
@@ -31,11 +33,12 @@ from utilgen_jax import cli
 from utilgen_jax.config import nearest
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.published import ARCHITECTURES
+from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.planning import table
 from utilgen_jax.planning.architecture import find_architecture
 from utilgen_jax.planning.chips import CHIPS, TOPOLOGIES
-from utilgen_jax.planning.programs import PROGRAMS, Job, plan_program
+from utilgen_jax.planning.programs import NUM_CLASSES, PROGRAMS, Job, plan_program
 from utilgen_jax.planning.topology import topology_mesh
 
 
@@ -154,6 +157,15 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
         num_steps=config.generator.steps,
         guidance_scale=config.generator.guidance_scale,
         scheduler=config.generator.scheduler,
+        classifier=build_classifier(
+            config.classifier.name,
+            NUM_CLASSES,
+            config.classifier.width,
+            config.data.image_size,
+            jnp.dtype(config.classifier.dtype),
+        ),
+        classifier_image_size=config.data.image_size,
+        classifier_channels=config.data.channels,
     )
     if job.batch_size % job.mesh.size:
         raise InputError(

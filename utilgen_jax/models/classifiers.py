@@ -17,10 +17,12 @@ class SmallCNN(nn.Module):
     Attributes:
       num_classes: K.
       width: channels of the first convolution; the others have twice as many.
+      dtype: of the activations; parameters and logits are float32.
     """
 
     num_classes: int
     width: int = 32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -30,17 +32,22 @@ class SmallCNN(nn.Module):
         convolution = patches_convolution if jax.default_backend() == "cpu" else None
         for index, channels in enumerate((self.width, 2 * self.width, 2 * self.width)):
             hidden = nn.Conv(
-                channels, (3, 3), use_bias=False, conv_general_dilated=convolution, name=f"convolutions.{index}"
+                channels,
+                (3, 3),
+                use_bias=False,
+                dtype=self.dtype,
+                conv_general_dilated=convolution,
+                name=f"convolutions.{index}",
             )(hidden)
-            hidden = nn.GroupNorm(num_groups=None, group_size=8, name=f"norms.{index}")(hidden)
+            hidden = nn.GroupNorm(num_groups=None, group_size=8, dtype=self.dtype, name=f"norms.{index}")(hidden)
             hidden = nn.relu(hidden)
             if index > 0:
                 hidden = max_pool_2x2(hidden)
         # Larger pictures are averaged to the 2 x 2 that 8 pixels leave: the head's size does not depend on theirs.
         batch, height, width, channels = hidden.shape
         hidden = hidden.reshape(batch, 2, height // 2, 2, width // 2, channels).mean((2, 4)).reshape(batch, -1)
-        hidden = nn.relu(nn.Dense(4 * self.width, name="hidden")(hidden))
-        return nn.Dense(self.num_classes, name="head")(hidden).astype(jnp.float32)
+        hidden = nn.relu(nn.Dense(4 * self.width, dtype=self.dtype, name="hidden")(hidden))
+        return nn.Dense(self.num_classes, name="head")(hidden.astype(jnp.float32))
 
 
 class MLP(nn.Module):
@@ -49,24 +56,26 @@ class MLP(nn.Module):
     Attributes:
       num_classes: K.
       width: units of each hidden layer.
+      dtype: of the activations; parameters and logits are float32.
     """
 
     num_classes: int
     width: int = 512
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Returns logits float32 [B, K] of inputs float32 [B, ...], pictures or rows of a table."""
         hidden = inputs.reshape(len(inputs), -1)
         for index in range(2):
-            hidden = nn.relu(nn.Dense(self.width, name=f"hidden.{index}")(hidden))
-        return nn.Dense(self.num_classes, name="head")(hidden).astype(jnp.float32)
+            hidden = nn.relu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden.{index}")(hidden))
+        return nn.Dense(self.num_classes, name="head")(hidden.astype(jnp.float32))
 
 
 CLASSIFIERS: dict[str, Any] = {"small_cnn": SmallCNN, "mlp": MLP}
 
 
-def build_classifier(name: str, num_classes: int, width: int, image_size: int) -> nn.Module:
+def build_classifier(name: str, num_classes: int, width: int, image_size: int, dtype: Any = jnp.float32) -> nn.Module:
     """Makes a classifier by name.
 
     Args:
@@ -74,16 +83,17 @@ def build_classifier(name: str, num_classes: int, width: int, image_size: int) -
       num_classes: K.
       width: of those in `CLASSIFIERS`; the residual networks have their own.
       image_size: side of the pictures in pixels.
+      dtype: of the activations.
 
     Raises:
       InputError: the name is unknown, or the pictures' size does not suit the network.
     """
     if name in RESNETS:
-        return build_resnet(name, num_classes)
+        return build_resnet(name, num_classes, dtype=dtype)
     if name not in CLASSIFIERS:
         raise InputError(f"config.classifier.name={name!r} is not one of {', '.join((*CLASSIFIERS, *RESNETS))}")
     if image_size < 8 or image_size % 8:
         raise InputError(f"config.data.image_size={image_size}: {name} takes multiples of 8")
     if width % 8:
         raise InputError(f"config.classifier.width={width} must be a multiple of 8, the size of its norms' groups")
-    return CLASSIFIERS[name](num_classes=num_classes, width=width)
+    return CLASSIFIERS[name](num_classes=num_classes, width=width, dtype=dtype)

@@ -61,7 +61,7 @@ def _of_convolution(equation: JaxprEqn) -> int:
     # A strided convolution's gradient dilates its input: nobody multiplies the zeros between its elements.
     operations //= math.prod(equation.params["lhs_dilation"])
     for input_axis, kernel_axis, dilation in zip(axes.lhs_spec[2:], axes.rhs_spec[2:], dilations, strict=True):
-        # A gradient's gradient slides a picture over a kernel: XLA exchanges the two, and nobody multiplies the padding.
+        # A gradient's gradient slides a picture over a kernel: XLA exchanges the two, and no padding is multiplied.
         wider = kernel[kernel_axis] > inputs[input_axis]
         operations = operations * inputs[input_axis] // dilation if wider else operations * kernel[kernel_axis]
     return operations

@@ -18,7 +18,6 @@ from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.finetune import LoraBatch, LoraState, init_lora_state, make_lora_step
 from utilgen_jax.generator.policy import Policy, Requests, labelled_examples, make_generate, paint
 from utilgen_jax.generator.sampling import sample
-from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.parallel import BATCH_AXES, param_shardings
 from utilgen_jax.planning.compiling import Call, Figures, bytes_on_chip, compile_program
@@ -26,8 +25,7 @@ from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.weightings import feature_network
 
 LORA_RANK = 16
-# Of the bilevel update.
-CLASSIFIER, CLASSIFIER_SIZE, NUM_CLASSES = "resnet50", 224, 1000
+NUM_CLASSES = 1000  # of the classifier; known once data are read, and of little weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +41,9 @@ class Job:
       num_steps: denoising steps of the sampler.
       guidance_scale: of classifier-free guidance.
       scheduler: of the sampler.
+      classifier: a linen module, for `NUM_CLASSES` classes.
+      classifier_image_size: side in pixels of the pictures that it sees.
+      classifier_channels: of these pictures.
     """
 
     generator: Generator
@@ -53,6 +54,9 @@ class Job:
     num_steps: int
     guidance_scale: float
     scheduler: str
+    classifier: Any
+    classifier_image_size: int
+    classifier_channels: int
 
     def params(self) -> dict[str, Any]:
         """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
@@ -140,14 +144,13 @@ def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
 
 def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
     """`batch_size` given, generated and validation pictures each; the sampler's last step is differentiated."""
-    classifier: Any = build_classifier(CLASSIFIER, NUM_CLASSES, 64, CLASSIFIER_SIZE)
-    classifier = classifier.clone(dtype=job.generator.unet.dtype)
+    classifier, size, channels = job.classifier, job.classifier_image_size, job.classifier_channels
     weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
-    to_examples = partial(labelled_examples, num_classes=NUM_CLASSES, image_size=CLASSIFIER_SIZE, channels=3)
+    to_examples = partial(labelled_examples, num_classes=NUM_CLASSES, image_size=size, channels=channels)
 
     def init(key: jax.Array) -> BilevelState:
-        images = jnp.zeros((1, CLASSIFIER_SIZE, CLASSIFIER_SIZE, 3))
+        images = jnp.zeros((1, size, size, channels))
         lora = init_lora(params["unet"], key, rank=LORA_RANK)
         outer = {"weighting": weighting.init(key), "policy": Policy(unet_lora=lora.factors)}
         return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
@@ -173,9 +176,8 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    size = CLASSIFIER_SIZE
     examples = Examples(
-        job.batch(size, size, 3), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
+        job.batch(size, size, channels), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
     )
     embeds, integers = job.prompt_embeds(), job.batch(dtype=jnp.int32)
     requests = Requests(
@@ -199,8 +201,7 @@ PROGRAMS: Mapping[str, Program] = {
         f"a training step of a LoRA of rank {LORA_RANK} on attention", _lora_step, ("unet",), has_gradient=True
     ),
     "bilevel": Program(
-        f"the bilevel update: {CLASSIFIER} at {CLASSIFIER_SIZE} pixels, a weight network, the LoRA through the sampler's "
-        "last step and the decoder",
+        "the bilevel update of config.classifier, a weight network, and that LoRA through the sampler's last step",
         _bilevel,
         ("unet", "vae"),
         has_gradient=True,
