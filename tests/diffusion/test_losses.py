@@ -1,4 +1,4 @@
-"""The denoising loss and its weights, against torch's diffusers and against the papers' formulas."""
+"""The denoising loss and its weights, and Diffusion-DPO, against torch and diffusers and the papers' formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from utilgen_jax.diffusion.losses import denoising_loss, min_snr_weights
+from utilgen_jax.diffusion.losses import denoising_loss, diffusion_dpo_loss, min_snr_weights
 from utilgen_jax.diffusion.schedules import PREDICTION_TYPES, add_noise, load_schedule
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -86,3 +86,16 @@ def test_timesteps_are_uniform_and_noise_is_standard_normal_and_follows_from_the
     again, other = look(jax.random.key(0)), look(jax.random.key(1))
     np.testing.assert_array_equal(again[0], noisy)
     assert not np.array_equal(other[0], noisy) and not np.array_equal(other[1], timesteps)
+
+
+def test_diffusion_dpo_loss_is_that_of_the_paper():
+    """As in SalesforceAIResearch/DiffusionDPO's train.py, in torch: differences of errors, scaled, -logsigmoid."""
+    errors = np.random.default_rng(0).uniform(0.1, 0.3, (4, 7)).astype(np.float32)
+    winner, loser, reference_winner, reference_loser = map(torch.tensor, errors)
+    model_difference, reference_difference = winner - loser, reference_winner - reference_loser
+    expected = -torch.nn.functional.logsigmoid(-0.5 * 200.0 * (model_difference - reference_difference))
+    loss = diffusion_dpo_loss(*errors, beta=200.0)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert loss.min() < np.log(2) < loss.max()
+    better = diffusion_dpo_loss(errors[0] - 0.01, *errors[1:], beta=200.0)
+    assert (better < loss).all()

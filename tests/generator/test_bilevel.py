@@ -21,7 +21,8 @@ from tests.generator.toy import (
 from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
 from utilgen_jax.generator.objectives.pathwise import pathwise_loss
 from utilgen_jax.generator.objectives.utility import influence_utility
-from utilgen_jax.generator.policy import init_policy, labelled_examples, make_generate, make_requests, paint
+from utilgen_jax.generator.policy import init_policy, labelled_examples, make_generate, paint
+from utilgen_jax.generator.requests import make_requests
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.influence import influence

@@ -16,6 +16,12 @@ DRAW = {
     "weight_curve": lambda path: plots.plot_weight_curve(RNG.gamma(1, 1, 300), RNG.uniform(size=300), path),
     "one_sample": lambda path: plots.plot_weight_curve([1.0], [0.5], path),
     "comparison": lambda path: plots.plot_comparison({"a": {1: [80, 82], 2: [84, 85]}, "b": {1: [90], 2: [91]}}, path),
+    "separation": lambda path: plots.plot_separation(
+        {"a": RNG.uniform(size=50), "b": np.ones(50)},
+        {"a": RNG.uniform(size=50) < 0.3, "b": np.ones(50, bool)},
+        "w",
+        path,
+    ),
     "difficulty": lambda path: plots.plot_difficulty(RNG.uniform(size=20), RNG.uniform(size=300), path),
 }
 
@@ -47,6 +53,13 @@ def test_curves_hold_the_metrics(tmp_path, drawn):
     assert loss.lines[0].get_color() == accuracy.lines[0].get_color() != loss.lines[1].get_color()
     legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert legend == ["real", "final", "real: test", "final: test"]
+
+
+def test_separation_shows_shares_of_right_and_of_wrong_labels(tmp_path, drawn):
+    plots.plot_separation({"a": [0.05, 0.05, 0.95, 3.0]}, {"a": [True, True, False, False]}, "w", tmp_path / "a.svg")
+    right, wrong = (patch.get_data() for patch in drawn[0].axes[0].patches)
+    assert right.edges[-1] == 3 and right.values.sum() == wrong.values.sum() == 100
+    assert wrong.values[0] == 100 and right.values[0] == 0 and right.values[-1] == 50
 
 
 def test_weight_curve_goes_through_the_means_of_the_bins(tmp_path, drawn):

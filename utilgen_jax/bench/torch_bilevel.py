@@ -67,15 +67,15 @@ class _Block(nn.Module):
         return relu(hidden + pad(shortcut, (0, 0, 0, 0, self.margin, self.margin)))
 
 
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_Block(inputs, outputs, stride), *(_Block(outputs, outputs, 1) for _ in range(2)))
+
+
 class _ResNet20(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv(3, 16, 1), _norm(16)
-        widths = (16, 16, 32, 64)
-        for stage in (1, 2, 3):
-            first = _Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            rest = [_Block(widths[stage], widths[stage], 1) for _ in range(2)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
+        self.layer1, self.layer2, self.layer3 = _stage(16, 16, 1), _stage(16, 32, 2), _stage(32, 64, 2)
         self.linear = nn.Linear(64, NUM_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

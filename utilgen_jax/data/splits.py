@@ -140,6 +140,12 @@ def cross_fit_folds(labels: np.ndarray, num_folds: int, seed: int) -> list[Fold]
     return [Fold(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(num_folds)]
 
 
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A shuffle of which any beginning holds the classes in their proportions: int64 [N], of labels int [N]."""
+    class_sizes = np.bincount(labels)
+    return np.argsort((_rank_in_class(labels, seed) + 0.5) / class_sizes[labels], kind="stable")
+
+
 def _rank_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
     """int64 [N]: the place of each picture in a shuffle of its class that depends on the seed and the class alone."""
     rank = np.empty(len(labels), np.int64)

@@ -1,4 +1,4 @@
-"""The denoising loss, with min-SNR weighting."""
+"""Losses of diffusion models: denoising with min-SNR weighting, and Diffusion-DPO."""
 
 from __future__ import annotations
 
@@ -44,3 +44,26 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, snr_gamma: fl
     clipped = jnp.minimum(snr, snr_gamma)
     divisor = {"epsilon": snr, "v_prediction": snr + 1.0, "sample": jnp.ones_like(snr)}[schedule.prediction_type]
     return clipped / jnp.maximum(divisor, 1e-12)
+
+
+def diffusion_dpo_loss(
+    winner_errors: jax.Array,
+    loser_errors: jax.Array,
+    reference_winner_errors: jax.Array,
+    reference_loser_errors: jax.Array,
+    beta: float,
+) -> jax.Array:
+    """Diffusion-DPO (Wallace et al. 2023, eq. 14): the model should denoise winners better than the reference does.
+
+    Args:
+      winner_errors: squared errors of the prediction, means over the elements, float32 [P].
+      loser_errors: likewise, at the same timestep and noise.
+      reference_winner_errors: those of the model that one starts from.
+      reference_loser_errors: likewise.
+      beta: half of it stands for β T ω(λ_t) of the paper, taken for constant as in the public code; 5000 for SD 1.5.
+
+    Returns:
+      -log σ(-β/2 [(winner - reference winner) - (loser - reference loser)]), float32 [P].
+    """
+    gained = (winner_errors - reference_winner_errors) - (loser_errors - reference_loser_errors)
+    return -jax.nn.log_sigmoid(-0.5 * beta * gained)

@@ -16,7 +16,8 @@ from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make
 from utilgen_jax.generator.checkpoint import Generator, expected_params
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.finetune import LoraBatch, LoraState, init_lora_state, make_lora_step
-from utilgen_jax.generator.policy import Policy, Requests, labelled_examples, make_generate, paint
+from utilgen_jax.generator.policy import Policy, labelled_examples, make_generate, paint
+from utilgen_jax.generator.requests import Requests
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.parallel import BATCH_AXES, param_shardings
@@ -157,7 +158,9 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
 
     def step(state: BilevelState, params: Mapping[str, Any], *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
         painted = partial(
-            *(paint, job.generator, params),
+            paint,
+            job.generator,
+            params,
             num_steps=job.num_steps,
             guidance_scale=job.guidance_scale,
             scheduler=job.scheduler,

@@ -176,6 +176,36 @@ def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[st
         return _save(figure, path)
 
 
+def plot_separation(
+    values: Mapping[str, ArrayLike], is_wrong: Mapping[str, ArrayLike], label: str, path: str | os.PathLike[str]
+) -> Path:
+    """Draws histograms of a value of pictures with right and with wrong labels, a panel for each method.
+
+    Args:
+      values: {method: [n] numbers}.
+      is_wrong: {method: bool [n]}, of the same pictures.
+      label: of the horizontal axis.
+      path: the file to write.
+
+    Returns:
+      The path.
+    """
+    with _style():
+        figure = _figure(4.2 * len(values), 3.4)
+        for axes, (method, numbers) in zip(
+            figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True
+        ):
+            numbers, wrong = np.asarray(numbers, dtype=np.float64), np.asarray(is_wrong[method], dtype=bool)
+            edges = np.linspace(min(numbers.min(), 0), max(numbers.max(), 1), 31)
+            for chosen, name, colour, fill in ((~wrong, "right label", SKY, True), (wrong, "wrong label", RED, False)):
+                counts, _ = np.histogram(numbers[chosen], edges)
+                shares = 100 * counts / max(counts.sum(), 1)
+                axes.stairs(shares, edges, fill=fill, color=colour, linewidth=1.8, label=f"{name} ({counts.sum()})")
+            axes.set(xlabel=f"{label}, {method}", ylabel="Share of the pictures (%)")
+            _legend_above(axes)
+        return _save(figure, path)
+
+
 def _curves(metrics: Sequence[Mapping[str, Any]], kind: str) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
     """Steps and values by (stage, what stands before `kind` in the scalar's name)."""
     curves: dict[tuple[str, str], tuple[list[int], list[float]]] = {}

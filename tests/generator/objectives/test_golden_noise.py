@@ -1,0 +1,42 @@
+"""Noise by a gap of guidance: without a gap it is the noise that one started from."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.generator import toy
+from utilgen_jax.generator.objectives.golden_noise import golden_noise
+from utilgen_jax.generator.policy import init_policy, paint
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(generator, params, requests, fresh policy with a row a picture)."""
+    generator, params = toy.make_toy()
+    requests = toy.toy_requests(3)
+    return generator, params, requests, init_policy(params, requests, jax.random.key(0), num_noises=3)
+
+
+def test_without_a_gap_the_noise_comes_back(world):
+    generator, params, requests, policy = world
+    errors = []
+    for steps in (10, 200):
+        noise = golden_noise(
+            generator, params, policy, requests, num_steps=steps, denoising_guidance=1.0, inversion_guidance=1.0
+        )
+        errors.append(np.abs(noise - requests.latents).max())
+    assert errors[1] < 0.1 < errors[0]
+
+
+def test_the_gap_leads_towards_what_guidance_wants(world):
+    """Without guidance, the new noise makes a picture that is nearer to the strongly guided one than the old did."""
+    generator, params, requests, policy = world
+    noise = golden_noise(generator, params, policy, requests, num_steps=50)
+    assert noise.shape == requests.latents.shape and np.abs(noise - requests.latents).max() > 0.1
+    golden = policy.replace(noise_offsets=noise - requests.latents)
+    guided = paint(generator, params, policy, requests, num_steps=50, guidance_scale=5.5)
+    distances = [
+        np.abs(paint(generator, params, each, requests, num_steps=50, guidance_scale=1.0) - guided).mean()
+        for each in (policy, golden)
+    ]
+    assert distances[1] < 0.5 * distances[0]

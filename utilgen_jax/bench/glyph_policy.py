@@ -1,0 +1,185 @@
+"""The glyph world for `bench policy`: a fixed classifier, pictures and their worth, and each objective's gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from utilgen_jax import classification, data, weights
+from utilgen_jax.classification import TrainingSet
+from utilgen_jax.config import default_config
+from utilgen_jax.data.digits import CLASS_NAMES
+from utilgen_jax.data.images import to_float
+from utilgen_jax.diffusion.samplers.ddim import make_ddim
+from utilgen_jax.generator.checkpoint import load_generator
+from utilgen_jax.generator.objectives.dpo import dpo_loss
+from utilgen_jax.generator.objectives.pathwise import pathwise_loss
+from utilgen_jax.generator.objectives.policy_gradient import (
+    Trajectory,
+    normalized_advantages,
+    policy_gradient,
+    rollout,
+)
+from utilgen_jax.generator.objectives.utility import influence_utility
+from utilgen_jax.generator.policy import Policy, init_policy, labelled_examples, paint
+from utilgen_jax.generator.requests import Requests, make_requests
+from utilgen_jax.generator.sampling import decode_latents
+from utilgen_jax.models.classifiers import build_classifier
+from utilgen_jax.utility.examples import Examples
+from utilgen_jax.utility.influence import influence
+
+Params = Any
+
+NUM_CLASSES = 10
+LORA_RANK = 4
+CLASSIFIER_STEPS = 60
+NUM_STEPS, ETA = 4, 1.0  # a short way, with noise in each step, as DDPO needs it
+INNER_LEARNING_RATE = 0.005  # of plain SGD: a step that short is about linear in the pictures
+DPO_NOISES = 4  # random timesteps and noises for each pair in each update
+
+
+@struct.dataclass
+class Task:
+    """What is fixed for a seed.
+
+    Attributes:
+      params: the generator's weights.
+      theta: the classifier's.
+      validation: held-out shots.
+    """
+
+    params: Params
+    theta: Params
+    validation: Examples
+
+
+@struct.dataclass
+class Round:
+    """Pictures that were painted, and what they are worth to the classifier.
+
+    Attributes:
+      reference: the policy that painted them.
+      trajectory: how.
+      utilities: Σ_k y_k Π_k of each, float32 [M].
+      direction: q of the classifier's step on them all.
+      validation_loss: after that step.
+      pairs: winners and losers, int [P] each.
+    """
+
+    reference: Policy
+    trajectory: Trajectory
+    utilities: jax.Array
+    direction: Params
+    validation_loss: jax.Array
+    pairs: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class GlyphWorld:
+    """What all seeds share; its methods see no other state, so that each compiles once."""
+
+    def __init__(self) -> None:
+        """Loads the embedded generator."""
+        self.config = default_config()
+        self.generator, self.params = load_generator(weights.resolve_checkpoint(self.config.generator.checkpoint))
+        self.sampler = make_ddim(self.generator.schedule, NUM_STEPS, first=0, eta=ETA)
+        settings = self.config.data
+        self.classifier: Any = build_classifier(
+            self.config.classifier.name, NUM_CLASSES, self.config.classifier.width, settings.image_size
+        )
+        self.to_examples = partial(
+            labelled_examples,
+            num_classes=NUM_CLASSES,
+            image_size=settings.image_size,
+            channels=settings.channels,
+            label_smoothing=self.config.classifier.label_smoothing,
+        )
+        self.value = jax.jit(self._value)
+
+    def apply(self, theta: Params, inputs: jax.Array) -> jax.Array:
+        """The classifier's logits."""
+        return self.classifier.apply({"params": theta}, inputs)
+
+    def make_task(self, seed: int) -> Task:
+        """Trains the classifier on one half of the seed's shots; the other half validates."""
+        recipe = classification.Recipe(
+            steps=CLASSIFIER_STEPS,
+            **{name: self.config.classifier[name] for name in _RECIPE},
+        )
+        real = data.few_shot(data.load_source(self.config.data), self.config.data.shots, seed).real
+        fold = data.cross_fit_folds(real.labels, 2, seed)[0]
+        images = jnp.asarray(to_float(real.images))
+        training = TrainingSet(images, jnp.asarray(real.labels), jnp.ones(len(real))).take(fold.train_indices)
+        theta = classification.train_classifier(
+            self.classifier, recipe, training, None, jax.random.key(seed), lambda step, loss: None
+        )
+        chosen = fold.validation_indices
+        targets = self.to_examples(images[chosen], jnp.asarray(real.labels[chosen])).targets
+        return Task(self.params, theta, Examples(images[chosen], targets))
+
+    def make_requests(self, number: int, rng: np.random.Generator) -> Requests:
+        """Pictures of the classes in turn, from fresh noise."""
+        labels = np.arange(number) % NUM_CLASSES
+        prompts = data.class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
+        seeds = rng.integers(0, 2**31, number)
+        return make_requests(self.generator, self.params, prompts, labels, seeds, self.config.generator.image_size)
+
+    def init_policy(self, requests: Requests, seed: int) -> Policy:
+        """A LoRA on the UNet's attention that changes nothing yet."""
+        return init_policy(self.params, requests, jax.random.key(seed), lora_rank=LORA_RANK)
+
+    def _value(self, task: Task, policy: Policy, requests: Requests) -> Round:
+        trajectory = rollout(self.generator, task.params, policy, requests, self.sampler, self._guidance_scale)
+        examples = self.to_examples(
+            decode_latents(self.generator, task.params, trajectory.latents[-1]), requests.labels
+        )
+        optimizer = optax.sgd(INNER_LEARNING_RATE)
+        found = influence(self.apply, optimizer, task.theta, optimizer.init(task.theta), examples, task.validation)
+        utilities = jnp.sum(examples.targets * found.matrix, axis=-1)
+        return Round(policy, trajectory, utilities, found.direction, found.validation_loss)
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self.config.generator.guidance_scale
+
+    def pathwise(self, task: Task, policy: Policy, seen: Round, key: jax.Array) -> Policy:
+        """The gradient of the utility itself, through the last step and the decoder."""
+        del key
+        painted = partial(
+            paint, self.generator, task.params, num_steps=NUM_STEPS, guidance_scale=self._guidance_scale, eta=ETA
+        )
+        utility = influence_utility(self.apply, task.theta, seen.direction, self.to_examples)
+        return jax.grad(pathwise_loss)(policy, seen.trajectory.requests, paint=painted, utility=utility)
+
+    def policy_gradient(self, task: Task, policy: Policy, seen: Round, key: jax.Array) -> Policy:
+        """DDPO's, with utilities normalised class by class."""
+        del key
+        advantages = normalized_advantages(seen.utilities, seen.trajectory.requests.labels, NUM_CLASSES)
+        _, gradient = policy_gradient(
+            self.generator, task.params, policy, seen.trajectory, advantages, self.sampler, self._guidance_scale
+        )
+        return gradient
+
+    def dpo(self, task: Task, policy: Policy, seen: Round, key: jax.Array) -> Policy:
+        """Diffusion-DPO's, on pairs of the round."""
+        assert seen.pairs is not None
+        winners, losers = (jnp.tile(chosen, DPO_NOISES) for chosen in seen.pairs)
+        return jax.grad(dpo_loss, argnums=2)(
+            self.generator,
+            task.params,
+            policy,
+            seen.reference,
+            seen.trajectory.latents[-1],
+            seen.trajectory.requests,
+            winners,
+            losers,
+            key,
+        )
+
+
+_RECIPE = ("batch_size", "synthetic_fraction", "learning_rate", "weight_decay", "label_smoothing", "max_shift")
