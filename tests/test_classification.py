@@ -19,6 +19,7 @@ from utilgen_jax.classification import (
     smoothed_cross_entropy,
     train_classifier,
 )
+from utilgen_jax.classifier import Classifier
 from utilgen_jax.models.classifiers import SmallCNN
 
 RECIPE = Recipe(
@@ -37,11 +38,13 @@ draw = jax.jit(draw_batch, static_argnums=0)
 
 def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: None, **changes):
     recipe = dataclasses.replace(RECIPE, **changes)
-    return train_classifier(module or TinyClassifier(), recipe, real, synthetic, jax.random.key(seed), on_step)
+    return train_classifier(
+        Classifier(module or TinyClassifier()), recipe, real, synthetic, jax.random.key(seed), on_step
+    )
 
 
 def accuracy(params, pictures, module=None):
-    logits = predict_logits(module or TinyClassifier(), params, pictures.images, 50)
+    logits = predict_logits(Classifier(module or TinyClassifier()), params, pictures.images, 50)
     return (logits.argmax(-1) == pictures.labels).mean()
 
 
@@ -86,6 +89,17 @@ def test_batches_keep_pictures_labels_and_weights_together():
     assert counts[:3].min() > 30 and counts[50:].min() > 8
 
 
+def test_soft_labels_take_the_place_of_labels_also_beside_pictures_without():
+    soft = jnp.eye(60)[jnp.array([3, 4])] * 0.5 + 1 / 120
+    synthetic = numbered(50, 2).replace(soft_labels=soft)
+    assert numbered(0, 3).soft_labels is None
+    batch = draw(RECIPE, numbered(0, 3), synthetic, jax.random.key(0))
+    numbers = np.asarray(batch.labels)
+    expected = np.where(numbers[:, None] < 50, np.eye(60)[numbers % 50], np.asarray(soft)[numbers % 50 % 2])
+    np.testing.assert_array_equal(batch.targets(60), expected.astype(np.float32))
+    np.testing.assert_array_equal(draw(RECIPE, numbered(0, 3), None, jax.random.key(0)).targets(3).sum(-1), 1)
+
+
 def test_batches_depend_on_the_key_alone():
     real, synthetic = numbered(0, 30), numbered(50, 30)
     first, again, other = (draw(RECIPE, real, synthetic, jax.random.key(seed)) for seed in (1, 1, 2))
@@ -121,7 +135,8 @@ def test_smoothed_cross_entropy_is_torchs(label_smoothing):
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits), torch.tensor(labels), reduction="none", label_smoothing=label_smoothing
     )
-    np.testing.assert_allclose(smoothed_cross_entropy(logits, labels, label_smoothing), expected, rtol=1e-5)
+    found = smoothed_cross_entropy(logits, np.eye(7)[labels], label_smoothing)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100])
@@ -149,7 +164,8 @@ def test_the_loss_is_the_weighted_mean_of_the_batch():
     assert [step for step, _ in seen] == [1, 2, 3]
 
     key = jax.random.key(4)
-    module, params = TinyClassifier(), init_classifier(TinyClassifier(), (8, 8, 1), jax.random.fold_in(key, 0))
+    module = TinyClassifier()
+    params = init_classifier(Classifier(module), (8, 8, 1), jax.random.fold_in(key, 0))
     batch = draw(
         dataclasses.replace(RECIPE, steps=3),
         real,
@@ -236,19 +252,20 @@ def test_the_mesh_does_not_change_the_result(axes):
     expected = train(real, synthetic, steps=10)
     with jax.set_mesh(parallel.make_mesh(*axes)):
         found = train(*parallel.replicate((real, synthetic)), steps=10)
-        logits = predict_logits(TinyClassifier(), found, real.images, 5)
+        logits = predict_logits(Classifier(TinyClassifier()), found, real.images, 5)
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(found))
     assert_equal(found, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(logits, predict_logits(TinyClassifier(), expected, real.images, 16), atol=1e-4)
+    expected_logits = predict_logits(Classifier(TinyClassifier()), expected, real.images, 16)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 500])
 def test_logits_do_not_depend_on_the_batches(batch_size):
     module = TinyClassifier()
-    params = init_classifier(module, (8, 8, 1), jax.random.key(0))
+    params = init_classifier(Classifier(module), (8, 8, 1), jax.random.key(0))
     images = np.random.default_rng(0).uniform(-1, 1, (10, 8, 8, 1)).astype(np.float32)
     expected = module.apply({"params": params}, images)
     for given in (images, jnp.array(images)):
-        logits = predict_logits(module, jax.tree.map(np.asarray, params), given, batch_size)
+        logits = predict_logits(Classifier(module), jax.tree.map(np.asarray, params), given, batch_size)
         assert logits.shape == (10, NUM_CLASSES) and logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected, atol=1e-6)

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from configs import cifar, digits, imagefolder
 from utilgen_jax import config as config_lib
+from utilgen_jax.classifier import NORMALIZATIONS
 from utilgen_jax.config import FIELDS, RUNLOCAL, SCHEMA, VARIANTS, ConfigError, Field, apply_variant, default_config
 from utilgen_jax.config_check import RULES, checked, validate
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.augmented_conditions import WAYS
 from utilgen_jax.models.classifiers import CLASSIFIERS
-from utilgen_jax.models.resnet import RESNETS
 
 
 def problems_with(**fields: object) -> list[str]:
@@ -78,6 +79,14 @@ def test_every_choice_is_enforced(field: Field):
         ({"data__name": ""}, "config.data.name: must not be empty"),
         ({"generator__checkpoint": ""}, "config.generator.checkpoint: give 'glyphs', a folder, or a hub id"),
         ({"classifier__max_shift": 8}, "config.classifier.max_shift: must be less than config.data.image_size"),
+        (
+            {"classifier__trainable": "head"},
+            "config.classifier.trainable: 'head' needs config.classifier.pretrained: random features would stay random",
+        ),
+        (
+            {"classifier__normalization": "imagenet"},
+            "config.classifier.normalization: 'imagenet' is of 3 channels; set config.data.channels to 3",
+        ),
         ({"parallel__data": 0}, "config.parallel.data: must be -1 or at least 1"),
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: must be -1 or at least 1"),
         ({"parallel__fsdp": -1}, "config.parallel: only one of data and fsdp may be -1"),
@@ -238,4 +247,9 @@ def test_schema_rows_cannot_be_changed():
 
 
 def test_the_classifiers_of_the_config_are_those_that_there_are():
-    assert set(FIELDS["classifier.name"].choices) == {*CLASSIFIERS, *RESNETS}
+    assert set(FIELDS["classifier.name"].choices) == set(CLASSIFIERS)
+    assert set(FIELDS["classifier.normalization"].choices) == set(NORMALIZATIONS)
+
+
+def test_the_ways_of_the_config_are_those_that_there_are():
+    assert FIELDS["conditioning.way"].choices == tuple(WAYS)

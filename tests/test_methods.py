@@ -2,13 +2,20 @@ import pytest
 
 from utilgen_jax.config import BASELINES
 from utilgen_jax.methods import METHODS
+from utilgen_jax.valuation import WEIGHTINGS
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_is_consistent(name):
     method = METHODS[name]
-    assert method.weighting in ("uniform", "weight_network")
-    assert method.synthetic or method.weighting == "uniform"
+    assert method.weighting == "uniform" or method.weighting in WEIGHTINGS
+    assert method.generation or method.weighting == "uniform"
+
+
+def test_a_pools_name_says_how_it_was_made():
+    generations = {method.generation for method in METHODS.values()} - {None}
+    assert len({generation.name for generation in generations}) == len(generations)
+    assert [generation.name for generation in generations if not generation.uses_shots] == ["plain"]
 
 
 def test_rows_can_be_told_apart_and_baselines_are_rows():

@@ -19,6 +19,7 @@ SHRUNK = (
     ("classifier.steps", "20"),
     ("classifier.width", "8"),
     ("utility.steps", "6"),
+    ("adaptation.steps", "4"),
     ("data.max_test", "100"),
     ("log_every_steps", "5"),
 )
@@ -47,7 +48,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert set(summary["accuracy"]) == {"real_only", "vanilla", "final"}
     assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy"].values())
     assert summary["num_real"] == 20 and summary["num_synthetic"] == 40 and summary["num_test"] == 100
-    assert {"classifier_real", "pool", "value_utilgen", "evaluation_utilgen"} <= set(summary["seconds"])
+    assert {"classifier_real", "pool_plain", "value_utilgen", "evaluation_utilgen"} <= set(summary["seconds"])
     assert summary["versions"].keys() >= {"utilgen_jax", "jax", "flax"}
     assert json.loads((workdir / "config.json").read_text())["pool"]["images_per_class"] == 4
     stages = {json.loads(line)["stage"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
@@ -110,6 +111,62 @@ def test_the_other_methods_run(tmp_path, capsys, variant, rows, synthetic):
     table = capsys.readouterr().out
     assert table.count("%") == rows
     assert (tmp_path / "pool").exists() == (synthetic > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["datadream", "difficulty"])
+def test_methods_that_adapt_the_generator_run(tmp_path, method):
+    summary = pipeline.run(shrunk(f"method={method}"), tmp_path)
+    assert summary["num_synthetic"] == 40 and {"vanilla", "final"} <= set(summary["accuracy"])
+    folders = [tmp_path / "pool" / name for name in ("round_00", "plain/round_00")]
+    texts = [(folder / "metadata.jsonl").read_text() for folder in folders]
+    own, plain = ([json.loads(line) for line in text.splitlines()] for text in texts)
+    for record, other in zip(own, plain, strict=True):
+        # The same noise: what differs is what the generator was fitted to, and for one of them the words.
+        assert (record["label"], record["seed"]) == (other["label"], other["seed"])
+        assert (record["prompt"] == other["prompt"]) == (method == "datadream")
+        assert (record.get("difficulty_asked") is not None) == (method == "difficulty")
+        assert other.get("difficulty_asked") is None
+    pixels = [np.asarray(Image.open(folder / own[3]["file_name"])) for folder in folders]
+    assert (pixels[0] != pixels[1]).any()
+
+    # Everything is on disk: a second run computes nothing.
+    again = pipeline.run(shrunk(f"method={method}"), tmp_path)
+    assert again == summary
+
+
+@pytest.mark.slow
+def test_captions_of_the_shots_become_prompts(tmp_path):
+    pipeline.run(shrunk("method=captions"), tmp_path)
+    captions = [json.loads(line)["caption"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert len(captions) == 20 and len(set(captions)) > 3
+    lines = (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
+    for index, line in enumerate(lines):
+        record = json.loads(line)
+        # Shots stand one of each class after the other; a class's pictures take their captions in turn.
+        caption = captions[record["label"] + 10 * (index // 10 % 2)]
+        assert record["prompt"] == f"a photo of the digit {record['class_name']}, {caption}"
+
+
+@pytest.mark.slow
+def test_pictures_start_from_mixed_shots(tmp_path):
+    pipeline.run(shrunk("method=augcond"), tmp_path)
+    folders = [tmp_path / "pool" / name for name in ("round_00", "plain/round_00")]
+    for index in range(10):
+        name = next(folders[0].glob(f"*/{index:05d}.png")).relative_to(folders[0])
+        own, plain = (np.asarray(Image.open(folder / name)) for folder in folders)
+        assert (own != plain).any()
+
+
+@pytest.mark.slow
+def test_saflex_trains_towards_soft_labels(tmp_path):
+    summary = pipeline.run(shrunk("method=saflex"), tmp_path)
+    assert {"value_saflex", "classifier_saflex"} <= set(summary["seconds"])
+    lines = (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
+    soft = np.array([json.loads(line)["soft_label"] for line in lines])
+    assert soft.shape == (40, 10)
+    np.testing.assert_allclose(soft.sum(-1), 1, rtol=1e-4)
+    assert soft.std(axis=0).max() > 0.1
 
 
 def make_image_folder(folder: Path, classes=("cat", "dog"), per_class: int = 4) -> Path:

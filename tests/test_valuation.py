@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_pictures, draw_set
 from utilgen_jax import classification, parallel
 from utilgen_jax.classification import Recipe
+from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
 from utilgen_jax.valuation import WeightRecipe, value_pool
@@ -23,14 +24,33 @@ RECIPE = Recipe(
     label_smoothing=0.1,
     max_shift=1,
 )
-WEIGHTS = WeightRecipe(steps=4, hidden=10, learning_rate=0.01, weight_decay=1e-4, validation_batch_size=0)
+WEIGHTS = WeightRecipe(
+    steps=4,
+    hidden=10,
+    learning_rate=0.01,
+    weight_decay=1e-4,
+    validation_batch_size=0,
+    label_strength=4.0,
+    temperature=1.0,
+)
 # A weighting that stays as it was drawn.
 FIXED = dataclasses.replace(WEIGHTS, learning_rate=0.0)
 
 
-def value(real, pool, folds=None, seed=0, recipe=RECIPE, weight_recipe=WEIGHTS, on_step=lambda step, metrics: None):
+def value(
+    real,
+    pool,
+    folds=None,
+    seed=0,
+    recipe=RECIPE,
+    weight_recipe=WEIGHTS,
+    on_step=lambda step, metrics: None,
+    weighting="weight_network",
+):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
-    return value_pool(TinyClassifier(), recipe, weight_recipe, real, pool, folds, jax.random.key(seed), on_step)
+    return value_pool(
+        Classifier(TinyClassifier()), weighting, recipe, weight_recipe, real, pool, folds, jax.random.key(seed), on_step
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +76,23 @@ def test_wrong_labels_are_found_out(seed):
     assert roc_auc_score(~is_wrong, result.weights) > 0.9
     # A network that has learnt nothing may fall with the loss too, but hardly.
     assert result.weights[~is_wrong].mean() > result.weights[is_wrong].mean() + 0.15
+
+
+@pytest.mark.slow
+def test_saflex_finds_the_right_labels_of_wrong_ones():
+    real, _ = draw_set(6, seed=10)
+    pool, is_wrong = draw_set(40, seed=20, wrong=0.3)
+    truth = np.repeat(np.arange(NUM_CLASSES), 40)
+    recipe = dataclasses.replace(RECIPE, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02, max_shift=0)
+    weight_recipe = dataclasses.replace(WEIGHTS, steps=100, label_strength=2.0)
+    result = value(real, pool, recipe=recipe, weight_recipe=weight_recipe, weighting="saflex")
+    assert result.soft_labels.shape == (160, NUM_CLASSES) and result.soft_labels.dtype == np.float32
+    np.testing.assert_allclose(result.soft_labels.sum(-1), 1, rtol=1e-5)
+    own = result.soft_labels[np.arange(160), pool.labels]
+    assert own[~is_wrong].mean() > own[is_wrong].mean() + 0.1
+    right = result.soft_labels[np.arange(160), truth]
+    assert right[is_wrong].mean() > 1 / NUM_CLASSES
+    assert set(np.unique(result.weights)) <= {0.0, 0.5, 1.0}
 
 
 def test_steps_are_counted_over_the_folds(valued):

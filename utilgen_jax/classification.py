@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from utilgen_jax.classifier import Classifier
 from utilgen_jax.parallel import init_sharded, split_batch, to_host
 
 Params = Any
@@ -55,19 +56,31 @@ class TrainingSet:
       images: float32 [N, H, W, C] in [-1, 1].
       labels: int32 [N].
       weights: float32 [N], mean 1: how much each counts.
+      soft_labels: float32 [N, K], what is trained towards in place of the labels; None: the labels themselves.
     """
 
     images: jax.Array
     labels: jax.Array
     weights: jax.Array
+    soft_labels: jax.Array | None = None
 
     def take(self, indices: Array) -> TrainingSet:
         """Some of the pictures, in the order of `indices` [n]."""
-        return TrainingSet(self.images[indices], self.labels[indices], self.weights[indices])
+        return jax.tree.map(lambda leaf: leaf[indices], self)
+
+    def targets(self, num_classes: int) -> jax.Array:
+        """What is trained towards, float32 [N, K]."""
+        return jax.nn.one_hot(self.labels, num_classes) if self.soft_labels is None else self.soft_labels
 
 
 def concatenate(first: TrainingSet, second: TrainingSet) -> TrainingSet:
-    """One set after the other."""
+    """One set after the other; where only one has soft labels, the other's labels become such."""
+    for some in (first.soft_labels, second.soft_labels):
+        if some is not None:
+            first, second = (
+                dataclasses.replace(part, soft_labels=part.targets(some.shape[-1])) for part in (first, second)
+            )
+            break
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
 
 
@@ -78,10 +91,9 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.adamw(schedule, eps_root=1e-8, weight_decay=recipe.weight_decay)
 
 
-def smoothed_cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> jax.Array:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): [B] of logits [B, K] and labels int [B]."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+def smoothed_cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> jax.Array:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): [B] of logits and targets, [B, K] each."""
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
@@ -115,9 +127,9 @@ def draw_batch(recipe: Recipe, real: TrainingSet, synthetic: TrainingSet | None,
     return dataclasses.replace(batch, images=shifted)
 
 
-@partial(jax.jit, static_argnames=("module", "recipe"), donate_argnames=("params", "optimizer_state"))
+@partial(jax.jit, static_argnames="recipe", donate_argnames=("params", "optimizer_state"))
 def _train_step(
-    module: Any,
+    classifier: Classifier,
     recipe: Recipe,
     params: Params,
     optimizer_state: optax.OptState,
@@ -128,68 +140,77 @@ def _train_step(
     batch = draw_batch(recipe, real, synthetic, key)
 
     def loss_fn(params: Params) -> jax.Array:
-        logits = module.apply({"params": params}, batch.images)
-        return jnp.mean(batch.weights * smoothed_cross_entropy(logits, batch.labels, recipe.label_smoothing))
+        logits = classifier.apply(params, batch.images)
+        targets = batch.targets(logits.shape[-1])
+        return jnp.mean(batch.weights * smoothed_cross_entropy(logits, targets, recipe.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
     updates, optimizer_state = make_optimizer(recipe).update(gradients, optimizer_state, params)
     return optax.apply_updates(params, updates), optimizer_state, loss
 
 
-def init_classifier(module: Any, image_shape: tuple[int, ...], key: jax.Array) -> Params:
-    """Random initial parameters for pictures of `image_shape` (H, W, C)."""
-    return init_sharded(_make_init(module, image_shape), key)
+def init_classifier(classifier: Classifier, image_shape: tuple[int, ...], key: jax.Array) -> Params:
+    """Initial parameters for pictures of `image_shape` (H, W, C): the classifier's own, the rest random."""
+    given = frozenset({*classifier.initial, *classifier.frozen.get("params", {})})
+    drawn = init_sharded(_make_init(classifier.module, image_shape, given), key)
+    return {**init_sharded(_copy, classifier.initial), **drawn}
 
 
 @cache
-def _make_init(module: Any, image_shape: tuple[int, ...]) -> Callable[[jax.Array], Params]:
+def _make_init(module: Any, image_shape: tuple[int, ...], given: frozenset[str]) -> Callable[[jax.Array], Params]:
     """The same function each time: random draws take seconds to compile, and `jax.jit` knows a function by identity."""
 
     def init(key: jax.Array) -> Params:
-        return module.init(key, jnp.zeros((1, *image_shape)))["params"]
+        params = module.init(key, jnp.zeros((1, *image_shape)))["params"]
+        return {name: scope for name, scope in params.items() if name not in given}
 
     return init
 
 
+def _copy(params: Params) -> Params:
+    """Training steps take over the memory of the parameters that they are given."""
+    return jax.tree.map(jnp.copy, params)
+
+
 def train_classifier(
-    module: Any,
+    classifier: Classifier,
     recipe: Recipe,
     real: TrainingSet,
     synthetic: TrainingSet | None,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
 ) -> Params:
-    """Trains a classifier from random weights.
+    """Trains a classifier from its initial parameters.
 
     Args:
-      module: a linen classifier.
+      classifier: what to train.
       recipe: how.
       real: the real pictures.
       synthetic: synthetic ones, mixed into each batch; None trains on real ones alone.
-      key: of initial weights, batches and augmentation. Rows of a comparison share it.
+      key: of random initial weights, batches and augmentation. Rows of a comparison share it.
       on_step: called after each step with (steps done, loss on the device).
 
     Returns:
-      The parameters.
+      The trained parameters; what is frozen is not among them.
     """
-    params = init_classifier(module, real.images.shape[1:], jax.random.fold_in(key, 0))
+    params = init_classifier(classifier, real.images.shape[1:], jax.random.fold_in(key, 0))
     optimizer_state = init_sharded(make_optimizer(recipe).init, params)
     batch_key = jax.random.fold_in(key, 1)
     # Steps are dispatched one by one: XLA's CPU backend is slow on convolution gradients inside a scan.
     for step in range(recipe.steps):
         params, optimizer_state, loss = _train_step(
-            module, recipe, params, optimizer_state, real, synthetic, jax.random.fold_in(batch_key, step)
+            classifier, recipe, params, optimizer_state, real, synthetic, jax.random.fold_in(batch_key, step)
         )
         on_step(step + 1, loss)
     return params
 
 
-@partial(jax.jit, static_argnames="module")
-def _apply(module: Any, params: Params, images: jax.Array) -> jax.Array:
-    return module.apply({"params": params}, images)
+@jax.jit
+def _apply(classifier: Classifier, params: Params, images: jax.Array) -> jax.Array:
+    return classifier.apply(params, images)
 
 
-def predict_logits(module: Any, params: Params, images: Array, batch_size: int) -> np.ndarray:
+def predict_logits(classifier: Classifier, params: Params, images: Array, batch_size: int) -> np.ndarray:
     """Logits of all pictures, in batches of one shape: float32 [N, K] of images float32 [N, H, W, C]."""
     images = to_host(images)
     size = min(batch_size, len(images))
@@ -197,5 +218,5 @@ def predict_logits(module: Any, params: Params, images: Array, batch_size: int) 
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        parts.append(to_host(_apply(module, params, padded))[: len(batch)])
+        parts.append(to_host(_apply(classifier, params, padded))[: len(batch)])
     return np.concatenate(parts)

@@ -78,7 +78,7 @@ def run_all(
 
     Args:
         config: What all runs have in common.
-        workdir: Folder for the runs: `shots_K/seed_S/METHOD`, and `pool/seed_S`.
+        workdir: Folder for the runs: `shots_K/seed_S/METHOD`, and for pools that do not depend on shots `pool/seed_S`.
         methods: Names of `methods.METHODS`.
         shots: Labelled pictures a class.
         seeds: Seeds.
@@ -87,6 +87,7 @@ def run_all(
         One summary for each run, in the order shots, seeds, methods.
     """
     from utilgen_jax import pipeline
+    from utilgen_jax.job import Shared
     from utilgen_jax.workdir import open_workdir
 
     # Stages are shared among all runs of the folder, so all of them are of this config but for what `plan` changes.
@@ -103,7 +104,9 @@ def run_all(
             summary = _read_summary(finished)
         else:
             print(f"[{done + 1}/{len(plan)}] {number} shots, seed {seed}: {method}", file=sys.stderr)
-            shared = pipeline.Shared(stages=folder / "stages", pool=workdir / "pool" / f"seed_{seed}")
+            shared = Shared(
+                stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
+            )
             summary = pipeline.run(run_config, folder / method, shared)
         summaries.append(summary)
     return sorted(summaries, key=lambda summary: (summary["shots"], summary["seed"], methods.index(summary["method"])))

@@ -44,6 +44,12 @@ BASELINES = ("vanilla",)
 SCHEDULERS = ("ddim", "ddpm", "pndm", "dpmsolver++", "euler", "lcm", "checkpoint")
 # Those of `models.classifiers`, written out: a config is checked before JAX is imported.
 CLASSIFIERS = ("small_cnn", "mlp") + tuple(f"resnet{depth}" for depth in (20, 32, 56, 18, 34, 50, 101))
+CLASSIFIERS += ("resnext50", "wide_resnet50", "mobilenet_v2", "vit_s")
+NORMALIZATIONS = ("none", "imagenet")
+
+# Those of `generator.augmented_conditions`.
+_PLAIN_WAYS = ("image", "cutmix", "mixup", "embed_cutmix", "embed_mixup")
+WAYS = _PLAIN_WAYS + tuple(f"{name}_dropout" for name in _PLAIN_WAYS)
 
 SCHEMA: tuple[Field, ...] = (
     Field("method", "utilgen", "what is added to the real pictures", choices=tuple(METHODS)),
@@ -73,8 +79,23 @@ SCHEMA: tuple[Field, ...] = (
     #
     Field("pool.images_per_class", 100, "synthetic pictures a class", minimum=1),
     #
+    Field("captions.source", "glyphs", "'glyphs', 'blip2', a captioner's hub id or folder, or a file *.jsonl"),
+    Field("conditioning.way", "cutmix", "how two shots are mixed to start from", choices=WAYS),
+    Field("conditioning.strength", 0.7, "without an image encoder: part of the way walked", minimum=0.01, maximum=1.0),
+    Field("adaptation.steps", 300, "fitting the generator to the shots: optimiser steps", minimum=1),
+    Field("adaptation.batch_size", 16, "pictures a step", minimum=2),
+    Field("adaptation.prior_fraction", 0.5, "part of a batch that is the generator's own", minimum=0.0, maximum=0.95),
+    Field("adaptation.learning_rate", 1e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=1.0),
+    Field("adaptation.lora_rank", 4, "of the factors on the UNet's attention", minimum=1, maximum=1024),
+    Field("adaptation.snr_gamma", 5.0, "min-SNR weighting of the loss; 0: none", minimum=0.0),
+    Field("difficulty.mean", 0.5, "asked of the pictures: a normal distribution's mean", minimum=0.0, maximum=1.0),
+    Field("difficulty.deviation", 0.1, "its standard deviation; clipped to [0, 1]", minimum=0.0, maximum=1.0),
+    #
     Field("classifier.name", "small_cnn", "the network", choices=CLASSIFIERS),
     Field("classifier.width", 32, "channels of small_cnn's first layer, units of mlp's hidden ones", minimum=1),
+    Field("classifier.pretrained", "", "torch weights to start from, .safetensors or .npz; empty: random weights"),
+    Field("classifier.trainable", "all", "'head': only the last layer, on frozen features", choices=("all", "head")),
+    Field("classifier.normalization", "none", "of channels; 'imagenet': as torchvision", choices=NORMALIZATIONS),
     Field("classifier.dtype", "float32", "type of the classifier's activations", choices=("float32", "bfloat16")),
     Field("classifier.steps", 400, "optimiser steps, the same for every row of the table", minimum=1),
     Field("classifier.batch_size", 64, "pictures a step", minimum=2),
@@ -90,6 +111,8 @@ SCHEMA: tuple[Field, ...] = (
     Field("utility.hidden", 100, "hidden units of the weight network", minimum=1),
     Field("utility.learning_rate", 1e-3, "Adam, weight network", minimum=1e-8, maximum=10.0),
     Field("utility.weight_decay", 1e-4, "weight network", minimum=0.0, maximum=1.0),
+    Field("utility.label_strength", 4.0, "SAFLEX: how much the label counts in the soft one", minimum=0.0),
+    Field("utility.temperature", 1.0, "SAFLEX: of the soft label; smaller is harder", minimum=1e-3),
     Field("utility.validation_batch_size", 0, "validation pictures a step; 0: the whole part", minimum=0),
     #
     Field("parallel.data", -1, "devices that share a batch; -1: all that are left", minimum=-1, may_change=True),
@@ -215,9 +238,7 @@ def parse_value(field: Field, text: str) -> Any:
         raise InputError(f"config.{field.path}: expected {kind}, got {text!r}") from None
 
 
-def apply_variant(
-    config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]] | None = None
-) -> ConfigDict:
+def apply_variant(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]] | None = None) -> ConfigDict:
     """Applies a variant string such as `runlocal,method=vanilla,shots=5` to the config and returns it.
 
     Args:

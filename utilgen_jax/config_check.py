@@ -111,6 +111,16 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
         lambda shift, size: shift < size,
         "config.classifier.max_shift: must be less than config.data.image_size",
     ),
+    (
+        ("classifier.trainable", "classifier.pretrained"),
+        lambda trainable, pretrained: trainable != "head" or bool(pretrained),
+        "config.classifier.trainable: 'head' needs config.classifier.pretrained: random features would stay random",
+    ),
+    (
+        ("classifier.normalization", "data.channels"),
+        lambda normalization, channels: normalization == "none" or channels == 3,
+        "config.classifier.normalization: 'imagenet' is of 3 channels; set config.data.channels to 3",
+    ),
     (("parallel.data",), bool, "config.parallel.data: must be -1 or at least 1"),
     (("parallel.fsdp",), bool, "config.parallel.fsdp: must be -1 or at least 1"),
     (

@@ -1,8 +1,32 @@
-"""The methods as rows of settings: what is generated, and how a sample's weight comes about."""
+"""The methods as rows of settings: how pictures are made, and how a sample's weight comes about."""
 
 from __future__ import annotations
 
 import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How synthetic pictures are made. Methods that agree in it share a pool.
+
+    Attributes:
+      name: of the pool's folder and of the stages that make it.
+      prompt: "template", the class in words; or "caption", that and what a captioner says of a shot.
+      start: "noise"; or "shots", two of a class, mixed (see `generator.augmented_conditions`): as image embedding where
+        the generator has an image encoder, and as the picture to start from where it has none.
+      adaptation: what of the generator is fitted to the shots by the denoising loss: "none"; "lora"; or "difficulty", a
+        LoRA and an encoder of the difficulty, which is then asked for.
+    """
+
+    name: str
+    prompt: str = "template"
+    start: str = "noise"
+    adaptation: str = "none"
+
+    @property
+    def uses_shots(self) -> bool:
+        """Whether the shots have a part in it."""
+        return self != Generation(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,17 +35,26 @@ class Method:
 
     Attributes:
       title: for tables.
-      synthetic: whether synthetic pictures are added to the real ones.
-      weighting: what weighs them: "uniform" or "weight_network" (see `valuation`).
+      generation: of the synthetic pictures that are added to the real ones; None: none are.
+      weighting: what weighs them: "uniform", or one of `valuation.WEIGHTINGS`.
     """
 
     title: str
-    synthetic: bool
-    weighting: str
+    generation: Generation | None
+    weighting: str = "uniform"
 
+
+PLAIN = Generation("plain")
 
 METHODS: dict[str, Method] = {
-    "real": Method("real pictures only", synthetic=False, weighting="uniform"),
-    "vanilla": Method("+ plain synthetic pictures", synthetic=True, weighting="uniform"),
-    "utilgen": Method("+ synthetic pictures, UtilGen", synthetic=True, weighting="weight_network"),
+    "real": Method("real pictures only", None),
+    "vanilla": Method("+ plain synthetic pictures", PLAIN),
+    "captions": Method("+ synthetic pictures, captions", Generation("captions", prompt="caption")),
+    "augcond": Method("+ synthetic pictures, augmented conditioning", Generation("augcond", start="shots")),
+    "datadream": Method("+ synthetic pictures, DataDream", Generation("datadream", adaptation="lora")),
+    "difficulty": Method(
+        "+ synthetic pictures, difficulty", Generation("difficulty", prompt="caption", adaptation="difficulty")
+    ),
+    "saflex": Method("+ synthetic pictures, SAFLEX", PLAIN, weighting="saflex"),
+    "utilgen": Method("+ synthetic pictures, UtilGen", PLAIN, weighting="weight_network"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from utilgen_jax import report
 from utilgen_jax.data.image_source import ImageSource
 from utilgen_jax.data.label_noise import add_label_noise
-from utilgen_jax.data.sources import LOADERS, load_source
 from utilgen_jax.data.splits import LabelledImages, stratified_order
+from utilgen_jax.data_flags import load_flagged_source, named_as_flags
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.noisy_label_training import NoisyData, Recipe, train_and_value
@@ -25,14 +24,6 @@ from utilgen_jax.workdir import versions, write_atomically, write_summary
 _WIDTH = 32  # of small_cnn and mlp
 _LOG_EVERY = 50
 _HEADERS = ("weighting", "test accuracy, %", "minus uniform", "AUC: weight", "soft label", "loss", "seconds")
-# The loaders speak of config fields, this command has flags.
-_FLAGS = {
-    "config.data.path": "--data_path",
-    "config.data.name": "--data",
-    "config.data.source='tfds'": "--data",
-    "config.data.class_names": "--class_names",
-    "config.data.image_size": "--image_size",
-}
 
 
 def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[str, Any]]:
@@ -48,14 +39,9 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
     Raises:
       InputError: the data cannot be had or are too few, or the folder holds a run with other settings.
     """
-    try:
+    with named_as_flags():
         data = read_data(settings)
         module = build_classifier(settings["classifier"], data.num_classes, _WIDTH, settings["image_size"])
-    except InputError as error:
-        message = str(error)
-        for field, flag in _FLAGS.items():
-            message = message.replace(field, flag)
-        raise InputError(message) from error
     _open(workdir, settings)
     recipe = Recipe(**{name: settings[name] for name in Recipe.__dataclass_fields__})
     stages = Stages(workdir / "stages")
@@ -96,16 +82,7 @@ def read_data(settings: dict[str, Any]) -> NoisyData:
     Raises:
       InputError: the data cannot be had, are too few, or have no test part.
     """
-    source = settings["data"] if settings["data"] in LOADERS else "tfds"
-    data = types.SimpleNamespace(
-        source=source,
-        name=settings["data"],
-        path=settings["data_path"],
-        image_size=settings["image_size"],
-        channels=settings["channels"],
-        class_names=tuple(settings["class_names"]),
-    )
-    sources = load_source(data)
+    sources = load_flagged_source(settings)
     if sources.test is None:
         raise InputError(f"{sources.train.name} has no test part, on which the weightings could be compared")
     num_validation, num_train = settings["num_validation"], settings["num_train"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 
 from utilgen_jax import bilevel, classification
+from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
@@ -123,15 +123,14 @@ def train_and_value(
       "correct" bool [T], of the test pictures; and of the training pictures that are valued, [M] each: "is_wrong" bool,
       "weight", "label_mass" (what the soft label gives to the label as it came) and "loss", float32.
     """
-    weighting = WEIGHTINGS[name](recipe, data.num_classes)
+    classifier, weighting = Classifier(module), WEIGHTINGS[name](recipe, data.num_classes)
     key = jax.random.key(recipe.seed)
     optimizer, outer_optimizer = recipe.optimizer(), recipe.outer_optimizer()
-    params = classification.init_classifier(module, data.train.images.shape[1:], jax.random.fold_in(key, 0))
+    params = classification.init_classifier(classifier, data.train.images.shape[1:], jax.random.fold_in(key, 0))
     outer = {"weighting": weighting.init(jax.random.fold_in(key, 1))}
     state = bilevel.init_bilevel(params, optimizer, outer, outer_optimizer)
-    apply = partial(_apply, module)
     plain_update, weighted_update = (
-        jax.jit(bilevel.make_bilevel_update(apply, chosen, optimizer, outer_optimizer), donate_argnums=0)
+        jax.jit(bilevel.make_bilevel_update(classifier.apply, chosen, optimizer, outer_optimizer), donate_argnums=0)
         for chosen in (uniform(), weighting)
     )
 
@@ -156,8 +155,8 @@ def train_and_value(
             scalars = {"validation_loss": metrics.validation_loss}
         on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **scalars)
 
-    logits = classification.predict_logits(module, state.params, to_float(data.test.images), recipe.batch_size)
-    valued = value(apply, weighting, state, data, recipe, validation_rng)
+    logits = classification.predict_logits(classifier, state.params, to_float(data.test.images), recipe.batch_size)
+    valued = value(classifier.apply, weighting, state, data, recipe, validation_rng)
     return {"correct": logits.argmax(-1) == data.test.labels, **valued}
 
 
@@ -195,10 +194,6 @@ def value(
         parts.append(jax.device_get(look(state, _examples(images, labels, data.num_classes), validation)))
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return found | {"is_wrong": data.is_wrong[:number]}
-
-
-def _apply(module: Any, params: Params, images: jax.Array) -> jax.Array:
-    return module.apply({"params": params}, images)
 
 
 def _joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:

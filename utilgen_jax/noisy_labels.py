@@ -34,6 +34,7 @@ from absl import flags
 
 from utilgen_jax import cli
 from utilgen_jax.config import nearest
+from utilgen_jax.data_flags import define_data_flags
 
 
 def define_flags() -> flags.FlagValues:
@@ -49,11 +50,7 @@ def define_flags() -> flags.FlagValues:
     def number(name: str, default: float, help: str, lower: float, upper: float | None = None) -> None:
         flags.DEFINE_float(name, default, help, lower_bound=lower, upper_bound=upper, flag_values=values)
 
-    text("data", None, "npz, imagefolder, or the name of a data set that tensorflow-datasets has prepared")
-    text("data_path", "", "the .npz file, the image folder, or tensorflow-datasets' data_dir if it is not the usual")
-    flags.DEFINE_list("class_names", [], "words for the classes, where the data have none", flag_values=values)
-    whole("image_size", 32, "side in pixels to which pictures are scaled", 8)
-    whole("channels", 3, "1 grey, 3 colour", 1)
+    define_data_flags(values)
     number("noise", 0.4, "share of the training labels that is drawn anew; 0 for data that are noisy already", 0.0, 1.0)
     whole("num_train", 0, "training pictures; 0: all but the validation pictures", 0)
     whole("num_validation", 1000, "pictures held out of training, with their labels as they are", 1)
@@ -80,7 +77,6 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     """Lists what is wrong with the flags' values, as far as that can be told without reading the data."""
     from utilgen_jax.data.augmentation import AUGMENTATIONS
     from utilgen_jax.models.classifiers import CLASSIFIERS
-    from utilgen_jax.models.resnet import RESNETS
     from utilgen_jax.noisy_label_training import WEIGHTINGS
 
     problems = []
@@ -88,7 +84,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     problems += [
         f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
     ]
-    choices = {"classifier": (*CLASSIFIERS, *RESNETS), "augment": AUGMENTATIONS, "weightings": WEIGHTINGS}
+    choices = {"classifier": CLASSIFIERS, "augment": AUGMENTATIONS, "weightings": WEIGHTINGS}
     for name, valid in choices.items():
         given = settings[name] if isinstance(settings[name], list) else [settings[name]]
         problems += [

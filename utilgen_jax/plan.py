@@ -9,9 +9,10 @@
 
 For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
 seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
-No weights are needed. XLA is told to save memory wherever it can, by recomputing, and is stopped before it generates
-code, which takes a minute or two; what does not fit then never will, and for what fits it will do the same. With --full
-it compiles to the end, for a chip with the memory that it has: many minutes for each of Stable Diffusion's programs.
+No weights are needed; the classifier is planned as if all of it were trained. XLA is told to save memory wherever it
+can, by recomputing, and is stopped before it generates code, which takes a minute or two; what does not fit then never
+will, and for what fits it will do the same. With --full it compiles to the end, for a chip with the memory that it has:
+many minutes for each of Stable Diffusion's programs.
 Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
 """
 

@@ -1,7 +1,7 @@
-"""Values a synthetic pool with the weight network: UtilGen's task-oriented data valuation (arXiv 2510.24262).
+"""Values a synthetic pool: UtilGen's task-oriented data valuation (arXiv 2510.24262), or SAFLEX (arXiv 2410.02512).
 
 The shots are parted into folds. For each, a classifier learns from the rest of the shots and the weighted pool, while
-the weight network learns, through one step of lookahead, which weights lower the loss on the fold's pictures.
+the weighting learns, through one step of lookahead, which weights lower the loss on the fold's pictures.
 Validation on the pictures that are trained on would teach nothing, since their gradient vanishes as they are fitted;
 hence the cross-fit.
 """
@@ -9,7 +9,7 @@ hence the cross-fit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,12 @@ import optax
 from utilgen_jax import classification
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.classification import Recipe, TrainingSet
+from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.parallel import init_sharded, to_host
 from utilgen_jax.utility.examples import Examples
-from utilgen_jax.utility.weightings import Signals, Weighting, loss_network
+from utilgen_jax.utility.influence import influence
+from utilgen_jax.utility.weightings import Signals, Weighting, loss_network, saflex
 
 Params = Any
 
@@ -33,14 +35,16 @@ PREDICTION_BATCH_SIZE = 500
 
 @dataclasses.dataclass(frozen=True)
 class WeightRecipe:
-    """How the weight network is trained.
+    """How the weighting is learnt.
 
     Attributes:
       steps: bilevel steps a fold.
-      hidden: its hidden units.
-      learning_rate: of Adam.
+      hidden: hidden units of the weight network.
+      learning_rate: of Adam, for the weight network.
       weight_decay: added to its gradient (L2), as in Meta-Weight-Net's public code.
       validation_batch_size: validation pictures a step; 0: the whole part.
+      label_strength: of SAFLEX, see `weightings.saflex`.
+      temperature: likewise.
     """
 
     steps: int
@@ -48,6 +52,15 @@ class WeightRecipe:
     learning_rate: float
     weight_decay: float
     validation_batch_size: int
+    label_strength: float
+    temperature: float
+
+
+# name, as `methods` has it -> recipe -> weighting
+WEIGHTINGS: Mapping[str, Callable[[WeightRecipe], Weighting]] = {
+    "weight_network": lambda recipe: loss_network(recipe.hidden),
+    "saflex": lambda recipe: saflex(recipe.label_strength, recipe.temperature),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +70,17 @@ class PoolValue:
     Attributes:
       weights: float32 [N] in [0, 1], the mean over the folds.
       losses: float32 [N], likewise; what the weight network saw.
+      soft_labels: float32 [N, K], likewise; None where the weighting leaves labels as they are.
     """
 
     weights: np.ndarray
     losses: np.ndarray
+    soft_labels: np.ndarray | None
 
 
 def value_pool(
-    module: Any,
+    classifier: Classifier,
+    weighting_name: str,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
     real: TrainingSet,
@@ -73,12 +89,13 @@ def value_pool(
     key: jax.Array,
     on_step: Callable[[int, BilevelMetrics], None],
 ) -> PoolValue:
-    """Trains a weight network for each fold and gives every picture of the pool its mean weight.
+    """Learns a weighting for each fold and gives every picture of the pool its mean weight, and soft label if any.
 
     Args:
-      module: the classifier.
-      recipe: the classifier's, as for the final one; its `steps` are replaced by the weight network's.
-      weight_recipe: the weight network's.
+      classifier: what is trained on the weighted pictures, from the same start in every fold.
+      weighting_name: key of `WEIGHTINGS`.
+      recipe: the classifier's, as for the final one; its `steps` are replaced by the weighting's.
+      weight_recipe: the weighting's.
       real: the shots.
       pool: the synthetic pictures; its weights are not read.
       folds: of the shots, see `splits.cross_fit_folds`.
@@ -89,24 +106,57 @@ def value_pool(
       Weights and losses of the pool's pictures, in its order.
     """
     recipe = dataclasses.replace(recipe, steps=weight_recipe.steps)
-    weighting = loss_network(weight_recipe.hidden)
-    losses, weights = [], []
+    weighting = WEIGHTINGS[weighting_name](weight_recipe)
+    values = []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
-        state = _init_state(module, weighting, recipe, weight_recipe, real.images.shape[1:], fold_key)
+        state = _init_state(classifier, weighting, recipe, weight_recipe, real.images.shape[1:], fold_key)
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
         batch_key = jax.random.fold_in(fold_key, 2)
         for step in range(recipe.steps):
             step_key = jax.random.fold_in(batch_key, step)
             state, metrics = _value_step(
-                module, weighting, recipe, weight_recipe, state, train, pool, validation, step_key
+                classifier, weighting, recipe, weight_recipe, state, train, pool, validation, step_key
             )
             on_step(number * recipe.steps + step + 1, metrics)
-        logits = classification.predict_logits(module, state.params, pool.images, PREDICTION_BATCH_SIZE)
-        signals = Signals(_as_examples(recipe, pool, logits.shape[-1]), jnp.asarray(logits))
-        losses.append(to_host(signals.losses))
-        weights.append(to_host(weighting.apply(state.outer["weighting"], signals)[0]))
-    return PoolValue(weights=np.mean(weights, axis=0), losses=np.mean(losses, axis=0))
+        values.append(_value(classifier, weighting, recipe, state, pool, validation))
+    weights, losses, soft_labels = (np.mean(parts, axis=0) for parts in zip(*values, strict=True))
+    return PoolValue(weights, losses, soft_labels if weighting.needs_influence else None)
+
+
+def _value(
+    classifier: Classifier,
+    weighting: Weighting,
+    recipe: Recipe,
+    state: BilevelState,
+    pool: TrainingSet,
+    validation: TrainingSet,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights [N], losses [N] and targets [N, K] of the pool's pictures, by the classifier and weighting of a fold."""
+    logits = classification.predict_logits(classifier, state.params, pool.images, PREDICTION_BATCH_SIZE)
+    examples = _as_examples(recipe, pool, logits.shape[-1])
+    signals = Signals(examples, jnp.asarray(logits))
+    if weighting.needs_influence:
+        parts = []
+        for start in range(0, len(logits), PREDICTION_BATCH_SIZE):
+            # The last part is filled up from the beginning: all have one shape, and compile once.
+            chosen = np.arange(start, start + min(PREDICTION_BATCH_SIZE, len(logits))) % len(logits)
+            seen = _influence_matrix(classifier, recipe, state.params, pool.take(chosen), validation)
+            parts.append(to_host(seen)[: len(logits) - start])
+        signals = dataclasses.replace(signals, influence=jnp.concatenate(parts))
+    weights, targets = weighting.apply(state.outer["weighting"], signals)
+    return to_host(weights), to_host(signals.losses), to_host(targets)
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _influence_matrix(
+    classifier: Classifier, recipe: Recipe, params: Params, pictures: TrainingSet, validation: TrainingSet
+) -> jax.Array:
+    """Π of the pictures [B, K], along a short step of plain descent: the training's own rate is zero at its end."""
+    num_classes = jax.eval_shape(classifier.apply, params, pictures.images).shape[-1]
+    examples, held_out = (_as_examples(recipe, part, num_classes) for part in (pictures, validation))
+    descent = optax.sgd(1e-3)
+    return influence(classifier.apply, descent, params, descent.init(params), examples, held_out).matrix
 
 
 def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformation:
@@ -114,27 +164,27 @@ def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformati
 
 
 def _init_state(
-    module: Any,
+    classifier: Classifier,
     weighting: Weighting,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
     image_shape: tuple[int, ...],
     key: jax.Array,
 ) -> BilevelState:
-    params = classification.init_classifier(module, image_shape, jax.random.fold_in(key, 0))
+    params = classification.init_classifier(classifier, image_shape, jax.random.fold_in(key, 0))
     outer = {"weighting": init_sharded(weighting.init, jax.random.fold_in(key, 1))}
     optimizers = classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
     return init_sharded(lambda first, second: init_bilevel(first, optimizers[0], second, optimizers[1]), params, outer)
 
 
 def _as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:
-    targets = optax.smooth_labels(jax.nn.one_hot(pictures.labels, num_classes), recipe.label_smoothing)
+    targets = optax.smooth_labels(pictures.targets(num_classes), recipe.label_smoothing)
     return Examples(pictures.images, targets)
 
 
-@partial(jax.jit, static_argnames=("module", "weighting", "recipe", "weight_recipe"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("weighting", "recipe", "weight_recipe"), donate_argnames="state")
 def _value_step(
-    module: Any,
+    classifier: Classifier,
     weighting: Weighting,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
@@ -150,14 +200,10 @@ def _value_step(
     if size:
         chosen = jax.random.choice(jax.random.fold_in(key, 3), validation.labels.shape[0], (size,))
         validation = validation.take(chosen)
-
-    def apply(params: Params, images: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, images)
-
-    num_classes = jax.eval_shape(apply, state.params, batch.images).shape[-1]
+    num_classes = jax.eval_shape(classifier.apply, state.params, batch.images).shape[-1]
     is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
     update = make_bilevel_update(
-        apply, weighting, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
+        classifier.apply, weighting, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
     )
     examples = dataclasses.replace(_as_examples(recipe, batch, num_classes), is_weighted=is_synthetic)
     return update(state, examples, _as_examples(recipe, validation, num_classes))

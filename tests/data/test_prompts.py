@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from utilgen_jax.data import class_prompts
+from utilgen_jax.data import caption_prompts, class_prompts
 from utilgen_jax.errors import InputError
 
 
@@ -15,13 +17,32 @@ def test_each_class_gets_its_prompt():
         ("a photo", "lacks {class}"),
         ("a {colour} {class}", "found {colour}"),
         ("a {} {class}", "found {}"),
-        ("a {class.__class__}", "only placeholder"),
-        ("a {class!r}", "only placeholder"),
-        ("a {class:>10}", "only placeholder"),
+        ("a {class.__class__}", "placeholders are {class} alone"),
+        ("a {class!r}", "placeholders are {class} alone"),
+        ("a {class:>10}", "placeholders are {class} alone"),
         ("a {class", "brace"),
         ("a } {class}", "brace"),
     ],
 )
 def test_templates_that_do_not_fit_are_refused(template, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=re.escape(message)):
         class_prompts(template, ["cat"])
+
+
+def test_class_and_caption_of_each_picture():
+    prompts = caption_prompts("a photo of a {class}, {caption}", ["sea_lion", "cat", "cat"], ["on a rock", "", "{a}"])
+    assert prompts == ["a photo of a sea lion, on a rock", "a photo of a cat", "a photo of a cat, {a}"]
+    assert caption_prompts("{caption}, {class}", ["cat"], [""]) == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("a {class}", "lacks {caption}"),
+        ("a photo, {caption}", "lacks {class}"),
+        ("a {class}, {text}", "{class} and {caption} alone; found {text}"),
+    ],
+)
+def test_caption_templates_that_do_not_fit_are_refused(template, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        caption_prompts(template, ["cat"], ["asleep"])

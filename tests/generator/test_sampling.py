@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from utilgen_jax import parallel
 from utilgen_jax.data.pool import PoolRecord, PoolWriter, read_pool
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator import pool_generation
 from utilgen_jax.generator.conditioning import text_condition
+from utilgen_jax.generator.policy import Policy
 from utilgen_jax.generator.pool_generation import generate_pool, plan_pool
 from utilgen_jax.generator.sampling import (
     decode_latents,
@@ -23,10 +25,11 @@ from utilgen_jax.generator.sampling import (
 )
 
 SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
-POOL_SETTINGS = SETTINGS | {"scheduler": "ddim", "negative_prompt": "blurred", "image_size": 16}
+POOL_SETTINGS = SETTINGS | {"scheduler": "ddim", "negative_prompt": "blurred", "image_size": 16, "strength": 1.0}
 BATCH = 4
 CLASSES = ("zero", "one", "two")
 PROMPTS = [f"the digit {name}" for name in CLASSES]
+CLASS_PROMPTS = [[prompt] for prompt in PROMPTS]
 
 
 def paint(loaded, prompts, seeds):
@@ -98,28 +101,42 @@ def test_only_a_picture_can_be_started_from_half_way(loaded):
 
 
 def test_plan_takes_classes_in_turn_and_a_shorter_plan_begins_a_longer_one():
-    plan = plan_pool(PROMPTS, 40, seed=3, round_number=0)
+    plan = plan_pool(CLASS_PROMPTS, 40, seed=3, round_number=0)
     assert [record.label for record in plan] == [0, 1, 2] * 40
     assert all(record.prompt == PROMPTS[record.label] and record.round == 0 for record in plan)
-    assert plan[:30] == plan_pool(PROMPTS, 10, seed=3, round_number=0)
+    assert plan[:30] == plan_pool(CLASS_PROMPTS, 10, seed=3, round_number=0)
     seeds = [record.seed for record in plan]
     assert len(set(seeds)) == 120 and 0 <= min(seeds) and max(seeds) < 2**31
-    assert plan == plan_pool(PROMPTS, 40, seed=3, round_number=0)
-    for other in (plan_pool(PROMPTS, 40, 4, 0), plan_pool(PROMPTS, 40, 3, 1)):
+    assert plan == plan_pool(CLASS_PROMPTS, 40, seed=3, round_number=0)
+    for other in (plan_pool(CLASS_PROMPTS, 40, 4, 0), plan_pool(CLASS_PROMPTS, 40, 3, 1)):
         assert not set(seeds) & {record.seed for record in other}
+
+
+def test_a_plan_takes_a_classs_prompts_in_turn_and_asks_for_difficulties():
+    prompts = (("a", "b"), ("c",))
+    plan = plan_pool(prompts, 500, seed=3, round_number=0, difficulty=(0.5, 0.3))
+    assert [record.prompt for record in plan[:6]] == ["a", "c", "b", "c", "a", "c"]
+    asked = np.array([record.difficulty_asked for record in plan])
+    assert asked.min() == 0 and asked.max() == 1
+    inside = scipy.stats.norm(0.5, 0.3).cdf([0.2, 0.8])
+    assert np.mean((asked > 0.2) & (asked < 0.8)) == pytest.approx(inside[1] - inside[0], abs=0.05)
+    # What is asked of a picture changes nothing else of it, and follows from its place.
+    plain = [dataclasses.replace(record, difficulty_asked=None) for record in plan]
+    assert plain == plan_pool(prompts, 500, seed=3, round_number=0)
+    assert plan[:20] == plan_pool(prompts, 10, seed=3, round_number=0, difficulty=(0.5, 0.3))
 
 
 def fill(loaded, folder, plan):
     """Generates into the folder; returns what `on_images` heard."""
     heard = []
     writer = PoolWriter(folder, CLASSES)
-    generate_pool(*loaded, writer, plan, **POOL_SETTINGS, batch_size=BATCH, on_images=heard.append)
+    generate_pool(*loaded, writer, plan, Policy(), **POOL_SETTINGS, batch_size=BATCH, on_images=heard.append)
     return heard
 
 
 @pytest.mark.slow
 def test_pool_holds_the_pictures_of_its_plan(loaded, tmp_path):
-    plan = plan_pool(PROMPTS, 3, seed=0, round_number=0)
+    plan = plan_pool(CLASS_PROMPTS, 3, seed=0, round_number=0)
     assert fill(loaded("sd15"), tmp_path, plan) == [4, 8, 9]
     pool = read_pool(tmp_path, CLASSES)
     assert [dataclasses.replace(record, file_name="", class_name="") for record in pool.records] == plan
@@ -133,7 +150,7 @@ def test_pool_holds_the_pictures_of_its_plan(loaded, tmp_path):
 
 @pytest.mark.parametrize("cut", [4, 6])  # between two batches, and in the middle of writing one
 def test_a_pool_that_was_cut_off_is_completed_exactly(loaded, tmp_path, cut):
-    plan = plan_pool(PROMPTS, 3, seed=0, round_number=0)
+    plan = plan_pool(CLASS_PROMPTS, 3, seed=0, round_number=0)
     fill(loaded("sd15"), tmp_path / "whole", plan)
     fill(loaded("sd15"), tmp_path / "broken", plan[:4])
     if cut == 6:
@@ -148,14 +165,14 @@ def test_a_pool_that_was_cut_off_is_completed_exactly(loaded, tmp_path, cut):
 
 def test_a_picture_that_is_not_finite_stops_the_pool_before_it_is_written(loaded, tmp_path, monkeypatch):
     generator, params = loaded("sd15")
-    plan = plan_pool(PROMPTS, 2, seed=0, round_number=0)
-    real_sample = pool_generation.sample
+    plan = plan_pool(CLASS_PROMPTS, 2, seed=0, round_number=0)
+    real_paint = pool_generation.paint
 
-    def sample_with_a_hole(*arguments, **settings):
-        return real_sample(*arguments, **settings).at[1, 3, 3, 0].set(jnp.nan)
+    def paint_with_a_hole(*arguments, **settings):
+        return real_paint(*arguments, **settings).at[1, 3, 3, 0].set(jnp.nan)
 
     fill((generator, params), tmp_path, plan[:4])
-    monkeypatch.setattr(pool_generation, "sample", sample_with_a_hole)
+    monkeypatch.setattr(pool_generation, "paint", paint_with_a_hole)
     with pytest.raises(FloatingPointError, match="picture 5 of the pool holds NaN"):
         fill((generator, params), tmp_path, plan)
     assert len(PoolWriter(tmp_path, CLASSES)) == 4

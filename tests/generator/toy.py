@@ -30,6 +30,7 @@ class ToyUNet:
     """Predicts tanh of latents and mean text state, each times a matrix, which may have a LoRA."""
 
     in_channels = CHANNELS
+    class_embed_type = None
 
     def apply(self, variables, latents, timesteps, embeds, class_labels=None):
         def kernel(name):

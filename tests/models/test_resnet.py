@@ -1,5 +1,7 @@
 """Residual networks against torch: transformers' for the ImageNet kind, plain functional calls for the CIFAR kind."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,79 +10,21 @@ import torch
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from tests.torch_parity import flat_shapes, params_from_torch, relative_error
+from tests.torch_parity import (
+    flat_shapes,
+    random_images,
+    random_tensor,
+    relative_error,
+    to_torch,
+    torch_state,
+    variables_from_torch,
+)
+from tests.torch_resnets import torch_bottleneck_resnet, torch_cifar_resnet
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet, build_resnet
 
 TOLERANCE = 1e-5
 CLASSES = 5
-_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-
-
-def variables_from_torch(state):
-    """Parameters and frozen statistics of a torch state dict."""
-
-    def split(tree):
-        params, statistics = {}, {}
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                params[key], statistics[key] = split(value)
-            else:
-                (statistics if key.startswith("running") else params)[key] = value
-        return params, {key: value for key, value in statistics.items() if not isinstance(value, dict) or value}
-
-    params, statistics = split(params_from_torch(state))
-    return {"params": params, "batch_stats": statistics}
-
-
-def random_tensor(rng, name, shape):
-    """Every tensor different from its initial value: scales of one and biases of zero would hide one left out."""
-    values = rng.normal(size=shape) / (np.prod(shape[1:]) ** 0.5 if len(shape) > 1 else 4)
-    if len(shape) == 1 and name.endswith(("weight", "running_var")):
-        values = rng.uniform(0.5, 1.5, shape)
-    return torch.tensor(values, dtype=torch.float32)
-
-
-def to_torch(images):
-    return torch.tensor(images.transpose(0, 3, 1, 2))
-
-
-def torch_cifar_resnet(state, images, depths):
-    """He et al. 2015, section 4.2, from a state dict: [B, H, W, 3] -> [B, K]."""
-
-    def convolve(hidden, conv, norm, stride):
-        hidden = functional.conv2d(hidden, state[f"{conv}.weight"], stride=stride, padding=1)
-        statistics = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
-        return functional.batch_norm(hidden, *statistics, state[f"{norm}.weight"], state[f"{norm}.bias"])
-
-    hidden = functional.relu(convolve(to_torch(images), "conv1", "bn1", 1))
-    for stage, depth in enumerate(depths):
-        for index in range(depth):
-            block, stride = f"layer{stage + 1}.{index}", 2 if stage > 0 and index == 0 else 1
-            inner = functional.relu(convolve(hidden, f"{block}.conv1", f"{block}.bn1", stride))
-            inner = convolve(inner, f"{block}.conv2", f"{block}.bn2", 1)
-            if stride == 2:
-                margin = hidden.shape[1] // 2
-                hidden = functional.pad(hidden[:, :, ::2, ::2], (0, 0, 0, 0, margin, margin))
-            hidden = functional.relu(inner + hidden)
-    return functional.linear(hidden.mean((2, 3)), state["linear.weight"], state["linear.bias"]).numpy()
-
-
-def torch_state(module, images):
-    """Random tensors under torch names for a linen module's variables."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
-    state = {}
-    for collection in shapes.values():
-        for name, shape in flat_shapes(collection).items():
-            name = name.replace(".kernel", ".weight").replace(".scale", ".weight")
-            shape = tuple(shape[axis] for axis in _TORCH_AXES.get(len(shape), range(len(shape))))
-            state[name] = random_tensor(rng, name, shape)
-    return state
-
-
-def random_images(size):
-    return np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
 
 
 def test_the_cifar_kind_is_torchs():
@@ -88,6 +32,17 @@ def test_the_cifar_kind_is_torchs():
     module, images = ResNet(CLASSES, depths, width=8, norm="batch"), random_images(12)
     state = torch_state(module, images)
     expected = torch_cifar_resnet(state, images, depths)
+    logits = jax.jit(module.apply)(variables_from_torch(state), images)
+    assert relative_error(logits, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(("groups", "width_per_group", "middle"), [(4, 16, 8), (1, 128, 16)], ids=["resnext", "wide"])
+def test_grouped_and_wide_bottlenecks_are_torchs(groups, width_per_group, middle):
+    block = partial(BottleneckBlock, groups=groups, width_per_group=width_per_group)
+    module, images = ResNet(CLASSES, (1, 2), 8, block, imagenet=True, norm="batch"), random_images(33)
+    state = torch_state(module, images)
+    assert state["layer1.0.conv2.weight"].shape == (middle, middle // groups, 3, 3)
+    expected = torch_bottleneck_resnet(state, images, (1, 2), groups)
     logits = jax.jit(module.apply)(variables_from_torch(state), images)
     assert relative_error(logits, expected) < TOLERANCE
 
@@ -166,6 +121,7 @@ def test_numbers_of_parameters_are_the_published_ones():
         0.85,
     ]
     published = {"resnet18": 11689512, "resnet34": 21797672, "resnet50": 25557032, "resnet101": 44549160}
+    published |= {"resnext50": 25028904, "wide_resnet50": 68883240}
     assert {name: number_of_parameters(name, 64) for name in published} == published
 
 

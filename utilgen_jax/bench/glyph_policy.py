@@ -13,6 +13,7 @@ from flax import struct
 
 from utilgen_jax import classification, data, weights
 from utilgen_jax.classification import TrainingSet
+from utilgen_jax.classifier import make_classifier
 from utilgen_jax.config import default_config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
@@ -30,7 +31,6 @@ from utilgen_jax.generator.objectives.utility import influence_utility
 from utilgen_jax.generator.policy import Policy, init_policy, labelled_examples, paint
 from utilgen_jax.generator.requests import Requests, make_requests
 from utilgen_jax.generator.sampling import decode_latents
-from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.influence import influence
 
@@ -89,9 +89,7 @@ class GlyphWorld:
         self.generator, self.params = load_generator(weights.resolve_checkpoint(self.config.generator.checkpoint))
         self.sampler = make_ddim(self.generator.schedule, NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
-        self.classifier: Any = build_classifier(
-            self.config.classifier.name, NUM_CLASSES, self.config.classifier.width, settings.image_size
-        )
+        self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
         self.to_examples = partial(
             labelled_examples,
             num_classes=NUM_CLASSES,
@@ -103,7 +101,7 @@ class GlyphWorld:
 
     def apply(self, theta: Params, inputs: jax.Array) -> jax.Array:
         """The classifier's logits."""
-        return self.classifier.apply({"params": theta}, inputs)
+        return self.classifier.apply(theta, inputs)
 
     def make_task(self, seed: int) -> Task:
         """Trains the classifier on one half of the seed's shots; the other half validates."""

@@ -2,7 +2,7 @@
 
 from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.pool import Pool, PoolRecord, PoolWriter, read_pool, update_records
-from utilgen_jax.data.prompts import class_prompts
+from utilgen_jax.data.prompts import caption_prompts, class_prompts
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import FewShotSplit, Fold, LabelledImages, cross_fit_folds, few_shot
 
@@ -15,6 +15,7 @@ __all__ = [
     "PoolRecord",
     "PoolWriter",
     "Sources",
+    "caption_prompts",
     "class_prompts",
     "cross_fit_folds",
     "few_shot",

@@ -34,7 +34,8 @@ class PoolRecord:
         label: 0..K-1.
         prompt: What it was generated from.
         seed: Together with the prompt gives the same picture again.
-        difficulty: s in [0, 1].
+        difficulty: s in [0, 1], measured.
+        difficulty_asked: s in [0, 1] that the generator was asked for.
         weight: What it is worth in training, in [0, 1].
         soft_label: K probabilities.
         round: The round of generation that made it, from 0.
@@ -48,6 +49,7 @@ class PoolRecord:
     prompt: str | None = None
     seed: int | None = None
     difficulty: float | None = None
+    difficulty_asked: float | None = None
     weight: float | None = None
     soft_label: tuple[float, ...] | None = None
     round: int | None = None
@@ -59,6 +61,7 @@ _KINDS: dict[str, Any] = {
     "prompt": str,
     "seed": int,
     "difficulty": int | float,
+    "difficulty_asked": int | float,
     "weight": int | float,
     "soft_label": list,
     "round": int,

@@ -114,13 +114,15 @@ def paint(
 def _image_labels(generator: Generator, params: Params, painting: Painting, seeds: np.ndarray) -> jax.Array:
     """unCLIP's class labels of the picture prompt, noised for each picture anew: float [N, 2E]."""
     embeds = encode_images(generator, params, jnp.asarray(painting.image_prompt)[None])
-    noise = _image_noise(jnp.asarray(seeds, jnp.int32), embeds.shape[1:])
+    noise = draw_image_noise(jnp.asarray(seeds, jnp.int32), embeds.shape[1:])
     levels = jnp.full(len(seeds), painting.noise_level, jnp.int32)
     return noise_image_embeds(generator, params, jnp.broadcast_to(embeds, noise.shape), levels, noise)
 
 
 @partial(jax.jit, static_argnums=1)
-def _image_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def draw_image_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The noise on unCLIP's image embeddings, each picture's from its own seed: float32 [B, *shape] of int [B]."""
+
     def draw(seed: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(jax.random.key(seed), _IMAGE_NOISE), shape)
 

@@ -146,7 +146,7 @@ def steer(policy: Policy, requests: Requests) -> tuple[Condition, jax.Array]:
         embeds = embeds + policy.prompt_offsets[requests.rows].astype(embeds.dtype)
     difficulty = asked_difficulty(policy, requests)
     if difficulty is not None:
-        encoder = _encoder_of(policy.difficulty_encoder)
+        encoder = difficulty_encoder_of(policy.difficulty_encoder)
         embeds = append_difficulty_token(encoder, policy.difficulty_encoder, embeds, requests.labels, difficulty)
         negative = jnp.concatenate([negative, negative[:, -1:]], axis=1)
     return dataclasses.replace(condition, prompt_embeds=embeds, negative_prompt_embeds=negative), latents
@@ -165,7 +165,7 @@ def policy_denoiser(
     )
 
 
-def _encoder_of(params: Params) -> DifficultyEncoder:
+def difficulty_encoder_of(params: Params) -> DifficultyEncoder:
     """The encoder whose parameters these are: all its sizes are theirs."""
     first, last = params["linear_1"]["kernel"], params["linear_3"]["kernel"]
     return DifficultyEncoder(first.shape[0] - 1, last.shape[1], first.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,30 +10,48 @@ import numpy as np
 
 from utilgen_jax.data.pool import PoolRecord, PoolWriter
 from utilgen_jax.generator.checkpoint import Generator, Params
-from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.sampling import initial_latents, sample, step_keys
+from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.policy import Policy, paint
+from utilgen_jax.generator.requests import make_requests
 from utilgen_jax.parallel import to_host
 
+# (condition of text, places in the pool int [B]) -> (condition, latents to start from, or None)
+StartFrom = Callable[[Condition, np.ndarray], tuple[Condition, jax.Array | None]]
 
-def plan_pool(class_prompts: Sequence[str], images_per_class: int, seed: int, round_number: int) -> list[PoolRecord]:
+
+def plan_pool(
+    class_prompts: Sequence[Sequence[str]],
+    images_per_class: int,
+    seed: int,
+    round_number: int,
+    difficulty: tuple[float, float] | None = None,
+) -> list[PoolRecord]:
     """What to generate: classes in turn, each picture with a seed of its own.
 
     Args:
-      class_prompts: one prompt a class.
+      class_prompts: one prompt or more for each class, taken in turn.
       images_per_class: pictures of each.
       seed: of the run.
       round_number: of generation, from 0; another round has other seeds.
+      difficulty: mean and standard deviation of the normal distribution, clipped to [0, 1], from which each picture's
+        difficulty is asked; None: no difficulty is asked for.
 
     Returns:
       K · images_per_class records, without file names yet.
     """
-    number = len(class_prompts) * images_per_class
+    num_classes = len(class_prompts)
+    number = num_classes * images_per_class
     seeds = np.random.default_rng([seed, round_number]).integers(0, 2**31, number)
+    asked: list[float | None] = [None] * number
+    if difficulty is not None:
+        drawn = np.random.default_rng([seed, round_number, 1]).normal(*difficulty, number)
+        asked = [round(float(value), 4) for value in np.clip(drawn, 0.0, 1.0)]
     return [
         PoolRecord(
-            label=index % len(class_prompts),
-            prompt=class_prompts[index % len(class_prompts)],
+            label=index % num_classes,
+            prompt=class_prompts[index % num_classes][index // num_classes % len(class_prompts[index % num_classes])],
             seed=int(seeds[index]),
+            difficulty_asked=asked[index],
             round=round_number,
         )
         for index in range(number)
@@ -44,12 +63,15 @@ def generate_pool(
     params: Params,
     writer: PoolWriter,
     records: Sequence[PoolRecord],
+    policy: Policy,
+    start_from: StartFrom | None = None,
     *,
     scheduler: str,
     num_steps: int,
     guidance_scale: float,
     negative_prompt: str,
     image_size: int,
+    strength: float,
     batch_size: int,
     on_images: Callable[[int], None],
 ) -> None:
@@ -60,11 +82,15 @@ def generate_pool(
       params: its weights.
       writer: of the pool's folder; its length says where to go on.
       records: the whole pool, see `plan_pool`.
+      policy: what the generator was adapted by; `Policy()` for the checkpoint as it is. With a difficulty encoder, each
+        record says the difficulty that is asked for.
+      start_from: what else the pictures start from; None: noise alone.
       scheduler: one of `SAMPLERS`, or 'checkpoint'.
       num_steps: denoising steps.
       guidance_scale: of classifier-free guidance.
       negative_prompt: of the unconditional branch.
       image_size: pixels a side.
+      strength: the part of the way from noise that is walked by pictures that start from others, in (0, 1].
       batch_size: pictures at once; the last batch is filled up, so that all have one shape and compile once.
       on_images: called with the number of finished pictures.
 
@@ -75,22 +101,44 @@ def generate_pool(
     for start in range(len(writer), len(records), batch_size):
         batch = list(records[start : start + batch_size])
         filled = batch + batch[-1:] * (batch_size - len(batch))
-        condition = text_condition(generator, params, [record.prompt or "" for record in filled], negative_prompt)
-        seeds = np.array([record.seed for record in filled])
-        images = sample(
+        requests = make_requests(
             generator,
             params,
-            condition,
-            initial_latents(generator, seeds, image_size),
+            [record.prompt or "" for record in filled],
+            [record.label for record in filled],
+            [record.seed or 0 for record in filled],
+            image_size,
+            rows=np.arange(batch_size),
+            negative_prompt=negative_prompt,
+        )
+        if start_from is not None:
+            places = np.minimum(np.arange(start, start + batch_size), len(records) - 1)
+            condition, clean_latents = start_from(requests.condition, places)
+            requests = dataclasses.replace(requests, condition=condition, clean_latents=clean_latents)
+        if policy.difficulty_encoder is not None:
+            asked = _logits([record.difficulty_asked for record in filled])
+            policy = dataclasses.replace(policy, difficulty_logits=asked)
+        painted = paint(
+            generator,
+            params,
+            policy,
+            requests,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
-            keys=step_keys(seeds),
+            num_differentiable_steps=None,
+            strength=1.0 if requests.clean_latents is None else strength,
         )
-        images = to_host(images)[: len(batch)]
+        images = to_host(painted)[: len(batch)]
         broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
         if broken.size:
             raise FloatingPointError(f"generator: picture {start + broken[0]} of the pool holds NaN or infinity")
         if jax.process_index() == 0:
             writer.append(images, batch)
         on_images(start + len(batch))
+
+
+def _logits(difficulties: Sequence[float | None]) -> jax.Array:
+    """What the policy's table holds for these; the ends of [0, 1] are infinitely far there and asked for nearly."""
+    asked = np.array([0.5 if difficulty is None else difficulty for difficulty in difficulties], np.float32)
+    return jax.scipy.special.logit(np.clip(asked, 1e-4, 1 - 1e-4))

@@ -1,5 +1,6 @@
-"""Image classifiers. Group norm throughout: batch statistics would leak between the lookahead's passes (`bilevel`)."""
+"""Image classifiers. No batch statistics change in any: they would leak between the lookahead's passes (`bilevel`)."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +9,9 @@ from flax import linen as nn
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.convolution import max_pool_2x2, patches_convolution
+from utilgen_jax.models.mobilenet import MobileNetV2
 from utilgen_jax.models.resnet import RESNETS, build_resnet
+from utilgen_jax.models.vit import build_vit_small
 
 
 class SmallCNN(nn.Module):
@@ -72,28 +75,43 @@ class MLP(nn.Module):
         return nn.Dense(self.num_classes, name="head")(hidden.astype(jnp.float32))
 
 
-CLASSIFIERS: dict[str, Any] = {"small_cnn": SmallCNN, "mlp": MLP}
+def _resnet(name: str) -> Callable[[int, int, str, Any], nn.Module]:
+    return lambda num_classes, image_size, norm, dtype: build_resnet(name, num_classes, norm, dtype)
 
 
-def build_classifier(name: str, num_classes: int, width: int, image_size: int, dtype: Any = jnp.float32) -> nn.Module:
+# Their size is chosen.
+_SCALABLE: Mapping[str, Any] = {"small_cnn": SmallCNN, "mlp": MLP}
+# (num_classes, image_size, norm, dtype) -> network
+_PUBLISHED: Mapping[str, Callable[[int, int, str, Any], nn.Module]] = {
+    **{name: _resnet(name) for name in RESNETS},
+    "mobilenet_v2": lambda num_classes, image_size, norm, dtype: MobileNetV2(num_classes, norm=norm, dtype=dtype),
+    "vit_s": lambda num_classes, image_size, norm, dtype: build_vit_small(num_classes, image_size, dtype),
+}
+CLASSIFIERS = (*_SCALABLE, *_PUBLISHED)
+
+
+def build_classifier(
+    name: str, num_classes: int, width: int, image_size: int, dtype: Any = jnp.float32, norm: str = "group"
+) -> nn.Module:
     """Makes a classifier by name.
 
     Args:
-      name: a key of `CLASSIFIERS` or `RESNETS`.
+      name: one of `CLASSIFIERS`.
       num_classes: K.
-      width: of those in `CLASSIFIERS`; the residual networks have their own.
+      width: of small_cnn and mlp; the others have their own.
       image_size: side of the pictures in pixels.
       dtype: of the activations.
+      norm: of the published convolutional networks, a key of `norms.NORMS`.
 
     Raises:
       InputError: the name is unknown, or the pictures' size does not suit the network.
     """
-    if name in RESNETS:
-        return build_resnet(name, num_classes, dtype=dtype)
-    if name not in CLASSIFIERS:
-        raise InputError(f"config.classifier.name={name!r} is not one of {', '.join((*CLASSIFIERS, *RESNETS))}")
+    if name in _PUBLISHED:
+        return _PUBLISHED[name](num_classes, image_size, norm, dtype)
+    if name not in _SCALABLE:
+        raise InputError(f"config.classifier.name={name!r} is not one of {', '.join(CLASSIFIERS)}")
     if image_size < 8 or image_size % 8:
         raise InputError(f"config.data.image_size={image_size}: {name} takes multiples of 8")
     if width % 8:
         raise InputError(f"config.classifier.width={width} must be a multiple of 8, the size of its norms' groups")
-    return CLASSIFIERS[name](num_classes=num_classes, width=width, dtype=dtype)
+    return _SCALABLE[name](num_classes=num_classes, width=width, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015, arXiv 1512.03385), CIFAR's and ImageNet's, under the names of their torch kin.
+"""Residual networks (He et al. 2015, arXiv 1512.03385) and their kin, under the names that they have in torch.
 
 The CIFAR kind is called as in github.com/akamaster/pytorch_resnet_cifar10, the ImageNet kind as in torchvision, so that
 either's checkpoint is read by the rule of `weights.torch_names`. Convolutions are XLA's own: on a CPU, ResNet-20's
@@ -16,57 +16,33 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.models.norms import NORMS
 
-STATISTICS = "batch_stats"
-_EPSILON = 1e-5
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class FrozenBatchNorm(nn.Module):
-    """Batch norm with given statistics, which no step changes: they are variables of the collection `STATISTICS`.
+def convolution(features: int, size: int, stride: int, dtype: Any, name: str, groups: int = 1) -> nn.Conv:
+    """A convolution without bias, padded as torch does: by (size - 1) / 2 on each side, whatever the stride.
 
-    A lookahead, a validation pass or a JVP with the statistics of its own batch would let the pictures of a batch, and
-    the passes of a bilevel step, see one another.
-
-    Attributes:
+    Args:
+      features: channels of the result.
+      size: side of the kernel.
+      stride: in both directions.
       dtype: of the result.
+      name: of the layer.
+      groups: of channels that see one another alone.
     """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps [..., C] to [..., C]: (x - running_mean) / sqrt(running_var + 1e-5) · scale + bias."""
-        channels = inputs.shape[-1:]
-        mean = self.variable(STATISTICS, "running_mean", jnp.zeros, channels).value
-        variance = self.variable(STATISTICS, "running_var", jnp.ones, channels).value
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        factor = scale * jax.lax.rsqrt(variance + _EPSILON)
-        return ((inputs - mean) * factor + bias).astype(self.dtype)
-
-
-def _group_norm(dtype: Any, name: str) -> Callable[[jax.Array], jax.Array]:
-    """32 groups (Wu and He 2018), fewer where a group would have fewer than 8 channels."""
-
-    def normalize(inputs: jax.Array) -> jax.Array:
-        num_groups = max(min(32, inputs.shape[-1] // 8), 1)
-        return nn.GroupNorm(num_groups, epsilon=_EPSILON, dtype=dtype, name=name)(inputs)
-
-    return normalize
-
-
-NORMS: Mapping[str, Callable[[Any, str], Callable[[jax.Array], jax.Array]]] = {
-    "group": _group_norm,
-    "batch": lambda dtype, name: FrozenBatchNorm(dtype, name=name),
-}
-
-
-def _convolution(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    """As torch pads it: (size - 1) / 2 on each side, whatever the stride."""
     margin = ((size - 1) // 2,) * 2
     return nn.Conv(
-        features, (size, size), stride, (margin, margin), use_bias=False, dtype=dtype, kernel_init=_he_init, name=name
+        features,
+        (size, size),
+        stride,
+        (margin, margin),
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_he_init,
+        name=name,
     )
 
 
@@ -93,7 +69,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, width]."""
-        conv, norm = partial(_convolution, dtype=self.dtype), partial(NORMS[self.norm], self.dtype)
+        conv, norm = partial(convolution, dtype=self.dtype), partial(NORMS[self.norm], self.dtype)
         hidden = nn.relu(norm("bn1")(conv(self.width, 3, self.stride, name="conv1")(inputs)))
         hidden = norm("bn2")(conv(self.width, 3, 1, name="conv2")(hidden))
         return nn.relu(hidden + _shortcut(self, inputs))
@@ -102,7 +78,12 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1×1, 3×3 and 1×1 convolutions (He et al. 2015, figure 5, right), the stride in the middle one as in torchvision.
 
-    Attributes: as `BasicBlock`'s; the result has 4 · width channels.
+    The result has 4 · width channels, the middle width · groups · width_per_group / 64: with the defaults `width`.
+
+    Attributes: as `BasicBlock`'s, and:
+      groups: of the middle convolution, ResNeXt's cardinality (Xie et al. 2016, arXiv 1611.05431).
+      width_per_group: channels of a group in a stage of width 64; twice as many make Wide ResNet's middle (Zagoruyko
+        and Komodakis 2016, arXiv 1605.07146).
     """
 
     width: int
@@ -110,15 +91,18 @@ class BottleneckBlock(nn.Module):
     projects: bool
     norm: str
     dtype: Any
+    groups: int = 1
+    width_per_group: int = 64
 
     expansion = 4
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 · width]."""
-        conv, norm = partial(_convolution, dtype=self.dtype), partial(NORMS[self.norm], self.dtype)
-        hidden = nn.relu(norm("bn1")(conv(self.width, 1, 1, name="conv1")(inputs)))
-        hidden = nn.relu(norm("bn2")(conv(self.width, 3, self.stride, name="conv2")(hidden)))
+        conv, norm = partial(convolution, dtype=self.dtype), partial(NORMS[self.norm], self.dtype)
+        middle = self.width * self.width_per_group // 64 * self.groups
+        hidden = nn.relu(norm("bn1")(conv(middle, 1, 1, name="conv1")(inputs)))
+        hidden = nn.relu(norm("bn2")(conv(middle, 3, self.stride, name="conv2", groups=self.groups)(hidden)))
         hidden = norm("bn3")(conv(4 * self.width, 1, 1, name="conv3")(hidden))
         return nn.relu(hidden + _shortcut(self, inputs))
 
@@ -128,7 +112,7 @@ def _shortcut(block: BasicBlock | BottleneckBlock, inputs: jax.Array) -> jax.Arr
     if block.stride == 1 and inputs.shape[-1] == channels:
         return inputs
     if block.projects:
-        projected = _convolution(channels, 1, block.stride, block.dtype, "downsample.0")(inputs)
+        projected = convolution(channels, 1, block.stride, block.dtype, "downsample.0")(inputs)
         return NORMS[block.norm](block.dtype, "downsample.1")(projected)
     margin = (channels - inputs.shape[-1]) // 2
     return jnp.pad(inputs[:, :: block.stride, :: block.stride], ((0, 0), (0, 0), (0, 0), (margin, margin)))
@@ -141,7 +125,7 @@ class ResNet(nn.Module):
       num_classes: K.
       depths: blocks of each stage.
       width: channels of the first stage, before the block's expansion; each later stage has twice as many.
-      block: `BasicBlock` or `BottleneckBlock`.
+      block: `BasicBlock`, or `BottleneckBlock`, perhaps with its groups and their width.
       imagenet: the stem is a 7×7 convolution of stride 2 and max pooling, shortcuts project, the head is called `fc`;
         else CIFAR's: a 3×3 stem, parameter-free shortcuts, and a head called `linear`.
       norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
@@ -151,7 +135,7 @@ class ResNet(nn.Module):
     num_classes: int
     depths: tuple[int, ...]
     width: int
-    block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
+    block: Callable[..., BasicBlock | BottleneckBlock] = BasicBlock
     imagenet: bool = False
     norm: str = "group"
     dtype: Any = jnp.float32
@@ -161,7 +145,7 @@ class ResNet(nn.Module):
         """Returns logits float32 [B, K] of images float [B, H, W, C]."""
         hidden = images.astype(self.dtype)
         size, stride = (7, 2) if self.imagenet else (3, 1)
-        hidden = _convolution(self.width, size, stride, self.dtype, "conv1")(hidden)
+        hidden = convolution(self.width, size, stride, self.dtype, "conv1")(hidden)
         hidden = nn.relu(NORMS[self.norm](self.dtype, "bn1")(hidden))
         if self.imagenet:
             hidden = nn.max_pool(hidden, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -179,7 +163,7 @@ class ResNet(nn.Module):
 _cifar = partial(ResNet, width=16)
 _imagenet = partial(ResNet, width=64, imagenet=True)
 
-# He et al. 2015, section 4.2 and table 1.
+# He et al. 2015, section 4.2 and table 1; torchvision's resnext50_32x4d and wide_resnet50_2.
 RESNETS: Mapping[str, Callable[..., ResNet]] = {
     "resnet20": partial(_cifar, depths=(3, 3, 3)),
     "resnet32": partial(_cifar, depths=(5, 5, 5)),
@@ -188,6 +172,8 @@ RESNETS: Mapping[str, Callable[..., ResNet]] = {
     "resnet34": partial(_imagenet, depths=(3, 4, 6, 3)),
     "resnet50": partial(_imagenet, depths=(3, 4, 6, 3), block=BottleneckBlock),
     "resnet101": partial(_imagenet, depths=(3, 4, 23, 3), block=BottleneckBlock),
+    "resnext50": partial(_imagenet, depths=(3, 4, 6, 3), block=partial(BottleneckBlock, groups=32, width_per_group=4)),
+    "wide_resnet50": partial(_imagenet, depths=(3, 4, 6, 3), block=partial(BottleneckBlock, width_per_group=128)),
 }
 
 

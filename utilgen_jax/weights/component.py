@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from utilgen_jax.weights.safetensors_io import open_component, write_tensors
 from utilgen_jax.weights.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
+# Where each tensor goes: by torch name, its linen path and linen shape.
+Targets = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 
 
 def load_config(folder: Path | str, name: str = "config.json") -> dict:
@@ -58,7 +61,11 @@ def load_component(
     files = open_component(folder, variant)
     stored_names = {name: stored for stored, name in torch_names.current_names(files.shapes).items()}
     shapes = {name: files.shapes[stored] for name, stored in stored_names.items()}
-    targets = _own_targets(shapes) if expected is None else _checked_targets(shapes, expected, folder)
+    if expected is None:
+        targets = _own_targets(shapes)
+    else:
+        refusal = f"{folder}: the weights do not fit the model that its config describes"
+        targets = checked_targets(shapes, torch_names.flatten(expected), refusal)
     params: dict = {}
     for name, stored in stored_names.items():
         path, shape = targets[name]
@@ -100,11 +107,7 @@ def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: 
     os.replace(temporary, folder / "config.json")
 
 
-# Where each tensor goes: by torch name, its linen path and linen shape.
-_Targets = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
-
-
-def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> _Targets:
+def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> Targets:
     targets = {}
     for name, shape in shapes.items():
         path = torch_names.to_linen_path(name, len(shape))
@@ -112,8 +115,19 @@ def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> _Targets:
     return targets
 
 
-def _checked_targets(shapes: Mapping[str, tuple[int, ...]], expected: Mapping, folder: Path) -> _Targets:
-    leaves = torch_names.flatten(expected)
+def checked_targets(
+    shapes: Mapping[str, tuple[int, ...]], leaves: Mapping[tuple[str, ...], Any], refusal: str
+) -> Targets:
+    """Holds a checkpoint's tensors against a model's variables.
+
+    Args:
+      shapes: torch's shape of each tensor, by its torch name.
+      leaves: of the model, by linen path: whatever has a shape.
+      refusal: the first line of the error.
+
+    Raises:
+      InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
+    """
     wanted = {torch_names.to_torch_name(path): (path, tuple(leaf.shape)) for path, leaf in leaves.items()}
     problems = [f"missing {name}" for name in wanted if name not in shapes]
     problems += [f"unexpected {name}" for name in shapes if name not in wanted]
@@ -125,7 +139,7 @@ def _checked_targets(shapes: Mapping[str, tuple[int, ...]], expected: Mapping, f
             problems.append(f"{name} has shape {shapes[name]}, the model {model_shape}")
     if problems:
         lines = "\n  ".join(problems)
-        raise InputError(f"{folder}: the weights do not fit the model that its config describes:\n  {lines}")
+        raise InputError(f"{refusal}:\n  {lines}")
     return wanted
 
 

@@ -1,0 +1,69 @@
+"""Captioners that transformers has; PyTorch runs them, here alone, and comes with the extra `[caption]`."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from utilgen_jax.data.images import plain_picture
+from utilgen_jax.errors import InputError
+
+# Those that speak about a picture without being asked; a chat model would have to be asked.
+MODEL_TYPES = ("blip", "blip-2", "git", "vision-encoder-decoder")
+MAX_TOKENS = 16  # as in arXiv 2307.08526
+
+
+def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[str]]:
+    """Loads a captioner: greedy decoding of `MAX_TOKENS` tokens at most, on the GPU if PyTorch sees one.
+
+    Only safetensors are read, and no code that a repository may bring is run.
+
+    Args:
+        name: Hub id or folder of a model of one of `MODEL_TYPES`, with its tokenizer and image processor.
+
+    Returns:
+        A `Captioner`, which looks at the pictures alone and not at the names of their classes.
+
+    Raises:
+        InputError: PyTorch is missing, or there is no such model, or one of another type.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"captioner {name!r} needs PyTorch: `pip install -e .[caption]`; or take the captioner 'glyphs', or a file "
+            "of captions"
+        )
+    import torch
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    try:
+        model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+        if model_type not in MODEL_TYPES:
+            raise InputError(
+                f"captioner {name!r} is of type {model_type!r}; it should be one of {', '.join(MODEL_TYPES)}"
+            )
+        # Pillow's, whether torchvision is there or not: the same pictures on every machine.
+        image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, backend="pil")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=dtype
+        )
+    except InputError:
+        raise
+    except Exception as error:  # The Rust readers of tokenizers and of safetensors raise bare ones.
+        raise InputError(f"captioner {name!r} cannot be loaded: {error}") from error
+    model = model.to(device).eval()
+
+    def caption(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
+        del class_names
+        grey = images.shape[-1] == 1
+        pictures = [plain_picture(Image.fromarray(image[..., 0] if grey else image), 3) for image in images]
+        pixels = image_processor(pictures, return_tensors="pt").pixel_values.to(device, dtype)
+        with torch.inference_mode():
+            tokens = model.generate(pixel_values=pixels, max_new_tokens=MAX_TOKENS, do_sample=False, num_beams=1)
+        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    return caption

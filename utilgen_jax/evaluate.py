@@ -1,0 +1,148 @@
+"""Scores a trained classifier on a data set's test pictures.
+
+  python -m utilgen_jax.evaluate --data=cifar10 --data_path=DATA_DIR --classifier=resnet20 \\
+      --weights=resnet20-12fca82f.npz --normalization=imagenet
+  python -m utilgen_jax.evaluate --data=imagefolder --data_path=FOLDER --image_size=224 --classifier=resnet50 \\
+      --weights=model.safetensors --normalization=imagenet
+
+The weights are one .safetensors or .npz file under torch's names: torchvision's for resnet18 and larger, resnext50,
+wide_resnet50 and mobilenet_v2; timm's vit_small_patch16 for vit_s; github.com/akamaster/pytorch_resnet_cifar10's for
+resnet20, 32 and 56. Batch norm uses the statistics of the file. The labels must be the data set's. A picture's middle
+square is scaled to --image_size; where published figures are of a smaller crop, they differ by a little.
+
+It prints the accuracy with Wilson's 95 % interval; the last line on standard output is one JSON object. Exit status:
+0 done, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from utilgen_jax import cli
+from utilgen_jax.config import CLASSIFIERS, NORMALIZATIONS, nearest
+from utilgen_jax.data_flags import define_data_flags, load_flagged_source, named_as_flags
+from utilgen_jax.errors import InputError
+
+_WIDTH = 32  # of small_cnn and mlp
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags, not yet parsed."""
+    values = flags.FlagValues()
+    define_data_flags(values)
+    flags.DEFINE_string("classifier", "resnet20", f"the network: {', '.join(CLASSIFIERS)}", flag_values=values)
+    flags.DEFINE_string("weights", None, "the file of its weights", flag_values=values)
+    normalization = "of channels: none ([-1, 1]), or imagenet (its mean and deviation, as torchvision has it)"
+    flags.DEFINE_string("normalization", "none", normalization, flag_values=values)
+    flags.DEFINE_integer("batch_size", 100, "pictures at once", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    return values
+
+
+def check_arguments(settings: dict[str, Any]) -> list[str]:
+    """Lists what is wrong with the flags' values, as far as that can be told without reading a file."""
+    examples = {"data": "cifar10", "weights": "resnet20-12fca82f.npz"}
+    problems = [
+        f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
+    ]
+    for name, valid in {"classifier": CLASSIFIERS, "normalization": NORMALIZATIONS}.items():
+        value = settings[name]
+        if value not in valid:
+            problems.append(
+                f"--{name}={value}: is not one of {', '.join(valid)}; the nearest is {nearest(value, valid)}"
+            )
+    if settings["channels"] not in (1, 3):
+        problems.append(f"--channels={settings['channels']}: is 1 or 3")
+    elif settings["normalization"] == "imagenet" and settings["channels"] != 3:
+        problems.append("--normalization=imagenet: is of 3 channels; leave --channels=3")
+    return problems
+
+
+def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
+    """Scores the classifier.
+
+    Args:
+      settings: the command's flags by name.
+
+    Returns:
+      "accuracy", "low" and "high" (Wilson's 95 % interval) in [0, 1], "num_correct" and "num_test"; JSON-ready.
+
+    Raises:
+      InputError: the data or the weights cannot be had, the data have no test part, or the weights do not fit.
+    """
+    import jax
+    import jax.numpy as jnp
+    from scipy.stats import binomtest
+
+    from utilgen_jax.classification import predict_logits
+    from utilgen_jax.classifier import Classifier
+    from utilgen_jax.data.images import to_float
+    from utilgen_jax.models.classifiers import build_classifier
+    from utilgen_jax.parallel import replicate
+    from utilgen_jax.weights.classifier_files import load_classifier_variables, open_classifier_file
+
+    size = settings["image_size"]
+    with named_as_flags():
+        test = load_flagged_source(settings).test
+        if test is None:
+            raise InputError(f"--data={settings['data']}: has no test part")
+        file = open_classifier_file(settings["weights"])
+        module: Any = build_classifier(settings["classifier"], len(test.class_names), _WIDTH, size, norm=file.norm)
+    images = jax.ShapeDtypeStruct((1, size, size, settings["channels"]), jnp.float32)
+    expected = jax.eval_shape(module.init, jax.random.key(0), images)
+    variables, _ = load_classifier_variables(file, expected)
+    classifier = replicate(Classifier(module, settings["normalization"], frozen=variables))
+    num_correct = 0
+    for start in range(0, len(test.labels), settings["batch_size"]):
+        chosen = np.arange(start, min(start + settings["batch_size"], len(test.labels)))
+        logits = predict_logits(classifier, {}, to_float(test.read(chosen)), settings["batch_size"])
+        num_correct += int((logits.argmax(-1) == test.labels[chosen]).sum())
+    interval = binomtest(num_correct, len(test.labels)).proportion_ci(0.95, method="wilson")
+    return {
+        "accuracy": num_correct / len(test.labels),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "num_correct": num_correct,
+        "num_test": len(test.labels),
+    }
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads the command line, scores, and prints.
+
+    Args:
+      argv: the command line, its first entry the program.
+
+    Raises:
+      InputError: something the user gave is wrong.
+    """
+    values = define_flags()
+    _, problems = cli.parse_flags(values, argv)
+    if values["help"].value:
+        print(cli.help_text(__doc__ or "", values))
+        return
+    settings: dict[str, Any] = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
+    problems += check_arguments(settings)
+    if problems:
+        raise cli.ConfigError(problems)
+    found = evaluate(settings)
+    print(
+        f"{settings['classifier']}, {settings['weights']}: {found['accuracy']:.1%} "
+        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['num_test']} test pictures of {settings['data']}"
+    )
+    print(json.dumps({**settings, **found}, allow_nan=False))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; argv=None is sys.argv."""
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What all stages of a run need to know, read and checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from utilgen_jax import classification, data, parallel, weights
+from utilgen_jax.classifier import Classifier, make_classifier
+from utilgen_jax.diffusion.samplers import make_sampler
+from utilgen_jax.generator.augmented_conditions import find_way
+from utilgen_jax.generator.checkpoint import read_architecture
+from utilgen_jax.methods import METHODS, Generation
+from utilgen_jax.stages import Stages
+from utilgen_jax.workdir import open_workdir
+
+# Each use of randomness folds its own number into the run's key. All classifiers share theirs: rows are paired.
+CLASSIFIER_KEY, VALUE_KEY, ADAPTATION_KEY, SOURCES_KEY = 1, 2, 3, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Where runs of a comparison, which differ in method alone, keep what they have in common.
+
+    Attributes:
+      stages: folder for the results of stages.
+      pools: folder for pools that the shots have a part in.
+      shotless_pools: for the others; runs that differ in shots too can share it.
+    """
+
+    stages: Path
+    pools: Path
+    shotless_pools: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run's settings and input.
+
+    Attributes:
+      config: checked.
+      rows: methods to train, "real" first.
+      split: shots and test pictures.
+      folds: of the shots, for cross-fitting; empty where nothing is synthetic.
+      prompts: one a class.
+      checkpoint: the generator's folder; None where nothing is synthetic.
+      classifier: what is trained on each row's pictures.
+      recipe: how.
+      mesh: of devices.
+      stages: results on disk.
+      workdir: the run's folder.
+      shared: see there; None for a run of its own.
+    """
+
+    config: ConfigDict
+    rows: tuple[str, ...]
+    split: data.FewShotSplit
+    folds: list[data.Fold]
+    prompts: list[str]
+    checkpoint: Path | None
+    classifier: Classifier
+    recipe: classification.Recipe
+    mesh: jax.sharding.Mesh
+    stages: Stages
+    workdir: Path
+    shared: Shared | None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes."""
+        return jax.process_index() == 0
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.split.real.class_names)
+
+    def key(self, use: int) -> jax.Array:
+        """The PRNG key of one use of randomness."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), use)
+
+    def pool_folder(self, generation: Generation) -> Path:
+        """Where a pool is kept: the method's own in `pool/round_00`, a baseline's beside it under its name."""
+        if self.shared is not None:
+            folder = self.shared.pools if generation.uses_shots else self.shared.shotless_pools
+            return folder / generation.name / "round_00"
+        own = METHODS[self.config.method].generation == generation
+        return self.workdir / "pool" / ("" if own else generation.name) / "round_00"
+
+
+def recipe_of(kind: type[Any], section: ConfigDict) -> Any:
+    """A recipe, some dataclass, of the fields of that name in a section of the config."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in section.items() if name in names})
+
+
+def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
+    """Reads all input and opens the folder.
+
+    Raises:
+      InputError: data, checkpoint or workdir do not suit; nothing has been written then.
+    """
+    rows: Sequence[str] = list(dict.fromkeys(["real", *config.baselines, config.method]))
+    if METHODS[config.method].generation is None:
+        rows = ["real"]
+    split = data.few_shot(data.load_source(config.data), config.data.shots, config.seed, config.data.max_test)
+    real = split.real
+    classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
+    folds, checkpoint = [], None
+    if len(rows) > 1:
+        folds = data.cross_fit_folds(real.labels, config.utility.folds, config.seed)
+        checkpoint = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
+        generator = read_architecture(checkpoint, jnp.dtype(config.generator.dtype))
+        generator.check_image_size(config.generator.image_size)
+        ways = [METHODS[row].generation for row in rows[1:]]
+        if any(generation is not None and generation.start == "shots" for generation in ways):
+            find_way(config.conditioning.way, generator.image_encoder is not None)
+        make_sampler(config.generator.scheduler, generator.schedule, config.generator.steps)
+    mesh = parallel.make_mesh(config.parallel.data, config.parallel.fsdp)
+    with jax.set_mesh(mesh):
+        classifier = parallel.replicate(classifier)
+    open_workdir(workdir, config)
+    return Job(
+        config=config,
+        rows=tuple(rows),
+        split=split,
+        folds=folds,
+        prompts=data.class_prompts(config.generator.prompt, real.class_names),
+        checkpoint=checkpoint,
+        classifier=classifier,
+        recipe=recipe_of(classification.Recipe, config.classifier),
+        mesh=mesh,
+        stages=Stages(shared.stages if shared else workdir / "checkpoints"),
+        workdir=workdir,
+        shared=shared,
+    )
