@@ -11,6 +11,7 @@ from utilgen_jax import parallel
 from utilgen_jax.classification import (
     Recipe,
     TrainingSet,
+    balance_logits,
     draw_batch,
     init_classifier,
     make_optimizer,
@@ -137,6 +138,56 @@ def test_smoothed_cross_entropy_is_torchs(label_smoothing):
     )
     found = smoothed_cross_entropy(logits, np.eye(7)[labels], label_smoothing)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_smoothing_leaves_the_weight_of_a_target():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(5, 4)).astype(np.float32), np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
+    weights = np.array([0.0, 0.5, 1.0, 2.0, 3.0], np.float32)
+    losses = smoothed_cross_entropy(logits, targets, 0.2)
+    np.testing.assert_allclose(
+        smoothed_cross_entropy(logits, weights[:, None] * targets, 0.2), weights * losses, rtol=1e-5
+    )
+
+
+def test_balanced_softmax_is_the_cross_entropy_of_counted_probabilities():
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    labels, seen = np.array([0, 1, 2, 2, 0]), np.array([0] * 20 + [1] * 4 + [2])
+    counted = np.array([20, 4, 1]) * np.exp(logits)
+    expected = -np.log(counted / counted.sum(axis=1, keepdims=True))[np.arange(5), labels]
+    found = smoothed_cross_entropy(balance_logits(jnp.asarray(logits), jnp.asarray(seen)), np.eye(3)[labels], 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_rare_classes_are_found_again_with_balanced_softmax():
+    pictures, _ = draw_set(40, seed=0, noise=0.8)
+    test, _ = draw_set(100, seed=2, noise=0.8)
+    rare = np.asarray(pictures.labels) == 3
+    chosen = np.concatenate([np.flatnonzero(~rare), np.flatnonzero(rare)[:3]])
+    recalls = {}
+    for loss in ("softmax", "balanced_softmax"):
+        logits = predict_logits(Classifier(TinyClassifier()), train(pictures.take(chosen), loss=loss), test.images, 50)
+        recalls[loss] = (logits.argmax(-1) == 3)[test.labels == 3].mean()
+    assert recalls["balanced_softmax"] > recalls["softmax"] + 0.05
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_mixed_pictures_teach_too_and_weight_zero_stays_without_influence(mixing):
+    real, _ = draw_set(20, seed=0)
+    test, _ = draw_set(50, seed=2)
+    params = train(real, mixing=mixing, steps=100)
+    assert accuracy(params, test) > 0.9
+    assert largest_difference(params, train(real, steps=100)) > 0.01
+
+    first, other = (
+        dataclasses.replace(draw_set(10, seed=1)[0], labels=np.full(40, label, np.int32)) for label in (0, 1)
+    )
+    zero = np.zeros(40, np.float32)
+    losses = [[], []]
+    for heard, synthetic in zip(losses, (first, other), strict=True):
+        weighted = dataclasses.replace(synthetic, weights=zero)
+        train(real, weighted, mixing=mixing, steps=3, on_step=lambda step, loss, heard=heard: heard.append(float(loss)))
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100])

@@ -1,6 +1,7 @@
 import pytest
 
 from utilgen_jax.config import BASELINES
+from utilgen_jax.data.batch_mixing import MIXINGS
 from utilgen_jax.methods import METHODS
 from utilgen_jax.valuation import WEIGHTINGS
 
@@ -10,6 +11,7 @@ def test_a_row_is_consistent(name):
     method = METHODS[name]
     assert method.weighting == "uniform" or method.weighting in WEIGHTINGS
     assert method.generation or method.weighting == "uniform"
+    assert not method.mixing or method.mixing in MIXINGS
 
 
 def test_a_pools_name_says_how_it_was_made():

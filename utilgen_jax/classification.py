@@ -14,6 +14,7 @@ import optax
 from flax import struct
 
 from utilgen_jax.classifier import Classifier
+from utilgen_jax.data.batch_mixing import MIXINGS
 from utilgen_jax.parallel import init_sharded, split_batch, to_host
 
 Params = Any
@@ -32,6 +33,9 @@ class Recipe:
       weight_decay: decoupled (AdamW).
       label_smoothing: share of the target spread over all classes.
       max_shift: augmentation: a random shift of at most so many pixels each way; what is shifted in repeats the edge.
+      mixing: key of `batch_mixing.MIXINGS`, of the pictures of a batch and their targets.
+      mixing_alpha: of its Beta distribution.
+      loss: "softmax", or "balanced_softmax", which reckons with the classes' numbers of real pictures.
     """
 
     steps: int
@@ -41,6 +45,9 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     max_shift: int
+    mixing: str = "none"
+    mixing_alpha: float = 1.0
+    loss: str = "softmax"
 
     @property
     def num_synthetic(self) -> int:
@@ -92,8 +99,25 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def smoothed_cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> jax.Array:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): [B] of logits and targets, [B, K] each."""
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7): [B] of logits and targets, [B, K] each.
+
+    Rows of targets may have any sum, by which the loss is scaled; smoothing leaves it.
+    """
+    uniform = (label_smoothing / targets.shape[-1]) * jnp.sum(targets, axis=-1, keepdims=True)
+    smoothed = (1.0 - label_smoothing) * targets + uniform
+    return optax.softmax_cross_entropy(logits, smoothed)
+
+
+def balance_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Logits of p_k ∝ n_k exp(z_k), for training on rare and common classes; in testing z itself is used.
+
+    Balanced softmax (Ren et al. 2020, arXiv 2007.10740, eq. 3).
+
+    Args:
+      logits: z, float [B, K].
+      labels: of the *real* training pictures, int [N], each class at least once: n_k of them are k.
+    """
+    return logits + jnp.log(jnp.bincount(labels, length=logits.shape[-1]).astype(logits.dtype))
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
@@ -138,11 +162,18 @@ def _train_step(
     key: jax.Array,
 ) -> tuple[Params, optax.OptState, jax.Array]:
     batch = draw_batch(recipe, real, synthetic, key)
+    num_classes = jax.eval_shape(classifier.apply, params, batch.images).shape[-1]
+    images, targets, weights = batch.images, batch.targets(num_classes), batch.weights
+    if recipe.mixing != "none":
+        # A picture's weight goes with its targets into the mix: the loss is linear in both.
+        targets, weights = weights[:, None] * targets, jnp.ones_like(weights)
+        images, targets = MIXINGS[recipe.mixing](images, targets, jax.random.fold_in(key, 4), recipe.mixing_alpha)
 
     def loss_fn(params: Params) -> jax.Array:
-        logits = classifier.apply(params, batch.images)
-        targets = batch.targets(logits.shape[-1])
-        return jnp.mean(batch.weights * smoothed_cross_entropy(logits, targets, recipe.label_smoothing))
+        logits = classifier.apply(params, images)
+        if recipe.loss == "balanced_softmax":
+            logits = balance_logits(logits, real.labels)
+        return jnp.mean(weights * smoothed_cross_entropy(logits, targets, recipe.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
     updates, optimizer_state = make_optimizer(recipe).update(gradients, optimizer_state, params)

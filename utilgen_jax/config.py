@@ -61,6 +61,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("data.name", "digits", "tfds: the data set's name; otherwise the name shown in tables"),
     Field("data.path", "", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file"),
     Field("data.shots", 2, "labelled real pictures a class; every other one is test, or unused", minimum=1),
+    Field("data.imbalance_factor", 1.0, "long tail: the first class has so many times the last's shots", minimum=1.0),
     Field("data.image_size", 8, "height and width the classifier sees, in pixels", minimum=4, maximum=1024),
     Field("data.channels", 1, "1: grey, 3: RGB", choices=(1, 3)),
     Field("data.class_names", (), "words for the prompts, in the order of the labels; empty: the data set's own"),
@@ -78,6 +79,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("generator.batch_size", 100, "pictures generated at once", minimum=1),
     #
     Field("pool.images_per_class", 100, "synthetic pictures a class", minimum=1),
+    Field("pool.fill_to", 0, "instead, so many that a class has this number with its shots; 0: not so", minimum=0),
     #
     Field("captions.source", "glyphs", "'glyphs', 'blip2', a captioner's hub id or folder, or a file *.jsonl"),
     Field("conditioning.way", "cutmix", "how two shots are mixed to start from", choices=WAYS),
@@ -104,6 +106,9 @@ SCHEMA: tuple[Field, ...] = (
     Field("classifier.weight_decay", 1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0),
     Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),
     Field("classifier.max_shift", 1, "augmentation: random shift, pixels each way", minimum=0),
+    Field("classifier.mixing", "none", "of a batch's pictures, in every row", choices=("none", "mixup", "cutmix")),
+    Field("classifier.mixing_alpha", 1.0, "of its Beta distribution", minimum=1e-3),
+    Field("classifier.loss", "softmax", "'balanced_softmax' for rare classes", choices=("softmax", "balanced_softmax")),
     Field("classifier.eval_batch_size", 500, "test pictures at once", minimum=1, may_change=True),
     #
     Field("utility.folds", 2, "cross-fit: each part of the shots is validation once", minimum=2),

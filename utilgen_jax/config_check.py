@@ -121,6 +121,11 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
         lambda normalization, channels: normalization == "none" or channels == 3,
         "config.classifier.normalization: 'imagenet' is of 3 channels; set config.data.channels to 3",
     ),
+    (
+        ("pool.fill_to", "data.shots"),
+        lambda goal, shots: goal == 0 or goal > shots,
+        "config.pool.fill_to: must be more than config.data.shots, or no class gets synthetic pictures",
+    ),
     (("parallel.data",), bool, "config.parallel.data: must be -1 or at least 1"),
     (("parallel.fsdp",), bool, "config.parallel.fsdp: must be -1 or at least 1"),
     (

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from utilgen_jax import classification, data, parallel, weights
 from utilgen_jax.classifier import Classifier, make_classifier
+from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
 from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.generator.augmented_conditions import find_way
 from utilgen_jax.generator.checkpoint import read_architecture
@@ -76,6 +78,11 @@ class Job:
         """Whether this process writes."""
         return jax.process_index() == 0
 
+    def recipe_of_row(self, row: str) -> classification.Recipe:
+        """How the classifier of a row is trained: like all others, but for what makes the row."""
+        mixing = METHODS[row].mixing
+        return dataclasses.replace(self.recipe, mixing=mixing) if mixing else self.recipe
+
     @property
     def num_classes(self) -> int:
         """K."""
@@ -94,6 +101,12 @@ class Job:
         return self.workdir / "pool" / ("" if own else generation.name) / "round_00"
 
 
+def _long_tail(real: data.LabelledImages, config: ConfigDict) -> data.LabelledImages:
+    """The shots of which later classes have fewer and fewer, in the order in which they stood."""
+    counts = long_tail_counts(config.data.shots, len(real.class_names), config.data.imbalance_factor)
+    return real.take(np.sort(long_tail_indices(real.labels, counts, config.seed)))
+
+
 def recipe_of(kind: type[Any], section: ConfigDict) -> Any:
     """A recipe, some dataclass, of the fields of that name in a section of the config."""
     names = {field.name for field in dataclasses.fields(kind)}
@@ -106,20 +119,21 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
     Raises:
       InputError: data, checkpoint or workdir do not suit; nothing has been written then.
     """
-    rows: Sequence[str] = list(dict.fromkeys(["real", *config.baselines, config.method]))
-    if METHODS[config.method].generation is None:
-        rows = ["real"]
+    baselines = config.baselines if METHODS[config.method].generation else ()
+    rows: Sequence[str] = list(dict.fromkeys(["real", *baselines, config.method]))
+    generations = {METHODS[row].generation for row in rows} - {None}
     split = data.few_shot(data.load_source(config.data), config.data.shots, config.seed, config.data.max_test)
+    if config.data.imbalance_factor > 1:
+        split = dataclasses.replace(split, real=_long_tail(split.real, config))
     real = split.real
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
     folds, checkpoint = [], None
-    if len(rows) > 1:
+    if generations:
         folds = data.cross_fit_folds(real.labels, config.utility.folds, config.seed)
         checkpoint = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
         generator = read_architecture(checkpoint, jnp.dtype(config.generator.dtype))
         generator.check_image_size(config.generator.image_size)
-        ways = [METHODS[row].generation for row in rows[1:]]
-        if any(generation is not None and generation.start == "shots" for generation in ways):
+        if any(generation is not None and generation.start == "shots" for generation in generations):
             find_way(config.conditioning.way, generator.image_encoder is not None)
         make_sampler(config.generator.scheduler, generator.schedule, config.generator.steps)
     mesh = parallel.make_mesh(config.parallel.data, config.parallel.fsdp)

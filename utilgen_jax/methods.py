@@ -37,17 +37,21 @@ class Method:
       title: for tables.
       generation: of the synthetic pictures that are added to the real ones; None: none are.
       weighting: what weighs them: "uniform", or one of `valuation.WEIGHTINGS`.
+      mixing: key of `batch_mixing.MIXINGS`; "": the config's, as for all other rows.
     """
 
     title: str
     generation: Generation | None
     weighting: str = "uniform"
+    mixing: str = ""
 
 
 PLAIN = Generation("plain")
 
 METHODS: dict[str, Method] = {
     "real": Method("real pictures only", None),
+    "mixup": Method("real pictures only, Mixup", None, mixing="mixup"),
+    "cutmix": Method("real pictures only, CutMix", None, mixing="cutmix"),
     "vanilla": Method("+ plain synthetic pictures", PLAIN),
     "captions": Method("+ synthetic pictures, captions", Generation("captions", prompt="caption")),
     "augcond": Method("+ synthetic pictures, augmented conditioning", Generation("augcond", start="shots")),

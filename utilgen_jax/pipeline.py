@@ -57,7 +57,11 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
         real_difficulty = _measure_difficulty(job, classifiers["real"], real)
         pools = _make_pools(job, metrics, classifiers["real"], real)
         for row in job.rows[1:]:
-            pool = pools[_generation(row)]
+            row_generation = METHODS[row].generation
+            if row_generation is None:
+                classifiers[row] = _train(job, metrics, row, real, None)
+                continue
+            pool = pools[row_generation]
             synthetic = _training_set(_as_classifier_input(config, pool.images), pool.labels)
             values[row] = _value(job, metrics, row, real, synthetic, classifiers["real"])
             weighted = dataclasses.replace(
@@ -94,12 +98,6 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
     return summary
 
 
-def _generation(row: str) -> Generation:
-    generation = METHODS[row].generation
-    assert generation is not None
-    return generation
-
-
 def _train(
     job: Job, metrics: report.MetricsWriter, row: str, real: TrainingSet, synthetic: TrainingSet | None
 ) -> Params:
@@ -109,7 +107,7 @@ def _train(
     def compute() -> dict[str, np.ndarray]:
         with log_stage(metrics, name, job.recipe.steps, job.config.log_every_steps) as on_step:
             params = classification.train_classifier(
-                job.classifier, job.recipe, real, synthetic, job.key(CLASSIFIER_KEY), on_step
+                job.classifier, job.recipe_of_row(row), real, synthetic, job.key(CLASSIFIER_KEY), on_step
             )
         return {path: parallel.to_host(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
 
@@ -161,7 +159,8 @@ def _make_pools(
     job: Job, metrics: report.MetricsWriter, real_classifier: Params, real: TrainingSet
 ) -> dict[Generation, data.Pool]:
     """The pool of each way of generation that a row needs; the plain one first: others are adapted beside it."""
-    needed = list(dict.fromkeys(_generation(row) for row in job.rows[1:]))
+    generations = [METHODS[row].generation for row in job.rows]
+    needed = list(dict.fromkeys(generation for generation in generations if generation is not None))
     if any(generation.adaptation != "none" for generation in needed):
         needed = list(dict.fromkeys([PLAIN, *needed]))
     pools: dict[Generation, data.Pool] = {}

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from utilgen_jax import data, parallel, report
 from utilgen_jax.captions import caption_pictures
 from utilgen_jax.data.images import resize, set_channels, to_float
+from utilgen_jax.data.long_tail import fill_counts
 from utilgen_jax.generator.adaptation import AdaptationRecipe, AdaptationSet, adapt
 from utilgen_jax.generator.augmented_conditions import find_way, plan_sources
 from utilgen_jax.generator.checkpoint import Generator, load_generator
@@ -51,7 +52,7 @@ def make_pool(
     asks_difficulty = generation.adaptation == "difficulty"
     records = plan_pool(
         _prompts(job, generation),
-        config.pool.images_per_class,
+        _images_per_class(job),
         config.seed,
         round_number=0,
         difficulty=(config.difficulty.mean, config.difficulty.deviation) if asks_difficulty else None,
@@ -98,6 +99,12 @@ def _load(job: Job) -> tuple[Generator, Params]:
     assert job.checkpoint is not None
     dtype = jnp.dtype(job.config.generator.dtype)
     return load_generator(job.checkpoint, dtype, sharding_for=parallel.sharding_for(job.mesh))
+
+
+def _images_per_class(job: Job) -> int | np.ndarray:
+    goal = job.config.pool.fill_to
+    counts = np.bincount(job.split.real.labels, minlength=job.num_classes)
+    return fill_counts(counts, goal) if goal else job.config.pool.images_per_class
 
 
 def _prompts(job: Job, generation: Generation) -> list[list[str]]:

@@ -55,7 +55,7 @@ def test_what_was_written_is_read(folder):
 def test_metadata_has_every_field_on_every_line_and_null_for_the_unknown(folder):
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == 7
-    expected = "file_name label class_name prompt seed difficulty weight soft_label round".split()
+    expected = "file_name label class_name prompt seed difficulty difficulty_asked weight soft_label round".split()
     assert all(list(line) == expected for line in lines)
     assert lines[0]["weight"] is None
 

@@ -126,6 +126,15 @@ def test_a_plan_takes_a_classs_prompts_in_turn_and_asks_for_difficulties():
     assert plan[:20] == plan_pool(prompts, 10, seed=3, round_number=0, difficulty=(0.5, 0.3))
 
 
+def test_a_plan_may_have_another_number_for_each_class():
+    counts = (2, 0, 5)
+    plan = plan_pool(CLASS_PROMPTS, counts, seed=3, round_number=0)
+    assert [record.label for record in plan] == [0, 2, 0, 2, 2, 2, 2]
+    even = plan_pool(CLASS_PROMPTS, 5, seed=3, round_number=0)
+    for label, count in enumerate(counts):
+        assert [r for r in plan if r.label == label] == [r for r in even if r.label == label][:count]
+
+
 def fill(loaded, folder, plan):
     """Generates into the folder; returns what `on_images` heard."""
     heard = []

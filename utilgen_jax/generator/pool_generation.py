@@ -21,7 +21,7 @@ StartFrom = Callable[[Condition, np.ndarray], tuple[Condition, jax.Array | None]
 
 def plan_pool(
     class_prompts: Sequence[Sequence[str]],
-    images_per_class: int,
+    images_per_class: int | Sequence[int] | np.ndarray,
     seed: int,
     round_number: int,
     difficulty: tuple[float, float] | None = None,
@@ -30,32 +30,38 @@ def plan_pool(
 
     Args:
       class_prompts: one prompt or more for each class, taken in turn.
-      images_per_class: pictures of each.
+      images_per_class: pictures of each class: one number for all, or K.
       seed: of the run.
       round_number: of generation, from 0; another round has other seeds.
       difficulty: mean and standard deviation of the normal distribution, clipped to [0, 1], from which each picture's
         difficulty is asked; None: no difficulty is asked for.
 
     Returns:
-      K · images_per_class records, without file names yet.
+      The records, without file names yet; a shorter plan begins a longer one.
     """
     num_classes = len(class_prompts)
-    number = num_classes * images_per_class
+    counts = np.broadcast_to(images_per_class, num_classes)
+    number = num_classes * int(counts.max())
     seeds = np.random.default_rng([seed, round_number]).integers(0, 2**31, number)
     asked: list[float | None] = [None] * number
     if difficulty is not None:
         drawn = np.random.default_rng([seed, round_number, 1]).normal(*difficulty, number)
         asked = [round(float(value), 4) for value in np.clip(drawn, 0.0, 1.0)]
-    return [
-        PoolRecord(
-            label=index % num_classes,
-            prompt=class_prompts[index % num_classes][index // num_classes % len(class_prompts[index % num_classes])],
-            seed=int(seeds[index]),
-            difficulty_asked=asked[index],
-            round=round_number,
-        )
-        for index in range(number)
-    ]
+    records = []
+    for index in range(number):
+        place, label = divmod(index, num_classes)
+        if place < counts[label]:
+            prompts = class_prompts[label]
+            records.append(
+                PoolRecord(
+                    label=label,
+                    prompt=prompts[place % len(prompts)],
+                    seed=int(seeds[index]),
+                    difficulty_asked=asked[index],
+                    round=round_number,
+                )
+            )
+    return records
 
 
 def generate_pool(
