@@ -72,7 +72,8 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, capsys, argument, me
 
 @pytest.mark.slow
 def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsys):
-    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", "--shots=1,2", "--seeds=2", *TINY]
+    rows = ["--methods=real,vanilla,utilgen", "--shots=1,2", "--seeds=2"]
+    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *rows, *TINY]
     assert compare.main(argv) == 0
     first = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [(run["shots"], run["seed"], run["method"]) for run in first] == [

@@ -26,9 +26,7 @@ class ToyWorld(glyph_policy.GlyphWorld):
         self.config = default_config()
         self.generator, self.params = toy.make_toy()
         self.sampler = make_ddim(self.generator.schedule, glyph_policy.NUM_STEPS, first=0, eta=glyph_policy.ETA)
-        self.classifier = SimpleNamespace(
-            apply=lambda variables, inputs: toy.toy_classifier(**variables, inputs=inputs)
-        )
+        self.classifier = SimpleNamespace(apply=toy.toy_classifier)
         self.to_examples = toy.to_examples
         self.value = jax.jit(self._value)
 
