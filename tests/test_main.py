@@ -181,3 +181,9 @@ def test_a_variant_with_two_mistakes_tells_both(pipeline, capsys):
     assert "'shot=3' is unknown: the nearest is 'shots='" in errors[0]
     assert "--config.pool.images_per_class" in errors[1]
     assert "'vanila'" in errors[2] and "'vanilla'" in errors[2]
+
+
+def test_where_nobody_reads_on_there_is_no_traceback():
+    command = f"set -o pipefail; {sys.executable} -m utilgen_jax.main --help | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

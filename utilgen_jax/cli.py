@@ -5,6 +5,7 @@ mistake with a traceback; here all of them are told at once, with the nearest va
 """
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -165,9 +166,16 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
 def exit_status(
     command: Callable[[], None], interrupted: str = "the same command continues after the last finished stage"
 ) -> int:
-    """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told."""
+    """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told.
+
+    Also 0 where nobody reads on, as in `--help | head`.
+    """
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written at exit must not raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
