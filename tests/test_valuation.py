@@ -130,6 +130,7 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
     np.testing.assert_allclose(result.weights, np.mean(weights, 0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_pictures_teach_the_weighting_but_never_the_classifier(toy):
     real, pool = toy
     (fold, _) = cross_fit_folds(real.labels, 2, 0)
@@ -143,6 +144,7 @@ def test_validation_pictures_teach_the_weighting_but_never_the_classifier(toy):
     assert np.abs(learnt.weights - learnt_changed.weights).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_only_the_key_decides(toy, valued):
     again, other = value(*toy), value(*toy, seed=1)
     np.testing.assert_array_equal(valued[0].weights, again.weights)
@@ -171,6 +173,7 @@ def test_metrics_are_of_the_batch_with_real_pictures_first(valued):
         np.testing.assert_allclose(metrics.train_loss, np.mean(metrics.losses * metrics.weights), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_mesh_does_not_change_the_result(toy, valued):
     with jax.set_mesh(parallel.make_mesh()):
         found = value(*parallel.replicate(toy))

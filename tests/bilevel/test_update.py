@@ -296,6 +296,7 @@ def test_the_average_follows_the_parameters():
     assert_close(second.ema_params, expected)
 
 
+@pytest.mark.slow
 def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
     optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
     state = moved_state(optimizer, {})

@@ -45,6 +45,7 @@ def test_without_a_policy_it_is_the_checkpoints_denoising_loss():
     np.testing.assert_allclose(adaptation_loss(GENERATOR, PARAMS, Policy(), EMBEDS, batch, KEY), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_the_pictures_and_starts_from_the_checkpoint():
     batch, seen = pictures(centre=1.0), []
     policy = fit(batch, on_step=lambda step, value: seen.append((step, float(value))))
@@ -55,6 +56,7 @@ def test_it_learns_the_pictures_and_starts_from_the_checkpoint():
     assert loss(untouched, batch) == pytest.approx(loss(Policy(), batch), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_prior_pictures_keep_what_the_generator_knew():
     batch, prior = pictures(centre=1.5), pictures(seed=3, centre=-1.5)
     alone, beside = fit(batch, prior), fit(batch, prior, prior_fraction=0.5)
@@ -62,6 +64,7 @@ def test_prior_pictures_keep_what_the_generator_knew():
     assert loss(alone, batch) < loss(beside, batch)
 
 
+@pytest.mark.slow
 def test_where_difficulty_is_known_its_token_is_learnt():
     hard = jnp.asarray(np.arange(12) % 2, jnp.float32)
     batch = pictures(difficulties=hard)

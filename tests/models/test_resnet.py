@@ -133,6 +133,7 @@ def test_statistics_stay_and_pictures_do_not_see_one_another():
     np.testing.assert_allclose(logits[:1], module.apply(variables, images[:1]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_mixed_precision_keeps_parameters_and_logits_in_float32(norm):
     module, images = ResNet(CLASSES, (1, 1), width=8, norm=norm, dtype=jnp.bfloat16), random_images(8)
