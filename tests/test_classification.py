@@ -171,6 +171,7 @@ def test_rare_classes_are_found_again_with_balanced_softmax():
     assert recalls["balanced_softmax"] > recalls["softmax"] + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_mixed_pictures_teach_too_and_weight_zero_stays_without_influence(mixing):
     real, _ = draw_set(20, seed=0)
@@ -295,6 +296,7 @@ def test_rows_of_a_comparison_share_their_compilations():
     assert len(traces) == first > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(8, 1), (2, 4)])
 def test_the_mesh_does_not_change_the_result(axes):
     # The second time the 16 pictures of a step are 2 on each of 8 devices.

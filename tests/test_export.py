@@ -122,6 +122,7 @@ def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):
     assert {tensor.dtype for tensor in (*text.values(), *stored.values())} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_an_old_lora_file_becomes_todays(checkpoint, tmp_path):
     _, params = load_generator(checkpoint("sd15"))
     lora = random_lora(params["unet"], 0)

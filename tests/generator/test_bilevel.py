@@ -50,6 +50,7 @@ def whole_policy(params, requests):
     )
 
 
+@pytest.mark.slow
 def test_the_policys_gradient_is_the_pathwise_one():
     generator, params = make_toy()
     requests, validation, theta = toy_requests(6), pictures(5, seed=3), toy_classifier_params()
@@ -80,6 +81,7 @@ def test_the_policys_gradient_is_the_pathwise_one():
     np.testing.assert_allclose(metrics.validation_loss, loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fifty_whole_updates_compile_once_and_stay_finite():
     generator, params = make_toy()
     requests = toy_requests(6)

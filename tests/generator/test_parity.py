@@ -183,6 +183,7 @@ def test_unclip_from_text_and_pictures(checkpoint, loaded):
     assert relative_error(from_text, ours) > 3 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_unclip_from_text_alone_has_no_image_embedding_in_either_branch(checkpoint, loaded):
     generator, params = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))

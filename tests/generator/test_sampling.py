@@ -157,6 +157,7 @@ def test_pool_holds_the_pictures_of_its_plan(loaded, tmp_path):
     np.testing.assert_allclose(pool.images[5], expected, atol=0.51)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 6])  # between two batches, and in the middle of writing one
 def test_a_pool_that_was_cut_off_is_completed_exactly(loaded, tmp_path, cut):
     plan = plan_pool(CLASS_PROMPTS, 3, seed=0, round_number=0)
