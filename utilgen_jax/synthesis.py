@@ -125,13 +125,18 @@ def _prompts(job: Job, generation: Generation) -> list[list[str]]:
     ]
 
 
+def _shots(job: Job) -> Any:
+    """The shots as the generator sees pictures: float32 [N, S, S, 3] in [-1, 1]."""
+    return set_channels(resize(to_float(job.split.real.images), job.config.generator.image_size), 3)
+
+
 def _start_from_shots(job: Job, generator: Generator, params: Params, records: Sequence[data.PoolRecord]) -> StartFrom:
     """Starts each picture from two shots of its class, in the way of the config."""
     way = find_way(job.config.conditioning.way, generator.image_encoder is not None)
     real = job.split.real
     wanted, seeds = (np.array(values) for values in zip(*[(each.label, each.seed) for each in records], strict=True))
     sources = plan_sources(real.labels, wanted, np.random.default_rng([job.config.seed, SOURCES_KEY]))
-    shots = set_channels(resize(to_float(real.images), job.config.generator.image_size), 3)
+    shots = _shots(job)
 
     def start_from(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
         first, second = (shots[sources[places, column]] for column in (0, 1))
@@ -151,9 +156,6 @@ def _adapt(
     """The policy that was fitted to the shots, and to plain pictures beside them."""
     name = f"adaptation_{generation.name}"
     recipe = recipe_of(AdaptationRecipe, job.config.adaptation)
-    size = job.config.generator.image_size
-    real = job.split.real
-    shots = set_channels(resize(to_float(real.images), size), 3)
     of_shots, of_plain = difficulties or (None, None)
 
     def pictures(images: Any, labels: np.ndarray, known: np.ndarray | None) -> AdaptationSet:
@@ -173,7 +175,7 @@ def _adapt(
                 generator,
                 params,
                 encode_prompts(generator, params, job.prompts),
-                pictures(shots, real.labels, of_shots),
+                pictures(_shots(job), job.split.real.labels, of_shots),
                 pictures(to_float(plain.images), plain.labels, of_plain),
                 recipe,
                 job.key(ADAPTATION_KEY),
