@@ -6,13 +6,30 @@ handwriting.
 
   python -m utilgen_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m utilgen_jax.main --config=configs/digits.py:method=vanilla,shots=5,seed=1 --workdir=runs/vanilla
+
+`runlocal` is a smaller run yet, too small for good pictures or weights.
+
+  python -m utilgen_jax.main --config=configs/digits.py:runlocal --workdir=runs/digits_local
 """
 
 from ml_collections import ConfigDict
 
 from utilgen_jax.config import apply_variant, default_config
 
+RUNLOCAL = {
+    "generator.steps": 4,
+    "pool.images_per_class": 10,
+    "adaptation.steps": 30,
+    "inversion.steps": 20,
+    "preference.rounds": 1,
+    "preference.steps": 10,
+    "instance.steps": 2,
+    "joint.steps": 30,
+    "classifier.steps": 100,
+    "utility.steps": 30,
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5`."""
-    return apply_variant(default_config(), arg)
+    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
+    return apply_variant(default_config(), arg, presets={"runlocal": RUNLOCAL})

@@ -12,26 +12,18 @@ or `--config.generator.checkpoint=FOLDER` in diffusers' format.
 the pool is nonsense.
 
   python -m utilgen_jax.main --config=configs/imagefolder.py:runlocal --config.data.path=my_pictures \
-      --config.generator.checkpoint=FOLDER --workdir=runs/mine_local
+      --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/mine_local
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import RUNLOCAL, apply_variant, default_config
+from utilgen_jax.config import apply_variant
+from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `runlocal` or `path=my_pictures,shots=8`."""
-    config = default_config()
-    config.data.update(source="imagefolder", name="my pictures", shots=16, image_size=64, channels=3)
-    config.generator.update(
-        checkpoint="stabilityai/stable-diffusion-2-1-base",
-        dtype="bfloat16",
-        prompt="a photo of a {class}",
-        image_size=512,
-        steps=30,
-        batch_size=16,
-    )
-    config.classifier.update(width=64, steps=3000, batch_size=64, max_shift=4)
-    config.utility.update(steps=1000)
-    return apply_variant(config, arg, presets={"runlocal": {**RUNLOCAL, "data.image_size": 32}})
+    config = stable_diffusion_config()
+    config.data.update(source="imagefolder", name="my pictures", image_size=64)
+    config.classifier.update(name="small_cnn", width=64, batch_size=64, max_shift=4)
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

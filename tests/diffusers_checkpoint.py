@@ -6,7 +6,7 @@ By hand: `python -m tests.diffusers_checkpoint FOLDER [sd15|sd21|unclip]`.
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -39,7 +39,7 @@ IMAGE_EMBED_WIDTH = 16
 
 
 def write_tiny_stable_diffusion(
-    folder: Path | str, *, sample_size: int = 8, family: Family = "sd15", seed: int = 0
+    folder: Path | str, *, sample_size: int = 8, family: Family = "sd15", seed: int = 0, **unet: Any
 ) -> Path:
     """Writes a randomly initialised Stable Diffusion of about 400,000 parameters in diffusers' format.
 
@@ -49,6 +49,7 @@ def write_tiny_stable_diffusion(
       family: 'sd15' (convolutional projections, predicts noise), 'sd21' (linear projections, heads per level,
         predicts v), 'unclip' (as sd21, and an image encoder whose embedding conditions the UNet).
       seed: of the weights.
+      **unet: fields of the UNet's config that are to be other ones.
 
     Returns:
       The folder.
@@ -70,7 +71,7 @@ def write_tiny_stable_diffusion(
             sample_size=2 * sample_size,
             scaling_factor=0.18215,
         ),
-        "unet": UNet2DConditionModel(**_unet_config(sample_size, family)),
+        "unet": UNet2DConditionModel(**_unet_config(sample_size, family) | unet),
         "scheduler": _scheduler(family),
     }
     if family == "unclip":

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_set
+from tests.toy_pictures import NUM_CLASSES, RECIPE, TinyClassifier, draw_set
 from utilgen_jax import parallel
 from utilgen_jax.classification import (
-    Recipe,
     TrainingSet,
+    apply_randaugment,
     balance_logits,
     draw_batch,
     init_classifier,
@@ -22,17 +22,6 @@ from utilgen_jax.classification import (
 )
 from utilgen_jax.classifier import Classifier
 from utilgen_jax.models.classifiers import SmallCNN
-
-RECIPE = Recipe(
-    steps=60,
-    batch_size=16,
-    synthetic_fraction=0.5,
-    learning_rate=1e-2,
-    weight_decay=1e-4,
-    label_smoothing=0.1,
-    max_shift=1,
-)
-
 
 draw = jax.jit(draw_batch, static_argnums=0)
 
@@ -67,9 +56,9 @@ def numbered(start, count):
 
 @pytest.mark.parametrize(
     ("batch_size", "fraction", "expected"),
-    [(64, 0.5, 32), (64, 0.25, 16), (64, 0.001, 1), (64, 0.999, 63), (2, 0.9, 1)],
+    [(64, 0.5, 32), (64, 0.25, 16), (64, 0.001, 1), (64, 0.999, 63), (2, 0.9, 1), (64, 1.0, 64)],
 )
-def test_a_mixed_batch_has_both_kinds(batch_size, fraction, expected):
+def test_a_mixed_batch_has_both_kinds_unless_only_one_is_wanted(batch_size, fraction, expected):
     recipe = dataclasses.replace(RECIPE, batch_size=batch_size, synthetic_fraction=fraction, max_shift=0)
     assert recipe.num_synthetic == expected
     batch = draw(recipe, numbered(0, 5), numbered(50, 7), jax.random.key(0))
@@ -189,6 +178,46 @@ def test_mixed_pictures_teach_too_and_weight_zero_stays_without_influence(mixing
         weighted = dataclasses.replace(synthetic, weights=zero)
         train(real, weighted, mixing=mixing, steps=3, on_step=lambda step, loss, heard=heard: heard.append(float(loss)))
     assert losses[0] == losses[1]
+
+
+def test_randaugment_changes_pictures_by_the_key_and_nothing_else():
+    batch = parallel.replicate(draw_set(10, seed=0)[0])
+    augmented, again, other = (apply_randaugment(batch, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(augmented.images, again.images)
+    # Of 14 operations, some leave a picture as it is: none of two in a row does so to most.
+    changed = (np.abs(augmented.images - batch.images) > 1 / 127).any((1, 2, 3))
+    assert changed.mean() > 0.7 and (augmented.images != other.images).any()
+    assert augmented.images.dtype == jnp.float32 and np.abs(augmented.images).max() <= 1
+    np.testing.assert_array_equal(augmented.labels, batch.labels)
+    np.testing.assert_array_equal(augmented.weights, batch.weights)
+
+
+def test_randaugment_reaches_real_and_synthetic_pictures_and_draws_anew_each_step(monkeypatch):
+    seen = []
+
+    def spy(images, rng):
+        seen.append((images.copy(), rng.integers(2**31)))
+        return 255 - images
+
+    monkeypatch.setattr("utilgen_jax.classification.randaugment", spy)
+    dark, bright = (
+        TrainingSet(np.full((4, 8, 8, 1), grey, np.float32), np.arange(4), np.ones(4, np.float32)) for grey in (-1, 0.5)
+    )
+    train(dark, bright, steps=2, augmentation="randaugment")
+    assert [images.dtype for images, _ in seen] == [np.uint8] * 2 and seen[0][1] != seen[1][1]
+    for images, _ in seen:
+        assert images.shape == (16, 8, 8, 1) and (images[:8] == 0).all() and (images[8:] == 191).all()
+
+
+@pytest.mark.slow
+def test_training_with_randaugment_depends_on_the_key_alone_and_not_on_the_mesh():
+    real, synthetic = draw_set(4, seed=0)[0], draw_set(10, seed=1)[0]
+    trained, again = (train(real, synthetic, steps=5, augmentation="randaugment") for _ in range(2))
+    assert largest_difference(trained, again) == 0
+    assert largest_difference(trained, train(real, synthetic, steps=5)) > 0.01
+    with jax.set_mesh(parallel.make_mesh(2, 4)):
+        found = train(*parallel.replicate((real, synthetic)), steps=5, augmentation="randaugment")
+    assert_equal(found, trained, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100])

@@ -9,34 +9,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests import toy_pictures
 from tests.torch_parity import random_images, torch_state, variables_from_torch
-from tests.toy_pictures import NUM_CLASSES, draw_set
+from tests.toy_pictures import NUM_CLASSES, WEIGHTS, draw_set
 from utilgen_jax import parallel
-from utilgen_jax.classification import Recipe, init_classifier, make_optimizer, predict_logits, train_classifier
+from utilgen_jax.classification import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.classifier import Classifier, make_classifier, normalize
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.norms import FrozenBatchNorm
-from utilgen_jax.valuation import WeightRecipe, value_pool
+from utilgen_jax.valuation import value_pool
 
-RECIPE = Recipe(
-    steps=6,
-    batch_size=16,
-    synthetic_fraction=0.5,
-    learning_rate=1e-2,
-    weight_decay=1e-4,
-    label_smoothing=0.1,
-    max_shift=0,
-)
-WEIGHTS = WeightRecipe(
-    steps=4,
-    hidden=10,
-    learning_rate=0.01,
-    weight_decay=1e-4,
-    validation_batch_size=0,
-    label_strength=4.0,
-    temperature=1.0,
-)
+RECIPE = dataclasses.replace(toy_pictures.RECIPE, steps=6, max_shift=0)
 
 
 class Backbone(nn.Module):
@@ -146,7 +130,7 @@ def test_the_lookahead_goes_through_frozen_parts(toy):
     folds = cross_fit_folds(toy[0].labels, 2, 0)
 
     def value(classifier, real, pool):
-        arguments = RECIPE, WEIGHTS, real, pool, folds, jax.random.key(0), lambda step, metrics: None
+        arguments = RECIPE, WEIGHTS, 4, real, pool, folds, jax.random.key(0), lambda step, metrics: None
         return value_pool(classifier, "weight_network", *arguments)
 
     found, expected = value(HEAD_ONLY, *toy), value(ON_FEATURES, *map(features, toy))

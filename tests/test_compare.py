@@ -1,13 +1,15 @@
-"""The comparison: its statistics on made-up runs, its command line, and one real run at the smallest size."""
+"""The comparison: its command line, made-up runs on disk, and real ones at the smallest size."""
 
+import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.stats
+from PIL import Image
 
-from utilgen_jax import compare, comparison
+from utilgen_jax import compare, pipeline
+from utilgen_jax.methods import ABLATIONS, METHODS
+from utilgen_jax.workdir import open_workdir, write_summary
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = (
@@ -21,80 +23,127 @@ TINY = (
 )
 
 
-def made_up_runs(accuracies: dict[str, list[float]], shots: int = 2) -> list[dict]:
-    return [
-        {
-            "method": method,
-            "shots": shots,
-            "seed": seed,
-            "accuracy": {"final": value},
-            "num_synthetic": 0 if method == "real" else 1000,
-            "seconds": {"a": 1.0, "b": 2.0},
-        }
-        for method, values in accuracies.items()
-        for seed, value in enumerate(values)
-    ]
-
-
-def test_differences_are_paired_and_carry_the_t_interval():
-    values = {"real": [0.70, 0.80, 0.75], "vanilla": [0.85, 0.88, 0.90], "utilgen": [0.86, 0.88, 0.93]}
-    # In another order of seeds: pairing goes by seed, not by place.
-    rows = comparison.table_rows(made_up_runs(values)[::-1], ["real", "vanilla", "utilgen"])
-    assert [row[0] for row in rows] == ["2", "2", "2"]
-    assert rows[0][2] == f"75.0 ± {np.std([70, 80, 75], ddof=1):.1f}"
-    expected = scipy.stats.ttest_rel(values["utilgen"], values["real"]).confidence_interval(0.95)
-    mean = 100 * np.mean(np.subtract(values["utilgen"], values["real"]))
-    assert rows[2][3] == f"{mean:+.1f} [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
-    assert rows[0][3:5] == ["", ""] and rows[1][4] == "" and rows[2][4].startswith("+1.3")
-    assert rows[0][5] == "0" and rows[2][5] == "1000" and rows[2][6] == "3"
-
-
-def test_one_seed_has_no_interval():
-    rows = comparison.table_rows(made_up_runs({"real": [0.7], "vanilla": [0.9]}), ["real", "vanilla"])
-    assert rows[0][2] == "70.0" and rows[1][3] == "+20.0"
-
-
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("arguments", "message"),
     [
-        ("--methods=real,vanila", "--methods: 'vanila' is unknown; the nearest is 'vanilla'"),
-        ("--shots=1,two", "--shots: expected whole numbers, got 'two'"),
-        ("--config.pool.image_per_class=3", "--config.pool.images_per_class"),
-        ("--seeds=0", "seeds"),
+        (["--methods=real,vanila"], "--methods=vanila: is not one of real, "),
+        (["--methods="], "--methods: name one at least, of real, "),
+        (["--ablate=joiny"], "--ablate=joiny: is not one of joint; the nearest is joint"),
+        (["--ablate=joint", "--methods=real"], "--ablate, --methods: give one of them"),
+        (["--shots=1,two"], "--shots: expected whole numbers, got 'two'"),
+        (["--config.pool.image_per_class=3"], "--config.pool.images_per_class"),
+        (["--seeds=0"], "seeds"),
+        (["--norun"], "none of these runs is done in"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(tmp_path, capsys, argument, message):
-    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path / 'run'}", argument]
+def test_mistakes_are_told_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(compare, "ABLATIONS", {"joint": ("real", "vanilla")})
+    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path / 'run'}", *arguments]
     assert compare.main(argv) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_of_ablations_exist_and_are_left_out_of_other_comparisons(monkeypatch):
+    for rows in ABLATIONS.values():
+        assert set(rows) <= METHODS.keys()
+    part = dataclasses.replace(METHODS["vanilla"], only_in_ablations=True)
+    monkeypatch.setattr(compare, "METHODS", {**METHODS, "part": part})
+    assert "vanilla" in (default := compare.define_flags()["methods"].value) and "part" not in default
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Runs in which nothing is computed: the second seed's accuracies are higher. What was run, in order."""
+    seen = []
+
+    def run(config, workdir, shared):
+        seen.append((config.data.shots, config.seed, config.method))
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        open_workdir(workdir, config)
+        summary = {
+            "method": config.method,
+            "shots": config.data.shots,
+            "seed": config.seed,
+            "accuracy": {"real_only": 0.5, "final": 0.5 + 0.1 * config.seed + 0.2 * (config.method == "vanilla")},
+            "num_synthetic": 40 * (config.method == "vanilla"),
+            "seconds": {"pool": 1.5, "classifier": 2.25},
+        }
+        write_summary(workdir, summary)
+        return summary
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return seen
+
+
+def test_a_comparison_continues_tells_how_far_it_is_and_shows_what_there_is(tmp_path, capsys, monkeypatch, pretended):
+    monkeypatch.setattr(compare, "ABLATIONS", {"some": ("real", "vanilla")})
+    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", "--ablate=some", "--shots=1,2", "--seeds=2"]
+    argv.append(f"--workdir={tmp_path}")
+    assert compare.main(argv) == 130
+    plan = [(shots, seed, method) for seed in (0, 1) for shots in (1, 2) for method in ("real", "vanilla")]
+    assert pretended == plan[:6]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert lines[0] == "[1/8] 1 shots, seed 0: real" and lines[5].startswith("[6/8] 1 shots, seed 1: vanilla (ETA ")
+
+    assert compare.main([*argv, "--norun"]) == 0
+    told = capsys.readouterr().out
+    assert "Missing, 3 of 8 runs" in told and "- vanilla, 2 shots, seeds: 1" in told
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["missing"] == [
+        {"method": method, "shots": shots, "seed": 1} for shots, method in ((1, "vanilla"), (2, "real"), (2, "vanilla"))
+    ]
+    assert len(pretended) == 6
+
+    # What an older version wrote lacks newer fields, which its runs did as the defaults do.
+    file = tmp_path / "shots_1" / "seed_0" / "real" / "config.json"
+    before = json.loads(file.read_text())
+    del before["classifier"]["augmentation"]
+    file.write_text(json.dumps(before))
+    assert compare.main(argv) == 0
+    assert pretended[6:] == plan[5:]
+    assert capsys.readouterr().err.startswith("[6/8] 1 shots, seed 1: vanilla\n[7/8]")
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["runs"][1] == {
+        "method": "vanilla",
+        "shots": 1,
+        "seed": 0,
+        "accuracy": 0.7,
+        "seconds": 3.75,
+        "num_synthetic": 40,
+        "seconds_by_stage": {"pool": 1.5, "classifier": 2.25},
+    }
+    assert [(run["shots"], run["seed"], run["method"]) for run in content["runs"]] == sorted(plan)
+    assert content["missing"] == [] and content["best_published"] is None
+    assert "| 1 | + plain synthetic pictures | 75.0 ± 7.1 | +20.0 " in (tmp_path / "compare.md").read_text()
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.size[0] > 500
+
+
 @pytest.mark.slow
 def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsys):
-    rows = ["--methods=real,vanilla,utilgen", "--shots=1,2", "--seeds=2"]
+    rows = ["--methods=real,randaugment,vanilla", "--shots=1,2", "--seeds=2"]
     argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *rows, *TINY]
     assert compare.main(argv) == 0
     first = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [(run["shots"], run["seed"], run["method"]) for run in first] == [
-        (shots, seed, method) for shots in (1, 2) for seed in (0, 1) for method in ("real", "vanilla", "utilgen")
+        (shots, seed, method) for shots in (1, 2) for seed in (0, 1) for method in ("real", "randaugment", "vanilla")
     ]
     for run in first:
-        assert run["accuracy"]["real_only"] == next(
-            other["accuracy"]["final"]
-            for other in first
-            if other["method"] == "real" and (other["shots"], other["seed"]) == (run["shots"], run["seed"])
-        )
+        folder = tmp_path / f"shots_{run['shots']}" / f"seed_{run['seed']}"
+        real, own = (json.loads((folder / name / "summary.json").read_text()) for name in ("real", run["method"]))
+        assert own["accuracy"]["final"] == run["accuracy"]
+        assert own["accuracy"]["real_only"] == real["accuracy"]["final"]
     # One pool a seed, and one classifier of the real pictures a seed and number of shots.
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["seed_0", "seed_1"]
     assert len(list(tmp_path.glob("**/classifier_real.safetensors"))) == 4
-    assert "+ synthetic pictures, UtilGen" in (tmp_path / "compare.md").read_text()
-    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+    assert "real pictures only, RandAugment" in (tmp_path / "compare.md").read_text()
 
-    (tmp_path / "shots_2" / "seed_1" / "utilgen" / "summary.json").unlink()
+    (tmp_path / "shots_2" / "seed_1" / "vanilla" / "summary.json").unlink()
     capsys.readouterr()
     assert compare.main(argv) == 0
-    assert capsys.readouterr().err.count("] 2 shots, seed 1: utilgen") == 1
+    assert capsys.readouterr().err.count("] 2 shots, seed 1: vanilla") == 1
     again = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [run["accuracy"] for run in again] == [run["accuracy"] for run in first]
 

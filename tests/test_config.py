@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar, digits, imagefolder
+from configs import cifar
 from utilgen_jax import config as config_lib
 from utilgen_jax.classifier import NORMALIZATIONS
-from utilgen_jax.config import FIELDS, RUNLOCAL, SCHEMA, VARIANTS, ConfigError, Field, apply_variant, default_config
+from utilgen_jax.config import FIELDS, SCHEMA, VARIANTS, ConfigError, Field, apply_variant, default_config
 from utilgen_jax.config_check import RULES, checked, validate
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.augmented_conditions import WAYS
@@ -33,7 +33,7 @@ def test_default_is_valid_and_every_field_is_documented():
 
 
 def test_tables_name_only_fields_that_exist():
-    named = [*VARIANTS.values(), *RUNLOCAL, *(path for paths, _, _ in RULES for path in paths)]
+    named = [*VARIANTS.values(), *(path for paths, _, _ in RULES for path in paths)]
     assert set(named) <= set(FIELDS)
 
 
@@ -75,6 +75,14 @@ def test_every_choice_is_enforced(field: Field):
         ({"data__shotz": 3}, "config.data.shotz: there is no such field; the nearest valid name is config.data.shots"),
         ({"shots": 3}, "config.shots: there is no such field; the nearest valid name is config.data.shots"),
         ({"dta__seed": 3}, "config.dta.seed: there is no such field; the nearest valid name is config.seed"),
+        (
+            {"data__classes_file": "x", "data__class_names": ("a", "b")},
+            "config.data.classes_file: give words in the file or in config.data.class_names, not in both",
+        ),
+        (
+            {"data__shots": 0, "data__imbalance_factor": 2.0},
+            "config.data.imbalance_factor: needs config.data.shots, the number of the first class's pictures",
+        ),
         ({"data__source": "npz"}, "config.data.path: name the .npz file: --config.data.path=FILE"),
         ({"data__name": ""}, "config.data.name: must not be empty"),
         ({"generator__checkpoint": ""}, "config.generator.checkpoint: give 'glyphs', a folder, or a hub id"),
@@ -186,28 +194,6 @@ def test_all_bad_variants_are_told_with_the_nearest_name():
     assert fourth.startswith("variant 'method' is unknown: the nearest is 'method='")
 
 
-@pytest.mark.parametrize("module", [digits, cifar, imagefolder])
-def test_the_shipped_configs_are_valid(module):
-    config = module.get_config("method=vanilla,shots=5,path=somewhere")
-    assert validate(config) == []
-    assert (config.method, config.data.shots, config.data.path) == ("vanilla", 5, "somewhere")
-
-
-def test_runlocal_shrinks_the_large_configs():
-    for module in (cifar, imagefolder):
-        small, large = module.get_config("runlocal,path=x"), module.get_config("path=x")
-        assert validate(small) == []
-        assert small.generator.image_size == 64 < large.generator.image_size
-        assert small.pool.images_per_class < large.pool.images_per_class
-    with pytest.raises(ConfigError, match="'runlocal' is unknown"):
-        digits.get_config("runlocal")
-
-
-def test_an_image_folder_without_path_is_asked_for():
-    (problem,) = validate(imagefolder.get_config())
-    assert problem.startswith("config.data.path: name the folder that holds train/<class>/")
-
-
 def test_json_and_back():
     config = checked(cifar.get_config("runlocal"))
     again = config_lib.from_json(config_lib.to_json(config))
@@ -226,10 +212,11 @@ def test_diff_names_fields_with_both_values_and_leaves_out_what_may_change():
     new.data.shots = 5
     new.log_every_steps = 7
     new.parallel.fsdp = 2
-    del old["method"]
+    del old["method"], old.classifier["mixing"]
+    new.method = "vanilla"
     old.pool.colour = "red"
     assert config_lib.diff_configs(old, new) == [
-        "config.method: absent before, 'utilgen' now",
+        "config.method: 'utilgen' before, 'vanilla' now",
         "config.data.shots: 2 before, 5 now",
         "config.pool.colour: 'red' before, absent now",
     ]

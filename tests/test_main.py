@@ -164,7 +164,7 @@ def test_mistakes_come_before_jax_and_before_anything_is_written(tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: config.data.shots: must be at least 1, got -1\n"
+    assert done.stderr == "error: config.data.shots: must be at least 0, got -1\n"
     assert list(tmp_path.iterdir()) == []
 
 

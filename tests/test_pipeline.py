@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from utilgen_jax import main, pipeline
 from utilgen_jax.cli import read_config
@@ -36,23 +37,23 @@ def without_seconds(summary: dict) -> dict:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, pipeline.run(shrunk(), workdir)
+    return workdir, pipeline.run(shrunk("method=saflex"), workdir)
 
 
 @pytest.mark.slow
 def test_a_run_leaves_all_that_it_promises(finished):
     workdir, summary = finished
     assert json.loads((workdir / "summary.json").read_text()) == summary
-    assert summary["method"] == "utilgen" and summary["dataset"] == "digits"
+    assert summary["method"] == "saflex" and summary["dataset"] == "digits"
     assert summary["shots"] == 2 and summary["seed"] == 0
     assert set(summary["accuracy"]) == {"real_only", "vanilla", "final"}
     assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy"].values())
     assert summary["num_real"] == 20 and summary["num_synthetic"] == 40 and summary["num_test"] == 100
-    assert {"classifier_real", "pool_plain", "value_utilgen", "evaluation_utilgen"} <= set(summary["seconds"])
+    assert {"classifier_real", "pool_plain", "value_saflex", "evaluation_saflex"} <= set(summary["seconds"])
     assert summary["versions"].keys() >= {"utilgen_jax", "jax", "flax"}
     assert json.loads((workdir / "config.json").read_text())["pool"]["images_per_class"] == 4
     stages = {json.loads(line)["stage"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
-    assert stages == {"classifier_real", "classifier_vanilla", "value_utilgen", "classifier_utilgen"}
+    assert stages == {"classifier_real", "classifier_vanilla", "value_saflex", "classifier_saflex"}
     page = (workdir / "report" / "index.html").read_text()
     assert f"{100 * summary['accuracy']['final']:.1f}" in page
     assert list((workdir / "tensorboard").iterdir())
@@ -75,9 +76,9 @@ def test_the_pool_can_be_opened_by_a_person(finished):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_summary_and_another_seed_another(finished, tmp_path):
-    again = pipeline.run(shrunk(), tmp_path / "again")
+    again = pipeline.run(shrunk("method=saflex"), tmp_path / "again")
     assert without_seconds(again) == without_seconds(finished[1])
-    other = pipeline.run(shrunk("seed=1"), tmp_path / "other")
+    other = pipeline.run(shrunk("method=saflex,seed=1"), tmp_path / "other")
     assert other["accuracy"] != again["accuracy"]
 
 
@@ -95,7 +96,7 @@ def test_a_run_that_was_broken_off_continues_and_ends_the_same(finished, tmp_pat
     metadata.write_text("".join(lines[:24]) + lines[24][:20])
     kept = (workdir / "pool" / "round_00" / json.loads(lines[3])["file_name"]).stat().st_mtime_ns
 
-    summary = pipeline.run(shrunk(), workdir)
+    summary = pipeline.run(shrunk("method=saflex"), workdir)
     assert without_seconds(summary) == without_seconds(finished[1])
     assert (workdir / "pool" / "round_00" / json.loads(lines[3])["file_name"]).stat().st_mtime_ns == kept
     messages = capsys.readouterr().err
@@ -114,6 +115,20 @@ def test_the_other_methods_run(tmp_path, capsys, variant, rows, synthetic):
     table = capsys.readouterr().out
     assert table.count("%") == rows
     assert (tmp_path / "pool").exists() == (synthetic > 0)
+
+
+@pytest.mark.slow
+def test_an_augmentation_is_a_row_or_under_any(tmp_path):
+    row, under = (tmp_path / name / "checkpoints" for name in ("row", "under"))
+    pipeline.run(shrunk("method=randaugment"), row.parent)
+    overrides = (*SHRUNK, ("classifier.augmentation", "randaugment"))
+    pipeline.run(read_config(f"{CONFIGS / 'digits.py'}:method=vanilla", overrides), under.parent)
+    real, augmented = ((row / f"classifier_{name}.safetensors") for name in ("real", "randaugment"))
+    weights, own, below = (load_file(file) for file in (real, augmented, under / "classifier_real.safetensors"))
+    for name in weights:
+        np.testing.assert_array_equal(own[name], below[name])
+    assert any((weights[name] != own[name]).any() for name in weights)
+    assert (under / "classifier_vanilla.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -173,10 +188,8 @@ def test_pictures_start_from_mixed_shots(tmp_path):
 
 
 @pytest.mark.slow
-def test_saflex_trains_towards_soft_labels(tmp_path):
-    summary = pipeline.run(shrunk("method=saflex"), tmp_path)
-    assert {"value_saflex", "classifier_saflex"} <= set(summary["seconds"])
-    lines = (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
+def test_saflex_trains_towards_soft_labels(finished):
+    lines = (finished[0] / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
     soft = np.array([json.loads(line)["soft_label"] for line in lines])
     assert soft.shape == (40, 10)
     np.testing.assert_allclose(soft.sum(-1), 1, rtol=1e-4)

@@ -7,32 +7,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_pictures, draw_set
+from tests import toy_pictures
+from tests.toy_pictures import NUM_CLASSES, WEIGHTS, TinyClassifier, draw_pictures, draw_set
 from utilgen_jax import classification, parallel
-from utilgen_jax.classification import Recipe
 from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
-from utilgen_jax.valuation import WeightRecipe, value_pool
+from utilgen_jax.valuation import value_pool
 
-RECIPE = Recipe(
-    steps=10**6,  # never done: valuation has its own number of steps
-    batch_size=16,
-    synthetic_fraction=0.75,
-    learning_rate=1e-2,
-    weight_decay=1e-4,
-    label_smoothing=0.1,
-    max_shift=1,
-)
-WEIGHTS = WeightRecipe(
-    steps=4,
-    hidden=10,
-    learning_rate=0.01,
-    weight_decay=1e-4,
-    validation_batch_size=0,
-    label_strength=4.0,
-    temperature=1.0,
-)
+# So many steps are never done: valuation has its own number.
+RECIPE = dataclasses.replace(toy_pictures.RECIPE, steps=10**6, synthetic_fraction=0.75)
 # A weighting that stays as it was drawn.
 FIXED = dataclasses.replace(WEIGHTS, learning_rate=0.0)
 
@@ -48,9 +32,8 @@ def value(
     weighting="weight_network",
 ):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
-    return value_pool(
-        Classifier(TinyClassifier()), weighting, recipe, weight_recipe, real, pool, folds, jax.random.key(seed), on_step
-    )
+    settings = weighting, recipe, weight_recipe, NUM_CLASSES
+    return value_pool(Classifier(TinyClassifier()), *settings, real, pool, folds, jax.random.key(seed), on_step)
 
 
 @pytest.fixture(scope="module")

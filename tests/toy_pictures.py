@@ -1,11 +1,30 @@
-"""A toy problem for the tests of training: four classes of 8 x 8 pictures, and a classifier that compiles quickly."""
+"""A toy problem for the tests of training: four classes of 8 x 8 pictures, a classifier quickly compiled, recipes."""
 
 import numpy as np
 from flax import linen as nn
 
-from utilgen_jax.classification import TrainingSet
+from utilgen_jax.classification import Recipe, TrainingSet
+from utilgen_jax.valuation import WeightRecipe
 
 NUM_CLASSES = 4
+RECIPE = Recipe(
+    steps=60,
+    batch_size=16,
+    synthetic_fraction=0.5,
+    learning_rate=1e-2,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    max_shift=1,
+)
+WEIGHTS = WeightRecipe(
+    steps=4,
+    hidden=10,
+    learning_rate=0.01,
+    weight_decay=1e-4,
+    validation_batch_size=0,
+    label_strength=4.0,
+    temperature=1.0,
+)
 
 
 class TinyClassifier(nn.Module):

@@ -15,7 +15,10 @@ from flax import struct
 
 from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.batch_mixing import MIXINGS
-from utilgen_jax.parallel import init_sharded, split_batch, to_host
+from utilgen_jax.data.images import to_float, to_uint8
+from utilgen_jax.data.randaugment import randaugment
+from utilgen_jax.learning_rate import warmup_cosine
+from utilgen_jax.parallel import init_sharded, place, split_batch, to_host
 
 Params = Any
 Array = jax.Array | np.ndarray
@@ -28,11 +31,12 @@ class Recipe:
     Attributes:
       steps: optimiser steps.
       batch_size: pictures a step.
-      synthetic_fraction: part of a batch that is synthetic, where there are synthetic pictures.
+      synthetic_fraction: part of a batch that is synthetic, where there are synthetic pictures; 1: synthetic ones only.
       learning_rate: peak, after a warm-up of 5 % of the steps; cosine decay to zero.
       weight_decay: decoupled (AdamW).
       label_smoothing: share of the target spread over all classes.
-      max_shift: augmentation: a random shift of at most so many pixels each way; what is shifted in repeats the edge.
+      max_shift: a random shift of at most so many pixels each way; what is shifted in repeats the edge.
+      augmentation: "none", or "randaugment", after the shift; of training alone, not of a pool's valuation.
       mixing: key of `batch_mixing.MIXINGS`, of the pictures of a batch and their targets.
       mixing_alpha: of its Beta distribution.
       loss: "softmax", or "balanced_softmax", which reckons with the classes' numbers of real pictures.
@@ -45,14 +49,16 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     max_shift: int
+    augmentation: str = "none"
     mixing: str = "none"
     mixing_alpha: float = 1.0
     loss: str = "softmax"
 
     @property
     def num_synthetic(self) -> int:
-        """Synthetic pictures in a mixed batch: at least one, and at least one real beside them."""
-        return min(max(round(self.batch_size * self.synthetic_fraction), 1), self.batch_size - 1)
+        """Synthetic pictures in a batch: at least one, and at least one real beside them, unless all are asked for."""
+        most = self.batch_size if self.synthetic_fraction == 1 else self.batch_size - 1
+        return min(max(round(self.batch_size * self.synthetic_fraction), 1), most)
 
 
 @struct.dataclass
@@ -64,12 +70,14 @@ class TrainingSet:
       labels: int32 [N].
       weights: float32 [N], mean 1: how much each counts.
       soft_labels: float32 [N, K], what is trained towards in place of the labels; None: the labels themselves.
+      attributes: float32 [N, A], what the generator was asked for, see `Examples`; None: not known.
     """
 
     images: jax.Array
     labels: jax.Array
     weights: jax.Array
     soft_labels: jax.Array | None = None
+    attributes: jax.Array | None = None
 
     def take(self, indices: Array) -> TrainingSet:
         """Some of the pictures, in the order of `indices` [n]."""
@@ -81,11 +89,19 @@ class TrainingSet:
 
 
 def concatenate(first: TrainingSet, second: TrainingSet) -> TrainingSet:
-    """One set after the other; where only one has soft labels, the other's labels become such."""
+    """One set after the other; what only one has is made up: labels as soft ones, attributes of zeros."""
     for some in (first.soft_labels, second.soft_labels):
         if some is not None:
             first, second = (
                 dataclasses.replace(part, soft_labels=part.targets(some.shape[-1])) for part in (first, second)
+            )
+            break
+    for some in (first.attributes, second.attributes):
+        if some is not None:
+            nothing = [jnp.zeros((part.labels.shape[0], some.shape[-1])) for part in (first, second)]
+            first, second = (
+                dataclasses.replace(part, attributes=zeros if part.attributes is None else part.attributes)
+                for part, zeros in zip((first, second), nothing, strict=True)
             )
             break
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
@@ -93,8 +109,7 @@ def concatenate(first: TrainingSet, second: TrainingSet) -> TrainingSet:
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """AdamW with warm-up and cosine decay; `eps_root` keeps a lookahead through it differentiable at zero gradients."""
-    warmup = max(recipe.steps // 20, 1)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, max(recipe.steps, warmup + 1))
+    schedule = warmup_cosine(recipe.learning_rate, recipe.steps)
     return optax.adamw(schedule, eps_root=1e-8, weight_decay=recipe.weight_decay)
 
 
@@ -135,7 +150,7 @@ def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array
 
 
 def draw_batch(recipe: Recipe, real: TrainingSet, synthetic: TrainingSet | None, key: jax.Array) -> TrainingSet:
-    """One augmented training batch, real pictures first; drawn with replacement, so a handful of shots fills it too.
+    """One batch of shifted pictures, real ones first; drawn with replacement, so a handful of shots fills it too.
 
     Returns:
       `batch_size` pictures; where there are synthetic ones, the last `recipe.num_synthetic` are.
@@ -151,17 +166,29 @@ def draw_batch(recipe: Recipe, real: TrainingSet, synthetic: TrainingSet | None,
     return dataclasses.replace(batch, images=shifted)
 
 
+_draw_batch = jax.jit(draw_batch, static_argnames="recipe")
+
+
+def apply_randaugment(batch: TrainingSet, key: jax.Array) -> TrainingSet:
+    """RandAugment of a batch's pictures, by Pillow and so on the host, as uint8; they come back to where they were.
+
+    Deterministic in the key. With several processes all of them do the same, to the whole batch.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    augmented = to_float(randaugment(to_uint8(to_host(batch.images)), rng))
+    return dataclasses.replace(batch, images=place(augmented, batch.images.sharding))
+
+
 @partial(jax.jit, static_argnames="recipe", donate_argnames=("params", "optimizer_state"))
 def _train_step(
     classifier: Classifier,
     recipe: Recipe,
     params: Params,
     optimizer_state: optax.OptState,
-    real: TrainingSet,
-    synthetic: TrainingSet | None,
+    batch: TrainingSet,
+    real_labels: jax.Array,
     key: jax.Array,
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    batch = draw_batch(recipe, real, synthetic, key)
     num_classes = jax.eval_shape(classifier.apply, params, batch.images).shape[-1]
     images, targets, weights = batch.images, batch.targets(num_classes), batch.weights
     if recipe.mixing != "none":
@@ -172,7 +199,7 @@ def _train_step(
     def loss_fn(params: Params) -> jax.Array:
         logits = classifier.apply(params, images)
         if recipe.loss == "balanced_softmax":
-            logits = balance_logits(logits, real.labels)
+            logits = balance_logits(logits, real_labels)
         return jnp.mean(weights * smoothed_cross_entropy(logits, targets, recipe.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
@@ -229,8 +256,12 @@ def train_classifier(
     batch_key = jax.random.fold_in(key, 1)
     # Steps are dispatched one by one: XLA's CPU backend is slow on convolution gradients inside a scan.
     for step in range(recipe.steps):
+        step_key = jax.random.fold_in(batch_key, step)
+        batch = _draw_batch(recipe, real, synthetic, step_key)
+        if recipe.augmentation == "randaugment":
+            batch = apply_randaugment(batch, jax.random.fold_in(step_key, 5))
         params, optimizer_state, loss = _train_step(
-            classifier, recipe, params, optimizer_state, real, synthetic, jax.random.fold_in(batch_key, step)
+            classifier, recipe, params, optimizer_state, batch, real.labels, step_key
         )
         on_step(step + 1, loss)
     return params

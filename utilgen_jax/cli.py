@@ -154,7 +154,7 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
         return "\n".join(lines)
     lines += ["", "Variants, after a colon and with commas between them, and the field each sets:"]
     lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
-    lines += ["  runlocal  a small, quick run (of configs/cifar.py and configs/imagefolder.py)"]
+    lines += ["  runlocal  a small, quick run"]
     lines += ["", "Config fields, --config.FIELD=VALUE, with their defaults before a config file changes them:"]
     for field in SCHEMA:
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default

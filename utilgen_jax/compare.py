@@ -2,14 +2,16 @@
 
   python -m utilgen_jax.compare --config=configs/digits.py --methods=real,vanilla,utilgen --shots=1,2,5,10 \\
       --seeds=10 --workdir=runs/compare
+  python -m utilgen_jax.compare --config=configs/digits.py --ablate=joint --workdir=runs/compare
 
-All methods of a seed see the same real pictures, the same pool and the same classifier recipe; what they share is
-computed once. Rerunning the command continues. It writes compare.json, compare.md and accuracy.png. Exit status: 0
-done, 2 bad input, 130 interrupted.
+All methods of a seed see the same real pictures and the same classifier recipe; what they share, such as a pool, is
+computed once. Rerunning the command continues; with --norun it only tells of the runs that are done. It writes
+compare.json, compare.md and compare.png. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,23 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from utilgen_jax import cli
-from utilgen_jax.config import nearest, set_field
+from utilgen_jax.config import choice_problems, set_field
 from utilgen_jax.config_check import checked
 from utilgen_jax.errors import InputError
-from utilgen_jax.methods import METHODS
+from utilgen_jax.methods import ABLATIONS, METHODS
+
+Plan = Sequence[tuple[int, int, str]]
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
     values = cli.common_flags("folder for all runs and the table; made if missing")
-    flags.DEFINE_list("methods", list(METHODS), "rows of the table", flag_values=values)
+    default = [name for name, method in METHODS.items() if not method.only_in_ablations]
+    flags.DEFINE_list("methods", default, "rows of the table", flag_values=values)
+    flags.DEFINE_string("ablate", None, "in place of --methods: the rows that take a method apart", flag_values=values)
     flags.DEFINE_list("shots", [], "labelled pictures a class, one or several; empty: the config's", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "how many, counted up from the config's", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("run", True, "run what is missing; --norun: only read what is done", flag_values=values)
     return values
 
 
@@ -47,11 +54,8 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(cli.help_text(__doc__ or "", values))
         return
-    methods: list[str] = values["methods"].value or []
+    methods = _rows(values, problems)
     shots_texts: list[str] = values["shots"].value or []
-    for method in methods:
-        if method not in METHODS:
-            problems.append(f"--methods: {method!r} is unknown; the nearest is {nearest(method, METHODS)!r}")
     problems += [f"--shots: expected whole numbers, got {text!r}" for text in shots_texts if not text.isdigit()]
     for name in ("config", "workdir"):
         if not values[name].value:
@@ -62,74 +66,107 @@ def run(argv: Sequence[str]) -> None:
     workdir = Path(str(values["workdir"].value))
     shots = [int(text) for text in shots_texts] or [config.data.shots]
     seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
+    # Seeds outermost: a sweep that is broken off has every row, at fewer seeds.
+    plan = [(number, seed, method) for seed in seeds for number in shots for method in methods]
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
-    from utilgen_jax import comparison, parallel
+    import jax
 
-    parallel.initialize_distributed()
-    runs = run_all(config, workdir, methods, shots, seeds)
-    comparison.write_comparison(workdir, runs, methods)
+    from utilgen_jax import parallel
+    from utilgen_jax.comparison_report import write_comparison
+
+    if values["run"].value:
+        parallel.initialize_distributed()
+        run_all(config, workdir, plan)
+    if jax.process_index() == 0:
+        found = [read_done(config, workdir, entry) for entry in plan]
+        summaries = [summary for summary in found if summary is not None]
+        if not summaries:
+            raise InputError(f"--workdir: none of these runs is done in {workdir}; without --norun they are")
+        write_comparison(workdir, summaries, plan)
 
 
-def run_all(
-    config: ConfigDict, workdir: Path, methods: Sequence[str], shots: Sequence[int], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Runs every method at every number of shots and every seed; a run that is already done is read, not repeated.
+def _rows(values: flags.FlagValues, problems: list[str]) -> list[str]:
+    """The rows that --methods or --ablate ask for; what is wrong with them is added to the problems."""
+    ablation = values["ablate"].value
+    if ablation is not None:
+        if values["methods"].present:
+            problems.append("--ablate, --methods: give one of them; an ablation names its rows itself")
+        problems += choice_problems("ablate", ablation, ABLATIONS)
+        return list(ABLATIONS.get(ablation, ()))
+    methods = list(dict.fromkeys(values["methods"].value or []))
+    if not methods:
+        problems.append(f"--methods: name one at least, of {', '.join(METHODS)}")
+    problems += choice_problems("methods", methods, METHODS)
+    return methods
+
+
+def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
+    """Runs what is not done yet, and tells how far it is.
 
     Args:
         config: What all runs have in common.
         workdir: Folder for the runs: `shots_K/seed_S/METHOD`, and for pools that do not depend on shots `pool/seed_S`.
-        methods: Names of `methods.METHODS`.
-        shots: Labelled pictures a class.
-        seeds: Seeds.
-
-    Returns:
-        One summary for each run, in the order shots, seeds, methods.
+        plan: (shots, seed, method) of each run, in the order in which they are done.
     """
+    import jax
+
     from utilgen_jax import pipeline
     from utilgen_jax.job import Shared
+    from utilgen_jax.report import format_duration
     from utilgen_jax.workdir import open_workdir
 
     # Stages are shared among all runs of the folder, so all of them are of this config but for what `plan` changes.
     open_workdir(workdir, config)
-    summaries = []
-    plan = [(number, seed, method) for seed in seeds for number in shots for method in methods]
-    for done, (number, seed, method) in enumerate(plan):
-        folder = workdir / f"shots_{number}" / f"seed_{seed}"
-        own = {"method": method, "seed": seed, "data.shots": number, "baselines": ()}
-        run_config = with_fields(config, own)
-        finished = folder / method / "summary.json"
-        if finished.is_file():
-            open_workdir(folder / method, run_config)
-            summary = _read_summary(finished)
-        else:
-            print(f"[{done + 1}/{len(plan)}] {number} shots, seed {seed}: {method}", file=sys.stderr)
-            shared = Shared(
-                stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
-            )
-            summary = pipeline.run(run_config, folder / method, shared)
-        summaries.append(summary)
-    return sorted(summaries, key=lambda summary: (summary["shots"], summary["seed"], methods.index(summary["method"])))
+    waiting = [entry for entry in plan if read_done(config, workdir, entry) is None]
+    seconds: list[float] = []
+    for number, entry in enumerate(waiting):
+        shots, seed, method = entry
+        if jax.process_index() == 0:
+            count = f"[{len(plan) - len(waiting) + number + 1}/{len(plan)}]"
+            left = f" (ETA {format_duration((len(waiting) - number) * sum(seconds) / number)})" if number else ""
+            print(f"{count} {shots} shots, seed {seed}: {method}{left}", file=sys.stderr)
+        start = time.monotonic()
+        folder = workdir / f"shots_{shots}" / f"seed_{seed}"
+        shared = Shared(
+            stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
+        )
+        pipeline.run(_config_of(config, entry), _folder(workdir, entry), shared)
+        seconds.append(time.monotonic() - start)
 
 
-def with_fields(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
-    """Returns a checked copy of a config with some fields changed; InputError where the result is not valid."""
-    copy = ConfigDict(config.to_dict(), type_safe=False)
-    for path, value in fields.items():
-        set_field(copy, path, value)
-    return checked(copy)
+def read_done(config: ConfigDict, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
+    """Returns the summary of a run, None where it is not done; InputError where it is of another config, or damaged."""
+    from utilgen_jax.workdir import check_config
 
-
-def _read_summary(file: Path) -> dict[str, Any]:
+    folder = _folder(workdir, entry)
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    check_config(folder, _config_of(config, entry))
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: cannot be read ({error}); remove it to run again") from None
 
 
+def _folder(workdir: Path, entry: tuple[int, int, str]) -> Path:
+    shots, seed, method = entry
+    return workdir / f"shots_{shots}" / f"seed_{seed}" / method
+
+
+def _config_of(config: ConfigDict, entry: tuple[int, int, str]) -> ConfigDict:
+    shots, seed, method = entry
+    copy = ConfigDict(config.to_dict(), type_safe=False)
+    for path, value in {"method": method, "seed": seed, "data.shots": shots, "baselines": ()}.items():
+        set_field(copy, path, value)
+    return checked(copy)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv))
+    interrupted = "the same command continues; with --norun it tells of the runs that are done"
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,17 @@ NORMALIZATIONS = ("none", "imagenet")
 _PLAIN_WAYS = ("image", "cutmix", "mixup", "embed_cutmix", "embed_mixup")
 WAYS = _PLAIN_WAYS + tuple(f"{name}_dropout" for name in _PLAIN_WAYS)
 
+# The words in which the glyph world was trained, those of `foundation.vocabulary`; likewise.
+GLYPH_PHRASES = (
+    "thin|regular weight|bold",
+    "leaning left|upright|leaning right",
+    "narrow|normal width|wide",
+    "small|medium size|large",
+    "centred|to the left|to the right|to the top|to the bottom",
+    "clean|grainy|blurred",
+    "sans|serif|typewriter|italic",
+)
+
 SCHEMA: tuple[Field, ...] = (
     Field("method", "utilgen", "what is added to the real pictures", choices=tuple(METHODS)),
     Field("baselines", ("vanilla",), "rows trained beside the method's and real only", choices=BASELINES),
@@ -60,11 +71,14 @@ SCHEMA: tuple[Field, ...] = (
     Field("data.source", "digits", "where pictures come from", choices=("digits", "tfds", "imagefolder", "npz")),
     Field("data.name", "digits", "tfds: the data set's name; otherwise the name shown in tables"),
     Field("data.path", "", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file"),
-    Field("data.shots", 2, "labelled real pictures a class; every other one is test, or unused", minimum=1),
+    Field("data.shots", 2, "labelled real pictures a class, others are test or unused; 0: all of train", minimum=0),
     Field("data.imbalance_factor", 1.0, "long tail: the first class has so many times the last's shots", minimum=1.0),
     Field("data.image_size", 8, "height and width the classifier sees, in pixels", minimum=4, maximum=1024),
     Field("data.channels", 1, "1: grey, 3: RGB", choices=(1, 3)),
     Field("data.class_names", (), "words for the prompts, in the order of the labels; empty: the data set's own"),
+    Field("data.classes_file", "", "text file of the classes to use, a line each: the data set's name for it, words"),
+    Field("data.max_classes", 0, "classes used at most, the first ones; 0: all", minimum=0),
+    Field("data.label_noise", 0.0, "part of the shots' labels that is drawn anew", minimum=0.0, maximum=1.0),
     Field("data.max_test", 0, "test pictures used at most; 0: all", minimum=0),
     #
     Field("generator.checkpoint", "glyphs", "'glyphs' (embedded), a diffusers folder, or a hub id"),
@@ -74,6 +88,8 @@ SCHEMA: tuple[Field, ...] = (
     Field("generator.steps", 12, "denoising steps a picture", minimum=1, maximum=1000),
     Field("generator.guidance_scale", 2.0, "classifier-free guidance; 1 or less: none", minimum=0.0, maximum=100.0),
     Field("generator.prompt", "a photo of the digit {class}", "template; {class} becomes the class name"),
+    Field("generator.phrases", GLYPH_PHRASES, "'phrases' behind the prompt: a group each, 'thin|bold', for `joint`"),
+    Field("generator.phrase_chance", 0.3, "that one of a group is said at first", minimum=0.0, maximum=1.0),
     Field("generator.negative_prompt", "", "prompt that guidance leads away from"),
     Field("generator.image_size", 32, "height and width of generated pictures, in pixels", minimum=8, maximum=2048),
     Field("generator.batch_size", 100, "pictures generated at once", minimum=1),
@@ -90,6 +106,33 @@ SCHEMA: tuple[Field, ...] = (
     Field("adaptation.learning_rate", 1e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=1.0),
     Field("adaptation.lora_rank", 4, "of the factors on the UNet's attention", minimum=1, maximum=1024),
     Field("adaptation.snr_gamma", 5.0, "min-SNR weighting of the loss; 0: none", minimum=0.0),
+    Field("inversion.steps", 200, "learning a word for each class from the shots: optimiser steps", minimum=1),
+    Field("inversion.batch_size", 16, "pictures a step", minimum=1),
+    Field("inversion.learning_rate", 5e-3, "AdamW, constant", minimum=1e-8, maximum=1.0),
+    Field("preference.rounds", 2, "of Diffusion-DPO, each with a pool of its own", minimum=1),
+    Field("preference.steps", 60, "optimiser steps a round", minimum=1),
+    Field("preference.batch_size", 32, "pairs a step", minimum=1),
+    Field("preference.learning_rate", 1e-3, "Adam", minimum=1e-8, maximum=1.0),
+    Field("preference.lora_rank", 8, "of the factors on the UNet's attention", minimum=1, maximum=1024),
+    Field("preference.beta", 2000.0, "how near to where the round began; larger is nearer", minimum=0.0),
+    Field("preference.fraction", 0.25, "part of a class that wins, and that loses", minimum=0.01, maximum=0.5),
+    Field("instance.steps", 5, "a prompt for each picture: steps of Adam", minimum=1),
+    Field("instance.learning_rate", 0.02, "likewise", minimum=1e-8, maximum=10.0),
+    Field("instance.sampler_steps", 4, "denoising steps to the picture that is looked at", minimum=1, maximum=1000),
+    Field("instance.differentiable_steps", 1, "the last of them, through which gradients flow", minimum=1),
+    Field("instance.clip_weight", 0.5, "of nearness to the class's words in CLIP's space", minimum=0.0),
+    Field("instance.denoising_guidance", 5.5, "a noise for each picture: guidance of the way there", minimum=0.0),
+    Field("instance.inversion_guidance", 1.0, "and of the way back", minimum=0.0),
+    Field("joint.steps", 400, "of the bilevel update that trains both policies, the folds in turn", minimum=1),
+    Field("joint.learning_rate", 0.02, "Adam, policy over phrases", minimum=1e-8, maximum=10.0),
+    Field("joint.weight_decay", 0.01, "of it; larger is nearer to even chances", minimum=0.0),
+    Field("joint.painted", 10, "pictures that the generator paints in a step", minimum=1),
+    Field("joint.lora_rank", 4, "policy over the UNet: of the factors on its attention", minimum=1, maximum=1024),
+    Field("joint.lora_learning_rate", 5e-4, "Adam, likewise", minimum=1e-8, maximum=1.0),
+    Field("joint.sampler_steps", 4, "denoising steps to a painted picture", minimum=1, maximum=1000),
+    Field("joint.differentiable_steps", 1, "the last of them, through which gradients flow", minimum=1),
+    Field("consensus.members", 3, "soft labels: classifiers that are asked", minimum=1),
+    Field("consensus.share", 1.0, "of what they say in a soft label; the rest is the label", minimum=0.0, maximum=1.0),
     Field("difficulty.mean", 0.5, "asked of the pictures: a normal distribution's mean", minimum=0.0, maximum=1.0),
     Field("difficulty.deviation", 0.1, "its standard deviation; clipped to [0, 1]", minimum=0.0, maximum=1.0),
     #
@@ -101,11 +144,12 @@ SCHEMA: tuple[Field, ...] = (
     Field("classifier.dtype", "float32", "type of the classifier's activations", choices=("float32", "bfloat16")),
     Field("classifier.steps", 400, "optimiser steps, the same for every row of the table", minimum=1),
     Field("classifier.batch_size", 64, "pictures a step", minimum=2),
-    Field("classifier.synthetic_fraction", 0.75, "part of each batch that is synthetic", minimum=0.01, maximum=0.99),
+    Field("classifier.synthetic_fraction", 0.75, "synthetic part of a batch; 1: all of it", minimum=0.01, maximum=1.0),
     Field("classifier.learning_rate", 3e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=10.0),
     Field("classifier.weight_decay", 1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0),
     Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),
     Field("classifier.max_shift", 1, "augmentation: random shift, pixels each way", minimum=0),
+    Field("classifier.augmentation", "none", "of training pictures, in every row", choices=("none", "randaugment")),
     Field("classifier.mixing", "none", "of a batch's pictures, in every row", choices=("none", "mixup", "cutmix")),
     Field("classifier.mixing_alpha", 1.0, "of its Beta distribution", minimum=1e-3),
     Field("classifier.loss", "softmax", "'balanced_softmax' for rare classes", choices=("softmax", "balanced_softmax")),
@@ -135,20 +179,6 @@ VARIANTS: Mapping[str, str] = {
     "images": "pool.images_per_class",
     "steps": "classifier.steps",
     "folds": "utility.folds",
-}
-
-# What configs for large generators offer as the variant `runlocal`: every stage, in a minute or two on a laptop.
-RUNLOCAL: Mapping[str, Any] = {
-    "data.shots": 4,
-    "data.max_test": 500,
-    "generator.steps": 4,
-    "generator.image_size": 64,
-    "generator.batch_size": 8,
-    "pool.images_per_class": 4,
-    "classifier.width": 16,
-    "classifier.steps": 40,
-    "classifier.batch_size": 32,
-    "utility.steps": 20,
 }
 
 
@@ -217,6 +247,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return max(whole, 0.95 * last, begun)
 
     return max(names, key=likeness)
+
+
+def choice_problems(flag: str, given: str | Iterable[str] | None, valid: Iterable[str]) -> list[str]:
+    """Lists, for each word of a flag's value that is not a valid one, what is wrong, with the nearest that is."""
+    valid = tuple(valid)
+    return [
+        f"--{flag}={word}: is not one of {', '.join(valid)}; the nearest is {nearest(word, valid)}"
+        for word in ([given] if isinstance(given, str) else given or ())
+        if word not in valid
+    ]
 
 
 def parse_value(field: Field, text: str) -> Any:
@@ -305,10 +345,13 @@ def from_json(text: str) -> ConfigDict:
 def diff_configs(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Lists the fields that differ, with both values, but for those that a continued run may change.
 
+    A field that `old` lacks is newer than its run, which did what the field's default does.
+
     Returns:
         Lines such as `config.data.shots: 2 before, 5 now`; empty when a run of `old` may be continued as `new`.
     """
-    before, now = flatten(old), flatten(new)
+    before = {path: field.default for path, field in FIELDS.items()} | flatten(old)
+    now = flatten(new)
     lines = []
     for path in dict.fromkeys([*FIELDS, *now, *before]):
         free = path in FIELDS and FIELDS[path].may_change

@@ -100,6 +100,16 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
         lambda words: len(words) != 1 and all(words),
         "config.data.class_names: give one word for every class, or none at all",
     ),
+    (
+        ("data.class_names", "data.classes_file"),
+        lambda words, file: not (words and file),
+        "config.data.classes_file: give words in the file or in config.data.class_names, not in both",
+    ),
+    (
+        ("data.shots", "data.imbalance_factor"),
+        lambda shots, factor: shots > 0 or factor == 1,
+        "config.data.imbalance_factor: needs config.data.shots, the number of the first class's pictures",
+    ),
     (("generator.checkpoint",), bool, "config.generator.checkpoint: give 'glyphs', a folder, or a hub id"),
     (
         ("generator.prompt",),

@@ -53,6 +53,8 @@ def load_flagged_source(settings: dict[str, Any]) -> Any:
             image_size=settings["image_size"],
             channels=settings["channels"],
             class_names=tuple(settings["class_names"]),
+            classes_file="",
+            max_classes=0,
         )
     )
 

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from utilgen_jax import cli
-from utilgen_jax.config import CLASSIFIERS, NORMALIZATIONS, nearest
+from utilgen_jax.config import CLASSIFIERS, NORMALIZATIONS, choice_problems
 from utilgen_jax.data_flags import define_data_flags, load_flagged_source, named_as_flags
 from utilgen_jax.errors import InputError
 
@@ -52,11 +52,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
         f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
     ]
     for name, valid in {"classifier": CLASSIFIERS, "normalization": NORMALIZATIONS}.items():
-        value = settings[name]
-        if value not in valid:
-            problems.append(
-                f"--{name}={value}: is not one of {', '.join(valid)}; the nearest is {nearest(value, valid)}"
-            )
+        problems += choice_problems(name, settings[name], valid)
     if settings["channels"] not in (1, 3):
         problems.append(f"--channels={settings['channels']}: is 1 or 3")
     elif settings["normalization"] == "imagenet" and settings["channels"] != 3:

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from utilgen_jax import cli
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -57,10 +57,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     problems = [
         f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
     ]
-    dtype = settings["dtype"]
-    if dtype is not None and dtype not in _DTYPES:
-        near = nearest(dtype, _DTYPES)
-        problems.append(f"--dtype={dtype}: is not one of {', '.join(_DTYPES)}; the nearest is {near}")
+    problems += choice_problems("dtype", settings["dtype"], _DTYPES)
     if settings["lora"] and not Path(settings["lora"]).exists():
         problems.append(f"--lora: there is no {settings['lora']}")
     problems += [

@@ -14,8 +14,11 @@ from ml_collections import ConfigDict
 
 from utilgen_jax import classification, data, parallel, weights
 from utilgen_jax.classifier import Classifier, make_classifier
+from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
+from utilgen_jax.data.phrases import PhraseGroups
 from utilgen_jax.diffusion.samplers import make_sampler
+from utilgen_jax.errors import InputError
 from utilgen_jax.generator.augmented_conditions import find_way
 from utilgen_jax.generator.checkpoint import read_architecture
 from utilgen_jax.methods import METHODS, Generation
@@ -23,7 +26,8 @@ from utilgen_jax.stages import Stages
 from utilgen_jax.workdir import open_workdir
 
 # Each use of randomness folds its own number into the run's key. All classifiers share theirs: rows are paired.
-CLASSIFIER_KEY, VALUE_KEY, ADAPTATION_KEY, SOURCES_KEY = 1, 2, 3, 4
+CLASSIFIER_KEY, VALUE_KEY, ADAPTATION_KEY, SOURCES_KEY, INVERSION_KEY, PREFERENCE_KEY = range(1, 7)
+STEERING_KEY, PHRASES_KEY, CONSENSUS_KEY = range(7, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Job:
 
     def recipe_of_row(self, row: str) -> classification.Recipe:
         """How the classifier of a row is trained: like all others, but for what makes the row."""
-        mixing = METHODS[row].mixing
-        return dataclasses.replace(self.recipe, mixing=mixing) if mixing else self.recipe
+        own = {name: getattr(METHODS[row], name) for name in ("augmentation", "mixing")}
+        return dataclasses.replace(self.recipe, **{name: value for name, value in own.items() if value})
 
     @property
     def num_classes(self) -> int:
@@ -92,19 +96,30 @@ class Job:
         """The PRNG key of one use of randomness."""
         return jax.random.fold_in(jax.random.key(self.config.seed), use)
 
-    def pool_folder(self, generation: Generation) -> Path:
-        """Where a pool is kept: the method's own in `pool/round_00`, a baseline's beside it under its name."""
+    def pool_folder(self, generation: Generation, round_number: int = 0) -> Path:
+        """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""
+        name = f"round_{round_number:02d}"
         if self.shared is not None:
             folder = self.shared.pools if generation.uses_shots else self.shared.shotless_pools
-            return folder / generation.name / "round_00"
+            return folder / generation.name / name
         own = METHODS[self.config.method].generation == generation
-        return self.workdir / "pool" / ("" if own else generation.name) / "round_00"
+        return self.workdir / "pool" / ("" if own else generation.name) / name
 
 
 def _long_tail(real: data.LabelledImages, config: ConfigDict) -> data.LabelledImages:
     """The shots of which later classes have fewer and fewer, in the order in which they stood."""
     counts = long_tail_counts(config.data.shots, len(real.class_names), config.data.imbalance_factor)
     return real.take(np.sort(long_tail_indices(real.labels, counts, config.seed)))
+
+
+def _with_label_noise(real: data.LabelledImages, config: ConfigDict) -> data.LabelledImages:
+    """The shots with some wrong labels, which all stages take for right; InputError where a class is left with none."""
+    labels = add_label_noise(real.labels, len(real.class_names), config.data.label_noise, config.seed)
+    lost = np.setdiff1d(real.labels, labels)
+    if len(lost):
+        names = ", ".join(real.class_names[label] for label in lost)
+        raise InputError(f"config.data.label_noise leaves no shot of {names}; take more shots or another seed")
+    return dataclasses.replace(real, labels=labels)
 
 
 def recipe_of(kind: type[Any], section: ConfigDict) -> Any:
@@ -125,6 +140,8 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
     split = data.few_shot(data.load_source(config.data), config.data.shots, config.seed, config.data.max_test)
     if config.data.imbalance_factor > 1:
         split = dataclasses.replace(split, real=_long_tail(split.real, config))
+    if config.data.label_noise > 0:
+        split = dataclasses.replace(split, real=_with_label_noise(split.real, config))
     real = split.real
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
     folds, checkpoint = [], None
@@ -135,6 +152,8 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
         generator.check_image_size(config.generator.image_size)
         if any(generation is not None and generation.start == "shots" for generation in generations):
             find_way(config.conditioning.way, generator.image_encoder is not None)
+        if any(generation is not None and generation.prompt == "phrases" for generation in generations):
+            PhraseGroups.parse(config.generator.phrases)
         make_sampler(config.generator.scheduler, generator.schedule, config.generator.steps)
     mesh = parallel.make_mesh(config.parallel.data, config.parallel.fsdp)
     with jax.set_mesh(mesh):

@@ -11,22 +11,34 @@ class Generation:
 
     Attributes:
       name: of the pool's folder and of the stages that make it.
-      prompt: "template", the class in words; or "caption", that and what a captioner says of a shot.
+      prompt: "template", the class in words; "caption", that and what a captioner says of a shot; or "token", the
+        template with a word that was learnt from the class's shots in the class's place (textual inversion); or
+        "phrases", the template and what is drawn for each picture of the config's groups of phrases.
       start: "noise"; or "shots", two of a class, mixed (see `generator.augmented_conditions`): as image embedding where
         the generator has an image encoder, and as the picture to start from where it has none.
       adaptation: what of the generator is fitted to the shots by the denoising loss: "none"; "lora"; or "difficulty", a
         LoRA and an encoder of the difficulty, which is then asked for.
+      refines: another way, whose pictures are valued first; with its prompts and its adaptation. None: nothing before.
+      levels: how their worth shapes these ones, in this order: "model", rounds of Diffusion-DPO; "prompt", each
+        picture's own by gradient ascent; "noise", each picture's own by inversion; "phrases" and "lora", a policy over
+        phrases and one over the UNet, trained by the bilevel update; "choice", the most useful part of the pictures.
+        See `refinement`.
+      surplus: so many times the pictures that a pool should have, for a "choice" among them.
     """
 
     name: str
     prompt: str = "template"
     start: str = "noise"
     adaptation: str = "none"
+    refines: Generation | None = None
+    levels: tuple[str, ...] = ()
+    surplus: int = 1
 
     @property
     def uses_shots(self) -> bool:
         """Whether the shots have a part in it."""
-        return self != Generation(self.name)
+        words_alone = self.prompt in ("template", "phrases") and self.start == "noise" and self.adaptation == "none"
+        return not words_alone or self.refines is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +49,65 @@ class Method:
       title: for tables.
       generation: of the synthetic pictures that are added to the real ones; None: none are.
       weighting: what weighs them: "uniform", or one of `valuation.WEIGHTINGS`.
-      mixing: key of `batch_mixing.MIXINGS`; "": the config's, as for all other rows.
+      labels: of the synthetic pictures: "given", with which they came or which the weighting makes; or "consensus",
+        what several classifiers say of them.
+      augmentation: "randaugment"; "": the config's, as for all other rows.
+      mixing: key of `batch_mixing.MIXINGS`; "": likewise.
+      only_in_ablations: whether a comparison leaves the row out unless it is asked for.
     """
 
     title: str
     generation: Generation | None
     weighting: str = "uniform"
+    labels: str = "given"
+    augmentation: str = ""
     mixing: str = ""
+    only_in_ablations: bool = False
 
 
 PLAIN = Generation("plain")
 
+# UtilGen: words learnt from the shots; then what the generator prefers; then each picture's own prompt and noise.
+_TOKENS = Generation("tokens", prompt="token")
+_PREFERRED = Generation("utilgen_model", prompt="token", refines=_TOKENS, levels=("model",))
+_UTILGEN = Generation("utilgen", prompt="token", refines=_PREFERRED, levels=("prompt", "noise"))
+_OWN_PROMPTS = Generation("utilgen_prompt", prompt="token", refines=_TOKENS, levels=("prompt",))
+_OWN_NOISES = Generation("utilgen_noise", prompt="token", refines=_TOKENS, levels=("noise",))
+
+# joint: prompts of drawn phrases; what both policies have learnt to ask for, more than is needed; the best of it.
+_PHRASES = Generation("phrases", prompt="phrases")
+_STEERED = Generation("joint_steered", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora"), surplus=2)
+_JOINT = Generation("joint", prompt="phrases", refines=_STEERED, levels=("choice",))
+
+# Rows that show what a part of another row is worth.
+_PARTS: dict[str, Method] = {
+    "utilgen_none": Method("+ UtilGen, learnt words alone", _TOKENS, weighting="weight_network"),
+    "utilgen_model": Method("+ UtilGen, model level alone", _PREFERRED, weighting="weight_network"),
+    "utilgen_prompt": Method("+ UtilGen, prompts alone", _OWN_PROMPTS, weighting="weight_network"),
+    "utilgen_noise": Method("+ UtilGen, noise alone", _OWN_NOISES, weighting="weight_network"),
+    "vanilla_mixup": Method("+ plain synthetic pictures, Mixup", PLAIN, mixing="mixup"),
+    "vanilla_consensus": Method("+ plain synthetic pictures, consensus", PLAIN, labels="consensus"),
+    "vanilla_both": Method("+ plain synthetic pictures, Mixup, consensus", PLAIN, labels="consensus", mixing="mixup"),
+    "saflex_mixup": Method("+ synthetic pictures, SAFLEX, Mixup", PLAIN, weighting="saflex", mixing="mixup"),
+    "joint_phrases": Method("+ joint, phrases by even chances", _PHRASES, labels="consensus", mixing="mixup"),
+    "joint_steered": Method(
+        "+ joint without choice and weights",
+        Generation("joint_steered_1", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora")),
+        labels="consensus",
+        mixing="mixup",
+    ),
+    "joint_no_lora": Method(
+        "+ joint without choice, weights and LoRA",
+        Generation("joint_no_lora", prompt="phrases", refines=_PHRASES, levels=("phrases",)),
+        labels="consensus",
+        mixing="mixup",
+    ),
+    "joint_uniform": Method("+ joint without weights", _JOINT, labels="consensus", mixing="mixup"),
+}
+
 METHODS: dict[str, Method] = {
     "real": Method("real pictures only", None),
+    "randaugment": Method("real pictures only, RandAugment", None, augmentation="randaugment"),
     "mixup": Method("real pictures only, Mixup", None, mixing="mixup"),
     "cutmix": Method("real pictures only, CutMix", None, mixing="cutmix"),
     "vanilla": Method("+ plain synthetic pictures", PLAIN),
@@ -60,5 +118,28 @@ METHODS: dict[str, Method] = {
         "+ synthetic pictures, difficulty", Generation("difficulty", prompt="caption", adaptation="difficulty")
     ),
     "saflex": Method("+ synthetic pictures, SAFLEX", PLAIN, weighting="saflex"),
-    "utilgen": Method("+ synthetic pictures, UtilGen", PLAIN, weighting="weight_network"),
+    "utilgen": Method("+ synthetic pictures, UtilGen", _UTILGEN, weighting="weight_network"),
+    "joint": Method("+ synthetic pictures, joint", _JOINT, weighting="joint", labels="consensus", mixing="mixup"),
+    **{name: dataclasses.replace(method, only_in_ablations=True) for name, method in _PARTS.items()},
+}
+
+# Rows that are published systems, which the others are held against.
+PUBLISHED = ("captions", "augcond", "datadream", "difficulty", "saflex", "utilgen")
+
+# name -> rows that show, side by side, what each part of a method is worth
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "utilgen": ("vanilla", "utilgen_none", "utilgen_model", "utilgen_prompt", "utilgen_noise", "utilgen"),
+    "joint": (
+        "vanilla",
+        "vanilla_mixup",
+        "vanilla_consensus",
+        "vanilla_both",
+        "saflex",
+        "saflex_mixup",
+        "joint_phrases",
+        "joint_no_lora",
+        "joint_steered",
+        "joint_uniform",
+        "joint",
+    ),
 }

@@ -15,6 +15,7 @@ from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.learning_rate import warmup_cosine
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.influence import influence
 from utilgen_jax.utility.weightings import Signals, Weighting, feature_network, loss_network, saflex, uniform
@@ -83,8 +84,7 @@ class Recipe:
 
     def optimizer(self) -> optax.GradientTransformation:
         """The classifier's."""
-        warmup = max(self.steps // 20, 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(self.steps, warmup + 1))
+        schedule = warmup_cosine(self.learning_rate, self.steps)
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay), optax.sgd(schedule, momentum=0.9, nesterov=True)
         )

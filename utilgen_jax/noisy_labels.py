@@ -33,7 +33,7 @@ from typing import Any
 from absl import flags
 
 from utilgen_jax import cli
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 from utilgen_jax.data_flags import define_data_flags
 
 
@@ -86,12 +86,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     ]
     choices = {"classifier": CLASSIFIERS, "augment": AUGMENTATIONS, "weightings": WEIGHTINGS}
     for name, valid in choices.items():
-        given = settings[name] if isinstance(settings[name], list) else [settings[name]]
-        problems += [
-            f"--{name}={value}: is not one of {', '.join(valid)}; the nearest is {nearest(value, valid)}"
-            for value in given
-            if value not in valid
-        ]
+        problems += choice_problems(name, settings[name], valid)
     if not settings["weightings"]:
         problems.append(f"--weightings: name one at least, of {', '.join(WEIGHTINGS)}")
     if settings["plain_steps"] >= settings["steps"]:

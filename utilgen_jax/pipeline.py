@@ -12,23 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from utilgen_jax import classification, data, parallel, report
+from utilgen_jax.appraisal import (
+    Params,
+    appraise,
+    as_classifier_input,
+    pool_training_set,
+    predict,
+    training_set,
+    weighted,
+)
 from utilgen_jax.classification import TrainingSet
-from utilgen_jax.data.images import resize, set_channels, to_float
-from utilgen_jax.job import CLASSIFIER_KEY, VALUE_KEY, Job, Shared, prepare, recipe_of
+from utilgen_jax.consensus import consensus_labels
+from utilgen_jax.data.images import to_float
+from utilgen_jax.job import CLASSIFIER_KEY, Job, Shared, prepare
 from utilgen_jax.methods import METHODS, PLAIN, Generation
+from utilgen_jax.refinement import refine_pool
 from utilgen_jax.results import log_stage, print_table, write_results
-from utilgen_jax.synthesis import make_pool
+from utilgen_jax.synthesis import Made, loader, make_pool
 from utilgen_jax.utility.difficulty import difficulty
-from utilgen_jax.valuation import WeightRecipe, value_pool
 from utilgen_jax.workdir import versions, write_summary
-
-Params = Any
 
 
 def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
     generation = METHODS[config.method].generation
     pool, values = None, {}
     with jax.set_mesh(job.mesh), report.MetricsWriter(workdir, enabled=job.is_first) as metrics:
-        real = _training_set(to_float(job.split.real.images), job.split.real.labels)
+        real = training_set(to_float(job.split.real.images), job.split.real.labels)
         classifiers = {"real": _train(job, metrics, "real", real, None)}
         real_difficulty = _measure_difficulty(job, classifiers["real"], real)
         pools = _make_pools(job, metrics, classifiers["real"], real)
@@ -61,17 +68,17 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
             if row_generation is None:
                 classifiers[row] = _train(job, metrics, row, real, None)
                 continue
-            pool = pools[row_generation]
-            synthetic = _training_set(_as_classifier_input(config, pool.images), pool.labels)
-            values[row] = _value(job, metrics, row, real, synthetic, classifiers["real"])
-            weighted = dataclasses.replace(
-                synthetic,
-                weights=_relative(values[row]["weight"]),
-                soft_labels=parallel.replicate(values[row].get("soft_label")),
-            )
-            classifiers[row] = _train(job, metrics, row, real, weighted)
+            pool = pools[row_generation].pool
+            synthetic = pool_training_set(job, row_generation, pool)
+            weighting = METHODS[row].weighting
+            values[row] = appraise(job, metrics, f"value_{row}", weighting, real, synthetic, classifiers["real"])
+            synthetic = weighted(synthetic, values[row])
+            if METHODS[row].labels == "consensus":
+                soft_labels = parallel.replicate(consensus_labels(job, metrics, row, real, synthetic))
+                synthetic = dataclasses.replace(synthetic, soft_labels=soft_labels)
+            classifiers[row] = _train(job, metrics, row, real, synthetic)
         if generation is not None and shared is None:
-            pool = _note_values(job, generation, values[config.method])
+            pool = _note_values(job, generation, pools[generation].round, values[config.method])
         accuracy = {row: _evaluate(job, row, params) for row, params in classifiers.items()}
 
     summary = {
@@ -114,15 +121,11 @@ def _train(
     return unflatten_dict(job.stages.run(name, compute), sep="/")
 
 
-def _predict(job: Job, params: Params, images: Any) -> np.ndarray:
-    return classification.predict_logits(job.classifier, params, images, job.config.classifier.eval_batch_size)
-
-
 def _measure_difficulty(job: Job, params: Params, real: TrainingSet) -> np.ndarray:
     """How hard the classifier of the real pictures finds each of them."""
 
     def compute() -> dict[str, np.ndarray]:
-        return {"real": difficulty(_predict(job, params, real.images), job.split.real.labels)}
+        return {"real": difficulty(predict(job, params, real.images), job.split.real.labels)}
 
     return job.stages.run("difficulty", compute)["real"]
 
@@ -148,7 +151,7 @@ def _cross_fitted_difficulty(job: Job, metrics: report.MetricsWriter, real: Trai
                     on_fold_step,
                 )
                 chosen = fold.validation_indices
-                logits = _predict(job, params, real.images[chosen])
+                logits = predict(job, params, real.images[chosen])
                 hard[chosen] = difficulty(logits, job.split.real.labels[chosen])
         return {"real": hard}
 
@@ -157,64 +160,40 @@ def _cross_fitted_difficulty(job: Job, metrics: report.MetricsWriter, real: Trai
 
 def _make_pools(
     job: Job, metrics: report.MetricsWriter, real_classifier: Params, real: TrainingSet
-) -> dict[Generation, data.Pool]:
-    """The pool of each way of generation that a row needs; the plain one first: others are adapted beside it."""
-    generations = [METHODS[row].generation for row in job.rows]
-    needed = list(dict.fromkeys(generation for generation in generations if generation is not None))
-    if any(generation.adaptation != "none" for generation in needed):
-        needed = list(dict.fromkeys([PLAIN, *needed]))
-    pools: dict[Generation, data.Pool] = {}
-    for generation in needed:
+) -> dict[Generation, Made]:
+    """The pool of each way of generation that a row needs, and before them those that they build on."""
+    load = loader(job)
+    pools: dict[Generation, Made] = {}
+
+    def make(generation: Generation) -> Made:
+        if generation in pools:
+            return pools[generation]
+        if generation.refines is not None:
+            base = make(generation.refines)
+            pools[generation] = refine_pool(job, metrics, load, generation, base, real, real_classifier)
+            return pools[generation]
+        # A generator is adapted beside pictures of its own.
+        plain = make(PLAIN).pool if generation.adaptation != "none" else None
         difficulties = None
-        if generation.adaptation == "difficulty":
-            plain = pools[PLAIN]
-            images = _as_classifier_input(job.config, plain.images)
+        if plain is not None and generation.adaptation == "difficulty":
+            images = as_classifier_input(job.config, plain.images)
             difficulties = (
                 _cross_fitted_difficulty(job, metrics, real),
-                difficulty(_predict(job, real_classifier, images), plain.labels),
+                difficulty(predict(job, real_classifier, images), plain.labels),
             )
-        pools[generation] = make_pool(job, metrics, generation, pools.get(PLAIN), difficulties)
+        pools[generation] = make_pool(job, metrics, load, generation, plain, difficulties)
+        return pools[generation]
+
+    for row in job.rows:
+        generation = METHODS[row].generation
+        if generation is not None:
+            make(generation)
     return pools
 
 
-def _value(
-    job: Job, metrics: report.MetricsWriter, row: str, real: TrainingSet, synthetic: TrainingSet, params: Params
-) -> dict[str, np.ndarray]:
-    """What each picture of the pool is worth to one row: "weight", "difficulty" and, if weighed, "loss"; [M] each.
-
-    A weighting that makes soft labels adds "soft_label", [M, K].
-    """
-    config, weighting = job.config, METHODS[row].weighting
-    name = f"value_{row}"
-
-    def compute() -> dict[str, np.ndarray]:
-        hard = difficulty(_predict(job, params, synthetic.images), np.asarray(synthetic.labels))
-        if weighting == "uniform":
-            return {"difficulty": hard, "weight": np.ones_like(hard)}
-        recipe = recipe_of(WeightRecipe, config.utility)
-        with log_stage(metrics, name, recipe.steps * len(job.folds), config.log_every_steps) as on_step:
-            value = value_pool(
-                job.classifier,
-                weighting,
-                job.recipe,
-                recipe,
-                real,
-                synthetic,
-                job.folds,
-                job.key(VALUE_KEY),
-                lambda step, seen: on_step(
-                    step, seen.train_loss, seen.first_nonfinite, validation_loss=seen.validation_loss
-                ),
-            )
-        soft = {} if value.soft_labels is None else {"soft_label": value.soft_labels}
-        return {"difficulty": hard, "weight": value.weights, "loss": value.losses, **soft}
-
-    return job.stages.run(name, compute)
-
-
-def _note_values(job: Job, generation: Generation, values: dict[str, np.ndarray]) -> data.Pool:
+def _note_values(job: Job, generation: Generation, round_number: int, values: dict[str, np.ndarray]) -> data.Pool:
     """Writes what is known of the pool's pictures beside them, for a person to read."""
-    folder = job.pool_folder(generation)
+    folder = job.pool_folder(generation, round_number)
     if job.is_first:
         columns = {name: values[name].tolist() for name in ("difficulty", "weight", "soft_label") if name in values}
         data.update_records(folder, **columns)
@@ -225,22 +204,7 @@ def _evaluate(job: Job, row: str, params: Params) -> float:
     """The accuracy on the test pictures, which nothing but this reads."""
 
     def compute() -> dict[str, np.ndarray]:
-        logits = _predict(job, params, to_float(job.split.test.images))
+        logits = predict(job, params, to_float(job.split.test.images))
         return {"accuracy": np.array((logits.argmax(-1) == job.split.test.labels).mean())}
 
     return float(job.stages.run(f"evaluation_{row}", compute)["accuracy"])
-
-
-def _as_classifier_input(config: ConfigDict, images: np.ndarray) -> jax.Array:
-    """Pictures of the pool uint8 [N, H, W, 3] in the size and channels that the classifier sees, float32 in [-1, 1]."""
-    return set_channels(resize(to_float(images), config.data.image_size), config.data.channels)
-
-
-def _training_set(images: Any, labels: np.ndarray) -> TrainingSet:
-    """A training set on the mesh, all weights 1."""
-    return parallel.replicate(TrainingSet(images, jnp.asarray(labels), jnp.ones(len(labels))))
-
-
-def _relative(sample_weights: np.ndarray) -> jax.Array:
-    """Weights of mean 1, so that the pool as a whole counts the same in every row."""
-    return parallel.replicate(sample_weights / sample_weights.mean())

@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from utilgen_jax import cli
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.published import ARCHITECTURES
 from utilgen_jax.models.classifiers import build_classifier
@@ -131,11 +131,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
         "gradient_checkpointing": GRADIENT_CHECKPOINTING,
     }
     for name, valid in choices.items():
-        given = settings[name] or []
-        for word in [given] if isinstance(given, str) else given:
-            if word not in valid:
-                near = nearest(word, valid)
-                problems.append(f"--{name}={word}: is not one of {', '.join(valid)}; the nearest is {near}")
+        problems += choice_problems(name, settings[name], valid)
     return problems
 
 

@@ -57,7 +57,7 @@ def print_table(summary: dict[str, Any]) -> None:
         # A method that is itself a baseline would stand there twice.
         if row != "final" or titles[row] not in _TITLES.values()
     ]
-    print(f"\n{summary['dataset']}, {summary['shots']} labelled pictures a class, seed {summary['seed']}:\n")
+    print(f"\n{summary['dataset']}, {summary['shots'] or 'all'} labelled pictures a class, seed {summary['seed']}:\n")
     print(report.format_table(rows, ["training set", "real", "synthetic", "test accuracy"]) + "\n")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from utilgen_jax import cli
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 from utilgen_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     ]
     choices = {"scheduler": ("checkpoint", *SAMPLERS), "dtype": _DTYPES, "weights_dtype": _DTYPES, "vae_dtype": _DTYPES}
     for name, valid in choices.items():
-        value = settings[name]
-        if value is not None and value not in valid:
-            near = nearest(value, valid)
-            problems.append(f"--{name}={value}: is not one of {', '.join(valid)}; the nearest is {near}")
+        problems += choice_problems(name, settings[name], valid)
     needs = {"strength": "init_image", "noise_level": "image_prompt", "lora_scale": "lora"}
     problems += [
         f"--{name}: is of use with --{other} only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from utilgen_jax import data, parallel, report
 from utilgen_jax.captions import caption_pictures
 from utilgen_jax.data.images import resize, set_channels, to_float
 from utilgen_jax.data.long_tail import fill_counts
+from utilgen_jax.data.phrases import PhraseGroups
 from utilgen_jax.generator.adaptation import AdaptationRecipe, AdaptationSet, adapt
 from utilgen_jax.generator.augmented_conditions import find_way, plan_sources
 from utilgen_jax.generator.checkpoint import Generator, load_generator
@@ -23,56 +25,101 @@ from utilgen_jax.generator.conditioning import Condition, encode_prompts
 from utilgen_jax.generator.picture_conditions import condition_on_pictures
 from utilgen_jax.generator.policy import Policy
 from utilgen_jax.generator.pool_generation import StartFrom, generate_pool, plan_pool
+from utilgen_jax.generator.requests import Requests
 from utilgen_jax.generator.sampling import encode_to_latents
-from utilgen_jax.job import ADAPTATION_KEY, SOURCES_KEY, Job, recipe_of
+from utilgen_jax.generator.textual_inversion import add_tokens
+from utilgen_jax.generator.token_training import InversionRecipe, class_tokens, initial_embeds, learn_tokens
+from utilgen_jax.job import ADAPTATION_KEY, INVERSION_KEY, PHRASES_KEY, SOURCES_KEY, Job, recipe_of
 from utilgen_jax.methods import PLAIN, Generation
 from utilgen_jax.results import log_stage
 
 Params = Any
+Load = Callable[[], tuple[Generator, Params]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A pool, and what the generator that made it had learnt.
+
+    Attributes:
+      pool: the pictures.
+      policy: what the generator was adapted by.
+      round: of generation, from 0.
+    """
+
+    pool: data.Pool
+    policy: Policy
+    round: int = 0
 
 
 def make_pool(
     job: Job,
     metrics: report.MetricsWriter,
+    load: Load,
     generation: Generation,
     plain: data.Pool | None,
     difficulties: tuple[np.ndarray, np.ndarray] | None,
-) -> data.Pool:
-    """The synthetic pool of a way of generation; one that was broken off is gone on with.
+) -> Made:
+    """The synthetic pool of a way of generation that refines no other; one that was broken off is gone on with.
 
     Args:
       job: the run.
       metrics: its writer.
+      load: reads the checkpoint, see `loader`.
       generation: how.
       plain: the pool of the checkpoint as it is, beside which the generator is adapted; None where it is not.
       difficulties: of the shots, by classifiers that were not trained on them, and of the plain pool, float32 [N] and
         [M]; None where none is learnt.
     """
-    config, folder = job.config, job.pool_folder(generation)
+    config = job.config
     asks_difficulty = generation.adaptation == "difficulty"
     records = plan_pool(
-        _prompts(job, generation),
-        _images_per_class(job),
+        prompts_of(job, generation),
+        images_per_class(job, generation),
         config.seed,
         round_number=0,
         difficulty=(config.difficulty.mean, config.difficulty.deviation) if asks_difficulty else None,
     )
-    load = cache(lambda: _load(job))
     policy = Policy()
     if generation.adaptation != "none":
         assert plain is not None
         policy = _adapt(job, metrics, generation, load, plain, difficulties)
+    load_words = with_words(job, metrics, load, generation)
+    start_from = _start_from_shots(job, load, records) if generation.start == "shots" else None
+    return fill_pool(job, generation, load_words, policy, records, start_from=start_from)
+
+
+def fill_pool(
+    job: Job,
+    generation: Generation,
+    load: Load,
+    policy: Policy,
+    records: Sequence[data.PoolRecord],
+    *,
+    round_number: int = 0,
+    start_from: StartFrom | None = None,
+    refine: Callable[[Policy, Requests], Policy] | None = None,
+) -> Made:
+    """Generates what the pool's folder does not hold yet, as a stage, and reads it.
+
+    Args:
+      job: the run.
+      generation: names the folder and the stage.
+      load: reads the checkpoint, with the words that the prompts need.
+      policy: what the generator was adapted by.
+      records: the whole pool.
+      round_number: of generation, from 0.
+      start_from, refine: see `generate_pool`.
+    """
+    config, folder = job.config, job.pool_folder(generation, round_number)
+    name = generation.name if round_number == 0 else f"{generation.name}_{round_number}"
 
     def compute() -> dict[str, np.ndarray]:
         writer = data.PoolWriter(folder, job.split.real.class_names)
         if len(writer) < len(records):
             generator, params = load()
-            start_from = None
-            if generation.start == "shots":
-                start_from = _start_from_shots(job, generator, params, records)
-            title = "generate" if generation == PLAIN else f"generate, {generation.name}"
-            progress = report.Progress(title, len(records), "image", initial=len(writer), enabled=job.is_first)
-            with progress:
+            title = "generate" if generation == PLAIN else f"generate, {name}"
+            with report.Progress(title, len(records), "image", initial=len(writer), enabled=job.is_first) as progress:
                 generate_pool(
                     generator,
                     params,
@@ -80,6 +127,7 @@ def make_pool(
                     records,
                     policy,
                     start_from,
+                    refine,
                     scheduler=config.generator.scheduler,
                     num_steps=config.generator.steps,
                     guidance_scale=config.generator.guidance_scale,
@@ -91,8 +139,39 @@ def make_pool(
                 )
         return {"num_images": np.array(len(records))}
 
-    job.stages.run(f"pool_{generation.name}", compute)
-    return data.read_pool(folder, job.split.real.class_names)
+    job.stages.run(f"pool_{name}", compute)
+    return Made(data.read_pool(folder, job.split.real.class_names), policy, round_number)
+
+
+def loader(job: Job) -> Load:
+    """What reads the checkpoint when it is first needed, and once."""
+    return cache(lambda: _load(job))
+
+
+def with_words(job: Job, metrics: report.MetricsWriter, load: Load, generation: Generation) -> Load:
+    """What reads the checkpoint with the words that the prompts need: those that are learnt from the shots, if any."""
+    if generation.prompt != "token":
+        return load
+    names = class_tokens(job.num_classes)
+
+    def compute() -> dict[str, np.ndarray]:
+        generator, params = load()
+        recipe = recipe_of(InversionRecipe, job.config.inversion)
+        with log_stage(metrics, "tokens", recipe.steps, job.config.log_every_steps) as on_step:
+            embeds = learn_tokens(
+                generator,
+                params,
+                data.class_prompts(job.config.generator.prompt, names),
+                initial_embeds(generator, params, job.split.real.class_names),
+                adaptation_set(job, load, shots_of(job), job.split.real.labels),
+                recipe,
+                job.key(INVERSION_KEY),
+                on_step,
+            )
+        return {"embeds": parallel.to_host(embeds)}
+
+    learnt = jnp.asarray(job.stages.run("tokens", compute)["embeds"])
+    return cache(lambda: add_tokens(*load(), names, learnt))
 
 
 def _load(job: Job) -> tuple[Generator, Params]:
@@ -101,16 +180,33 @@ def _load(job: Job) -> tuple[Generator, Params]:
     return load_generator(job.checkpoint, dtype, sharding_for=parallel.sharding_for(job.mesh))
 
 
-def _images_per_class(job: Job) -> int | np.ndarray:
-    goal = job.config.pool.fill_to
-    counts = np.bincount(job.split.real.labels, minlength=job.num_classes)
-    return fill_counts(counts, goal) if goal else job.config.pool.images_per_class
+def images_per_class(job: Job, generation: Generation) -> np.ndarray:
+    """How many pictures of each class a pool has: int [K]."""
+    goal, counts = job.config.pool.fill_to, np.bincount(job.split.real.labels, minlength=job.num_classes)
+    wanted = fill_counts(counts, goal) if goal else np.full(job.num_classes, job.config.pool.images_per_class)
+    return generation.surplus * wanted
 
 
-def _prompts(job: Job, generation: Generation) -> list[list[str]]:
-    """The prompts of each class: one, or one a shot."""
+def draw_prompts(job: Job, generation: Generation, round_number: int, chances: np.ndarray) -> list[list[str]]:
+    """A prompt of each class for each of its pictures, with phrases drawn from chances [A], see `PhraseGroups`."""
+    groups = PhraseGroups.parse(job.config.generator.phrases)
+    rng = np.random.default_rng([job.config.seed, PHRASES_KEY, round_number])
+    return [
+        [groups.say(prompt, options) for options in groups.draw(chances, max(int(number), 1), rng)]
+        for prompt, number in zip(job.prompts, images_per_class(job, generation), strict=True)
+    ]
+
+
+def prompts_of(job: Job, generation: Generation) -> list[list[str]]:
+    """The prompts of each class: one, one a shot, or one a picture."""
     if generation.prompt == "template":
         return [[prompt] for prompt in job.prompts]
+    if generation.prompt == "token":
+        tokens = class_tokens(job.num_classes)
+        return [[prompt] for prompt in data.class_prompts(job.config.generator.prompt, tokens)]
+    if generation.prompt == "phrases":
+        groups = PhraseGroups.parse(job.config.generator.phrases)
+        return draw_prompts(job, generation, 0, groups.even_chances(job.config.generator.phrase_chance))
     real = job.split.real
     # Every process makes its own: the same captions, in a file that nobody else writes.
     name = "captions.jsonl" if job.is_first else f"captions.{jax.process_index()}.jsonl"
@@ -125,21 +221,22 @@ def _prompts(job: Job, generation: Generation) -> list[list[str]]:
     ]
 
 
-def _shots(job: Job) -> Any:
+def shots_of(job: Job) -> Any:
     """The shots as the generator sees pictures: float32 [N, S, S, 3] in [-1, 1]."""
     return set_channels(resize(to_float(job.split.real.images), job.config.generator.image_size), 3)
 
 
-def _start_from_shots(job: Job, generator: Generator, params: Params, records: Sequence[data.PoolRecord]) -> StartFrom:
+def _start_from_shots(job: Job, load: Load, records: Sequence[data.PoolRecord]) -> StartFrom:
     """Starts each picture from two shots of its class, in the way of the config."""
-    way = find_way(job.config.conditioning.way, generator.image_encoder is not None)
     real = job.split.real
     wanted, seeds = (np.array(values) for values in zip(*[(each.label, each.seed) for each in records], strict=True))
     sources = plan_sources(real.labels, wanted, np.random.default_rng([job.config.seed, SOURCES_KEY]))
-    shots = _shots(job)
+    load_shots = cache(lambda: shots_of(job))
 
     def start_from(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
-        first, second = (shots[sources[places, column]] for column in (0, 1))
+        generator, params = load()
+        way = find_way(job.config.conditioning.way, generator.image_encoder is not None)
+        first, second = (load_shots()[sources[places, column]] for column in (0, 1))
         return condition_on_pictures(generator, params, condition, way, first, second, seeds[places])
 
     return start_from
@@ -149,7 +246,7 @@ def _adapt(
     job: Job,
     metrics: report.MetricsWriter,
     generation: Generation,
-    load: Callable[[], tuple[Generator, Params]],
+    load: Load,
     plain: data.Pool,
     difficulties: tuple[np.ndarray, np.ndarray] | None,
 ) -> Policy:
@@ -158,16 +255,6 @@ def _adapt(
     recipe = recipe_of(AdaptationRecipe, job.config.adaptation)
     of_shots, of_plain = difficulties or (None, None)
 
-    def pictures(images: Any, labels: np.ndarray, known: np.ndarray | None) -> AdaptationSet:
-        generator, params = load()
-        batch_size = job.config.generator.batch_size
-        latents = [
-            encode_to_latents(generator, params, jnp.asarray(images[start : start + batch_size]))
-            for start in range(0, len(labels), batch_size)
-        ]
-        hard = None if known is None else jnp.asarray(known)
-        return parallel.replicate(AdaptationSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
-
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
         with log_stage(metrics, name, recipe.steps, job.config.log_every_steps) as on_step:
@@ -175,14 +262,37 @@ def _adapt(
                 generator,
                 params,
                 encode_prompts(generator, params, job.prompts),
-                pictures(_shots(job), job.split.real.labels, of_shots),
-                pictures(to_float(plain.images), plain.labels, of_plain),
+                adaptation_set(job, load, shots_of(job), job.split.real.labels, of_shots),
+                adaptation_set(job, load, to_float(plain.images), plain.labels, of_plain),
                 recipe,
                 job.key(ADAPTATION_KEY),
                 on_step,
             )
-        trained = {key: value for key, value in serialization.to_state_dict(policy).items() if value is not None}
-        return {path: parallel.to_host(leaf) for path, leaf in flatten_dict(trained, sep="/").items()}
+        return policy_arrays(policy)
 
-    arrays = job.stages.run(name, compute)
+    return policy_of(job.stages.run(name, compute))
+
+
+def adaptation_set(
+    job: Job, load: Load, images: Any, labels: np.ndarray, difficulties: np.ndarray | None = None
+) -> AdaptationSet:
+    """Pictures float [N, S, S, 3] in [-1, 1] as the generator learns from them; difficulties float32 [N] if known."""
+    generator, params = load()
+    batch_size = job.config.generator.batch_size
+    latents = [
+        encode_to_latents(generator, params, jnp.asarray(images[start : start + batch_size]))
+        for start in range(0, len(labels), batch_size)
+    ]
+    hard = None if difficulties is None else jnp.asarray(difficulties)
+    return parallel.replicate(AdaptationSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
+
+
+def policy_arrays(policy: Policy) -> dict[str, np.ndarray]:
+    """A policy as a stage's result; `policy_of` is its inverse."""
+    trained = {key: value for key, value in serialization.to_state_dict(policy).items() if value is not None}
+    return {path: parallel.to_host(leaf) for path, leaf in flatten_dict(trained, sep="/").items()}
+
+
+def policy_of(arrays: dict[str, np.ndarray]) -> Policy:
+    """The policy of a stage's result."""
     return Policy(**unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/"))

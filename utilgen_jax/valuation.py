@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from utilgen_jax.data.splits import Fold
 from utilgen_jax.parallel import init_sharded, to_host
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.influence import influence
-from utilgen_jax.utility.weightings import Signals, Weighting, loss_network, saflex
+from utilgen_jax.utility.weightings import Signals, Weighting, feature_network, loss_network, saflex
 
 Params = Any
 
@@ -56,11 +56,27 @@ class WeightRecipe:
     temperature: float
 
 
-# name, as `methods` has it -> recipe -> weighting
-WEIGHTINGS: Mapping[str, Callable[[WeightRecipe], Weighting]] = {
-    "weight_network": lambda recipe: loss_network(recipe.hidden),
-    "saflex": lambda recipe: saflex(recipe.label_strength, recipe.temperature),
+# What the weight network of `joint` looks at; the attributes where there are any.
+JOINT_FEATURES = ("loss", "margin", "entropy", "class")
+
+
+def _joint_network(recipe: WeightRecipe, num_classes: int, num_attributes: int) -> Weighting:
+    features = JOINT_FEATURES + (("attributes",) if num_attributes else ())
+    return feature_network(features, num_classes, recipe.hidden, num_attributes)
+
+
+# name, as `methods` has it -> (recipe, K, A) -> weighting
+WEIGHTINGS: Mapping[str, Callable[[WeightRecipe, int, int], Weighting]] = {
+    "weight_network": lambda recipe, num_classes, num_attributes: loss_network(recipe.hidden),
+    "saflex": lambda recipe, num_classes, num_attributes: saflex(recipe.label_strength, recipe.temperature),
+    "joint": _joint_network,
 }
+
+
+@cache
+def make_weighting(name: str, recipe: WeightRecipe, num_classes: int, num_attributes: int = 0) -> Weighting:
+    """The weighting of a key of `WEIGHTINGS`; the same object each time, as a compiled step knows it by identity."""
+    return WEIGHTINGS[name](recipe, num_classes, num_attributes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +87,14 @@ class PoolValue:
       weights: float32 [N] in [0, 1], the mean over the folds.
       losses: float32 [N], likewise; what the weight network saw.
       soft_labels: float32 [N, K], likewise; None where the weighting leaves labels as they are.
+      judges: each fold's classifier and weighting parameters, "classifier" and "weighting", stacked: [F, ...]. What
+        they say of pictures that are not in the pool tells `judged_weights`.
     """
 
     weights: np.ndarray
     losses: np.ndarray
     soft_labels: np.ndarray | None
+    judges: dict[str, Params]
 
 
 def value_pool(
@@ -83,6 +102,7 @@ def value_pool(
     weighting_name: str,
     recipe: Recipe,
     weight_recipe: WeightRecipe,
+    num_classes: int,
     real: TrainingSet,
     pool: TrainingSet,
     folds: Sequence[Fold],
@@ -96,8 +116,9 @@ def value_pool(
       weighting_name: key of `WEIGHTINGS`.
       recipe: the classifier's, as for the final one; its `steps` are replaced by the weighting's.
       weight_recipe: the weighting's.
+      num_classes: K.
       real: the shots.
-      pool: the synthetic pictures; its weights are not read.
+      pool: the synthetic pictures; its weights are not read, its attributes by weightings that look at them.
       folds: of the shots, see `splits.cross_fit_folds`.
       key: PRNG key.
       on_step: called after each step with (steps done in all folds, metrics on the device).
@@ -106,8 +127,9 @@ def value_pool(
       Weights and losses of the pool's pictures, in its order.
     """
     recipe = dataclasses.replace(recipe, steps=weight_recipe.steps)
-    weighting = WEIGHTINGS[weighting_name](weight_recipe)
-    values = []
+    num_attributes = 0 if pool.attributes is None else pool.attributes.shape[-1]
+    weighting = make_weighting(weighting_name, weight_recipe, num_classes, num_attributes)
+    values, judges = [], []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
         state = _init_state(classifier, weighting, recipe, weight_recipe, real.images.shape[1:], fold_key)
@@ -120,8 +142,39 @@ def value_pool(
             )
             on_step(number * recipe.steps + step + 1, metrics)
         values.append(_value(classifier, weighting, recipe, state, pool, validation))
+        judges.append(jax.tree.map(to_host, {"classifier": state.params, "weighting": state.outer["weighting"]}))
     weights, losses, soft_labels = (np.mean(parts, axis=0) for parts in zip(*values, strict=True))
-    return PoolValue(weights, losses, soft_labels if weighting.needs_influence else None)
+    return PoolValue(
+        weights,
+        losses,
+        soft_labels if weighting.needs_influence else None,
+        jax.tree.map(lambda *leaves: np.stack(leaves), *judges),
+    )
+
+
+def judged_weights(
+    classifier: Classifier,
+    weighting_name: str,
+    weight_recipe: WeightRecipe,
+    judges: dict[str, Params],
+    pictures: Examples,
+) -> jax.Array:
+    """What the judges of a pool would weigh other pictures, the mean over the folds: float32 [M]; differentiable.
+
+    Args:
+      classifier: as in `value_pool`.
+      weighting_name: of a weighting that learns, likewise.
+      weight_recipe: likewise.
+      judges: of the `PoolValue`.
+      pictures: as the classifier is trained on them, with smoothed labels.
+    """
+    weighting = make_weighting(weighting_name, weight_recipe, pictures.targets.shape[-1])
+
+    def weigh(judge: dict[str, Params]) -> jax.Array:
+        logits = classifier.apply(judge["classifier"], pictures.inputs).astype(jnp.float32)
+        return weighting.apply(judge["weighting"], Signals(pictures, logits))[0]
+
+    return jnp.mean(jax.vmap(weigh)(judges), axis=0)
 
 
 def _value(
@@ -179,7 +232,7 @@ def _init_state(
 
 def _as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:
     targets = optax.smooth_labels(pictures.targets(num_classes), recipe.label_smoothing)
-    return Examples(pictures.images, targets)
+    return Examples(pictures.images, targets, attributes=pictures.attributes)
 
 
 @partial(jax.jit, static_argnames=("weighting", "recipe", "weight_recipe"), donate_argnames="state")

@@ -22,6 +22,18 @@ def open_workdir(folder: Path, config: ConfigDict) -> None:
     """Makes the folder and notes the config, or checks that the run in it is of the same config.
 
     Raises:
+      InputError: see `check_config`.
+    """
+    check_config(folder, config)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", to_json(config))
+
+
+def check_config(folder: Path, config: ConfigDict) -> None:
+    """Checks that the run in the folder, if there is any, is of this config.
+
+    Raises:
       InputError: the folder holds a run of another config (names the fields that differ), or a damaged one.
     """
     file = folder / "config.json"
@@ -38,9 +50,6 @@ def open_workdir(folder: Path, config: ConfigDict) -> None:
                 f"--workdir: {folder} holds a run of another config; take another folder, or remove this one. "
                 f"The fields that differ:\n  {fields}"
             )
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_json(config))
 
 
 def write_atomically(file: Path, text: str) -> None:

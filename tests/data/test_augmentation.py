@@ -10,8 +10,8 @@ from utilgen_jax.data.randaugment import MAX_MAGNITUDE, OPERATIONS, randaugment
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
 
-def operate(name, amount, pixels=PIXELS):
-    return np.asarray(OPERATIONS[name](Image.fromarray(pixels), amount))
+def operate(name, amount, pixels=PIXELS, fill=128):
+    return np.asarray(OPERATIONS[name](Image.fromarray(pixels), amount, fill))
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"autocontrast", "equalize"}))
@@ -19,16 +19,17 @@ def test_amount_zero_changes_nothing(name):
     np.testing.assert_array_equal(operate(name, 0.0), PIXELS)
 
 
-@pytest.mark.parametrize(("amount", "pixels"), [(1.0, 5), (-0.6, -3)])
-def test_translation_shifts_and_fills_with_grey(amount, pixels):
-    expected = np.full_like(PIXELS, 128)
+@pytest.mark.parametrize(("amount", "pixels", "fill"), [(1.0, 5, 128), (-0.6, -3, 128), (1.0, 5, 0)])
+def test_translation_shifts_and_fills_with_grey(amount, pixels, fill):
+    expected = np.full_like(PIXELS, fill)
     if pixels > 0:
         expected[:, :-pixels] = PIXELS[:, pixels:]
     else:
         expected[:, -pixels:] = PIXELS[:, :pixels]
-    np.testing.assert_array_equal(operate("translate_x", amount), expected)
+    np.testing.assert_array_equal(operate("translate_x", amount, fill=fill), expected)
     transposed = np.ascontiguousarray(PIXELS.transpose(1, 0, 2))
-    np.testing.assert_array_equal(operate("translate_y", amount, transposed), expected.transpose(1, 0, 2))
+    found = operate("translate_y", amount, transposed, fill)
+    np.testing.assert_array_equal(found, expected.transpose(1, 0, 2))
 
 
 def test_shear_moves_each_row_by_its_height():
@@ -72,11 +73,11 @@ def test_randaugment_draws_operations_by_the_seed(channels):
 def test_randaugment_applies_every_operation_and_both_signs(monkeypatch):
     seen = []
     for name in OPERATIONS:
-        operation = lambda picture, amount, name=name: seen.append((name, amount)) or picture
+        operation = lambda picture, amount, fill, name=name: seen.append((name, amount, fill)) or picture
         monkeypatch.setitem(OPERATIONS, name, operation)
-    randaugment(np.zeros((300, 2, 2, 3), np.uint8), np.random.default_rng(0), num_operations=2, magnitude=9)
+    randaugment(np.zeros((300, 2, 2, 3), np.uint8), np.random.default_rng(0), num_operations=2, magnitude=9, fill=7)
     assert len(seen) == 600
-    assert set(seen) == {(name, sign * 9 / MAX_MAGNITUDE) for name in OPERATIONS for sign in (-1, 1)}
+    assert set(seen) == {(name, sign * 9 / MAX_MAGNITUDE, 7) for name in OPERATIONS for sign in (-1, 1)}
 
 
 def test_flip_crop_shows_a_window_of_the_picture_or_its_mirror():

@@ -29,6 +29,11 @@ def test_templates_that_do_not_fit_are_refused(template, message):
         class_prompts(template, ["cat"])
 
 
+def test_a_wordnet_id_is_no_name():
+    with pytest.raises(InputError, match="'n01440764' is a number of WordNet's.*config.data.classes_file"):
+        class_prompts("a photo of a {class}", ["cat", "n01440764"])
+
+
 def test_class_and_caption_of_each_picture():
     prompts = caption_prompts("a photo of a {class}, {caption}", ["sea_lion", "cat", "cat"], ["on a rock", "", "{a}"])
     assert prompts == ["a photo of a sea lion, on a rock", "a photo of a cat", "a photo of a cat, {a}"]

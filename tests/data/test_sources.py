@@ -10,8 +10,8 @@ from utilgen_jax.errors import InputError
 
 
 def _config(**changes):
-    fields = dict(source="digits", name="digits", path="", image_size=8, channels=1, class_names=())
-    return ConfigDict(fields | changes)
+    fields = dict(source="digits", name="digits", path="", image_size=8, channels=1)
+    return ConfigDict(fields | dict(class_names=(), classes_file="", max_classes=0) | changes)
 
 
 def _source(labels, class_names, name="made"):

@@ -29,7 +29,11 @@ def _write(data_dir, splits, file_format="array_record", label_name="label"):
     folder.mkdir(parents=True)
     features = tensorflow_datasets.features
     features.FeaturesDict(
-        {"image": features.Image(shape=(None, None, 3)), label_name: features.ClassLabel(names=NAMES)}
+        {
+            "image": features.Image(shape=(None, None, 3)),
+            "mask": features.Image(shape=(None, None, 1)),
+            label_name: features.ClassLabel(names=NAMES),
+        }
     ).save_config(folder)
     infos = []
     for split, rows in splits.items():
@@ -37,6 +41,7 @@ def _write(data_dir, splits, file_format="array_record", label_name="label"):
         for picture, label in rows:
             example = tf_example_pb2.Example()
             example.features.feature["image"].bytes_list.value.append(picture)
+            example.features.feature["mask"].bytes_list.value.append(b"never decoded")
             example.features.feature[label_name].int64_list.value.append(label)
             writer.write(example.SerializeToString())
         writer.close()

@@ -11,34 +11,34 @@ from safetensors.numpy import load_file
 
 from utilgen_jax import weights
 from utilgen_jax.foundation import __main__ as foundation
-from utilgen_jax.foundation import corpus, glyphs, recipe
+from utilgen_jax.foundation import corpus, gallery, glyphs, recipe
 from utilgen_jax.foundation.tokenizer import write_tokenizer
 from utilgen_jax.generator.checkpoint import load_generator
-from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.sampling import initial_latents, sample
 
-# One resolution fewer in both networks, for they are quicker to compile then; latents are 16x16.
+# One resolution fewer in both networks, and attention in the UNet's middle alone: they are quicker to compile then.
+# Latents are 16x16.
 SMALL_AUTOENCODER = recipe.AUTOENCODER_CONFIG | {
     "down_block_types": ["DownEncoderBlock2D"] * 2,
     "up_block_types": ["UpDecoderBlock2D"] * 2,
     "block_out_channels": [8, 8],
 }
 SMALL_UNET = recipe.UNET_CONFIG | {
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
     "block_out_channels": [16],
     "attention_head_dim": [2],
 }
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch, quick_compiler):
     """Runs the command with small models: flags -> exit status."""
     for name in ("CLIP_TRAINING", "AUTOENCODER_TRAINING", "UNET_TRAINING"):
         monkeypatch.setattr(recipe, name, dataclasses.replace(getattr(recipe, name), steps=20, batch_size=4))
     monkeypatch.setattr(recipe, "CORPUS_SIZE", 2000)
     monkeypatch.setattr(recipe, "AUTOENCODER_CONFIG", SMALL_AUTOENCODER)
     monkeypatch.setattr(recipe, "UNET_CONFIG", SMALL_UNET)
+    monkeypatch.setattr(gallery, "CAPTION_ENDS", ("", "bold"))
     monkeypatch.setattr(recipe, "IMAGE_ENCODER_CONFIG", recipe.IMAGE_ENCODER_CONFIG | {"num_hidden_layers": 1})
     text_config = recipe.text_encoder_config
     monkeypatch.setattr(recipe, "text_encoder_config", lambda *sizes: text_config(*sizes) | {"num_hidden_layers": 1})
@@ -73,8 +73,9 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     assert "foundation: clip" not in output.err and "foundation: autoencoder" not in output.err
     assert all(path.read_bytes() == content for path, content in finished.items())
     assert not (out / "training").exists()
-    with Image.open(out / "gallery.png") as gallery:
-        assert gallery.width > 10 * recipe.IMAGE_SIZE and gallery.height > 12 * recipe.IMAGE_SIZE
+    # Painted by the finished checkpoint; a pixel that is not a number would have been an error.
+    with Image.open(out / "gallery.png") as sheet:
+        assert sheet.width > 10 * recipe.IMAGE_SIZE and sheet.height > 2 * recipe.IMAGE_SIZE
 
     # The written scaling factor and normaliser are those of the corpus under the written weights.
     generator, params = load_generator(weights.resolve_checkpoint(str(out)))
@@ -88,10 +89,6 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     assert {tensor.dtype for tensor in load_file(out / "unet" / "diffusion_pytorch_model.safetensors").values()} == {
         np.dtype("float16")
     }
-    condition = text_condition(generator, params, ["a photo of the digit two"])
-    latents = initial_latents(generator, np.array([0]), recipe.IMAGE_SIZE)
-    image = sample(generator, params, condition, latents, num_steps=2, guidance_scale=2.0)
-    assert image.shape == (1, 32, 32, 3) and np.isfinite(image).all()
 
 
 @pytest.mark.parametrize(("extra", "values"), [(["surplus"], {}), ([], {"shrink": 0}), ([], {"seed": -1})])

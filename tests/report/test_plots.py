@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import scipy.stats
 from PIL import Image
 
 from utilgen_jax.report import plots
@@ -15,7 +14,13 @@ DRAW = {
     "curves": lambda path: plots.plot_curves(METRICS, path),
     "weight_curve": lambda path: plots.plot_weight_curve(RNG.gamma(1, 1, 300), RNG.uniform(size=300), path),
     "one_sample": lambda path: plots.plot_weight_curve([1.0], [0.5], path),
-    "comparison": lambda path: plots.plot_comparison({"a": {1: [80, 82], 2: [84, 85]}, "b": {1: [90], 2: [91]}}, path),
+    "intervals": lambda path: plots.plot_intervals(
+        {"1 shot": {"a": (1.0, 0.5, 1.5), "b": (-2.0, None, None)}, "2 shots": {"b": (0.5, 0.0, 1.0)}},
+        {"a": "ours", "b": "theirs"},
+        "Points",
+        path,
+        reference=0.0,
+    ),
     "separation": lambda path: plots.plot_separation(
         {"a": RNG.uniform(size=50), "b": np.ones(50)},
         {"a": RNG.uniform(size=50) < 0.3, "b": np.ones(50, bool)},
@@ -71,18 +76,19 @@ def test_weight_curve_goes_through_the_means_of_the_bins(tmp_path, drawn):
     assert sum(bar.get_height() for bar in drawn[0].axes[1].patches) == 200
 
 
-def test_comparison_draws_the_mean_and_the_t_interval_of_each_method(tmp_path, drawn):
-    samples = {"real": {1: [50.0, 54.0, 55.0], 2: [70.0, 71.0, 75.0]}, "final": {1: [80.0, 81.0, 85.0], 2: [90.0] * 3}}
-    plots.plot_comparison(samples, tmp_path / "comparison.svg")
-    axes = drawn[0].axes[0]
-    for container, by_shots in zip(axes.containers, samples.values(), strict=True):
-        line, _, (bars,) = container.lines
-        means = [np.mean(values) for values in by_shots.values()]
-        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), means)
-        for segment, values in zip(bars.get_segments(), by_shots.values(), strict=True):
-            half_width = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
-            np.testing.assert_allclose(segment[:, 1], np.mean(values) + np.array([-1, 1]) * half_width)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
+def test_intervals_stand_at_the_height_of_their_row_in_every_panel(tmp_path, drawn):
+    panels = {"1 shot": {"a": (1.0, 0.5, 1.5), "b": (-2.0, None, None)}, "2 shots": {"b": (0.5, 0.0, 1.0)}}
+    plots.plot_intervals(panels, {"a": "ours", "b": "theirs"}, "Points", tmp_path / "intervals.svg")
+    first, second = drawn[0].axes
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["1 shot", "2 shots"]
+    heights = {label.get_text(): label.get_position()[1] for label in first.get_yticklabels()}
+    assert heights["a"] > heights["b"]
+    shown = [[line.get_xydata().tolist() for line in axes.lines] for axes in (first, second)]
+    a, b = heights["a"], heights["b"]
+    assert shown == [[[[0.5, a], [1.5, a]], [[1.0, a]], [[-2.0, b]]], [[[0.0, b], [1.0, b]], [[0.5, b]]]]
+    colours = [[line.get_color() for line in axes.lines] for axes in (first, second)]
+    assert colours[0][0] == colours[0][1] != colours[0][2] == colours[1][0]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["ours", "theirs"]
 
 
 def test_difficulty_shares_add_up_to_a_hundred_for_each(tmp_path, drawn):

@@ -23,7 +23,7 @@ from absl import flags
 
 from utilgen_jax.bench import peaks, sides
 from utilgen_jax.bench.jax_bilevel import STEPS, JaxBilevel, draw_inputs
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 from utilgen_jax.report.table import format_table
 
 MODELS = ("mlp", "resnet20")
@@ -46,11 +46,7 @@ def check_settings(settings: Mapping[str, Any]) -> list[str]:
     """Lists what is wrong with the flags' values."""
     problems = []
     for flag, valid in (("models", MODELS), ("steps", tuple(STEPS))):
-        problems += [
-            f"--{flag}={value}: is not one of {', '.join(valid)}; the nearest is {nearest(value, valid)}"
-            for value in settings[flag]
-            if value not in valid
-        ]
+        problems += choice_problems(flag, settings[flag], valid)
         if not settings[flag]:
             problems.append(f"--{flag}: name at least one")
     if settings["against"] == "torch":

@@ -19,7 +19,7 @@ from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
 from utilgen_jax.generator.checkpoint import load_generator
-from utilgen_jax.generator.objectives.dpo import dpo_loss
+from utilgen_jax.generator.objectives.dpo import dpo_losses
 from utilgen_jax.generator.objectives.pathwise import pathwise_loss
 from utilgen_jax.generator.objectives.policy_gradient import (
     Trajectory,
@@ -167,17 +167,14 @@ class GlyphWorld:
         """Diffusion-DPO's, on pairs of the round."""
         assert seen.pairs is not None
         winners, losers = (jnp.tile(chosen, DPO_NOISES) for chosen in seen.pairs)
-        return jax.grad(dpo_loss, argnums=2)(
-            self.generator,
-            task.params,
-            policy,
-            seen.reference,
-            seen.trajectory.latents[-1],
-            seen.trajectory.requests,
-            winners,
-            losers,
-            key,
-        )
+        latents, requests = seen.trajectory.latents[-1], seen.trajectory.requests
+
+        def mean_loss(policy: Policy) -> jax.Array:
+            return jnp.mean(
+                dpo_losses(self.generator, task.params, policy, seen.reference, latents, requests, winners, losers, key)
+            )
+
+        return jax.grad(mean_loss)(policy)
 
 
 _RECIPE = ("batch_size", "synthetic_fraction", "learning_rate", "weight_decay", "label_smoothing", "max_shift")

@@ -24,7 +24,7 @@ import optax
 from absl import flags
 
 from utilgen_jax.bench.glyph_policy import GlyphWorld, Round, Task
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 from utilgen_jax.generator.objectives.dpo import preference_pairs
 from utilgen_jax.generator.policy import Policy
 from utilgen_jax.report.progress import Progress
@@ -65,11 +65,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def check_settings(settings: Mapping[str, Any]) -> list[str]:
     """Lists what is wrong with the flags' values."""
-    problems = []
-    name = settings["objective"]
-    if name not in OBJECTIVES:
-        near = nearest(name, OBJECTIVES)
-        problems.append(f"--objective={name}: is not one of {', '.join(OBJECTIVES)}; the nearest is {near}")
+    problems = choice_problems("objective", settings["objective"], OBJECTIVES)
     if settings["against"] != "none":
         problems.append("--against: nothing is timed here; the updates are held against random directions")
     return problems

@@ -12,7 +12,7 @@ median over the turns: above 1 ours is the faster. Compiling and the first run a
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from absl import flags
 from utilgen_jax import weights
 from utilgen_jax.bench import peaks, sides
 from utilgen_jax.bench.jax_unet import JaxUNet
-from utilgen_jax.config import nearest
+from utilgen_jax.config import choice_problems
 from utilgen_jax.generator.published import ARCHITECTURES
 from utilgen_jax.models.dot_product_attention import IMPLEMENTATIONS
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
@@ -71,20 +71,16 @@ def define_flags(values: flags.FlagValues) -> None:
 def check_settings(settings: Mapping[str, Any]) -> list[str]:
     """Lists what is wrong with the flags' values."""
     problems = []
-    choices: dict[str, tuple[list[Any], Any]] = {
-        "architecture": ([settings["architecture"]], CONFIGS),
-        "passes": (settings["passes"], PASSES),
-        "dtype": ([settings["dtype"]], _TOLERANCES),
-        "weights_dtype": ([settings["weights_dtype"]], _TOLERANCES),
-        "attention": ([settings["attention"]], ("auto", *IMPLEMENTATIONS)),
-        "gradient_checkpointing": ([settings["gradient_checkpointing"]], GRADIENT_CHECKPOINTING),
+    choices: dict[str, Iterable[str]] = {
+        "architecture": CONFIGS,
+        "passes": PASSES,
+        "dtype": _TOLERANCES,
+        "weights_dtype": _TOLERANCES,
+        "attention": ("auto", *IMPLEMENTATIONS),
+        "gradient_checkpointing": GRADIENT_CHECKPOINTING,
     }
-    for flag, (given, valid) in choices.items():
-        problems += [
-            f"--{flag}={value}: is not one of {', '.join(valid)}; the nearest is {nearest(value, valid)}"
-            for value in given
-            if value is not None and value not in valid
-        ]
+    for flag, valid in choices.items():
+        problems += choice_problems(flag, settings[flag], valid)
     for flag in ("passes", "batch_sizes"):
         if not settings[flag]:
             problems.append(f"--{flag}: name at least one")

@@ -31,5 +31,5 @@ def flip_crop(images: np.ndarray, rng: np.random.Generator, margin: int = 4) -> 
 AUGMENTATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "none": lambda images, rng: images,
     "flip_crop": flip_crop,
-    "randaugment": lambda images, rng: randaugment(flip_crop(images, rng), rng),
+    "randaugment": lambda images, rng: randaugment(flip_crop(images, rng), rng, fill=128),
 }

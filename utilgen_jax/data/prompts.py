@@ -1,10 +1,12 @@
 """Prompts from class names, and from class names and captions."""
 
+import re
 import string
 from collections.abc import Sequence
 
 from utilgen_jax.errors import InputError
 
+_WORDNET_ID = re.compile(r"n\d{8}")
 _MEANING = {"class": "name of the class", "caption": "picture's caption"}
 
 
@@ -22,9 +24,16 @@ def class_prompts(template: str, class_names: Sequence[str]) -> list[str]:
         K prompts.
 
     Raises:
-        InputError: The template lacks `{class}`, or has other placeholders or a lone brace.
+        InputError: The template lacks `{class}`, or has other placeholders or a lone brace; or a name is a WordNet id,
+            as ImageNet's classes are called, which tells a generator nothing.
     """
     _check_placeholders(template, ("class",))
+    for name in class_names:
+        if _WORDNET_ID.fullmatch(name):
+            raise InputError(
+                f"class {name!r} is a number of WordNet's, no words for a prompt: name the classes by "
+                "config.data.classes_file (lines such as 'n01440764 tench') or config.data.class_names"
+            )
     return [template.format(**{"class": _words(name)}) for name in class_names]
 
 

@@ -1,14 +1,15 @@
 """From `config.data` to labelled pictures: the table of what `config.data.source` can be."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from utilgen_jax.data import digits, image_folder, npz, tfds
+from utilgen_jax.data.class_subset import choose_classes, read_class_file
 from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.errors import InputError
 
-# `data` is config.data: source, name, path, image_size, channels, class_names.
+# `data` is config.data, see `load_source`.
 LOADERS: dict[str, Callable[[Any], Sources]] = {
     "digits": lambda data: digits.load(data.image_size, data.channels),
     "tfds": lambda data: tfds.load(data.name, data.path, data.image_size, data.channels),
@@ -21,18 +22,32 @@ def load_source(data: Any) -> Sources:
     """Opens the data set that a configuration names.
 
     Args:
-        data: `config.data`, see `utilgen_jax.config`; its `class_names`, where given, replace the data set's own.
+        data: `config.data`, see `utilgen_jax.config`: source, name, path, image_size, channels, class_names,
+            classes_file, max_classes. The class names, where given, replace the data set's own; classes that the file
+            does not list, or beyond the first max_classes, are left out.
 
     Returns:
         Train and test pictures; test is None for an undivided set, see `splits.few_shot`.
 
     Raises:
-        InputError: The data set cannot be had, or the class names do not fit it.
+        InputError: The data set cannot be had, or the class names or the file do not fit it.
     """
     if data.source not in LOADERS:
         raise InputError(f"config.data.source={data.source!r} is not one of {', '.join(LOADERS)}")
-    sources = LOADERS[data.source](data)
-    names = tuple(data.class_names)
+    sources = _renamed(LOADERS[data.source](data), tuple(data.class_names))
+    if data.classes_file:
+        sources = _chosen(sources, read_class_file(data.classes_file, sources.train.class_names))
+    if data.max_classes:
+        sources = _chosen(sources, {name: name for name in sources.train.class_names[: data.max_classes]})
+    return sources
+
+
+def _chosen(sources: Sources, words: Mapping[str, str]) -> Sources:
+    return Sources(choose_classes(sources.train, words), sources.test and choose_classes(sources.test, words))
+
+
+def _renamed(sources: Sources, names: tuple[str, ...]) -> Sources:
+    """The same pictures with other words for their classes, if any are given."""
     if not names:
         return sources
     if len(names) != len(sources.train.class_names) or len(set(names)) != len(names):
@@ -40,9 +55,9 @@ def load_source(data: Any) -> Sources:
             f"config.data.class_names has {len(names)} names ({len(set(names))} different); {sources.train.name} needs "
             f"{len(sources.train.class_names)} different ones, for {', '.join(sources.train.class_names)}"
         )
-    return Sources(_renamed(sources.train, names), sources.test and _renamed(sources.test, names))
 
+    def renamed(source: Any) -> ImageSource:
+        # All of LOADERS' are frozen dataclasses.
+        return dataclasses.replace(source, class_names=names)
 
-def _renamed(source: Any, class_names: tuple[str, ...]) -> ImageSource:
-    """The same source, a frozen dataclass as all of LOADERS' are, with other words for its classes."""
-    return dataclasses.replace(source, class_names=class_names)
+    return Sources(renamed(sources.train), sources.test and renamed(sources.test))

@@ -84,11 +84,16 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     ):
         raise InputError(f"{name!r} has no 'image' with one class 'label'; its features: {', '.join(features)}")
 
+    # Masks and such too: they are not read.
+    encoded = {
+        key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)
+    }
+
     def split(split_name: str) -> TfdsSource | None:
         if split_name not in builder.info.splits:
             return None
         try:
-            records = builder.as_data_source(split=split_name, decoders={"image": tfds.decode.SkipDecoding()})
+            records = builder.as_data_source(split=split_name, decoders=encoded)
             if split_name != "train" and records[0]["label"] < 0:
                 return None
             labels = _read_labels(records)

@@ -13,9 +13,10 @@ from flax import struct
 
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.generator.checkpoint import Generator, Params
-from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.difficulty_token import append_difficulty_token
 from utilgen_jax.generator.policy import Policy, difficulty_encoder_of, policy_denoiser
+from utilgen_jax.learning_rate import warmup_cosine
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.parallel import init_sharded, split_batch
@@ -131,17 +132,12 @@ def adaptation_loss(
     if policy.difficulty_encoder is not None and batch.difficulties is not None:
         encoder = difficulty_encoder_of(policy.difficulty_encoder)
         embeds = append_difficulty_token(encoder, policy.difficulty_encoder, embeds, batch.labels, batch.difficulties)
-    class_labels = None
-    if generator.unet.class_embed_type is not None:
-        class_labels = jnp.zeros((len(embeds), generator.unet.projection_class_embeddings_input_dim), embeds.dtype)
-    condition = Condition(embeds, embeds, class_labels)
-    denoise = policy_denoiser(generator, params, policy, condition, guidance_scale=1.0)
+    denoise = policy_denoiser(generator, params, policy, embeds_condition(generator, embeds), guidance_scale=1.0)
     return denoising_loss(denoise, generator.schedule, batch.latents, key, snr_gamma)
 
 
 def _make_optimizer(recipe: AdaptationRecipe) -> optax.GradientTransformation:
-    warmup = max(recipe.steps // 20, 1)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, max(recipe.steps, warmup + 1))
+    schedule = warmup_cosine(recipe.learning_rate, recipe.steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
 
 

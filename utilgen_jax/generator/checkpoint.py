@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from utilgen_jax import weights
 from utilgen_jax.diffusion.schedules import NoiseSchedule, load_schedule
@@ -57,9 +58,24 @@ class Generator:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
 
-    # Schedules hold arrays, so hashing goes by identity: one generator object, one compilation.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    @functools.cached_property
+    def _program(self) -> tuple[Any, ...]:
+        """All that a compiled function depends on; the tokenizer is never inside one."""
+        schedules = [
+            schedule and (schedule.prediction_type, schedule.settings, np.asarray(schedule.alphas_cumprod).tobytes())
+            for schedule in (self.schedule, self.image_noising_schedule)
+        ]
+        modules = self.unet, self.vae, self.text_encoder, self.image_encoder
+        return (*modules, *schedules, self.image_mean, self.image_std)
+
+    # By content: a checkpoint that is loaded again, or whose learnt words differ, meets the programs of the first.
+    def __hash__(self) -> int:
+        """Of the architecture."""
+        return hash(self._program)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are one architecture."""
+        return isinstance(other, Generator) and self._program == other._program
 
     @property
     def vae_scale_factor(self) -> int:

@@ -62,15 +62,25 @@ def text_condition(
 ) -> Condition:
     """The condition of pictures that are generated from text alone."""
     embeds = encode_prompts(generator, params, [*prompts, negative_prompt], loras)
+    return embeds_condition(generator, embeds[:-1], embeds[-1:])
+
+
+def embeds_condition(
+    generator: Generator, prompt_embeds: jax.Array, negative_prompt_embeds: jax.Array | None = None
+) -> Condition:
+    """The condition of pictures of text states [B, T, D].
+
+    Args:
+      generator: the checkpoint; one that can be told pictures is told none.
+      prompt_embeds: of the prompts.
+      negative_prompt_embeds: of the unconditional branch, [B, T, D] or [1, T, D]; None where nothing is guided.
+    """
+    negative = prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
     class_labels = None
     if generator.unet.class_embed_type is not None:
         width = generator.unet.projection_class_embeddings_input_dim
-        class_labels = jnp.zeros((len(prompts), width), embeds.dtype)
-    return Condition(
-        prompt_embeds=embeds[:-1],
-        negative_prompt_embeds=jnp.broadcast_to(embeds[-1:], embeds[:-1].shape),
-        class_labels=class_labels,
-    )
+        class_labels = jnp.zeros((len(prompt_embeds), width), prompt_embeds.dtype)
+    return Condition(prompt_embeds, jnp.broadcast_to(negative, prompt_embeds.shape), class_labels)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,7 +12,7 @@ from utilgen_jax.data.pool import PoolRecord, PoolWriter
 from utilgen_jax.generator.checkpoint import Generator, Params
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.policy import Policy, paint
-from utilgen_jax.generator.requests import make_requests
+from utilgen_jax.generator.requests import Requests, make_requests
 from utilgen_jax.parallel import to_host
 
 # (condition of text, places in the pool int [B]) -> (condition, latents to start from, or None)
@@ -71,6 +71,7 @@ def generate_pool(
     records: Sequence[PoolRecord],
     policy: Policy,
     start_from: StartFrom | None = None,
+    refine: Callable[[Policy, Requests], Policy] | None = None,
     *,
     scheduler: str,
     num_steps: int,
@@ -91,6 +92,7 @@ def generate_pool(
       policy: what the generator was adapted by; `Policy()` for the checkpoint as it is. With a difficulty encoder, each
         record says the difficulty that is asked for.
       start_from: what else the pictures start from; None: noise alone.
+      refine: (policy, requests of a batch, a row each) -> the policy for that batch; None: as it is.
       scheduler: one of `SAMPLERS`, or 'checkpoint'.
       num_steps: denoising steps.
       guidance_scale: of classifier-free guidance.
@@ -127,7 +129,7 @@ def generate_pool(
         painted = paint(
             generator,
             params,
-            policy,
+            policy if refine is None else refine(policy, requests),
             requests,
             num_steps=num_steps,
             guidance_scale=guidance_scale,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -48,10 +49,16 @@ def add_learned_embeds(
     known = [name for name in (*tokens, f"{token}_1") if name in vocabulary]
     if known:
         raise InputError(f"{where}the tokenizer already knows {known[0]!r}; give the learned token another name")
+    return add_tokens(generator, params, tokens, embeds)
 
+
+def add_tokens(
+    generator: Generator, params: Params, tokens: Sequence[str], embeds: jax.Array
+) -> tuple[Generator, Params]:
+    """Adds words that the tokenizer does not know yet, n in number, with their embeddings float [n, D]."""
     tokenizer = copy.deepcopy(generator.tokenizer)
     first = len(tokenizer)
-    tokenizer.add_tokens(tokens)
+    tokenizer.add_tokens(list(tokens))
     text_encoder = generator.text_encoder.clone(
         vocab_size=first + len(tokens),
         # Stated, as the legacy setting takes the largest id for it (see `clip_text.end_of_text_position`).
@@ -59,11 +66,11 @@ def add_learned_embeds(
     )
     return (
         dataclasses.replace(generator, tokenizer=tokenizer, text_encoder=text_encoder),
-        params | {"text_encoder": _with_rows(params["text_encoder"], first, embeds)},
+        params | {"text_encoder": with_rows(params["text_encoder"], first, embeds)},
     )
 
 
-def _with_rows(text_encoder: Params, first: int, rows: jax.Array) -> Params:
+def with_rows(text_encoder: Params, first: int, rows: jax.Array) -> Params:
     """The text encoder's weights with rows [n, D] in its table of tokens from `first` on; what was there is dropped."""
 
     def replace(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:

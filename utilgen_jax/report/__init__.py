@@ -2,7 +2,7 @@
 
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.report.page import write_report
-from utilgen_jax.report.plots import plot_comparison, plot_curves, plot_difficulty, plot_separation, plot_weight_curve
+from utilgen_jax.report.plots import plot_curves, plot_difficulty, plot_intervals, plot_separation, plot_weight_curve
 from utilgen_jax.report.progress import Progress, format_duration
 from utilgen_jax.report.table import format_markdown_table, format_table, mean_std, paired_difference
 
@@ -14,9 +14,9 @@ __all__ = [
     "format_table",
     "mean_std",
     "paired_difference",
-    "plot_comparison",
     "plot_curves",
     "plot_difficulty",
+    "plot_intervals",
     "plot_separation",
     "plot_weight_curve",
     "read_metrics",

@@ -60,7 +60,7 @@ def write_report(
     """
     if unknown := sorted(set(figures) - set(FIGURES)):
         raise ValueError(f"unknown figures {unknown}; known are {sorted(FIGURES)}")
-    title = f"{summary['dataset']}, {_count(summary['shots'], 'shot')}: {summary['method']}"
+    title = f"{summary['dataset']}, {_count(summary['shots'] or 'all', 'shot')}: {summary['method']}"
     pictures = "The real shots" if pool is None else "The real shots and the pool"
     sections = [
         _section("Result", _headline(summary)),
@@ -83,7 +83,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
     facts = [
         ("method", summary["method"]),
         ("data", summary["dataset"]),
-        ("shots a class", summary["shots"]),
+        ("shots a class", summary["shots"] or "all"),
         ("seed", summary["seed"]),
         ("real pictures", f"{summary['num_real']:,}"),
         ("synthetic pictures", f"{summary['num_synthetic']:,}"),
@@ -161,7 +161,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
     return rows
 
 
-def _count(number: int, noun: str) -> str:
+def _count(number: int | str, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 

@@ -116,39 +116,46 @@ def plot_weight_curve(losses: ArrayLike, weights: ArrayLike, path: str | os.Path
         return _save(figure, path)
 
 
-def plot_comparison(accuracies: Mapping[str, Mapping[int, ArrayLike]], path: str | os.PathLike[str]) -> Path:
-    """Draws accuracy by shots, a line for each method, with the 95 % interval of each mean (Student's t).
+def plot_intervals(
+    panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None]]],
+    groups: Mapping[str, str],
+    label: str,
+    path: str | os.PathLike[str],
+    reference: float | None = None,
+) -> Path:
+    """Draws means with their intervals as dots with bars, a panel beside the other, each row at one height in all.
 
     Args:
-      accuracies: {method: {shots: per cent [n], one for each seed}}; every method with the same shots.
+      panels: {title: {row: (mean, low, high)}}; a row may be missing in some; without low and high there is no bar.
+      groups: {row: the group it belongs to}, from above downwards. Groups have colours, and a legend where several.
+      label: of the horizontal axes, each of which has its own range.
       path: the file to write.
+      reference: where to draw a vertical line; None for nowhere.
 
     Returns:
       The path.
     """
-    from scipy.stats import t
-
+    heights = {row: -number for number, row in enumerate(groups)}
+    colours = dict(zip(dict.fromkeys(groups.values()), (GREY, *_PALETTE), strict=False))
+    dots: dict[str, Artist] = {}
     with _style():
-        figure = _figure(6.4, 4.2)
-        axes = figure.subplots()
-        colours = [GREY, *_PALETTE]
-        for number, (method, by_shots) in enumerate(accuracies.items()):
-            samples = [np.asarray(values, dtype=np.float64) for values in by_shots.values()]
-            # One seed has no interval.
-            half_widths = [
-                t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-                for values in samples
-            ]
-            # Side by side, so that intervals do not hide one another.
-            places = np.arange(len(by_shots)) + 0.08 * (number - (len(accuracies) - 1) / 2)
-            means = [values.mean() for values in samples]
-            axes.errorbar(
-                places, means, half_widths, label=method, color=colours[number % len(colours)], marker="o", capsize=3
-            )
-        ticks = [str(shots) for shots in next(iter(accuracies.values()))]
-        axes.set_xticks(np.arange(len(ticks)), ticks)
-        axes.set(xlabel="Labelled real pictures a class", ylabel="Test accuracy (%)")
-        axes.legend()
+        figure = _figure(1.6 + 2.4 * len(panels), 1.3 + 0.27 * len(groups))
+        for axes, (title, panel) in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
+            if reference is not None:
+                axes.axvline(reference, color="#5A6069", linewidth=1, zorder=1)
+            for row, (mean, low, high) in panel.items():
+                colour = colours[groups[row]]
+                if low is not None and high is not None:
+                    axes.plot([low, high], [heights[row]] * 2, color=colour)
+                (dots[groups[row]],) = axes.plot([mean], [heights[row]], "o", color=colour, markersize=5)
+            axes.set_title(title, fontsize=10)
+            axes.set_yticks(list(heights.values()), list(heights))
+            axes.tick_params("y", length=0)
+        figure.supxlabel(label, fontsize=10)
+        if len(dots) > 1:
+            figure.legend(dots.values(), dots.keys(), loc="outside upper center", ncols=len(dots))
         return _save(figure, path)
 
 

@@ -20,6 +20,7 @@ class Examples:
         stays 1 (a real one); None: it decides on all.
       difficulty: float32 [B] in [0, 1], asked for or measured; None where a weighting does not look at it.
       similarity: float32 [B], the cosine of picture and prompt in CLIP's space; likewise.
+      attributes: float32 [B, A], what was asked for in numbers, such as `PhraseGroups.one_hot`; likewise.
     """
 
     inputs: Any
@@ -27,6 +28,7 @@ class Examples:
     is_weighted: jax.Array | None = None
     difficulty: jax.Array | None = None
     similarity: jax.Array | None = None
+    attributes: jax.Array | None = None
 
     @property
     def weighted(self) -> jax.Array:
@@ -56,4 +58,5 @@ def concatenate(first: Examples, second: Examples, axis: int = 0) -> Examples:
         is_weighted=join(first.weighted, second.weighted),
         difficulty=join(first.difficulty, second.difficulty),
         similarity=join(first.similarity, second.similarity),
+        attributes=join(first.attributes, second.attributes),
     )

@@ -1,13 +1,14 @@
 """Pairs by utility, and what the loss on them does to the policy; its formula is tested in `tests/diffusion`."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from tests.generator import toy
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.objectives.dpo import dpo_loss, preference_pairs
+from utilgen_jax.generator.objectives.dpo import dpo_losses, preference_pairs
 from utilgen_jax.generator.policy import init_policy
 
 
@@ -38,7 +39,9 @@ def test_the_loss_starts_at_log_2_and_falls_as_winners_are_denoised_better():
     optimizer = optax.adam(0.02)
 
     def loss(policy, key, losers=losers):
-        return dpo_loss(generator, params, policy, reference, latents, requests, winners, losers, key, beta=20.0)
+        return jnp.mean(
+            dpo_losses(generator, params, policy, reference, latents, requests, winners, losers, key, beta=20.0)
+        )
 
     @jax.jit
     def update(policy, state, key):

@@ -10,6 +10,7 @@ from utilgen_jax.utility.weightings import (
     FEATURES,
     Signals,
     feature_network,
+    importance_ratio,
     loss_network,
     relative_weights,
     saflex,
@@ -24,12 +25,13 @@ EXAMPLES = Examples(
     targets=jax.nn.one_hot(LABELS, 3),
     difficulty=jnp.linspace(0, 1, 5),
     similarity=jnp.linspace(-1, 1, 5),
+    attributes=jax.nn.one_hot(jnp.array([0, 1, 1, 0, 1]), 2),
 )
 SIGNALS = Signals(EXAMPLES, jnp.asarray(LOGITS))
 
 
 @pytest.mark.parametrize(
-    "weighting", [uniform(), loss_network(7), feature_network(tuple(FEATURES), 3, 7), saflex()], ids=range(4)
+    "weighting", [uniform(), loss_network(7), feature_network(tuple(FEATURES), 3, 7, 2), saflex()], ids=range(4)
 )
 def test_weights_are_in_0_1_and_labels_are_distributions(weighting):
     signals = SIGNALS.replace(influence=jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32))
@@ -51,10 +53,22 @@ def test_features_are_what_their_names_say():
         "class": np.eye(3)[LABELS],
         "difficulty": np.linspace(0, 1, 5),
         "similarity": np.linspace(-1, 1, 5),
+        "attributes": np.eye(2)[[0, 1, 1, 0, 1]],
     }
     assert set(expected) == set(FEATURES)
     for name, values in expected.items():
         np.testing.assert_allclose(FEATURES[name](SIGNALS), values, rtol=1e-5, atol=1e-6)
+
+
+def test_importance_ratios_start_at_1_and_follow_the_logits():
+    weighting = importance_ratio(2)
+    params = weighting.init(jax.random.key(0))
+    np.testing.assert_array_equal(weighting.apply(params, SIGNALS)[0], np.ones(5))
+    weights, targets = weighting.apply({"logits": jnp.array([0.0, 2.0])}, SIGNALS)
+    np.testing.assert_allclose(weights, np.exp([0, 2, 2, 0, 2]), rtol=1e-6)
+    assert targets is EXAMPLES.targets
+    with pytest.raises(ValueError, match="attributes"):
+        weighting.apply(params, SIGNALS.replace(examples=EXAMPLES.replace(attributes=None)))
 
 
 def test_the_loss_networks_weight_is_a_curve_of_the_loss():

@@ -46,7 +46,7 @@ def preference_pairs(
     return np.concatenate(winners), np.concatenate(losers)
 
 
-def dpo_loss(
+def dpo_losses(
     generator: Generator,
     params: Params,
     policy: Policy,
@@ -58,7 +58,7 @@ def dpo_loss(
     key: jax.Array,
     beta: float = 2000.0,
 ) -> jax.Array:
-    """The mean loss of the pairs, each at one random timestep and noise, the same for both of a pair.
+    """The loss of each pair, at one random timestep and noise, the same for both of a pair.
 
     Args:
       generator: the checkpoint's architecture.
@@ -73,16 +73,19 @@ def dpo_loss(
       beta: how far the policy may go from the reference: less the larger.
 
     Returns:
-      Scalar.
+      Float32 [P]; below log 2 where the policy prefers the winner more than the reference does.
     """
 
-    def errors(policy: Policy, chosen: jax.Array | np.ndarray) -> jax.Array:
-        condition, _ = steer(policy, jax.tree.map(lambda leaf: leaf[chosen], requests))
-        denoise = policy_denoiser(generator, params, policy, condition, guidance_scale=1.0)
-        return denoising_loss(denoise, generator.schedule, latents[chosen], key)
+    # Both of a pair at once: of one key they get one noise, and the UNet stands in the program once.
+    pairs = jnp.stack([jnp.asarray(winners), jnp.asarray(losers)])
 
-    reference = jax.lax.stop_gradient(reference)
-    losses = diffusion_dpo_loss(
-        errors(policy, winners), errors(policy, losers), errors(reference, winners), errors(reference, losers), beta
-    )
-    return jnp.mean(losses)
+    def errors(policy: Policy) -> jax.Array:
+        def errors_of(chosen: jax.Array) -> jax.Array:
+            condition, _ = steer(policy, jax.tree.map(lambda leaf: leaf[chosen], requests))
+            denoise = policy_denoiser(generator, params, policy, condition, guidance_scale=1.0)
+            return denoising_loss(denoise, generator.schedule, latents[chosen], key)
+
+        return jax.vmap(errors_of)(pairs)
+
+    own, others = errors(policy), errors(jax.lax.stop_gradient(reference))
+    return diffusion_dpo_loss(own[0], own[1], others[0], others[1], beta)

@@ -1,5 +1,6 @@
 """Weightings: what each example of a batch counts, and under which label; each usable in any training loop."""
 
+from utilgen_jax.utility.weightings.importance import importance_ratio
 from utilgen_jax.utility.weightings.networks import FEATURES, feature_network, loss_network
 from utilgen_jax.utility.weightings.saflex import saflex
 from utilgen_jax.utility.weightings.uniform import uniform
@@ -10,6 +11,7 @@ __all__ = [
     "Signals",
     "Weighting",
     "feature_network",
+    "importance_ratio",
     "loss_network",
     "relative_weights",
     "saflex",

@@ -45,6 +45,7 @@ FEATURES: Mapping[str, Callable[[Signals], jax.Array]] = {
     "class": lambda signals: signals.examples.targets,
     "difficulty": _field("difficulty"),
     "similarity": _field("similarity"),
+    "attributes": _field("attributes"),
 }
 
 
@@ -57,13 +58,14 @@ def loss_network(hidden: int = 100) -> Weighting:
     return feature_network(("loss",), num_classes=0, hidden=hidden)
 
 
-def feature_network(features: Sequence[str], num_classes: int, hidden: int = 100) -> Weighting:
+def feature_network(features: Sequence[str], num_classes: int, hidden: int = 100, num_attributes: int = 0) -> Weighting:
     """The weight as a learnt function of several things that are known of an example; ours.
 
     Args:
       features: names in `FEATURES`, in the order in which the network sees them.
       num_classes: K, the width of the feature "class".
       hidden: units of its one hidden layer.
+      num_attributes: A, the width of the feature "attributes".
 
     Raises:
       ValueError: a feature is unknown; or, when it is applied, the examples do not have it.
@@ -72,7 +74,8 @@ def feature_network(features: Sequence[str], num_classes: int, hidden: int = 100
     if unknown or not features:
         raise ValueError(f"features {list(features)}: choose among {', '.join(FEATURES)}")
     module: Any = WeightNet(hidden)
-    width = sum(num_classes if name == "class" else 1 for name in features)
+    widths = {"class": num_classes, "attributes": num_attributes}
+    width = sum(widths.get(name, 1) for name in features)
 
     def init(key: jax.Array) -> Params:
         return module.init(key, jnp.zeros((1, width)))["params"]

@@ -1,0 +1,26 @@
+"""Caltech-101 from 16 labelled pictures a class, with Stable Diffusion as the generator.
+
+Real pictures: tensorflow-datasets' caltech101, 102 classes with the background's, at 224×224: `--config.data.path` is
+the data_dir in which it was prepared as ArrayRecord.
+
+Protocol: 30 pictures a class to train, drawn once by tfds, all others to test. UtilGen (arXiv 2510.24262) reports it
+with synthetic pictures only (`--config.classifier.synthetic_fraction=1`) and with real ones beside them; augmented
+conditioning (arXiv 2502.04475) with 16 synthetic pictures a class and a linear head on a frozen ResNet-50
+(`--config.pool.images_per_class=16 --config.classifier.trainable=head --config.classifier.pretrained=FILE`).
+
+  python -m utilgen_jax.main --config=configs/caltech101.py --config.data.path=DATA_DIR --workdir=runs/caltech101
+  python -m utilgen_jax.main --config=configs/caltech101.py:runlocal --config.data.path=DATA_DIR \
+      --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/caltech101_local
+"""
+
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import apply_variant
+from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
+    config = stable_diffusion_config()
+    config.data.name = "caltech101"
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

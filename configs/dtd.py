@@ -1,0 +1,25 @@
+"""Describable Textures (DTD) from 16 labelled pictures a class, with Stable Diffusion as the generator.
+
+Real pictures: tensorflow-datasets' dtd, 47 textures, at 224×224: `--config.data.path` is the data_dir in which it was
+prepared as ArrayRecord.
+
+Protocol: ten partitions into training, validation and test pictures, 40 a class each, and the mean over them; tfds has
+the first alone. Its validation pictures stay unused: ours come out of the shots.
+
+  python -m utilgen_jax.main --config=configs/dtd.py --config.data.path=DATA_DIR --workdir=runs/dtd
+  python -m utilgen_jax.main --config=configs/dtd.py:runlocal --config.data.path=DATA_DIR \
+      --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/dtd_local
+"""
+
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import apply_variant
+from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
+    config = stable_diffusion_config()
+    config.data.name = "dtd"
+    config.generator.prompt = "a photo of a {class} texture"
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

@@ -1,0 +1,27 @@
+"""Oxford Flowers-102 from its 10 labelled pictures a class, with Stable Diffusion as the generator.
+
+Real pictures: tensorflow-datasets' oxford_flowers102 at 224×224: `--config.data.path` is the data_dir in which it was
+prepared as ArrayRecord.
+
+Protocol: 10 pictures a class to train, 10 to validate, 6,149 pictures to test. The validation pictures stay unused:
+ours come out of the shots. UtilGen (arXiv 2510.24262) reports a data set of flowers with synthetic pictures only
+(`--config.classifier.synthetic_fraction=1`) and with real ones beside them.
+
+  python -m utilgen_jax.main --config=configs/flowers102.py --config.data.path=DATA_DIR --workdir=runs/flowers102
+  python -m utilgen_jax.main --config=configs/flowers102.py:runlocal --config.data.path=DATA_DIR \
+      --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/flowers102_local
+"""
+
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import apply_variant
+from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
+    config = stable_diffusion_config()
+    config.data.update(name="oxford_flowers102", shots=10)
+    config.generator.prompt = "a photo of a {class}, a type of flower"
+    config.pool.images_per_class = 50
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

@@ -1,0 +1,39 @@
+"""Imagenette from 16 labelled pictures a class, with Stable Diffusion as the generator.
+
+Real pictures: tensorflow-datasets' imagenette/320px-v2, ten easy classes of ImageNet, at 224×224: `--config.data.path`
+is the data_dir in which it was prepared as ArrayRecord.
+
+Protocol: all of train to train on (`--config.data.shots=0`), the validation pictures to test. Difficulty-controlled
+diffusion (arXiv 2411.18109, `method=difficulty`) reports it for ResNet-50, ResNet-101 and ViT-S
+(`--config.classifier.name=vit_s`), with real pictures and with synthetic ones beside them.
+
+  python -m utilgen_jax.main --config=configs/imagenette.py --config.data.path=DATA_DIR --workdir=runs/imagenette
+  python -m utilgen_jax.main --config=configs/imagenette.py:runlocal --config.data.path=DATA_DIR \
+      --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/imagenette_local
+"""
+
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import apply_variant
+from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+
+# In the order of tfds' labels, which are numbers of WordNet's: n01440764, n02102040, n02979186, ...
+WORDS = (
+    "tench",
+    "English springer",
+    "cassette player",
+    "chain saw",
+    "church",
+    "French horn",
+    "garbage truck",
+    "gas pump",
+    "golf ball",
+    "parachute",
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
+    config = stable_diffusion_config()
+    config.data.update(name="imagenette/320px-v2", class_names=WORDS)
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

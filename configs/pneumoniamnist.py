@@ -1,0 +1,29 @@
+"""PneumoniaMNIST, chest X-rays of children, from 16 labelled pictures a class; Stable Diffusion as the generator.
+
+Real pictures: MedMNIST's pneumoniamnist.npz, 28×28, grey, read as it is: `--config.data.path` is the file. Generator: a
+hub id, or `--config.generator.checkpoint=FOLDER` in diffusers' format. Stable Diffusion has seen few X-rays.
+
+Protocol (MedMNIST v2, arXiv 2110.14795): 4,708 pictures to train, 524 to validate, 624 to test, by a ResNet-18 among
+others. The validation pictures stay unused: ours come out of the shots.
+
+  python -m utilgen_jax.main --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --workdir=runs/lungs
+  python -m utilgen_jax.main --config=configs/pneumoniamnist.py:runlocal --config.data.path=FILE.npz \
+      --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/lungs_local
+"""
+
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import apply_variant
+from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+
+PHRASES = ("of a small child|of a child", "bright|dark", "high contrast|low contrast", "sharp|blurred|grainy")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
+    config = stable_diffusion_config()
+    config.data.update(source="npz", name="pneumoniamnist", image_size=28, channels=1)
+    config.data.class_names = ("normal", "pneumonia")
+    config.generator.update(prompt="a chest X-ray, {class}", phrases=PHRASES)
+    config.classifier.update(name="resnet18", max_shift=2)
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

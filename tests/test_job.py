@@ -1,0 +1,35 @@
+"""What a run reads before its first stage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utilgen_jax.cli import read_config
+from utilgen_jax.data import few_shot, load_source
+from utilgen_jax.errors import InputError
+from utilgen_jax.job import prepare
+
+DIGITS = f"{Path(__file__).parents[1] / 'configs' / 'digits.py'}:method=real"
+
+
+def prepared(workdir, **data):
+    config = read_config(DIGITS, [(f"data.{name}", str(value)) for name, value in data.items()])
+    return prepare(config, workdir, None)
+
+
+def test_label_noise_changes_labels_of_shots_and_nothing_else(tmp_path):
+    config = read_config(DIGITS, [("data.shots", "50")])
+    clean = few_shot(load_source(config.data), shots=50, seed=0)
+    noisy = prepared(tmp_path, shots=50, label_noise=0.4).split
+    np.testing.assert_array_equal(noisy.real.images, clean.real.images)
+    assert noisy.real.ids == clean.real.ids
+    np.testing.assert_array_equal(noisy.test.labels, clean.test.labels)
+    # 0.4 · 9 / 10 of 500 labels; the binomial's deviation is 0.021.
+    assert 0.28 < (noisy.real.labels != clean.real.labels).mean() < 0.44
+
+
+def test_label_noise_must_leave_each_class_a_shot(tmp_path):
+    with pytest.raises(InputError, match=r"label_noise leaves no shot of \w+.*; take more shots"):
+        prepared(tmp_path / "run", shots=1, label_noise=1.0)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,141 @@
+"""Nothing leaks: what a row computes is the same, bit for bit, on data that differ in every picture but the shots.
+
+All rows run on scikit-learn's digits three times: as they are; with noise for every picture that is no shot; and with
+another picture for one of the shots, which shows that whatever comes in would be seen here.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.diffusers_checkpoint import write_tiny_stable_diffusion
+from utilgen_jax import data, pipeline
+from utilgen_jax.cli import read_config
+from utilgen_jax.data.image_source import Sources
+from utilgen_jax.job import Shared
+from utilgen_jax.methods import METHODS
+
+DIGITS = f"{Path(__file__).parents[1] / 'configs' / 'digits.py'}"
+TINY = (
+    ("baselines", ""),
+    ("data.max_classes", "2"),
+    ("data.max_test", "20"),
+    ("generator.image_size", "16"),
+    ("generator.steps", "2"),
+    ("pool.images_per_class", "4"),
+    ("adaptation.steps", "2"),
+    ("inversion.steps", "2"),
+    ("preference.rounds", "1"),
+    ("preference.steps", "2"),
+    ("instance.steps", "1"),
+    ("instance.sampler_steps", "1"),
+    ("joint.steps", "2"),
+    ("joint.painted", "2"),
+    ("joint.sampler_steps", "1"),
+    ("consensus.members", "1"),
+    ("classifier.name", "mlp"),  # quicker to compile
+    ("classifier.steps", "5"),
+    ("classifier.width", "8"),
+    ("utility.steps", "3"),
+    # All is exaggerated, so that a difference in what goes in shows in the pictures' 8 bits.
+    ("generator.guidance_scale", "50"),
+    ("adaptation.learning_rate", "0.1"),
+    ("inversion.learning_rate", "1"),
+    ("preference.learning_rate", "0.1"),
+    ("instance.learning_rate", "1"),
+    ("joint.learning_rate", "1"),
+    ("joint.lora_learning_rate", "0.1"),
+    ("classifier.learning_rate", "0.05"),
+)
+load_source = data.load_source  # The fixture below puts another in its place.
+pytestmark = pytest.mark.slow
+
+
+def replace_pictures(sources: Sources, replaced: np.ndarray) -> Sources:
+    """Noise in place of some pictures of the digits, all else as it was."""
+    digits = sources.train.source  # Below the choice of classes.
+    places = sources.train.indices[replaced]
+    images = digits.images.copy()
+    images[places] = np.random.default_rng(5).integers(0, 256, images[places].shape, np.uint8)
+    changed = dataclasses.replace(digits, images=images)
+    return Sources(dataclasses.replace(sources.train, source=changed), None)
+
+
+def results(folder: Path) -> dict[str, object]:
+    """All that the runs of a folder left for later stages, by path; not what the final evaluation says."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors" and not path.name.startswith("evaluation_"):
+            found |= {f"{name}:{key}": tensor.tobytes() for key, tensor in load_file(path).items()}
+        elif path.suffix in (".png", ".jsonl"):
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory, quick_compiler):
+    """{which pictures are noise: (results of all rows, accuracy of each)}."""
+    root = tmp_path_factory.mktemp("worlds")
+    # All rows run on it, and with attention in the UNet's middle alone it is quick to compile. Groups of one channel
+    # would hide the conditioning on pictures.
+    checkpoint = write_tiny_stable_diffusion(
+        root / "checkpoint",
+        family="unclip",
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        block_out_channels=(8,),
+        norm_num_groups=2,
+        attention_head_dim=2,
+    )
+    settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
+    whole = load_source(read_config(DIGITS, settings).data)
+    shots = data.few_shot(whole, shots=2, seed=0).real.ids
+    is_shot = np.isin(whole.train.ids, shots)
+    assert is_shot.sum() == 4
+    is_first_shot = np.arange(len(is_shot)) == np.flatnonzero(is_shot)[0]
+    noise = {"none": np.zeros_like(is_shot), "others": ~is_shot, "a shot": is_first_shot}
+    runs = {}
+    for world, replaced in noise.items():
+        folder = root / world
+        shared = Shared(stages=folder / "stages", pools=folder / "pools", shotless_pools=folder / "shotless")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "load_source", lambda settings, replaced=replaced: replace_pictures(whole, replaced))
+            summaries = {
+                row: pipeline.run(read_config(f"{DIGITS}:method={row}", settings), root / "runs" / world / row, shared)
+                for row in METHODS
+            }
+        runs[world] = results(folder), {row: summary["accuracy"]["final"] for row, summary in summaries.items()}
+    return runs
+
+
+def changed_between(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    return [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
+
+
+def test_pictures_beyond_the_shots_leave_no_trace(worlds):
+    (whole, accuracy), (others, accuracy_on_noise) = worlds["none"], worlds["others"]
+    assert changed_between(whole, others) == []
+    assert accuracy != accuracy_on_noise  # What is read of them is read by the final evaluation.
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_a_shot_is_seen_by_each_row(worlds, row):
+    whole = worlds["none"][0]
+    changed = changed_between(whole, worlds["a shot"][0])
+    assert any(path.startswith(f"stages/classifier_{row}.") for path in changed)
+    generation = METHODS[row].generation
+    if generation is not None:
+        folder = f"{'pools' if generation.uses_shots else 'shotless'}/{generation.name}/"
+        assert any(path.startswith(folder) for path in whole)
+        assert any(path.startswith(folder) for path in changed) == generation.uses_shots
+
+
+def test_all_that_the_rows_learn_was_looked_at(worlds):
+    stages = {path.split("/")[1].split(".")[0] for path in worlds["none"][0] if path.startswith("stages/")}
+    expected = {"difficulty_of_shots", "captions", "tokens", "adaptation_datadream", "adaptation_difficulty"}
+    expected |= {"value_saflex", "value_utilgen", "preference_utilgen_model_0"}
+    assert expected | {f"classifier_{row}" for row in METHODS} <= stages

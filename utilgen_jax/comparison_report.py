@@ -1,0 +1,115 @@
+"""A comparison for people and programs: its tables as text, markdown and JSON, and its figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utilgen_jax import report
+from utilgen_jax.comparison import Row, Run, accuracies, best_published, error_reduction, interval, run_of, table_rows
+from utilgen_jax.methods import METHODS, PUBLISHED
+from utilgen_jax.workdir import write_atomically
+
+Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
+
+_NOTE = (
+    "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
+    "intervals.\nSeconds are of all stages of a run; those that rows share count in each, but a pool that needs no "
+    "shots only at the\nnumber of shots for which it was made."
+)
+
+
+def write_comparison(folder: Path, summaries: Sequence[dict[str, Any]], plan: Sequence[tuple[int, int, str]]) -> None:
+    """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png`.
+
+    Args:
+      folder: where to.
+      summaries: of the runs that are done, one at least, as `pipeline.run` returns them.
+      plan: all runs that belong to it: (shots, seed, method), methods in the order of the rows.
+    """
+    methods = list(dict.fromkeys(method for _, _, method in plan))
+    runs = sorted(map(run_of, summaries), key=lambda run: (run.shots, run.seed, methods.index(run.method)))
+    best = best_published(runs)
+    rows = table_rows(runs, methods)
+    reductions = {
+        method: less
+        for method in methods
+        if best and method not in PUBLISHED and (less := error_reduction(runs, method, best)) is not None
+    }
+    there = {(run.shots, run.seed, run.method) for run in runs}
+    missing = [entry for entry in plan if entry not in there]
+
+    def page(form: Formatter) -> str:
+        parts = [form([_cells(row) for row in rows], _headers(best)), _NOTE]
+        if reductions:
+            heading = f"error less than that of {best}, %, mean over shots"
+            parts.append(form([[METHODS[method].title, less] for method, less in reductions.items()], ("", heading)))
+        return "\n\n".join([*parts, *_missing_text(missing, len(plan))])
+
+    print(page(report.format_table))
+    write_atomically(folder / "compare.md", page(report.format_markdown_table) + "\n")
+    content = {
+        "runs": [dataclasses.asdict(run) for run in runs],
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "best_published": best,
+        "error_reduction": {method: dataclasses.asdict(less) for method, less in reductions.items()},
+        "missing": [{"method": method, "shots": shots, "seed": seed} for shots, seed, method in missing],
+    }
+    write_atomically(folder / "compare.json", json.dumps(content, indent=2) + "\n")
+    _plot(runs, rows, methods, folder / "compare.png")
+    print(f"written: {folder}/compare.md, compare.json, compare.png")
+
+
+def _headers(best: str | None) -> tuple[str, ...]:
+    against = f"minus {best} (best published)" if best else "minus best published"
+    return ("shots", "training set", "accuracy, %", "minus real", against, "synthetic", "seconds")
+
+
+def _cells(row: Row) -> list[object]:
+    return [
+        row.shots,
+        METHODS[row.method].title,
+        f"{row.accuracy:.1f}" + ("" if row.deviation is None else f" ± {row.deviation:.1f}"),
+        "" if row.minus_real is None else row.minus_real,
+        "" if row.minus_best is None else row.minus_best,
+        row.num_synthetic,
+        f"{row.seconds:.0f}",
+    ]
+
+
+def _missing_text(missing: Sequence[tuple[int, int, str]], total: int) -> list[str]:
+    """Says which runs are not there yet, a line for each row of the table."""
+    if not missing:
+        return []
+    seeds: dict[tuple[int, str], list[str]] = {}
+    for shots, seed, method in missing:
+        seeds.setdefault((shots, method), []).append(str(seed))
+    lines = [f"- {method}, {shots} shots, seeds: {', '.join(found)}" for (shots, method), found in seeds.items()]
+    heading = f"Missing, {len(missing)} of {total} runs; differences are over the seeds that both have:"
+    return ["\n".join([heading, "", *lines])]
+
+
+def _plot(runs: Sequence[Run], rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
+    """A panel for each number of shots: differences to `real` where it is there, accuracies where not."""
+    has_real = any(row.minus_real is not None for row in rows)
+    panels: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
+    for row in rows:
+        own, real = (list(accuracies(runs, method, row.shots).values()) for method in (row.method, "real"))
+        found = row.minus_real if has_real else interval(own)
+        if found is not None:
+            title = f"shots: {row.shots}" + (f" (real {np.mean(real):.1f} %)" if has_real else "")
+            panels.setdefault(title, {})[row.method] = (found.mean, found.low, found.high)
+    groups = {method: _group(method) for method in methods if any(method in panel for panel in panels.values())}
+    label = "Accuracy minus that of real pictures only (points)" if has_real else "Test accuracy (%)"
+    report.plot_intervals(panels, groups, label, path, reference=0.0 if has_real else None)
+
+
+def _group(method: str) -> str:
+    if METHODS[method].generation is None:
+        return "real pictures only"
+    return "published" if method in PUBLISHED else "not published"

@@ -1,0 +1,55 @@
+"""Soft labels by consensus: what several classifiers, trained on the pool as it came, say of its pictures on average.
+
+A picture that a generator made of a class may look like another, or like two: a label for sure would teach the wrong
+thing. Distillation (Hinton et al. 2015, arXiv 1503.02531) into a network of the same size (born-again networks,
+Furlanello et al. 2018, arXiv 1805.04770), with the synthetic pool as what is distilled on. Ours.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from scipy.special import softmax
+
+from utilgen_jax import classification, report
+from utilgen_jax.appraisal import predict
+from utilgen_jax.classification import TrainingSet
+from utilgen_jax.job import CONSENSUS_KEY, Job
+from utilgen_jax.results import log_stage
+
+
+def consensus_labels(
+    job: Job, metrics: report.MetricsWriter, row: str, real: TrainingSet, synthetic: TrainingSet
+) -> np.ndarray:
+    """The soft labels of a pool, float32 [M, K], as a stage.
+
+    Args:
+      job: the run.
+      metrics: its writer.
+      row: whose recipe the classifiers follow; each has random weights and batches of its own.
+      real: the shots, as the classifier sees them.
+      synthetic: the pool, with its weights.
+    """
+    members, share = job.config.consensus.members, job.config.consensus.share
+    total, name = members * job.recipe.steps, f"consensus_{row}"
+
+    def compute() -> dict[str, np.ndarray]:
+        said = np.zeros((len(synthetic.labels), job.num_classes), np.float32)
+        with log_stage(metrics, name, total, job.config.log_every_steps) as on_step:
+            for member in range(members):
+
+                def on_member_step(step: int, loss: jax.Array, done: int = member * job.recipe.steps) -> None:
+                    on_step(done + step, loss)
+
+                params = classification.train_classifier(
+                    job.classifier,
+                    job.recipe_of_row(row),
+                    real,
+                    synthetic,
+                    jax.random.fold_in(job.key(CONSENSUS_KEY), member),
+                    on_member_step,
+                )
+                said += softmax(predict(job, params, synthetic.images), axis=-1) / members
+        return {"labels": share * said + (1 - share) * np.asarray(synthetic.targets(job.num_classes))}
+
+    return job.stages.run(name, compute)["labels"]

@@ -1,0 +1,100 @@
+"""A part of a data set's classes: those that a file lists, with the words it has for them, or the first few."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utilgen_jax.data.image_source import ImageSource
+from utilgen_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSubset:
+    """Another source's pictures of some classes; an `ImageSource`.
+
+    Attributes:
+        name: For messages.
+        class_names: K words.
+        labels: int32 [N], in 0..K-1.
+        ids: N names, the source's own.
+        source: Where the pictures are.
+        indices: int64 [N], their positions in it.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    source: ImageSource
+    indices: np.ndarray
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, C]; see `ImageSource.read`."""
+        return self.source.read(self.indices[np.asarray(indices, np.int64)])
+
+
+def choose_classes(source: ImageSource, words: Mapping[str, str]) -> ClassSubset:
+    """Keeps some classes, in the order in which they are numbered, and numbers them anew.
+
+    Args:
+        source: Labelled pictures.
+        words: {the source's name of a class: the word for it}, of the classes that are kept.
+
+    Returns:
+        Their pictures, in the order of the source.
+    """
+    kept = [label for label, name in enumerate(source.class_names) if name in words]
+    new_labels = np.full(len(source.class_names), -1, np.int32)
+    new_labels[kept] = np.arange(len(kept))
+    indices = np.flatnonzero(new_labels[source.labels] >= 0)
+    return ClassSubset(
+        name=source.name,
+        class_names=tuple(words[source.class_names[label]] for label in kept),
+        labels=new_labels[source.labels[indices]],
+        ids=tuple(source.ids[int(index)] for index in indices),
+        source=source,
+        indices=indices,
+    )
+
+
+def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
+    """Reads which classes are wanted, and what they are called.
+
+    Each line is the data set's own name of a class, a blank or tab, and words for it, of which the part before the
+    first comma is taken: `n01440764 tench, Tinca tinca`, as in ILSVRC's LOC_synset_mapping.txt.
+
+    Args:
+        path: The file, UTF-8; empty lines are passed over.
+        class_names: K names that the data set knows its classes by.
+
+    Returns:
+        {name: words}, in the order of the file.
+
+    Raises:
+        InputError: No such file, a line without words, a name that the data set does not know, or a name or words
+            twice; names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config.data.classes_file={path!r} cannot be read as text: {error}") from error
+    known = set(class_names)
+    words: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        name, _, rest = line.strip().replace("\t", " ").partition(" ")
+        word = rest.partition(",")[0].strip()
+        problem = ""
+        if not line.strip():
+            continue
+        if name not in known:
+            problem = f"the data set has no class {name!r}; its first is {class_names[0]!r}"
+        elif not word:
+            problem = f"no words follow {name!r}; write such as 'n01440764 tench'"
+        elif name in words or word in words.values():
+            problem = f"{name!r} or {word!r} stands in an earlier line too; each class needs its own words"
+        if problem:
+            raise InputError(f"{path}, line {number}: {problem}")
+        words[name] = word
+    return words

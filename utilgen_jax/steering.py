@@ -1,0 +1,120 @@
+"""`joint`, our own: a policy over phrases and one over the UNet by the bilevel update, then a choice by utility."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from utilgen_jax import data, parallel, report
+from utilgen_jax.appraisal import Params, appraise, pool_training_set
+from utilgen_jax.classification import TrainingSet
+from utilgen_jax.data.images import to_float
+from utilgen_jax.data.phrases import PhraseGroups
+from utilgen_jax.generator.conditioning import encode_prompts
+from utilgen_jax.generator.pool_generation import plan_pool
+from utilgen_jax.job import STEERING_KEY, Job, recipe_of
+from utilgen_jax.joint_training import JointRecipe, Painting, Prompts, train_jointly
+from utilgen_jax.methods import Generation
+from utilgen_jax.results import log_stage
+from utilgen_jax.synthesis import Load, Made, draw_prompts, fill_pool, images_per_class, policy_arrays, policy_of
+
+_CHANCES = "chances"
+
+
+def steer(
+    job: Job, metrics: report.MetricsWriter, load: Load, generation: Generation, made: Made, real: TrainingSet
+) -> Made:
+    """A pool that is asked for as the policies say, which learn from the one before.
+
+    Args:
+      job: the run.
+      metrics: its writer.
+      load: reads the checkpoint.
+      generation: says which policies.
+      made: the pool before, of phrases drawn by the config's chances.
+      real: the shots, as the classifier sees them.
+    """
+    config, name = job.config, f"steering_{generation.name}"
+    groups = PhraseGroups.parse(config.generator.phrases)
+    even = groups.even_chances(config.generator.phrase_chance)
+    recipe = recipe_of(JointRecipe, config.joint)
+
+    def compute() -> dict[str, np.ndarray]:
+        generator, params = load()
+        texts = [record.prompt or "" for record in made.pool.records]
+        distinct = sorted(set(texts))
+        size = min(config.generator.batch_size, len(distinct))
+        # Parts of one shape, the last one filled up: they compile once.
+        filled = distinct + distinct[-1:] * (-len(distinct) % size)
+        parts = [filled[start : start + size] for start in range(0, len(filled), size)]
+        side = config.generator.image_size // generator.vae_scale_factor
+        painting = Painting(
+            guidance_scale=config.generator.guidance_scale,
+            scheduler=config.generator.scheduler,
+            latent_shape=(side, side, generator.unet.in_channels),
+            image_size=config.data.image_size,
+            channels=config.data.channels,
+        )
+        prompts = Prompts(
+            embeds=jnp.concatenate([encode_prompts(generator, params, part) for part in parts]),
+            negative=encode_prompts(generator, params, [config.generator.negative_prompt]),
+            of_pictures=jnp.asarray(np.searchsorted(distinct, texts)),
+        )
+        with log_stage(metrics, name, recipe.steps, config.log_every_steps) as on_step:
+            logits, policy = train_jointly(
+                job.classifier,
+                job.recipe,
+                recipe,
+                painting,
+                generation.levels,
+                generator,
+                params,
+                job.num_classes,
+                real,
+                pool_training_set(job, generation, made.pool),
+                parallel.replicate(prompts),
+                job.folds,
+                job.key(STEERING_KEY),
+                lambda step, seen: on_step(
+                    step, seen.train_loss, seen.first_nonfinite, validation_loss=seen.validation_loss
+                ),
+            )
+        return {_CHANCES: groups.reweighted(even, logits), **policy_arrays(policy)}
+
+    found = job.stages.run(name, compute)
+    chances, policy = found.pop(_CHANCES), policy_of(found)
+    number = made.round + 1
+    prompts = draw_prompts(job, generation, number, chances)
+    records = plan_pool(prompts, images_per_class(job, generation), config.seed, number)
+    return fill_pool(job, generation, load, policy, records, round_number=number)
+
+
+def choose(
+    job: Job,
+    metrics: report.MetricsWriter,
+    generation: Generation,
+    made: Made,
+    real: TrainingSet,
+    real_classifier: Params,
+) -> Made:
+    """The most useful pictures of each class of a pool that has more than are wanted, as a pool of their own."""
+    number = made.round + 1
+    folder, class_names = job.pool_folder(generation, number), job.split.real.class_names
+    name = f"{generation.name}_{made.round}"
+    synthetic = pool_training_set(job, generation, made.pool)
+    weights = appraise(job, metrics, f"value_{name}", "joint", real, synthetic, real_classifier)["weight"]
+
+    def compute() -> dict[str, np.ndarray]:
+        wanted = np.broadcast_to(images_per_class(job, generation), job.num_classes)
+        ranked = np.argsort(-weights, kind="stable")
+        chosen = np.sort(
+            np.concatenate([ranked[made.pool.labels[ranked] == label][:count] for label, count in enumerate(wanted)])
+        )
+        writer = data.PoolWriter(folder, class_names)
+        rest = chosen[len(writer) :]
+        if job.is_first and rest.size:
+            writer.append(to_float(made.pool.images[rest]), [made.pool.records[place] for place in rest])
+        return {"chosen": chosen}
+
+    job.stages.run(f"pool_{name}", compute)
+    return Made(data.read_pool(folder, class_names), made.policy, number)
