@@ -20,6 +20,8 @@ RUNLOCAL = {
     "generator.steps": 4,
     "pool.images_per_class": 10,
     "adaptation.steps": 30,
+    "difficulty.steps": 50,
+    "consensus.members": 2,
     "inversion.steps": 20,
     "preference.rounds": 1,
     "preference.steps": 10,

@@ -7,7 +7,7 @@ or `--config.generator.checkpoint=FOLDER` in diffusers' format.
 
   python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_pictures --workdir=runs/mine
 
-`runlocal` tries the same path in a minute or two on a laptop; give it a small checkpoint. The embedded one,
+`runlocal` tries the same path in minutes on a laptop; give it a small checkpoint. The embedded one,
 `--config.generator.checkpoint=glyphs`, knows nothing but printed digits: with it only the plumbing is tried, and
 the pool is nonsense.
 

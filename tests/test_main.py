@@ -75,7 +75,7 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         "--workdir: say where the results go, such as --workdir=runs/digits",
         "variant 'shots=many': config.data.shots: expected a whole number, got 'many'",
         "variant 'metod=real' is unknown: the nearest is 'method=', all are method=, seed=, shots=, path=, "
-        "checkpoint=, images=, steps=, folds=",
+        "checkpoint=, images=, steps=, folds=, runlocal",
         "--config.data.shotz: there is no such field; the nearest valid one is --config.data.shots",
         "--config.seed: expected a whole number, got 'x'",
         "config.data.source: must be one of 'digits', 'tfds', 'imagefolder', 'npz', got 'folder'; "

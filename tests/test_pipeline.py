@@ -21,6 +21,8 @@ SHRUNK = (
     ("classifier.width", "8"),
     ("utility.steps", "6"),
     ("adaptation.steps", "4"),
+    ("difficulty.steps", "4"),
+    ("difficulty.batch_size", "16"),
     ("data.max_test", "100"),
     ("log_every_steps", "5"),
 )

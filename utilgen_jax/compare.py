@@ -20,8 +20,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from utilgen_jax import cli
-from utilgen_jax.config import choice_problems, set_field
-from utilgen_jax.config_check import checked
+from utilgen_jax.config import choice_problems
+from utilgen_jax.config_check import with_fields
 from utilgen_jax.errors import InputError
 from utilgen_jax.methods import ABLATIONS, METHODS
 
@@ -157,10 +157,7 @@ def _folder(workdir: Path, entry: tuple[int, int, str]) -> Path:
 
 def _config_of(config: ConfigDict, entry: tuple[int, int, str]) -> ConfigDict:
     shots, seed, method = entry
-    copy = ConfigDict(config.to_dict(), type_safe=False)
-    for path, value in {"method": method, "seed": seed, "data.shots": shots, "baselines": ()}.items():
-        set_field(copy, path, value)
-    return checked(copy)
+    return with_fields(config, {"method": method, "seed": seed, "data.shots": shots, "baselines": ()})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

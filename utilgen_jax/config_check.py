@@ -2,7 +2,7 @@
 
 import math
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,6 +21,11 @@ def checked(config: ConfigDict) -> ConfigDict:
         raise ConfigError(problems)
     values = flatten(config)
     return from_flat({path: type(field.default)(values[path]) for path, field in FIELDS.items()}).lock()
+
+
+def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """Returns a checked copy of a config with some fields, by dotted path, changed; ConfigError if it is not valid."""
+    return checked(from_flat(flatten(config) | dict(fields)))
 
 
 def validate(config: ConfigDict) -> list[str]:

@@ -17,7 +17,7 @@ PHOTO_PHRASES = (
     "sharp|blurred|grainy",
 )
 
-# The variant `runlocal`: every stage, in a minute or two on a laptop, given a small checkpoint.
+# The variant `runlocal`: every stage on a laptop, given a small checkpoint; `vanilla` takes a minute, `utilgen` some.
 RUNLOCAL: Mapping[str, Any] = {
     "data.shots": 4,
     "data.image_size": 32,
@@ -30,6 +30,9 @@ RUNLOCAL: Mapping[str, Any] = {
     "pool.images_per_class": 4,
     "pool.fill_to": 0,
     "adaptation.steps": 10,
+    "difficulty.steps": 10,
+    "difficulty.batch_size": 16,
+    "consensus.members": 1,
     "inversion.steps": 10,
     "preference.rounds": 1,
     "preference.steps": 5,
@@ -69,6 +72,7 @@ def stable_diffusion_config() -> ConfigDict:
     config.pool.images_per_class = 80
     config.captions.source = "blip2"
     config.adaptation.learning_rate = 1e-4
+    config.difficulty.update(batch_size=8, prior_fraction=0.5, learning_rate=1e-4)
     config.preference.learning_rate = 1e-5
     config.joint.update(painted=2, lora_learning_rate=1e-5)
     config.classifier.update(name="resnet50", dtype="bfloat16", steps=3000, batch_size=128, max_shift=16)

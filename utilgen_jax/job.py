@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from utilgen_jax import classification, data, parallel, weights
 from utilgen_jax.classifier import Classifier, make_classifier
+from utilgen_jax.config import nearest
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
 from utilgen_jax.data.phrases import PhraseGroups
@@ -106,6 +107,27 @@ class Job:
         return self.workdir / "pool" / ("" if own else generation.name) / name
 
 
+def asked_of_classes(entries: Sequence[str], class_names: Sequence[str]) -> dict[str, float]:
+    """Reads `difficulty.by_class`, such as 'three=0.7': the mean difficulty by name of the class.
+
+    Raises:
+      InputError: an entry names no class, or no number in [0, 1].
+    """
+    means = {}
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        if name not in class_names:
+            near = nearest(name, class_names)
+            raise InputError(f"config.difficulty.by_class: {name!r} is none of the classes; the nearest is {near!r}")
+        try:
+            means[name] = float(text)
+        except ValueError:
+            means[name] = -1.0
+        if not 0 <= means[name] <= 1:
+            raise InputError(f"config.difficulty.by_class: {entry!r} should be such as '{name}=0.7', from 0 to 1")
+    return means
+
+
 def _long_tail(real: data.LabelledImages, config: ConfigDict) -> data.LabelledImages:
     """The shots of which later classes have fewer and fewer, in the order in which they stood."""
     counts = long_tail_counts(config.data.shots, len(real.class_names), config.data.imbalance_factor)
@@ -154,6 +176,7 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
             find_way(config.conditioning.way, generator.image_encoder is not None)
         if any(generation is not None and generation.prompt == "phrases" for generation in generations):
             PhraseGroups.parse(config.generator.phrases)
+        asked_of_classes(config.difficulty.by_class, real.class_names)
         make_sampler(config.generator.scheduler, generator.schedule, config.generator.steps)
     mesh = parallel.make_mesh(config.parallel.data, config.parallel.fsdp)
     with jax.set_mesh(mesh):

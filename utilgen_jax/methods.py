@@ -74,9 +74,9 @@ _UTILGEN = Generation("utilgen", prompt="token", refines=_PREFERRED, levels=("pr
 _OWN_PROMPTS = Generation("utilgen_prompt", prompt="token", refines=_TOKENS, levels=("prompt",))
 _OWN_NOISES = Generation("utilgen_noise", prompt="token", refines=_TOKENS, levels=("noise",))
 
-# joint: prompts of drawn phrases; what both policies have learnt to ask for, more than is needed; the best of it.
+# joint: prompts of drawn phrases; what the policy has learnt to ask for, more than is needed; the best of it.
 _PHRASES = Generation("phrases", prompt="phrases")
-_STEERED = Generation("joint_steered", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora"), surplus=2)
+_STEERED = Generation("joint_steered", prompt="phrases", refines=_PHRASES, levels=("phrases",), surplus=2)
 _JOINT = Generation("joint", prompt="phrases", refines=_STEERED, levels=("choice",))
 
 # Rows that show what a part of another row is worth.
@@ -90,15 +90,15 @@ _PARTS: dict[str, Method] = {
     "vanilla_both": Method("+ plain synthetic pictures, Mixup, consensus", PLAIN, labels="consensus", mixing="mixup"),
     "saflex_mixup": Method("+ synthetic pictures, SAFLEX, Mixup", PLAIN, weighting="saflex", mixing="mixup"),
     "joint_phrases": Method("+ joint, phrases by even chances", _PHRASES, labels="consensus", mixing="mixup"),
-    "joint_steered": Method(
+    "joint_policy": Method(
         "+ joint without choice and weights",
-        Generation("joint_steered_1", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora")),
+        Generation("joint_policy", prompt="phrases", refines=_PHRASES, levels=("phrases",)),
         labels="consensus",
         mixing="mixup",
     ),
-    "joint_no_lora": Method(
-        "+ joint without choice, weights and LoRA",
-        Generation("joint_no_lora", prompt="phrases", refines=_PHRASES, levels=("phrases",)),
+    "joint_lora": Method(
+        "+ joint without choice and weights, with a LoRA",
+        Generation("joint_lora", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora")),
         labels="consensus",
         mixing="mixup",
     ),
@@ -137,8 +137,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "saflex",
         "saflex_mixup",
         "joint_phrases",
-        "joint_no_lora",
-        "joint_steered",
+        "joint_policy",
+        "joint_lora",
         "joint_uniform",
         "joint",
     ),

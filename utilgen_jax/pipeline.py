@@ -130,11 +130,20 @@ def _measure_difficulty(job: Job, params: Params, real: TrainingSet) -> np.ndarr
     return job.stages.run("difficulty", compute)["real"]
 
 
-def _cross_fitted_difficulty(job: Job, metrics: report.MetricsWriter, real: TrainingSet) -> np.ndarray:
-    """How hard each shot is for a classifier that was trained on the other folds: those trained on it know it."""
+def _cross_fitted_difficulty(
+    job: Job, metrics: report.MetricsWriter, real: TrainingSet, plain: TrainingSet
+) -> tuple[np.ndarray, np.ndarray]:
+    """How hard each shot and each plain synthetic picture is for a classifier that was not trained on it.
+
+    Each is trained on shots and synthetic pictures of the other folds: those trained on a picture know it, and from a
+    handful of shots alone they know too little of the others. (Digits, 2 shots: Spearman's correlation with an
+    independent classifier's verdict on the plain pool is 0.68 so, and 0.30 by the classifier of the shots alone.)
+    """
 
     def compute() -> dict[str, np.ndarray]:
-        hard = np.zeros(len(job.split.real), np.float32)
+        hard = {"real": np.zeros(len(real.labels), np.float32), "plain": np.zeros(len(plain.labels), np.float32)}
+        # Pools hold the classes in turn: whole turns go to a fold.
+        folds_of_plain = np.arange(len(plain.labels)) // job.num_classes % len(job.folds)
         total = job.recipe.steps * len(job.folds)
         with log_stage(metrics, "difficulty_of_shots", total, job.config.log_every_steps) as on_step:
             for number, fold in enumerate(job.folds):
@@ -146,16 +155,20 @@ def _cross_fitted_difficulty(job: Job, metrics: report.MetricsWriter, real: Trai
                     job.classifier,
                     job.recipe,
                     real.take(fold.train_indices),
-                    None,
+                    plain.take(np.flatnonzero(folds_of_plain != number)),
                     job.key(CLASSIFIER_KEY),
                     on_fold_step,
                 )
-                chosen = fold.validation_indices
-                logits = predict(job, params, real.images[chosen])
-                hard[chosen] = difficulty(logits, job.split.real.labels[chosen])
-        return {"real": hard}
+                for name, pictures, chosen in (
+                    ("real", real, fold.validation_indices),
+                    ("plain", plain, np.flatnonzero(folds_of_plain == number)),
+                ):
+                    logits = predict(job, params, pictures.images[chosen])
+                    hard[name][chosen] = difficulty(logits, np.asarray(pictures.labels)[chosen])
+        return hard
 
-    return job.stages.run("difficulty_of_shots", compute)["real"]
+    found = job.stages.run("difficulty_of_shots", compute)
+    return found["real"], found["plain"]
 
 
 def _make_pools(
@@ -176,11 +189,8 @@ def _make_pools(
         plain = make(PLAIN).pool if generation.adaptation != "none" else None
         difficulties = None
         if plain is not None and generation.adaptation == "difficulty":
-            images = as_classifier_input(job.config, plain.images)
-            difficulties = (
-                _cross_fitted_difficulty(job, metrics, real),
-                difficulty(predict(job, real_classifier, images), plain.labels),
-            )
+            pictures = training_set(as_classifier_input(job.config, plain.images), plain.labels)
+            difficulties = _cross_fitted_difficulty(job, metrics, real, pictures)
         pools[generation] = make_pool(job, metrics, load, generation, plain, difficulties)
         return pools[generation]
 

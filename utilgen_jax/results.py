@@ -17,6 +17,8 @@ from utilgen_jax import data, report
 from utilgen_jax.bilevel import check_finite
 from utilgen_jax.methods import METHODS
 
+SHEETS = ("difficulty_sweep", "hard_factors")  # painted by the generator, see `difficulty_pictures`
+
 _TITLES = {"real_only": METHODS["real"].title, "vanilla": METHODS["vanilla"].title}
 
 
@@ -84,6 +86,7 @@ def write_results(
     figures = workdir / "report"
     rows = report.read_metrics(workdir)
     drawn = {"curves": report.plot_curves(rows, figures / "curves.png")} if rows else {}
+    drawn |= {name: figures / f"{name}.png" for name in SHEETS if (figures / f"{name}.png").is_file()}
     if pool_value is not None:
         drawn["difficulty"] = report.plot_difficulty(
             real_difficulty, pool_value["difficulty"], figures / "difficulty.png"

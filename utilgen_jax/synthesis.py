@@ -18,6 +18,7 @@ from utilgen_jax.captions import caption_pictures
 from utilgen_jax.data.images import resize, set_channels, to_float
 from utilgen_jax.data.long_tail import fill_counts
 from utilgen_jax.data.phrases import PhraseGroups
+from utilgen_jax.difficulty_pictures import difficulty_sheets
 from utilgen_jax.generator.adaptation import AdaptationRecipe, AdaptationSet, adapt
 from utilgen_jax.generator.augmented_conditions import find_way, plan_sources
 from utilgen_jax.generator.checkpoint import Generator, load_generator
@@ -29,7 +30,7 @@ from utilgen_jax.generator.requests import Requests
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.textual_inversion import add_tokens
 from utilgen_jax.generator.token_training import InversionRecipe, class_tokens, initial_embeds, learn_tokens
-from utilgen_jax.job import ADAPTATION_KEY, INVERSION_KEY, PHRASES_KEY, SOURCES_KEY, Job, recipe_of
+from utilgen_jax.job import ADAPTATION_KEY, INVERSION_KEY, PHRASES_KEY, SOURCES_KEY, Job, asked_of_classes, recipe_of
 from utilgen_jax.methods import PLAIN, Generation
 from utilgen_jax.results import log_stage
 
@@ -68,7 +69,7 @@ def make_pool(
       load: reads the checkpoint, see `loader`.
       generation: how.
       plain: the pool of the checkpoint as it is, beside which the generator is adapted; None where it is not.
-      difficulties: of the shots, by classifiers that were not trained on them, and of the plain pool, float32 [N] and
+      difficulties: of the shots and of the plain pool, by classifiers that were not trained on them, float32 [N] and
         [M]; None where none is learnt.
     """
     config = job.config
@@ -78,12 +79,14 @@ def make_pool(
         images_per_class(job, generation),
         config.seed,
         round_number=0,
-        difficulty=(config.difficulty.mean, config.difficulty.deviation) if asks_difficulty else None,
+        difficulty=(_mean_difficulties(job), config.difficulty.deviation) if asks_difficulty else None,
     )
     policy = Policy()
     if generation.adaptation != "none":
         assert plain is not None
         policy = _adapt(job, metrics, generation, load, plain, difficulties)
+    if asks_difficulty and job.shared is None:
+        _show_difficulty(job, load, policy)
     load_words = with_words(job, metrics, load, generation)
     start_from = _start_from_shots(job, load, records) if generation.start == "shots" else None
     return fill_pool(job, generation, load_words, policy, records, start_from=start_from)
@@ -252,7 +255,8 @@ def _adapt(
 ) -> Policy:
     """The policy that was fitted to the shots, and to plain pictures beside them."""
     name = f"adaptation_{generation.name}"
-    recipe = recipe_of(AdaptationRecipe, job.config.adaptation)
+    section = job.config.difficulty if generation.adaptation == "difficulty" else job.config.adaptation
+    recipe = recipe_of(AdaptationRecipe, section)
     of_shots, of_plain = difficulties or (None, None)
 
     def compute() -> dict[str, np.ndarray]:
@@ -271,6 +275,28 @@ def _adapt(
         return policy_arrays(policy)
 
     return policy_of(job.stages.run(name, compute))
+
+
+def _mean_difficulties(job: Job) -> np.ndarray:
+    """What is asked of each class on average, float [K]."""
+    settings, class_names = job.config.difficulty, job.split.real.class_names
+    own = asked_of_classes(settings.by_class, class_names)
+    return np.array([own.get(name, settings.mean) for name in class_names])
+
+
+def _show_difficulty(job: Job, load: Load, policy: Policy) -> None:
+    """Two pictures of what was learnt, for the report."""
+
+    def compute() -> dict[str, np.ndarray]:
+        generator, params = load()
+        sheets = difficulty_sheets(generator, params, policy, job.config, job.split.real.class_names, job.prompts)
+        for name, sheet in sheets.items() if job.is_first else ():
+            folder = job.workdir / "report"
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(folder / f"{name}.png")
+        return {"num_sheets": np.array(len(sheets))}
+
+    job.stages.run("difficulty_sheets", compute)
 
 
 def adaptation_set(

@@ -18,14 +18,14 @@ from types import ModuleType
 from absl import flags
 
 from utilgen_jax import cli
-from utilgen_jax.bench import bilevel, policy, unet
+from utilgen_jax.bench import bilevel, difficulty, policy, unet
 from utilgen_jax.config import nearest
 
 # A benchmark is a module with a docstring for --help and
 #   define_flags(values): adds its flags to the ones below,
 #   check_settings(settings) -> list of problems: of the flags' values, before a device is touched,
 #   run(settings) -> (table, figures): figures are JSON-ready; its 'agree' is False where the sides differ.
-BENCHMARKS: Mapping[str, ModuleType] = {"unet": unet, "bilevel": bilevel, "policy": policy}
+BENCHMARKS: Mapping[str, ModuleType] = {"unet": unet, "bilevel": bilevel, "policy": policy, "difficulty": difficulty}
 
 _AGAINST = ("none", "torch")
 

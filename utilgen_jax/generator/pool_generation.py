@@ -24,7 +24,7 @@ def plan_pool(
     images_per_class: int | Sequence[int] | np.ndarray,
     seed: int,
     round_number: int,
-    difficulty: tuple[float, float] | None = None,
+    difficulty: tuple[float | np.ndarray, float] | None = None,
 ) -> list[PoolRecord]:
     """What to generate: classes in turn, each picture with a seed of its own.
 
@@ -33,8 +33,8 @@ def plan_pool(
       images_per_class: pictures of each class: one number for all, or K.
       seed: of the run.
       round_number: of generation, from 0; another round has other seeds.
-      difficulty: mean and standard deviation of the normal distribution, clipped to [0, 1], from which each picture's
-        difficulty is asked; None: no difficulty is asked for.
+      difficulty: mean (one for all, or K) and standard deviation of the normal distribution, clipped to [0, 1], from
+        which each picture's difficulty is asked; None: no difficulty is asked for.
 
     Returns:
       The records, without file names yet; a shorter plan begins a longer one.
@@ -45,7 +45,8 @@ def plan_pool(
     seeds = np.random.default_rng([seed, round_number]).integers(0, 2**31, number)
     asked: list[float | None] = [None] * number
     if difficulty is not None:
-        drawn = np.random.default_rng([seed, round_number, 1]).normal(*difficulty, number)
+        means = np.tile(np.broadcast_to(difficulty[0], num_classes), number // num_classes)
+        drawn = np.random.default_rng([seed, round_number, 1]).normal(means, difficulty[1])
         asked = [round(float(value), 4) for value in np.clip(drawn, 0.0, 1.0)]
     records = []
     for index in range(number):

@@ -22,9 +22,17 @@ FIGURES = {
         "Difficulty",
         "Difficulty is 1 - p(true class) under the classifier trained on the real pictures: 0 is easy, 1 is mistaken.",
     ),
+    "difficulty_sweep": (
+        "Difficulty asked for",
+        "What the generator paints for each class (rows) and each difficulty s (columns), from one noise in each row.",
+    ),
+    "hard_factors": (
+        "Hard factors",
+        "What the generator paints for the difficulty token of each class alone, without words, where much is asked.",
+    ),
     "curves": ("Training", "Loss and accuracy by step, for each stage that trains."),
 }
-_HALF_WIDTH = ("weight_curve", "difficulty")
+_HALF_WIDTH = ("weight_curve", "difficulty", "difficulty_sweep", "hard_factors")
 
 
 def write_report(

@@ -1,0 +1,118 @@
+"""Shows whether the generator obeys: the difficulty asked for against what an independent classifier measures.
+
+  python -m utilgen_jax.main --config=configs/digits.py:method=difficulty --workdir=runs/difficulty
+  python -m utilgen_jax.bench difficulty --workdir=runs/difficulty
+
+The generator of a finished run paints each class at nine difficulties from 0.1 to 0.9. The judge is a classifier that
+shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see `<workdir>/judge`. The
+figure is Spearman's correlation over single pictures. Nothing is timed: --repeats and --warmup say nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
+from scipy.stats import spearmanr
+
+from utilgen_jax import classification, data, pipeline, weights
+from utilgen_jax.classifier import make_classifier
+from utilgen_jax.config import from_json
+from utilgen_jax.config_check import with_fields
+from utilgen_jax.data.images import resize, set_channels
+from utilgen_jax.difficulty_pictures import paint_difficulties
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.checkpoint import load_generator
+from utilgen_jax.report.table import format_table
+from utilgen_jax.synthesis import policy_of
+from utilgen_jax.utility.difficulty import difficulty
+
+ASKED = np.linspace(0.1, 0.9, 9)
+JUDGE_SHOTS, JUDGE_SEED = 10, 1000  # the seed is counted from the run's
+_ADAPTATION = "checkpoints/adaptation_difficulty.safetensors"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds this benchmark's flags."""
+    flags.DEFINE_string("workdir", "", "of a finished run with method=difficulty", flag_values=values)
+    flags.DEFINE_integer("pictures", 10, "of each class at each difficulty", lower_bound=1, flag_values=values)
+
+
+def check_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Lists what is wrong with the flags' values."""
+    problems = []
+    if not (Path(settings["workdir"]) / _ADAPTATION).is_file():
+        problems.append(f"--workdir={settings['workdir']}: holds no {_ADAPTATION}; run method=difficulty there first")
+    if settings["against"] != "none":
+        problems.append("--against: nothing is timed here")
+    return problems
+
+
+def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Trains the judge, paints and measures.
+
+    Args:
+      settings: values of all flags, checked.
+
+    Returns:
+      A table for people, and all figures, JSON-ready.
+
+    Raises:
+      InputError: the run's config cannot be read.
+    """
+    workdir = Path(settings["workdir"])
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise InputError(f"{file}: is missing; --workdir should be a finished run's")
+    config = from_json(file.read_text(encoding="utf-8"))
+    judged_by = {"method": "vanilla", "data.shots": JUDGE_SHOTS, "seed": config.seed + JUDGE_SEED}
+    judge_config = with_fields(config, judged_by)
+    pipeline.run(judge_config, workdir / "judge")
+    judge = unflatten_dict(load_file(workdir / "judge/checkpoints/classifier_vanilla.safetensors"), sep="/")
+
+    class_names = data.load_source(config.data).train.class_names
+    prompts = data.class_prompts(config.generator.prompt, class_names)
+    folder = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
+    generator, params = load_generator(folder, jnp.dtype(config.generator.dtype))
+    number = settings["pictures"]
+    cells = [
+        (label, asked, picture) for label in range(len(class_names)) for picture in range(number) for asked in ASKED
+    ]
+    labels, asked, pictures = (np.array(column) for column in zip(*cells, strict=True))
+    images = paint_difficulties(
+        generator,
+        params,
+        policy_of(load_file(workdir / _ADAPTATION)),
+        config,
+        prompts=[prompts[label] for label in labels],
+        labels=labels,
+        seeds=JUDGE_SEED * labels + pictures,
+        asked=asked,
+    )
+    settings_of_data = config.data
+    seen = set_channels(resize(jnp.asarray(images), settings_of_data.image_size), settings_of_data.channels)
+    architecture = len(class_names), settings_of_data.image_size, settings_of_data.channels
+    classifier = make_classifier(config.classifier, *architecture)
+    logits = classification.predict_logits(classifier, judge, seen, config.classifier.eval_batch_size)
+    measured = difficulty(logits, labels)
+
+    correlation = float(spearmanr(asked, measured).statistic)
+    means = [float(measured[asked == value].mean()) for value in ASKED]
+    rows = [[f"{value:.1f}", f"{mean:.3f}"] for value, mean in zip(ASKED, means, strict=True)]
+    figures = {
+        "benchmark": "difficulty",
+        "spearman": correlation,
+        "asked": ASKED.round(3).tolist(),
+        "measured": means,
+        "pictures": len(labels),
+        "recognised": float((logits.argmax(-1) == labels).mean()),
+    }
+    table = format_table(rows, ["asked", "measured, mean"])
+    recognised = f"{figures['recognised']:.1%} of the pictures are recognised"
+    return f"{table}\n\nSpearman's correlation {correlation:.2f}; {recognised}\n", figures
