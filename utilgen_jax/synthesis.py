@@ -33,6 +33,7 @@ from utilgen_jax.generator.token_training import InversionRecipe, class_tokens, 
 from utilgen_jax.job import ADAPTATION_KEY, INVERSION_KEY, PHRASES_KEY, SOURCES_KEY, Job, asked_of_classes, recipe_of
 from utilgen_jax.methods import PLAIN, Generation
 from utilgen_jax.results import log_stage
+from utilgen_jax.utility.difficulty import spread_evenly
 
 Params = Any
 Load = Callable[[], tuple[Generator, Params]]
@@ -261,13 +262,17 @@ def _adapt(
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
+        prior = adaptation_set(job, load, to_float(plain.images), plain.labels, of_plain)
+        if of_plain is not None:
+            rng = np.random.default_rng([job.config.seed, ADAPTATION_KEY])
+            prior = prior.take(spread_evenly(of_plain, 4 * len(of_plain), rng))
         with log_stage(metrics, name, recipe.steps, job.config.log_every_steps) as on_step:
             policy = adapt(
                 generator,
                 params,
                 encode_prompts(generator, params, job.prompts),
                 adaptation_set(job, load, shots_of(job), job.split.real.labels, of_shots),
-                adaptation_set(job, load, to_float(plain.images), plain.labels, of_plain),
+                prior,
                 recipe,
                 job.key(ADAPTATION_KEY),
                 on_step,
