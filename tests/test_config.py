@@ -216,7 +216,7 @@ def test_diff_names_fields_with_both_values_and_leaves_out_what_may_change():
     new.method = "vanilla"
     old.pool.colour = "red"
     assert config_lib.diff_configs(old, new) == [
-        "config.method: 'utilgen' before, 'vanilla' now",
+        "config.method: 'joint' before, 'vanilla' now",
         "config.data.shots: 2 before, 5 now",
         "config.pool.colour: 'red' before, absent now",
     ]

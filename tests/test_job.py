@@ -8,7 +8,7 @@ import pytest
 from utilgen_jax.cli import read_config
 from utilgen_jax.data import few_shot, load_source
 from utilgen_jax.errors import InputError
-from utilgen_jax.job import prepare
+from utilgen_jax.job import asked_of_classes, prepare
 
 DIGITS = f"{Path(__file__).parents[1] / 'configs' / 'digits.py'}:method=real"
 
@@ -33,3 +33,12 @@ def test_label_noise_must_leave_each_class_a_shot(tmp_path):
     with pytest.raises(InputError, match=r"label_noise leaves no shot of \w+.*; take more shots"):
         prepared(tmp_path / "run", shots=1, label_noise=1.0)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_difficulty_can_be_asked_by_class():
+    assert asked_of_classes(("cat=0.7", "dog=1"), ("cat", "dog", "cow")) == {"cat": 0.7, "dog": 1.0}
+    with pytest.raises(InputError, match="'cta' is none of the classes; the nearest is 'cat'"):
+        asked_of_classes(("cta=0.7",), ("cat", "dog"))
+    for entry in ("cat", "cat=hard", "cat=1.5"):
+        with pytest.raises(InputError, match=f"'{entry}' should be such as 'cat=0.7'"):
+            asked_of_classes((entry,), ("cat", "dog"))

@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "colabs/01_quickstart.ipynb"
-FIELDS = {"generator.steps": 2, "pool.images_per_class": 2, "classifier.steps": 4, "utility.steps": 2}
+FIELDS = {"generator.steps": 2, "pool.images_per_class": 2, "classifier.steps": 4, "joint.steps": 2}
 
 
 def test_quickstart_is_stored_without_outputs():
@@ -33,7 +33,7 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(QUICKSTART.parent)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "real pictures only" in printed and "with method utilgen" in printed
+    assert "real pictures only" in printed and "with method joint" in printed
     shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
     assert any("image/png" in data for data in shown)
     assert any("iframe" in data.get("text/html", "") for data in shown)

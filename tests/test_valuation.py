@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -13,7 +14,8 @@ from utilgen_jax import classification, parallel
 from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
-from utilgen_jax.valuation import value_pool
+from utilgen_jax.utility.examples import Examples
+from utilgen_jax.valuation import judged_weights, value_pool
 
 # So many steps are never done: valuation has its own number.
 RECIPE = dataclasses.replace(toy_pictures.RECIPE, steps=10**6, synthetic_fraction=0.75)
@@ -162,3 +164,23 @@ def test_the_mesh_does_not_change_the_result(toy, valued):
         found = value(*parallel.replicate(toy))
     np.testing.assert_allclose(found.weights, valued[0].weights, atol=1e-4)
     np.testing.assert_allclose(found.losses, valued[0].losses, atol=1e-4)
+
+
+def test_the_judges_say_again_what_they_said(toy, valued):
+    pool, result = toy[1], valued[0]
+    targets = optax.smooth_labels(pool.targets(NUM_CLASSES), RECIPE.label_smoothing)
+    weights = judged_weights(
+        Classifier(TinyClassifier()), "weight_network", WEIGHTS, result.judges, Examples(pool.images, targets)
+    )
+    np.testing.assert_allclose(weights, result.weights, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_weights_of_joint_see_what_was_asked_for():
+    real, _ = draw_set(6, seed=10)
+    pool, is_wrong = draw_set(40, seed=20, wrong=0.5)
+    pool = dataclasses.replace(pool, attributes=np.eye(2, dtype=np.float32)[is_wrong.astype(int)])
+    recipe = dataclasses.replace(RECIPE, batch_size=32, learning_rate=0.02)
+    weight_recipe = dataclasses.replace(WEIGHTS, steps=100, hidden=50, learning_rate=0.005)
+    result = value(real, pool, recipe=recipe, weight_recipe=weight_recipe, weighting="joint")
+    assert roc_auc_score(~is_wrong, result.weights) > 0.95

@@ -63,7 +63,7 @@ GLYPH_PHRASES = (
 )
 
 SCHEMA: tuple[Field, ...] = (
-    Field("method", "utilgen", "what is added to the real pictures", choices=tuple(METHODS)),
+    Field("method", "joint", "what is added to the real pictures", choices=tuple(METHODS)),
     Field("baselines", ("vanilla",), "rows trained beside the method's and real only", choices=BASELINES),
     Field("seed", 0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1),
     Field("log_every_steps", 50, "training steps between two lines of metrics.jsonl", minimum=1, may_change=True),

@@ -7,7 +7,6 @@ after the last finished one (see `stages`).
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,8 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
             values[row] = appraise(job, metrics, f"value_{row}", weighting, real, synthetic, classifiers["real"])
             synthetic = weighted(synthetic, values[row])
             if METHODS[row].labels == "consensus":
-                soft_labels = parallel.replicate(consensus_labels(job, metrics, row, real, synthetic))
-                synthetic = dataclasses.replace(synthetic, soft_labels=soft_labels)
+                values[row]["soft_label"] = consensus_labels(job, metrics, row, real, synthetic)
+                synthetic = weighted(synthetic, values[row])
             classifiers[row] = _train(job, metrics, row, real, synthetic)
         if generation is not None and shared is None:
             pool = _note_values(job, generation, pools[generation].round, values[config.method])

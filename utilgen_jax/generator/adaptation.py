@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -63,7 +64,7 @@ class AdaptationSet:
     labels: jax.Array
     difficulties: jax.Array | None = None
 
-    def take(self, indices: jax.Array) -> AdaptationSet:
+    def take(self, indices: jax.Array | np.ndarray) -> AdaptationSet:
         """Some of the pictures, in the order of `indices` [n]."""
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
