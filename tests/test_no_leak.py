@@ -55,7 +55,8 @@ TINY = (
     ("classifier.learning_rate", "0.05"),
 )
 # Rows of ablations alone are parts of these: the same stages, fewer of them.
-ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations]
+# Rows for ablations are parts of these, but for joint's further ones.
+ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations] + ["joint_lora", "joint_weights"]
 load_source = data.load_source  # The fixture below puts another in its place.
 pytestmark = pytest.mark.slow
 

@@ -133,7 +133,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("joint.differentiable_steps", 1, "the last of them, through which gradients flow", minimum=1),
     Field("consensus.members", 3, "soft labels: classifiers that are asked", minimum=1),
     Field("consensus.share", 1.0, "of what they say in a soft label; the rest is the label", minimum=0.0, maximum=1.0),
-    Field("difficulty.steps", 500, "fitting generator and encoder to it: as the fields of adaptation", minimum=1),
+    Field("difficulty.steps", 1000, "fitting generator and encoder to it: as the fields of adaptation", minimum=1),
     Field("difficulty.batch_size", 32, "likewise", minimum=2),
     Field("difficulty.prior_fraction", 0.9, "likewise", minimum=0.0, maximum=0.95),
     Field("difficulty.learning_rate", 2e-3, "likewise", minimum=1e-8, maximum=1.0),

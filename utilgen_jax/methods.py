@@ -74,11 +74,11 @@ _UTILGEN = Generation("utilgen", prompt="token", refines=_PREFERRED, levels=("pr
 _OWN_PROMPTS = Generation("utilgen_prompt", prompt="token", refines=_TOKENS, levels=("prompt",))
 _OWN_NOISES = Generation("utilgen_noise", prompt="token", refines=_TOKENS, levels=("noise",))
 
-# joint: prompts of drawn phrases, then what the policy over phrases has learnt to ask for. What was tried beside it and
-# did not pay (README): a policy over the UNet too, and a choice of the most useful half of twice as many pictures.
+# joint: prompts of drawn phrases. What was tried beside it and did not pay (README): a policy over phrases by the
+# bilevel update, one over the UNet too, and a choice of the most useful half of twice as many pictures.
 _PHRASES = Generation("phrases", prompt="phrases")
-_JOINT = Generation("joint", prompt="phrases", refines=_PHRASES, levels=("phrases",))
-_JOINT_LORA = Generation("joint_lora", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora"))
+_POLICY = Generation("joint_policy", prompt="phrases", refines=_PHRASES, levels=("phrases",))
+_LORA = Generation("joint_lora", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora"))
 _SURPLUS = Generation("joint_surplus", prompt="phrases", refines=_PHRASES, levels=("phrases",), surplus=2)
 _CHOICE = Generation("joint_choice", prompt="phrases", refines=_SURPLUS, levels=("choice",))
 
@@ -95,10 +95,10 @@ _PARTS: dict[str, Method] = {
     **{
         name: Method(f"+ {title}", generation, weighting, "consensus", mixing="mixup")
         for name, title, generation, weighting in (
-            ("joint_phrases", "joint without its policy", _PHRASES, "uniform"),
-            ("joint_lora", "joint with a policy over the UNet", _JOINT_LORA, "uniform"),
-            ("joint_choice", "joint with a choice of half", _CHOICE, "uniform"),
-            ("joint_weights", "joint with a choice of half, weighted", _CHOICE, "joint"),
+            ("joint_policy", "joint, a policy over phrases", _POLICY, "uniform"),
+            ("joint_lora", "joint, a policy over phrases and UNet", _LORA, "uniform"),
+            ("joint_choice", "joint, a policy over phrases, a choice of half", _CHOICE, "uniform"),
+            ("joint_weights", "joint, a policy over phrases, a choice of half, weights", _CHOICE, "joint"),
         )
     },
 }
@@ -117,7 +117,7 @@ METHODS: dict[str, Method] = {
     ),
     "saflex": Method("+ synthetic pictures, SAFLEX", PLAIN, weighting="saflex"),
     "utilgen": Method("+ synthetic pictures, UtilGen", _UTILGEN, weighting="weight_network"),
-    "joint": Method("+ synthetic pictures, joint", _JOINT, labels="consensus", mixing="mixup"),
+    "joint": Method("+ synthetic pictures, joint", _PHRASES, labels="consensus", mixing="mixup"),
     **{name: dataclasses.replace(method, only_in_ablations=True) for name, method in _PARTS.items()},
 }
 
@@ -134,10 +134,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "vanilla_both",
         "saflex",
         "saflex_mixup",
-        "joint_phrases",
+        "joint",
+        "joint_policy",
         "joint_lora",
         "joint_choice",
         "joint_weights",
-        "joint",
     ),
 }
