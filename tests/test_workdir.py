@@ -34,7 +34,7 @@ def test_another_config_is_refused_by_its_fields(tmp_path):
     message = str(caught.value)
     assert str(tmp_path) in message and "take another folder" in message
     assert "config.data.shots: 2 before, 5 now" in message
-    assert "config.method: 'utilgen' before, 'vanilla' now" in message
+    assert "config.method: 'joint' before, 'vanilla' now" in message
     assert message.count(" before, ") == 2
     assert (tmp_path / "config.json").read_bytes() == before
 

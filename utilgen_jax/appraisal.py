@@ -78,7 +78,7 @@ def appraise(
     config = job.config
 
     def compute() -> dict[str, np.ndarray]:
-        hard = difficulty(predict(job, params, synthetic.images), np.asarray(synthetic.labels))
+        hard = difficulty(predict(job, params, synthetic.images), parallel.to_host(synthetic.labels))
         if weighting == "uniform":
             return {"difficulty": hard, "weight": np.ones_like(hard)}
         recipe = recipe_of(WeightRecipe, config.utility)

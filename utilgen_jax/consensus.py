@@ -15,6 +15,7 @@ from utilgen_jax import classification, report
 from utilgen_jax.appraisal import predict
 from utilgen_jax.classification import TrainingSet
 from utilgen_jax.job import CONSENSUS_KEY, Job
+from utilgen_jax.parallel import to_host
 from utilgen_jax.results import log_stage
 
 
@@ -50,6 +51,6 @@ def consensus_labels(
                     on_member_step,
                 )
                 said += softmax(predict(job, params, synthetic.images), axis=-1) / members
-        return {"labels": share * said + (1 - share) * np.asarray(synthetic.targets(job.num_classes))}
+        return {"labels": share * said + (1 - share) * to_host(synthetic.targets(job.num_classes))}
 
     return job.stages.run(name, compute)["labels"]

@@ -28,7 +28,7 @@ from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.policy import Policy, labelled_examples, paint
 from utilgen_jax.generator.requests import Requests
 from utilgen_jax.models.lora import init_lora
-from utilgen_jax.parallel import init_sharded, split_batch
+from utilgen_jax.parallel import init_sharded, split_batch, to_host
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.weightings import Weighting, importance_ratio, uniform
 
@@ -193,7 +193,7 @@ def train_jointly(
         shared = states[number].outer, states[number].outer_optimizer_state
         on_step(step + 1, metrics)
     logits = shared[0]["weighting"].get("logits", np.zeros(num_attributes))
-    return np.asarray(logits), shared[0].get("policy", Policy())
+    return to_host(logits), shared[0].get("policy", Policy())
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

@@ -163,7 +163,7 @@ def _cross_fitted_difficulty(
                     ("plain", plain, np.flatnonzero(folds_of_plain == number)),
                 ):
                     logits = predict(job, params, pictures.images[chosen])
-                    hard[name][chosen] = difficulty(logits, np.asarray(pictures.labels)[chosen])
+                    hard[name][chosen] = difficulty(logits, parallel.to_host(pictures.labels)[chosen])
         return hard
 
     found = job.stages.run("difficulty_of_shots", compute)
