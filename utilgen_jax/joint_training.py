@@ -31,6 +31,7 @@ from utilgen_jax.models.lora import init_lora
 from utilgen_jax.parallel import init_sharded, split_batch, to_host
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.weightings import Weighting, importance_ratio, uniform
+from utilgen_jax.valuation import as_examples, draw_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,10 +235,6 @@ def _step(
         )
         return dataclasses.replace(examples, attributes=attributes)
 
-    def as_examples(pictures: TrainingSet) -> Examples:
-        targets = optax.smooth_labels(pictures.targets(program.num_classes), recipe.label_smoothing)
-        return Examples(pictures.images, targets, attributes=pictures.attributes)
-
     update = make_bilevel_update(
         classifier.apply,
         program.weighting,
@@ -245,11 +242,9 @@ def _step(
         program.outer_optimizer,
         generate=generate,
     )
-    batch = classification.draw_batch(recipe, real, pool, jax.random.fold_in(key, 0))
-    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
-    examples = dataclasses.replace(as_examples(batch), is_weighted=is_synthetic)
+    examples = draw_examples(recipe, real, pool, program.num_classes, jax.random.fold_in(key, 0))
     asked = _ask(program, generator, pool, prompts, jax.random.fold_in(key, 1)) if "lora" in program.levels else None
-    return update(state, examples, as_examples(validation), asked)
+    return update(state, examples, as_examples(recipe, validation, program.num_classes), asked)
 
 
 def _ask(

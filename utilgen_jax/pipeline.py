@@ -71,11 +71,10 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
             synthetic = pool_training_set(job, row_generation, pool)
             weighting = METHODS[row].weighting
             values[row] = appraise(job, metrics, f"value_{row}", weighting, real, synthetic, classifiers["real"])
-            synthetic = weighted(synthetic, values[row])
             if METHODS[row].labels == "consensus":
-                values[row]["soft_label"] = consensus_labels(job, metrics, row, real, synthetic)
-                synthetic = weighted(synthetic, values[row])
-            classifiers[row] = _train(job, metrics, row, real, synthetic)
+                as_it_came = weighted(synthetic, values[row])
+                values[row]["soft_label"] = consensus_labels(job, metrics, row, real, as_it_came)
+            classifiers[row] = _train(job, metrics, row, real, weighted(synthetic, values[row]))
         if generation is not None and shared is None:
             pool = _note_values(job, generation, pools[generation].round, values[config.method])
         accuracy = {row: _evaluate(job, row, params) for row, params in classifiers.items()}

@@ -105,7 +105,7 @@ def choose(
     weights = appraise(job, metrics, f"value_{name}", "joint", real, synthetic, real_classifier)["weight"]
 
     def compute() -> dict[str, np.ndarray]:
-        wanted = np.broadcast_to(images_per_class(job, generation), job.num_classes)
+        wanted = images_per_class(job, generation)
         ranked = np.argsort(-weights, kind="stable")
         chosen = np.sort(
             np.concatenate([ranked[made.pool.labels[ranked] == label][:count] for label, count in enumerate(wanted)])

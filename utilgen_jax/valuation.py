@@ -187,7 +187,7 @@ def _value(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights [N], losses [N] and targets [N, K] of the pool's pictures, by the classifier and weighting of a fold."""
     logits = classification.predict_logits(classifier, state.params, pool.images, PREDICTION_BATCH_SIZE)
-    examples = _as_examples(recipe, pool, logits.shape[-1])
+    examples = as_examples(recipe, pool, logits.shape[-1])
     signals = Signals(examples, jnp.asarray(logits))
     if weighting.needs_influence:
         parts = []
@@ -207,7 +207,7 @@ def _influence_matrix(
 ) -> jax.Array:
     """Π of the pictures [B, K], along a short step of plain descent: the training's own rate is zero at its end."""
     num_classes = jax.eval_shape(classifier.apply, params, pictures.images).shape[-1]
-    examples, held_out = (_as_examples(recipe, part, num_classes) for part in (pictures, validation))
+    examples, held_out = (as_examples(recipe, part, num_classes) for part in (pictures, validation))
     descent = optax.sgd(1e-3)
     return influence(classifier.apply, descent, params, descent.init(params), examples, held_out).matrix
 
@@ -230,9 +230,17 @@ def _init_state(
     return init_sharded(lambda first, second: init_bilevel(first, optimizers[0], second, optimizers[1]), params, outer)
 
 
-def _as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:
+def as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:
+    """Pictures as the bilevel update sees them, with smoothed targets [N, K]; their weights are not among it."""
     targets = optax.smooth_labels(pictures.targets(num_classes), recipe.label_smoothing)
     return Examples(pictures.images, targets, attributes=pictures.attributes)
+
+
+def draw_examples(recipe: Recipe, real: TrainingSet, pool: TrainingSet, num_classes: int, key: jax.Array) -> Examples:
+    """A fresh batch of real and synthetic pictures, see `classification.draw_batch`; the real ones keep weight 1."""
+    batch = classification.draw_batch(recipe, real, pool, key)
+    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
+    return dataclasses.replace(as_examples(recipe, batch, num_classes), is_weighted=is_synthetic)
 
 
 @partial(jax.jit, static_argnames=("weighting", "recipe", "weight_recipe"), donate_argnames="state")
@@ -248,15 +256,13 @@ def _value_step(
     key: jax.Array,
 ) -> tuple[BilevelState, BilevelMetrics]:
     """One bilevel update on a fresh batch of real and synthetic pictures; the real ones keep weight 1."""
-    batch = classification.draw_batch(recipe, real, pool, key)
     size = weight_recipe.validation_batch_size
     if size:
         chosen = jax.random.choice(jax.random.fold_in(key, 3), validation.labels.shape[0], (size,))
         validation = validation.take(chosen)
-    num_classes = jax.eval_shape(classifier.apply, state.params, batch.images).shape[-1]
-    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
+    num_classes = jax.eval_shape(classifier.apply, state.params, pool.images).shape[-1]
     update = make_bilevel_update(
         classifier.apply, weighting, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
     )
-    examples = dataclasses.replace(_as_examples(recipe, batch, num_classes), is_weighted=is_synthetic)
-    return update(state, examples, _as_examples(recipe, validation, num_classes))
+    examples = draw_examples(recipe, real, pool, num_classes, key)
+    return update(state, examples, as_examples(recipe, validation, num_classes))
