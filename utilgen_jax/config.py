@@ -106,9 +106,13 @@ SCHEMA: tuple[Field, ...] = (
     Field("adaptation.learning_rate", 1e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=1.0),
     Field("adaptation.lora_rank", 4, "of the factors on the UNet's attention", minimum=1, maximum=1024),
     Field("adaptation.snr_gamma", 5.0, "min-SNR weighting of the loss; 0: none", minimum=0.0),
-    Field("inversion.steps", 200, "learning a word for each class from the shots: optimiser steps", minimum=1),
-    Field("inversion.batch_size", 16, "pictures a step", minimum=1),
-    Field("inversion.learning_rate", 5e-3, "AdamW, constant", minimum=1e-8, maximum=1.0),
+    Field(
+        "inversion.steps", 200, "learning a word for each class: as the fields of adaptation", minimum=1
+    ),
+    Field("inversion.batch_size", 16, "likewise", minimum=2),
+    Field("inversion.prior_fraction", 0.5, "likewise", minimum=0.0, maximum=0.95),
+    Field("inversion.learning_rate", 5e-3, "likewise", minimum=1e-8, maximum=1.0),
+    Field("inversion.snr_gamma", 5.0, "likewise", minimum=0.0),
     Field("preference.rounds", 2, "of Diffusion-DPO, each with a pool of its own", minimum=1),
     Field("preference.steps", 60, "optimiser steps a round", minimum=1),
     Field("preference.batch_size", 32, "pairs a step", minimum=1),

@@ -7,6 +7,7 @@ after the last finished one (see `stages`).
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from utilgen_jax.job import CLASSIFIER_KEY, Job, Shared, prepare
 from utilgen_jax.methods import METHODS, PLAIN, Generation
 from utilgen_jax.refinement import refine_pool
 from utilgen_jax.results import log_stage, print_table, write_results
-from utilgen_jax.synthesis import Made, loader, make_pool
+from utilgen_jax.synthesis import Made, loader, make_pool, with_words
 from utilgen_jax.utility.difficulty import difficulty
 from utilgen_jax.workdir import versions, write_summary
 
@@ -174,14 +175,16 @@ def _make_pools(
 ) -> dict[Generation, Made]:
     """The pool of each way of generation that a row needs, and before them those that they build on."""
     load = loader(job)
+    load_words = cache(lambda: with_words(job, metrics, load, make(PLAIN).pool))
     pools: dict[Generation, Made] = {}
 
     def make(generation: Generation) -> Made:
         if generation in pools:
             return pools[generation]
+        load_own = load_words() if generation.prompt == "token" else load
         if generation.refines is not None:
             base = make(generation.refines)
-            pools[generation] = refine_pool(job, metrics, load, generation, base, real, real_classifier)
+            pools[generation] = refine_pool(job, metrics, load_own, generation, base, real, real_classifier)
             return pools[generation]
         # A generator is adapted beside pictures of its own.
         plain = make(PLAIN).pool if generation.adaptation != "none" else None
@@ -189,7 +192,7 @@ def _make_pools(
         if plain is not None and generation.adaptation == "difficulty":
             pictures = training_set(as_classifier_input(job.config, plain.images), plain.labels)
             difficulties = _cross_fitted_difficulty(job, metrics, real, pictures)
-        pools[generation] = make_pool(job, metrics, load, generation, plain, difficulties)
+        pools[generation] = make_pool(job, metrics, load_own, generation, plain, difficulties)
         return pools[generation]
 
     for row in job.rows:

@@ -36,14 +36,13 @@ from utilgen_jax.steering import choose, steer
 from utilgen_jax.synthesis import (
     Load,
     Made,
-    adaptation_set,
+    denoising_set,
     fill_pool,
     images_per_class,
     policy_arrays,
     policy_of,
     prompts_of,
     shots_of,
-    with_words,
 )
 from utilgen_jax.valuation import WeightRecipe, judged_weights
 
@@ -64,13 +63,12 @@ def refine_pool(
     Args:
       job: the run.
       metrics: its writer.
-      load: reads the checkpoint.
+      load: reads the checkpoint, with the words that the prompts need.
       generation: how.
       base: what is refined.
       real: the shots, as the classifier sees them.
       real_classifier: of the shots alone.
     """
-    load = with_words(job, metrics, load, generation)
     made = base
     value = partial(_value, job, metrics, generation, real=real, real_classifier=real_classifier)
     if {"phrases", "lora"} & set(generation.levels):
@@ -142,7 +140,7 @@ def _prefer(
         winners, losers = preference_pairs(weights, pool.labels, recipe.fraction)
         texts = [record.prompt or "" for record in pool.records]
         distinct = sorted(set(texts))
-        pictures = adaptation_set(job, load, to_float(pool.images), pool.labels)
+        pictures = denoising_set(job, load, to_float(pool.images), pool.labels)
         pairs = PreferenceSet(
             latents=pictures.latents,
             labels=pictures.labels,

@@ -19,17 +19,18 @@ from utilgen_jax.data.images import resize, set_channels, to_float
 from utilgen_jax.data.long_tail import fill_counts
 from utilgen_jax.data.phrases import PhraseGroups
 from utilgen_jax.difficulty_pictures import difficulty_sheets
-from utilgen_jax.generator.adaptation import AdaptationRecipe, AdaptationSet, adapt
+from utilgen_jax.generator.adaptation import AdaptationRecipe, adapt
 from utilgen_jax.generator.augmented_conditions import find_way, plan_sources
 from utilgen_jax.generator.checkpoint import Generator, load_generator
 from utilgen_jax.generator.conditioning import Condition, encode_prompts
+from utilgen_jax.generator.denoising_training import DenoisingRecipe, DenoisingSet
 from utilgen_jax.generator.picture_conditions import condition_on_pictures
 from utilgen_jax.generator.policy import Policy
 from utilgen_jax.generator.pool_generation import StartFrom, generate_pool, plan_pool
 from utilgen_jax.generator.requests import Requests
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.textual_inversion import add_tokens
-from utilgen_jax.generator.token_training import InversionRecipe, class_tokens, initial_embeds, learn_tokens
+from utilgen_jax.generator.token_training import class_tokens, initial_embeds, learn_tokens
 from utilgen_jax.job import ADAPTATION_KEY, INVERSION_KEY, PHRASES_KEY, SOURCES_KEY, Job, asked_of_classes, recipe_of
 from utilgen_jax.methods import PLAIN, Generation
 from utilgen_jax.results import log_stage
@@ -67,7 +68,7 @@ def make_pool(
     Args:
       job: the run.
       metrics: its writer.
-      load: reads the checkpoint, see `loader`.
+      load: reads the checkpoint, see `loader`, with the words that the prompts need.
       generation: how.
       plain: the pool of the checkpoint as it is, beside which the generator is adapted; None where it is not.
       difficulties: of the shots and of the plain pool, by classifiers that were not trained on them, float32 [N] and
@@ -88,9 +89,8 @@ def make_pool(
         policy = _adapt(job, metrics, generation, load, plain, difficulties)
     if asks_difficulty and job.shared is None:
         _show_difficulty(job, load, policy)
-    load_words = with_words(job, metrics, load, generation)
     start_from = _start_from_shots(job, load, records) if generation.start == "shots" else None
-    return fill_pool(job, generation, load_words, policy, records, start_from=start_from)
+    return fill_pool(job, generation, load, policy, records, start_from=start_from)
 
 
 def fill_pool(
@@ -152,22 +152,21 @@ def loader(job: Job) -> Load:
     return cache(lambda: _load(job))
 
 
-def with_words(job: Job, metrics: report.MetricsWriter, load: Load, generation: Generation) -> Load:
-    """What reads the checkpoint with the words that the prompts need: those that are learnt from the shots, if any."""
-    if generation.prompt != "token":
-        return load
+def with_words(job: Job, metrics: report.MetricsWriter, load: Load, plain: data.Pool) -> Load:
+    """What reads the checkpoint with a word for each class, which is learnt from the shots, beside plain pictures."""
     names = class_tokens(job.num_classes)
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
-        recipe = recipe_of(InversionRecipe, job.config.inversion)
+        recipe = recipe_of(DenoisingRecipe, job.config.inversion)
         with log_stage(metrics, "tokens", recipe.steps, job.config.log_every_steps) as on_step:
             embeds = learn_tokens(
                 generator,
                 params,
                 data.class_prompts(job.config.generator.prompt, names),
                 initial_embeds(generator, params, job.split.real.class_names),
-                adaptation_set(job, load, shots_of(job), job.split.real.labels),
+                denoising_set(job, load, shots_of(job), job.split.real.labels),
+                denoising_set(job, load, to_float(plain.images), plain.labels),
                 recipe,
                 job.key(INVERSION_KEY),
                 on_step,
@@ -262,7 +261,7 @@ def _adapt(
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
-        prior = adaptation_set(job, load, to_float(plain.images), plain.labels, of_plain)
+        prior = denoising_set(job, load, to_float(plain.images), plain.labels, of_plain)
         if of_plain is not None:
             rng = np.random.default_rng([job.config.seed, ADAPTATION_KEY])
             prior = prior.take(spread_evenly(of_plain, 4 * len(of_plain), rng))
@@ -271,7 +270,7 @@ def _adapt(
                 generator,
                 params,
                 encode_prompts(generator, params, job.prompts),
-                adaptation_set(job, load, shots_of(job), job.split.real.labels, of_shots),
+                denoising_set(job, load, shots_of(job), job.split.real.labels, of_shots),
                 prior,
                 recipe,
                 job.key(ADAPTATION_KEY),
@@ -304,9 +303,9 @@ def _show_difficulty(job: Job, load: Load, policy: Policy) -> None:
     job.stages.run("difficulty_sheets", compute)
 
 
-def adaptation_set(
+def denoising_set(
     job: Job, load: Load, images: Any, labels: np.ndarray, difficulties: np.ndarray | None = None
-) -> AdaptationSet:
+) -> DenoisingSet:
     """Pictures float [N, S, S, 3] in [-1, 1] as the generator learns from them; difficulties float32 [N] if known."""
     generator, params = load()
     batch_size = job.config.generator.batch_size
@@ -315,7 +314,7 @@ def adaptation_set(
         for start in range(0, len(labels), batch_size)
     ]
     hard = None if difficulties is None else jnp.asarray(difficulties)
-    return parallel.replicate(AdaptationSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
+    return parallel.replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
 
 
 def policy_arrays(policy: Policy) -> dict[str, np.ndarray]:

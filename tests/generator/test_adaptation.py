@@ -9,7 +9,8 @@ import pytest
 
 from tests.generator.toy import CHANNELS, CLASSES, SIDE, WIDTH, WORDS, make_toy, normal
 from utilgen_jax.diffusion.losses import denoising_loss
-from utilgen_jax.generator.adaptation import AdaptationRecipe, AdaptationSet, adapt, adaptation_loss
+from utilgen_jax.generator.adaptation import AdaptationRecipe, adapt, adaptation_loss
+from utilgen_jax.generator.denoising_training import DenoisingSet
 from utilgen_jax.generator.policy import Policy
 
 GENERATOR, PARAMS = make_toy()
@@ -20,7 +21,7 @@ KEY = jax.random.key(0)
 
 def pictures(number=12, seed=0, centre=0.0, difficulties=None):
     latents = normal(seed, number, SIDE, SIDE, CHANNELS, scale=0.3) + centre
-    return AdaptationSet(latents, jnp.arange(number) % CLASSES, difficulties)
+    return DenoisingSet(latents, jnp.arange(number) % CLASSES, difficulties)
 
 
 def fit(learn_from, prior=None, key=KEY, on_step=lambda step, loss: None, **changes):

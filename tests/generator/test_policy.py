@@ -172,9 +172,13 @@ def test_the_difficulty_asked_for_becomes_one_more_word(generator_and_params, re
     condition, _ = steer(policy, requests)
     assert condition.prompt_embeds.shape == condition.negative_prompt_embeds.shape == (6, toy.WORDS + 1, toy.WIDTH)
     np.testing.assert_array_equal(condition.prompt_embeds[:, :-1], requests.condition.prompt_embeds)
-    np.testing.assert_array_equal(condition.negative_prompt_embeds[:, -1], condition.negative_prompt_embeds[:, -2])
+    np.testing.assert_array_equal(condition.negative_prompt_embeds[:, :-1], requests.condition.negative_prompt_embeds)
     tokens = condition.prompt_embeds[:, -1]
     np.testing.assert_allclose(tokens[:3], tokens[3:], rtol=1e-5)  # same class, same difficulty
+    # Guidance leads away from the opposite difficulty.
+    opposite, _ = steer(policy.replace(difficulty_logits=-policy.difficulty_logits), requests)
+    np.testing.assert_allclose(condition.negative_prompt_embeds[:, -1], opposite.prompt_embeds[:, -1], rtol=1e-5)
+    assert np.abs(condition.negative_prompt_embeds[0, -1] - tokens[0]).max() > 1e-3
     wild = policy.replace(difficulty_logits=jnp.array([-1e4, 0.0, 1e4]))
     np.testing.assert_array_equal(asked_difficulty(wild, requests), [0.0, 0.5, 1.0] * 2)
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from utilgen_jax import weights
-from utilgen_jax.generator.adaptation import AdaptationSet, adaptation_loss
+from utilgen_jax.generator.adaptation import adaptation_loss
 from utilgen_jax.generator.conditioning import encode_prompts
+from utilgen_jax.generator.denoising_training import DenoisingRecipe, DenoisingSet
 from utilgen_jax.generator.policy import Policy
 from utilgen_jax.generator.textual_inversion import add_tokens
-from utilgen_jax.generator.token_training import InversionRecipe, class_tokens, initial_embeds, learn_tokens
+from utilgen_jax.generator.token_training import class_tokens, initial_embeds, learn_tokens
 
 NAMES = ["a", "bb"]
 
@@ -33,14 +34,15 @@ def test_learnt_words_lower_the_loss_and_nothing_else_moves(loaded):
     initial = initial_embeds(generator, params, NAMES)
     rng = np.random.default_rng(0)
     latents = jnp.asarray(np.repeat(rng.normal(size=(2, 4, 4, 4)), 3, axis=0), jnp.float32)
-    pictures = AdaptationSet(latents, jnp.repeat(jnp.arange(2), 3))
+    pictures = DenoisingSet(latents, jnp.repeat(jnp.arange(2), 3))
     before = jax.tree.map(np.array, params["text_encoder"])
-    recipe = InversionRecipe(steps=60, batch_size=8, learning_rate=0.05)
+    recipe = DenoisingRecipe(steps=60, batch_size=8, prior_fraction=0.0, learning_rate=0.05, snr_gamma=0.0)
     learnt = learn_tokens(
         generator,
         params,
         prompts,
         initial,
+        pictures,
         pictures,
         recipe,
         jax.random.key(0),

@@ -135,8 +135,9 @@ def asked_difficulty(policy: Policy, requests: Requests) -> jax.Array | None:
 def steer(policy: Policy, requests: Requests) -> tuple[Condition, jax.Array]:
     """Condition and starting noise [M, h, w, C] as the policy makes them.
 
-    The unconditional branch needs as many words as the other. Where that gets a difficulty token, this one repeats its
-    last one, which is padding [ours].
+    Where the conditional branch gets the token of a difficulty s, the unconditional one gets that of 1 - s: guidance
+    then leads away from the opposite difficulty as it leads towards the words [ours]. (Digits: Spearman's correlation
+    of what is asked with what an independent classifier measures is 0.55 so, and 0.48 with padding in its place.)
     """
     condition, latents = requests.condition, requests.latents
     if policy.noise_offsets is not None:
@@ -146,9 +147,9 @@ def steer(policy: Policy, requests: Requests) -> tuple[Condition, jax.Array]:
         embeds = embeds + policy.prompt_offsets[requests.rows].astype(embeds.dtype)
     difficulty = asked_difficulty(policy, requests)
     if difficulty is not None:
-        encoder = difficulty_encoder_of(policy.difficulty_encoder)
-        embeds = append_difficulty_token(encoder, policy.difficulty_encoder, embeds, requests.labels, difficulty)
-        negative = jnp.concatenate([negative, negative[:, -1:]], axis=1)
+        token = partial(append_difficulty_token, difficulty_encoder_of(policy.difficulty_encoder))
+        embeds = token(policy.difficulty_encoder, embeds, requests.labels, difficulty)
+        negative = token(policy.difficulty_encoder, negative, requests.labels, 1 - difficulty)
     return dataclasses.replace(condition, prompt_embeds=embeds, negative_prompt_embeds=negative), latents
 
 

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from utilgen_jax import weights
-from utilgen_jax.diffusion.losses import denoising_loss
-from utilgen_jax.generator.adaptation import AdaptationSet
+from utilgen_jax.generator.adaptation import adaptation_loss
 from utilgen_jax.generator.checkpoint import Generator, Params
-from utilgen_jax.generator.conditioning import embeds_condition, encode_tokens
-from utilgen_jax.generator.policy import Policy, policy_denoiser
+from utilgen_jax.generator.conditioning import encode_tokens
+from utilgen_jax.generator.denoising_training import DenoisingRecipe, DenoisingSet, train_by_denoising
+from utilgen_jax.generator.policy import Policy
 from utilgen_jax.generator.textual_inversion import add_tokens, with_rows
-from utilgen_jax.parallel import init_sharded, split_batch
-
-
-@dataclasses.dataclass(frozen=True)
-class InversionRecipe:
-    """How the words are learnt.
-
-    Attributes:
-      steps: optimiser steps.
-      batch_size: pictures a step, drawn with replacement.
-      learning_rate: of AdamW, constant, as in diffusers' script.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
 
 
 def class_tokens(num_classes: int) -> list[str]:
@@ -57,12 +39,13 @@ def learn_tokens(
     params: Params,
     prompts: Sequence[str],
     initial: jax.Array,
-    pictures: AdaptationSet,
-    recipe: InversionRecipe,
+    pictures: DenoisingSet,
+    prior: DenoisingSet,
+    recipe: DenoisingRecipe,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
 ) -> jax.Array:
-    """Learns one embedding a class by the denoising loss; all else stays as it is.
+    """Learns one embedding a class by the denoising loss; all else stays as it is. The prior pictures are ours.
 
     Args:
       generator: the checkpoint.
@@ -70,6 +53,7 @@ def learn_tokens(
       prompts: one a class, in which its token stands, see `class_tokens`.
       initial: what to start from, float32 [K, D].
       pictures: of all classes.
+      prior: pictures of the generator itself, made with the classes' own names.
       recipe: how.
       key: PRNG key.
       on_step: called after each step with (steps done, loss on the device).
@@ -77,48 +61,22 @@ def learn_tokens(
     Returns:
       Float32 [K, D], for `textual_inversion.add_tokens`.
     """
-    first = len(generator.tokenizer)
     generator, params = add_tokens(generator, params, class_tokens(len(prompts)), initial)
     input_ids = jnp.asarray(weights.tokenize(generator.tokenizer, prompts))
-    embeds = init_sharded(jnp.copy, initial)
-    optimizer_state = init_sharded(_make_optimizer(recipe).init, embeds)
-    batch_key = jax.random.fold_in(key, 0)
-    # One step a call: a loop on the device would be slow on CPU (see `hypergradients.loops`).
-    for step in range(recipe.steps):
-        step_key = jax.random.fold_in(batch_key, step)
-        embeds, optimizer_state, loss = _step(
-            generator, recipe, first, embeds, optimizer_state, params, input_ids, pictures, step_key
-        )
-        on_step(step + 1, loss)
-    return embeds
+    return train_by_denoising(generator, params, _loss, initial, input_ids, pictures, prior, recipe, key, on_step)
 
 
-def _make_optimizer(recipe: InversionRecipe) -> optax.GradientTransformation:
-    return optax.adamw(recipe.learning_rate, weight_decay=1e-2)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _step(
+def _loss(
     generator: Generator,
-    recipe: InversionRecipe,
-    first: int,
-    embeds: jax.Array,
-    optimizer_state: optax.OptState,
     params: Params,
+    embeds: jax.Array,
     input_ids: jax.Array,
-    pictures: AdaptationSet,
+    batch: DenoisingSet,
     key: jax.Array,
-) -> tuple[jax.Array, optax.OptState, jax.Array]:
-    number = pictures.labels.shape[0]
-    chosen = jax.random.randint(jax.random.fold_in(key, 0), (recipe.batch_size,), 0, number)
-    batch = split_batch(pictures.take(chosen))
-
-    def mean_loss(embeds: jax.Array) -> jax.Array:
-        text_encoder = with_rows(params["text_encoder"], first, embeds)
-        states = encode_tokens(generator, params | {"text_encoder": text_encoder}, input_ids[batch.labels])
-        denoise = policy_denoiser(generator, params, Policy(), embeds_condition(generator, states), guidance_scale=1.0)
-        return jnp.mean(denoising_loss(denoise, generator.schedule, batch.latents, jax.random.fold_in(key, 1)))
-
-    loss, gradient = jax.value_and_grad(mean_loss)(embeds)
-    updates, optimizer_state = _make_optimizer(recipe).update(gradient, optimizer_state, embeds)
-    return optax.apply_updates(embeds, updates), optimizer_state, loss
+    snr_gamma: float | None,
+) -> jax.Array:
+    text_encoder = with_rows(params["text_encoder"], len(generator.tokenizer) - len(embeds), embeds)
+    # Only the words of this batch: there may be a thousand classes.
+    states = encode_tokens(generator, params | {"text_encoder": text_encoder}, input_ids[batch.labels])
+    batch = dataclasses.replace(batch, labels=jnp.arange(len(states)))
+    return adaptation_loss(generator, params, Policy(), states, batch, key, snr_gamma)
