@@ -106,9 +106,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("adaptation.learning_rate", 1e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=1.0),
     Field("adaptation.lora_rank", 4, "of the factors on the UNet's attention", minimum=1, maximum=1024),
     Field("adaptation.snr_gamma", 5.0, "min-SNR weighting of the loss; 0: none", minimum=0.0),
-    Field(
-        "inversion.steps", 200, "learning a word for each class: as the fields of adaptation", minimum=1
-    ),
+    Field("inversion.steps", 200, "learning a word for each class: as the fields of adaptation", minimum=1),
     Field("inversion.batch_size", 16, "likewise", minimum=2),
     Field("inversion.prior_fraction", 0.5, "likewise", minimum=0.0, maximum=0.95),
     Field("inversion.learning_rate", 5e-3, "likewise", minimum=1e-8, maximum=1.0),
@@ -136,6 +134,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("joint.sampler_steps", 4, "denoising steps to a painted picture", minimum=1, maximum=1000),
     Field("joint.differentiable_steps", 1, "the last of them, through which gradients flow", minimum=1),
     Field("consensus.members", 3, "soft labels: classifiers that are asked", minimum=1),
+    Field("consensus.mixing", "mixup", "of the pictures that they learn from", choices=("none", "mixup", "cutmix")),
     Field("consensus.share", 1.0, "of what they say in a soft label; the rest is the label", minimum=0.0, maximum=1.0),
     Field("difficulty.steps", 1000, "fitting generator and encoder to it: as the fields of adaptation", minimum=1),
     Field("difficulty.batch_size", 32, "likewise", minimum=2),

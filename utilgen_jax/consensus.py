@@ -7,6 +7,8 @@ Furlanello et al. 2018, arXiv 1805.04770), with the synthetic pool as what is di
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 from scipy.special import softmax
@@ -27,24 +29,26 @@ def consensus_labels(
     Args:
       job: the run.
       metrics: its writer.
-      row: whose recipe the classifiers follow; each has random weights and batches of its own.
+      row: whose recipe the classifiers follow, but for the mixing of their batches, which makes them less sure of
+        themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has weights and batches of its own.
       real: the shots, as the classifier sees them.
       synthetic: the pool, with its weights.
     """
     members, share = job.config.consensus.members, job.config.consensus.share
-    total, name = members * job.recipe.steps, f"consensus_{row}"
+    recipe = dataclasses.replace(job.recipe_of_row(row), mixing=job.config.consensus.mixing)
+    total, name = members * recipe.steps, f"consensus_{row}"
 
     def compute() -> dict[str, np.ndarray]:
         said = np.zeros((len(synthetic.labels), job.num_classes), np.float32)
         with log_stage(metrics, name, total, job.config.log_every_steps) as on_step:
             for member in range(members):
 
-                def on_member_step(step: int, loss: jax.Array, done: int = member * job.recipe.steps) -> None:
+                def on_member_step(step: int, loss: jax.Array, done: int = member * recipe.steps) -> None:
                     on_step(done + step, loss)
 
                 params = classification.train_classifier(
                     job.classifier,
-                    job.recipe_of_row(row),
+                    recipe,
                     real,
                     synthetic,
                     jax.random.fold_in(job.key(CONSENSUS_KEY), member),

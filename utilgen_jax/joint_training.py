@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from utilgen_jax import classification
-from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_update
 from utilgen_jax.classification import Recipe, TrainingSet
 from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.splits import Fold
@@ -31,7 +31,7 @@ from utilgen_jax.models.lora import init_lora
 from utilgen_jax.parallel import init_sharded, split_batch, to_host
 from utilgen_jax.utility.examples import Examples
 from utilgen_jax.utility.weightings import Weighting, importance_ratio, uniform
-from utilgen_jax.valuation import as_examples, draw_examples
+from utilgen_jax.valuation import as_examples, draw_examples, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,18 +169,9 @@ def train_jointly(
         return outer
 
     outer = init_sharded(init_outer, jax.random.fold_in(key, 0))
-    states = []
-    for number in range(len(folds)):
-        init_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
-        start = classification.init_classifier(classifier, real.images.shape[1:], init_key)
-        optimizers = classification.make_optimizer(recipe), program.outer_optimizer
-        states.append(
-            init_sharded(
-                lambda first, second, optimizers=optimizers: init_bilevel(first, optimizers[0], second, optimizers[1]),
-                start,
-                outer,
-            )
-        )
+    init_keys = [jax.random.fold_in(jax.random.fold_in(key, 1), number) for number in range(len(folds))]
+    image_shape = real.images.shape[1:]
+    states = [init_state(classifier, recipe, outer, program.outer_optimizer, image_shape, each) for each in init_keys]
     shared = outer, states[0].outer_optimizer_state
     for step in range(joint_recipe.steps):
         number = step % len(folds)

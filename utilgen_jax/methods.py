@@ -90,10 +90,10 @@ _PARTS: dict[str, Method] = {
     "utilgen_noise": Method("+ UtilGen, noise alone", _OWN_NOISES, weighting="weight_network"),
     "vanilla_mixup": Method("+ plain synthetic pictures, Mixup", PLAIN, mixing="mixup"),
     "vanilla_consensus": Method("+ plain synthetic pictures, consensus", PLAIN, labels="consensus"),
-    "vanilla_both": Method("+ plain synthetic pictures, Mixup, consensus", PLAIN, labels="consensus", mixing="mixup"),
     "saflex_mixup": Method("+ synthetic pictures, SAFLEX, Mixup", PLAIN, weighting="saflex", mixing="mixup"),
+    "joint_mixup": Method("+ joint, Mixup", _PHRASES, labels="consensus", mixing="mixup"),
     **{
-        name: Method(f"+ {title}", generation, weighting, "consensus", mixing="mixup")
+        name: Method(f"+ {title}", generation, weighting, "consensus")
         for name, title, generation, weighting in (
             ("joint_policy", "joint, a policy over phrases", _POLICY, "uniform"),
             ("joint_lora", "joint, a policy over phrases and UNet", _LORA, "uniform"),
@@ -117,7 +117,7 @@ METHODS: dict[str, Method] = {
     ),
     "saflex": Method("+ synthetic pictures, SAFLEX", PLAIN, weighting="saflex"),
     "utilgen": Method("+ synthetic pictures, UtilGen", _UTILGEN, weighting="weight_network"),
-    "joint": Method("+ synthetic pictures, joint", _PHRASES, labels="consensus", mixing="mixup"),
+    "joint": Method("+ synthetic pictures, joint", _PHRASES, labels="consensus"),
     **{name: dataclasses.replace(method, only_in_ablations=True) for name, method in _PARTS.items()},
 }
 
@@ -131,10 +131,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "vanilla",
         "vanilla_mixup",
         "vanilla_consensus",
-        "vanilla_both",
         "saflex",
         "saflex_mixup",
         "joint",
+        "joint_mixup",
         "joint_policy",
         "joint_lora",
         "joint_choice",

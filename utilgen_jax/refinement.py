@@ -22,7 +22,7 @@ from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.generator.checkpoint import Generator
 from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts, load_text_projection
-from utilgen_jax.generator.conditioning import encode_images, encode_prompts
+from utilgen_jax.generator.conditioning import encode_images
 from utilgen_jax.generator.objectives.dpo import preference_pairs
 from utilgen_jax.generator.picture_policies import InstanceRecipe, with_own_noises, with_own_prompts
 from utilgen_jax.generator.policy import Policy, labelled_examples
@@ -41,6 +41,7 @@ from utilgen_jax.synthesis import (
     images_per_class,
     policy_arrays,
     policy_of,
+    prompt_table,
     prompts_of,
     shots_of,
 )
@@ -138,14 +139,13 @@ def _prefer(
         generator, params = load()
         pool = made.pool
         winners, losers = preference_pairs(weights, pool.labels, recipe.fraction)
-        texts = [record.prompt or "" for record in pool.records]
-        distinct = sorted(set(texts))
+        embeds, places = prompt_table(job, load, pool)
         pictures = denoising_set(job, load, to_float(pool.images), pool.labels)
         pairs = PreferenceSet(
             latents=pictures.latents,
             labels=pictures.labels,
-            prompt_embeds=encode_prompts(generator, params, distinct),
-            prompts=jnp.asarray([distinct.index(text) for text in texts]),
+            prompt_embeds=embeds,
+            prompts=jnp.asarray(places),
             winners=jnp.asarray(winners),
             losers=jnp.asarray(losers),
         )

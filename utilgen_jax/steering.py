@@ -16,7 +16,16 @@ from utilgen_jax.job import STEERING_KEY, Job, recipe_of
 from utilgen_jax.joint_training import JointRecipe, Painting, Prompts, train_jointly
 from utilgen_jax.methods import Generation
 from utilgen_jax.results import log_stage
-from utilgen_jax.synthesis import Load, Made, draw_prompts, fill_pool, images_per_class, policy_arrays, policy_of
+from utilgen_jax.synthesis import (
+    Load,
+    Made,
+    draw_prompts,
+    fill_pool,
+    images_per_class,
+    policy_arrays,
+    policy_of,
+    prompt_table,
+)
 
 _CHANCES = "chances"
 
@@ -41,12 +50,7 @@ def steer(
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
-        texts = [record.prompt or "" for record in made.pool.records]
-        distinct = sorted(set(texts))
-        size = min(config.generator.batch_size, len(distinct))
-        # Parts of one shape, the last one filled up: they compile once.
-        filled = distinct + distinct[-1:] * (-len(distinct) % size)
-        parts = [filled[start : start + size] for start in range(0, len(filled), size)]
+        embeds, places = prompt_table(job, load, made.pool)
         side = config.generator.image_size // generator.vae_scale_factor
         painting = Painting(
             guidance_scale=config.generator.guidance_scale,
@@ -56,9 +60,9 @@ def steer(
             channels=config.data.channels,
         )
         prompts = Prompts(
-            embeds=jnp.concatenate([encode_prompts(generator, params, part) for part in parts]),
+            embeds=embeds,
             negative=encode_prompts(generator, params, [config.generator.negative_prompt]),
-            of_pictures=jnp.asarray(np.searchsorted(distinct, texts)),
+            of_pictures=jnp.asarray(places),
         )
         with log_stage(metrics, name, recipe.steps, config.log_every_steps) as on_step:
             logits, policy = train_jointly(

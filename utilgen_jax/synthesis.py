@@ -26,7 +26,7 @@ from utilgen_jax.generator.conditioning import Condition, encode_prompts
 from utilgen_jax.generator.denoising_training import DenoisingRecipe, DenoisingSet
 from utilgen_jax.generator.picture_conditions import condition_on_pictures
 from utilgen_jax.generator.policy import Policy
-from utilgen_jax.generator.pool_generation import StartFrom, generate_pool, plan_pool
+from utilgen_jax.generator.pool_generation import PaintingRecipe, StartFrom, generate_pool, plan_pool
 from utilgen_jax.generator.requests import Requests
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.textual_inversion import add_tokens
@@ -113,7 +113,7 @@ def fill_pool(
       policy: what the generator was adapted by.
       records: the whole pool.
       round_number: of generation, from 0.
-      start_from, refine: see `generate_pool`.
+      start_from, refine: see `paint_records`.
     """
     config, folder = job.config, job.pool_folder(generation, round_number)
     name = generation.name if round_number == 0 else f"{generation.name}_{round_number}"
@@ -130,16 +130,11 @@ def fill_pool(
                     writer,
                     records,
                     policy,
-                    start_from,
-                    refine,
-                    scheduler=config.generator.scheduler,
-                    num_steps=config.generator.steps,
-                    guidance_scale=config.generator.guidance_scale,
-                    negative_prompt=config.generator.negative_prompt,
-                    image_size=config.generator.image_size,
+                    recipe_of(PaintingRecipe, config.generator),
+                    progress.update,
+                    start_from=start_from,
+                    refine=refine,
                     strength=config.conditioning.strength,
-                    batch_size=config.generator.batch_size,
-                    on_images=progress.update,
                 )
         return {"num_images": np.array(len(records))}
 
@@ -293,7 +288,8 @@ def _show_difficulty(job: Job, load: Load, policy: Policy) -> None:
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
-        sheets = difficulty_sheets(generator, params, policy, job.config, job.split.real.class_names, job.prompts)
+        recipe = recipe_of(PaintingRecipe, job.config.generator)
+        sheets = difficulty_sheets(generator, params, policy, recipe, job.split.real.class_names, job.prompts)
         for name, sheet in sheets.items() if job.is_first else ():
             folder = job.workdir / "report"
             folder.mkdir(parents=True, exist_ok=True)
@@ -315,6 +311,17 @@ def denoising_set(
     ]
     hard = None if difficulties is None else jnp.asarray(difficulties)
     return parallel.replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
+
+
+def prompt_table(job: Job, load: Load, pool: data.Pool) -> tuple[jax.Array, np.ndarray]:
+    """The different prompts of a pool as text states [P, T, D], and which of them each picture has, int [N]."""
+    generator, params = load()
+    distinct, places = np.unique([record.prompt or "" for record in pool.records], return_inverse=True)
+    size = min(job.config.generator.batch_size, len(distinct))
+    # Parts of one shape, the last one filled up: they compile once.
+    filled = [*distinct, *[distinct[-1]] * (-len(distinct) % size)]
+    parts = [encode_prompts(generator, params, filled[start : start + size]) for start in range(0, len(filled), size)]
+    return jnp.concatenate(parts)[: len(distinct)], places
 
 
 def policy_arrays(policy: Policy) -> dict[str, np.ndarray]:

@@ -132,7 +132,9 @@ def value_pool(
     values, judges = [], []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
-        state = _init_state(classifier, weighting, recipe, weight_recipe, real.images.shape[1:], fold_key)
+        outer = {"weighting": init_sharded(weighting.init, jax.random.fold_in(fold_key, 1))}
+        outer_optimizer, init_key = _weight_optimizer(weight_recipe), jax.random.fold_in(fold_key, 0)
+        state = init_state(classifier, recipe, outer, outer_optimizer, real.images.shape[1:], init_key)
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
         batch_key = jax.random.fold_in(fold_key, 2)
         for step in range(recipe.steps):
@@ -216,18 +218,27 @@ def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformati
     return optax.chain(optax.add_decayed_weights(weight_recipe.weight_decay), optax.adam(weight_recipe.learning_rate))
 
 
-def _init_state(
+def init_state(
     classifier: Classifier,
-    weighting: Weighting,
     recipe: Recipe,
-    weight_recipe: WeightRecipe,
+    outer: dict[str, Params],
+    outer_optimizer: optax.GradientTransformation,
     image_shape: tuple[int, ...],
     key: jax.Array,
 ) -> BilevelState:
-    params = classification.init_classifier(classifier, image_shape, jax.random.fold_in(key, 0))
-    outer = {"weighting": init_sharded(weighting.init, jax.random.fold_in(key, 1))}
-    optimizers = classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
-    return init_sharded(lambda first, second: init_bilevel(first, optimizers[0], second, optimizers[1]), params, outer)
+    """The state before the first bilevel step of a classifier with weights of its own.
+
+    Args:
+      classifier: trained on the inner level.
+      recipe: says its optimiser.
+      outer: what the outer level trains.
+      outer_optimizer: of it.
+      image_shape: of a picture that the classifier sees, (H, W, C).
+      key: PRNG key of the classifier's weights.
+    """
+    params = classification.init_classifier(classifier, image_shape, key)
+    optimizer = classification.make_optimizer(recipe)
+    return init_sharded(lambda first, second: init_bilevel(first, optimizer, second, outer_optimizer), params, outer)
 
 
 def as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:

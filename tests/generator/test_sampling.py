@@ -15,7 +15,7 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.generator import pool_generation
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.policy import Policy
-from utilgen_jax.generator.pool_generation import generate_pool, plan_pool
+from utilgen_jax.generator.pool_generation import PaintingRecipe, generate_pool, plan_pool
 from utilgen_jax.generator.sampling import (
     decode_latents,
     encode_to_latents,
@@ -25,8 +25,10 @@ from utilgen_jax.generator.sampling import (
 )
 
 SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
-POOL_SETTINGS = SETTINGS | {"scheduler": "ddim", "negative_prompt": "blurred", "image_size": 16, "strength": 1.0}
 BATCH = 4
+RECIPE = PaintingRecipe(
+    scheduler="ddim", steps=2, guidance_scale=3.0, negative_prompt="blurred", image_size=16, batch_size=BATCH
+)
 CLASSES = ("zero", "one", "two")
 PROMPTS = [f"the digit {name}" for name in CLASSES]
 CLASS_PROMPTS = [[prompt] for prompt in PROMPTS]
@@ -139,7 +141,7 @@ def fill(loaded, folder, plan):
     """Generates into the folder; returns what `on_images` heard."""
     heard = []
     writer = PoolWriter(folder, CLASSES)
-    generate_pool(*loaded, writer, plan, Policy(), **POOL_SETTINGS, batch_size=BATCH, on_images=heard.append)
+    generate_pool(*loaded, writer, plan, Policy(), RECIPE, heard.append)
     return heard
 
 

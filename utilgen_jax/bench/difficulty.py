@@ -26,9 +26,10 @@ from utilgen_jax.classifier import make_classifier
 from utilgen_jax.config import from_json
 from utilgen_jax.config_check import with_fields
 from utilgen_jax.data.images import resize, set_channels
-from utilgen_jax.difficulty_pictures import paint_difficulties
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.checkpoint import load_generator
+from utilgen_jax.generator.pool_generation import PaintingRecipe, paint_records
+from utilgen_jax.job import recipe_of
 from utilgen_jax.report.table import format_table
 from utilgen_jax.synthesis import policy_of
 from utilgen_jax.utility.difficulty import difficulty
@@ -81,20 +82,15 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     folder = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
     generator, params = load_generator(folder, jnp.dtype(config.generator.dtype))
     number = settings["pictures"]
-    cells = [
-        (label, asked, picture) for label in range(len(class_names)) for picture in range(number) for asked in ASKED
+    records = [
+        data.PoolRecord(label=label, prompt=prompts[label], seed=JUDGE_SEED * label + picture, difficulty_asked=value)
+        for label in range(len(class_names))
+        for picture in range(number)
+        for value in ASKED.tolist()
     ]
-    labels, asked, pictures = (np.array(column) for column in zip(*cells, strict=True))
-    images = paint_difficulties(
-        generator,
-        params,
-        policy_of(load_file(workdir / _ADAPTATION)),
-        config,
-        prompts=[prompts[label] for label in labels],
-        labels=labels,
-        seeds=JUDGE_SEED * labels + pictures,
-        asked=asked,
-    )
+    labels, asked = (np.array([getattr(each, name) for each in records]) for name in ("label", "difficulty_asked"))
+    policy, recipe = policy_of(load_file(workdir / _ADAPTATION)), recipe_of(PaintingRecipe, config.generator)
+    images = np.concatenate([*paint_records(generator, params, records, policy, recipe)])
     settings_of_data = config.data
     seen = set_channels(resize(jnp.asarray(images), settings_of_data.image_size), settings_of_data.channels)
     architecture = len(class_names), settings_of_data.image_size, settings_of_data.channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -65,86 +65,136 @@ def plan_pool(
     return records
 
 
+@dataclasses.dataclass(frozen=True)
+class PaintingRecipe:
+    """How pictures are painted.
+
+    Attributes:
+      scheduler: one of `SAMPLERS`, or 'checkpoint'.
+      steps: denoising steps.
+      guidance_scale: of classifier-free guidance.
+      negative_prompt: of the unconditional branch.
+      image_size: pixels a side.
+      batch_size: pictures at once; the last batch is filled up, so that all have one shape and compile once.
+    """
+
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    image_size: int
+    batch_size: int
+
+
 def generate_pool(
     generator: Generator,
     params: Params,
     writer: PoolWriter,
     records: Sequence[PoolRecord],
     policy: Policy,
+    recipe: PaintingRecipe,
+    on_images: Callable[[int], None],
+    *,
     start_from: StartFrom | None = None,
     refine: Callable[[Policy, Requests], Policy] | None = None,
-    *,
-    scheduler: str,
-    num_steps: int,
-    guidance_scale: float,
-    negative_prompt: str,
-    image_size: int,
-    strength: float,
-    batch_size: int,
-    on_images: Callable[[int], None],
+    strength: float = 1.0,
 ) -> None:
     """Generates the pictures that the writer does not hold yet and appends them.
 
     Args:
-      generator: the checkpoint.
-      params: its weights.
+      generator, params, records, policy, recipe, start_from, refine, strength: see `paint_records`.
       writer: of the pool's folder; its length says where to go on.
-      records: the whole pool, see `plan_pool`.
-      policy: what the generator was adapted by; `Policy()` for the checkpoint as it is. With a difficulty encoder, each
-        record says the difficulty that is asked for.
-      start_from: what else the pictures start from; None: noise alone.
-      refine: (policy, requests of a batch, a row each) -> the policy for that batch; None: as it is.
-      scheduler: one of `SAMPLERS`, or 'checkpoint'.
-      num_steps: denoising steps.
-      guidance_scale: of classifier-free guidance.
-      negative_prompt: of the unconditional branch.
-      image_size: pixels a side.
-      strength: the part of the way from noise that is walked by pictures that start from others, in (0, 1].
-      batch_size: pictures at once; the last batch is filled up, so that all have one shape and compile once.
       on_images: called with the number of finished pictures.
 
     Raises:
       FloatingPointError: a picture is not finite; names the first one's place.
     """
-    batch_size = min(batch_size, len(records))
-    for start in range(len(writer), len(records), batch_size):
-        batch = list(records[start : start + batch_size])
-        filled = batch + batch[-1:] * (batch_size - len(batch))
+    done = len(writer)
+    for images in paint_records(
+        generator,
+        params,
+        records,
+        policy,
+        recipe,
+        start_from=start_from,
+        refine=refine,
+        strength=strength,
+        first=done,
+    ):
+        if jax.process_index() == 0:
+            writer.append(images, records[done : done + len(images)])
+        done += len(images)
+        on_images(done)
+
+
+def paint_records(
+    generator: Generator,
+    params: Params,
+    records: Sequence[PoolRecord],
+    policy: Policy,
+    recipe: PaintingRecipe,
+    *,
+    start_from: StartFrom | None = None,
+    refine: Callable[[Policy, Requests], Policy] | None = None,
+    strength: float = 1.0,
+    first: int = 0,
+) -> Iterator[np.ndarray]:
+    """Paints records batch by batch.
+
+    Args:
+      generator: the checkpoint.
+      params: its weights.
+      records: what to paint, see `plan_pool`.
+      policy: what the generator was adapted by; `Policy()` for the checkpoint as it is. With a difficulty encoder, each
+        record says the difficulty that is asked for.
+      recipe: how.
+      start_from: what else the pictures start from; None: noise alone.
+      refine: (policy, requests of a batch, a row each) -> the policy for that batch; None: as it is.
+      strength: the part of the way from noise that is walked by pictures that start from others, in (0, 1].
+      first: the record to begin with.
+
+    Yields:
+      The pictures of each batch, float32 [B, H, W, 3] in [-1, 1]; B is `recipe.batch_size` or, at the end, less.
+
+    Raises:
+      FloatingPointError: a picture is not finite; names the first one's place.
+    """
+    batch_size = min(recipe.batch_size, len(records))
+    for start in range(first, len(records), batch_size):
+        places = np.minimum(np.arange(start, start + batch_size), len(records) - 1)
+        batch = [records[place] for place in places]
         requests = make_requests(
             generator,
             params,
-            [record.prompt or "" for record in filled],
-            [record.label for record in filled],
-            [record.seed or 0 for record in filled],
-            image_size,
+            [record.prompt or "" for record in batch],
+            [record.label for record in batch],
+            [record.seed or 0 for record in batch],
+            recipe.image_size,
             rows=np.arange(batch_size),
-            negative_prompt=negative_prompt,
+            negative_prompt=recipe.negative_prompt,
         )
         if start_from is not None:
-            places = np.minimum(np.arange(start, start + batch_size), len(records) - 1)
             condition, clean_latents = start_from(requests.condition, places)
             requests = dataclasses.replace(requests, condition=condition, clean_latents=clean_latents)
         if policy.difficulty_encoder is not None:
-            asked = _logits([record.difficulty_asked for record in filled])
+            asked = _logits([record.difficulty_asked for record in batch])
             policy = dataclasses.replace(policy, difficulty_logits=asked)
         painted = paint(
             generator,
             params,
             policy if refine is None else refine(policy, requests),
             requests,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            scheduler=scheduler,
+            num_steps=recipe.steps,
+            guidance_scale=recipe.guidance_scale,
+            scheduler=recipe.scheduler,
             num_differentiable_steps=None,
             strength=1.0 if requests.clean_latents is None else strength,
         )
-        images = to_host(painted)[: len(batch)]
+        images = to_host(painted)[: len(records) - start]
         broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
         if broken.size:
             raise FloatingPointError(f"generator: picture {start + broken[0]} of the pool holds NaN or infinity")
-        if jax.process_index() == 0:
-            writer.append(images, batch)
-        on_images(start + len(batch))
+        yield images
 
 
 def _logits(difficulties: Sequence[float | None]) -> jax.Array:
