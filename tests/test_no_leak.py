@@ -54,9 +54,9 @@ TINY = (
     ("joint.lora_learning_rate", "0.1"),
     ("classifier.learning_rate", "0.05"),
 )
-# Rows of ablations alone are parts of these: the same stages, fewer of them.
 # Rows for ablations are parts of these, but for joint's further ones.
-ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations] + ["joint_lora", "joint_weights"]
+JOINT_ROWS = ["joint_useful", "joint_lora", "joint_weights"]
+ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations] + JOINT_ROWS
 load_source = data.load_source  # The fixture below puts another in its place.
 pytestmark = pytest.mark.slow
 
@@ -143,5 +143,5 @@ def test_nothing_leaks(worlds):
     stages = {path.split("/")[1].split(".")[0] for path in whole if path.startswith("stages/")}
     expected = {"difficulty_of_shots", "captions", "tokens", "adaptation_datadream", "adaptation_difficulty"}
     expected |= {"value_saflex", "value_utilgen", "preference_utilgen_model_0", "consensus_joint"}
-    expected |= {"steering_joint_lora", "steering_joint_surplus", "value_joint_choice_1"}
+    expected |= {"steering_joint_lora", "value_joint_useful_0", "value_joint_weights"}
     assert expected | {f"classifier_{row}" for row in ROWS} <= stages

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -134,25 +135,50 @@ def test_an_augmentation_is_a_row_or_under_any(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["datadream", "difficulty"])
-def test_methods_that_adapt_the_generator_run(tmp_path, method):
-    summary = pipeline.run(shrunk(f"method={method}"), tmp_path)
+def test_a_generator_that_is_adapted_paints_other_pictures(tmp_path):
+    summary = pipeline.run(shrunk("method=difficulty"), tmp_path)
     assert summary["num_synthetic"] == 40 and {"vanilla", "final"} <= set(summary["accuracy"])
     folders = [tmp_path / "pool" / name for name in ("round_00", "plain/round_00")]
     texts = [(folder / "metadata.jsonl").read_text() for folder in folders]
     own, plain = ([json.loads(line) for line in text.splitlines()] for text in texts)
     for record, other in zip(own, plain, strict=True):
-        # The same noise: what differs is what the generator was fitted to, and for one of them the words.
+        # The same noise: what differs is what the generator was fitted to, and the words.
         assert (record["label"], record["seed"]) == (other["label"], other["seed"])
-        assert (record["prompt"] == other["prompt"]) == (method == "datadream")
-        assert (record.get("difficulty_asked") is not None) == (method == "difficulty")
-        assert other.get("difficulty_asked") is None
+        assert record["prompt"].startswith(f"{other['prompt']}, ")
+        assert record["difficulty_asked"] is not None and other.get("difficulty_asked") is None
     pixels = [np.asarray(Image.open(folder / own[3]["file_name"])) for folder in folders]
     assert (pixels[0] != pixels[1]).any()
 
     # Everything is on disk: a second run computes nothing.
-    again = pipeline.run(shrunk(f"method={method}"), tmp_path)
-    assert again == summary
+    assert pipeline.run(shrunk("method=difficulty"), tmp_path) == summary
+
+
+@pytest.mark.slow
+def test_joint_keeps_what_several_classifiers_are_least_sure_of(tmp_path):
+    summary = pipeline.run(read_config(f"{CONFIGS / 'digits.py'}:method=joint", (*SHRUNK, ("baselines", ""))), tmp_path)
+    assert summary["num_synthetic"] == 40
+    stages, folders = tmp_path / "checkpoints", [tmp_path / "pool" / name for name in ("round_01", "surplus/round_00")]
+    own, surplus = (
+        [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()] for folder in folders
+    )
+    said, places = (
+        load_file(stages / "consensus_joint.safetensors")["labels"],
+        [next(place for place, other in enumerate(surplus) if other["seed"] == record["seed"]) for record in own],
+    )
+    assert said.shape == (80, 10) and len(set(places)) == 40
+    sure = -scipy.stats.entropy(said, axis=1)
+    for label in range(10):
+        of_class = {place for place, record in enumerate(surplus) if record["label"] == label}
+        kept = of_class & set(places)
+        assert len(of_class) == 8 and len(kept) == 4
+        assert max(sure[[*kept]]) <= min(sure[[*(of_class - kept)]])
+    for record, place in zip(own, places, strict=True):
+        np.testing.assert_allclose(record["soft_label"], said[place], rtol=1e-5)
+        first, second = (
+            Image.open(folder / each["file_name"])
+            for folder, each in zip(folders, (record, surplus[place]), strict=True)
+        )
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
 @pytest.mark.slow

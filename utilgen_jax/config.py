@@ -125,6 +125,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("instance.clip_weight", 0.5, "of nearness to the class's words in CLIP's space", minimum=0.0),
     Field("instance.denoising_guidance", 5.5, "a noise for each picture: guidance of the way there", minimum=0.0),
     Field("instance.inversion_guidance", 1.0, "and of the way back", minimum=0.0),
+    Field("joint.surplus", 2, "pictures made for each one that is kept, by a choice among them", minimum=1),
     Field("joint.steps", 400, "of the bilevel update that trains both policies, the folds in turn", minimum=1),
     Field("joint.learning_rate", 0.02, "Adam, policy over phrases", minimum=1e-8, maximum=10.0),
     Field("joint.weight_decay", 0.01, "of it; larger is nearer to even chances", minimum=0.0),

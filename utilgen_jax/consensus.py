@@ -22,21 +22,23 @@ from utilgen_jax.results import log_stage
 
 
 def consensus_labels(
-    job: Job, metrics: report.MetricsWriter, row: str, real: TrainingSet, synthetic: TrainingSet
+    job: Job, metrics: report.MetricsWriter, name: str, real: TrainingSet, synthetic: TrainingSet
 ) -> np.ndarray:
     """The soft labels of a pool, float32 [M, K], as a stage.
+
+    The classifiers are trained as all are, but for the mixing of their batches, which makes them less sure of
+    themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has weights and batches of its own.
 
     Args:
       job: the run.
       metrics: its writer.
-      row: whose recipe the classifiers follow, but for the mixing of their batches, which makes them less sure of
-        themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has weights and batches of its own.
+      name: of the stage.
       real: the shots, as the classifier sees them.
-      synthetic: the pool, with its weights.
+      synthetic: the pool as it came.
     """
     members, share = job.config.consensus.members, job.config.consensus.share
-    recipe = dataclasses.replace(job.recipe_of_row(row), mixing=job.config.consensus.mixing)
-    total, name = members * recipe.steps, f"consensus_{row}"
+    recipe = dataclasses.replace(job.recipe, mixing=job.config.consensus.mixing)
+    total = members * recipe.steps
 
     def compute() -> dict[str, np.ndarray]:
         said = np.zeros((len(synthetic.labels), job.num_classes), np.float32)

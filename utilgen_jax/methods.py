@@ -21,9 +21,9 @@ class Generation:
       refines: another way, whose pictures are valued first; with its prompts and its adaptation. None: nothing before.
       levels: how their worth shapes these ones, in this order: "model", rounds of Diffusion-DPO; "prompt", each
         picture's own by gradient ascent; "noise", each picture's own by inversion; "phrases" and "lora", a policy over
-        phrases and one over the UNet, trained by the bilevel update; "choice", the most useful part of the pictures.
-        See `refinement`.
-      surplus: so many times the pictures that a pool should have, for a "choice" among them.
+        phrases and one over the UNet, trained by the bilevel update; "utility" or "uncertainty", the part of the
+        pictures that is the most useful, or of which several classifiers are the least sure. See `refinement`.
+      surplus: whether there are more pictures than a pool should have, for a choice among them.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Generation:
     adaptation: str = "none"
     refines: Generation | None = None
     levels: tuple[str, ...] = ()
-    surplus: int = 1
+    surplus: bool = False
 
     @property
     def uses_shots(self) -> bool:
@@ -74,13 +74,14 @@ _UTILGEN = Generation("utilgen", prompt="token", refines=_PREFERRED, levels=("pr
 _OWN_PROMPTS = Generation("utilgen_prompt", prompt="token", refines=_TOKENS, levels=("prompt",))
 _OWN_NOISES = Generation("utilgen_noise", prompt="token", refines=_TOKENS, levels=("noise",))
 
-# joint: prompts of drawn phrases. What was tried beside it and did not pay (README): a policy over phrases by the
-# bilevel update, one over the UNet too, and a choice of the most useful half of twice as many pictures.
+# joint: prompts of drawn phrases, and of twice as many pictures as are wanted those that teach the most. What was tried
+# in its place and did not pay (README): the most useful half, and policies over phrases and UNet by the bilevel update.
 _PHRASES = Generation("phrases", prompt="phrases")
+_SURPLUS = Generation("surplus", prompt="phrases", surplus=True)
+_JOINT = Generation("joint", prompt="phrases", refines=_SURPLUS, levels=("uncertainty",))
+_USEFUL = Generation("joint_useful", prompt="phrases", refines=_SURPLUS, levels=("utility",))
 _POLICY = Generation("joint_policy", prompt="phrases", refines=_PHRASES, levels=("phrases",))
 _LORA = Generation("joint_lora", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora"))
-_SURPLUS = Generation("joint_surplus", prompt="phrases", refines=_PHRASES, levels=("phrases",), surplus=2)
-_CHOICE = Generation("joint_choice", prompt="phrases", refines=_SURPLUS, levels=("choice",))
 
 # Rows that show what a part of another row is worth.
 _PARTS: dict[str, Method] = {
@@ -91,14 +92,15 @@ _PARTS: dict[str, Method] = {
     "vanilla_mixup": Method("+ plain synthetic pictures, Mixup", PLAIN, mixing="mixup"),
     "vanilla_consensus": Method("+ plain synthetic pictures, consensus", PLAIN, labels="consensus"),
     "saflex_mixup": Method("+ synthetic pictures, SAFLEX, Mixup", PLAIN, weighting="saflex", mixing="mixup"),
-    "joint_mixup": Method("+ joint, Mixup", _PHRASES, labels="consensus", mixing="mixup"),
     **{
-        name: Method(f"+ {title}", generation, weighting, "consensus")
-        for name, title, generation, weighting in (
-            ("joint_policy", "joint, a policy over phrases", _POLICY, "uniform"),
-            ("joint_lora", "joint, a policy over phrases and UNet", _LORA, "uniform"),
-            ("joint_choice", "joint, a policy over phrases, a choice of half", _CHOICE, "uniform"),
-            ("joint_weights", "joint, a policy over phrases, a choice of half, weights", _CHOICE, "joint"),
+        name: Method(f"+ joint, {title}", generation, weighting, "consensus", mixing=mixing)
+        for name, title, generation, weighting, mixing in (
+            ("joint_all", "all of as many pictures", _PHRASES, "uniform", ""),
+            ("joint_useful", "the most useful half", _USEFUL, "uniform", ""),
+            ("joint_policy", "a policy over phrases", _POLICY, "uniform", ""),
+            ("joint_lora", "policies over phrases and UNet", _LORA, "uniform", ""),
+            ("joint_weights", "weights", _JOINT, "joint", ""),
+            ("joint_mixup", "Mixup", _JOINT, "uniform", "mixup"),
         )
     },
 }
@@ -117,7 +119,7 @@ METHODS: dict[str, Method] = {
     ),
     "saflex": Method("+ synthetic pictures, SAFLEX", PLAIN, weighting="saflex"),
     "utilgen": Method("+ synthetic pictures, UtilGen", _UTILGEN, weighting="weight_network"),
-    "joint": Method("+ synthetic pictures, joint", _PHRASES, labels="consensus"),
+    "joint": Method("+ synthetic pictures, joint", _JOINT, labels="consensus"),
     **{name: dataclasses.replace(method, only_in_ablations=True) for name, method in _PARTS.items()},
 }
 
@@ -133,11 +135,12 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "vanilla_consensus",
         "saflex",
         "saflex_mixup",
+        "joint_all",
         "joint",
-        "joint_mixup",
+        "joint_useful",
         "joint_policy",
         "joint_lora",
-        "joint_choice",
         "joint_weights",
+        "joint_mixup",
     ),
 }

@@ -68,13 +68,16 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
             if row_generation is None:
                 classifiers[row] = _train(job, metrics, row, real, None)
                 continue
-            pool = pools[row_generation].pool
+            made = pools[row_generation]
+            pool = made.pool
             synthetic = pool_training_set(job, row_generation, pool)
             weighting = METHODS[row].weighting
             values[row] = appraise(job, metrics, f"value_{row}", weighting, real, synthetic, classifiers["real"])
             if METHODS[row].labels == "consensus":
-                as_it_came = weighted(synthetic, values[row])
-                values[row]["soft_label"] = consensus_labels(job, metrics, row, real, as_it_came)
+                said = made.soft_labels
+                if said is None:
+                    said = consensus_labels(job, metrics, f"consensus_{row_generation.name}", real, synthetic)
+                values[row]["soft_label"] = said
             classifiers[row] = _train(job, metrics, row, real, weighted(synthetic, values[row]))
         if generation is not None and shared is None:
             pool = _note_values(job, generation, pools[generation].round, values[config.method])

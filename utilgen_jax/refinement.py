@@ -17,6 +17,7 @@ import numpy as np
 
 from utilgen_jax import parallel, report
 from utilgen_jax.appraisal import Params, appraise, judges_of, pool_training_set
+from utilgen_jax.choice import choose_uncertain, choose_useful
 from utilgen_jax.classification import TrainingSet
 from utilgen_jax.classifier import Classifier
 from utilgen_jax.data.images import to_float
@@ -32,7 +33,7 @@ from utilgen_jax.generator.requests import Requests
 from utilgen_jax.job import PREFERENCE_KEY, Job, recipe_of
 from utilgen_jax.methods import Generation
 from utilgen_jax.results import log_stage
-from utilgen_jax.steering import choose, steer
+from utilgen_jax.steering import steer
 from utilgen_jax.synthesis import (
     Load,
     Made,
@@ -74,8 +75,10 @@ def refine_pool(
     value = partial(_value, job, metrics, generation, real=real, real_classifier=real_classifier)
     if {"phrases", "lora"} & set(generation.levels):
         made = steer(job, metrics, load, generation, made, real)
-    if "choice" in generation.levels:
-        made = choose(job, metrics, generation, made, real, real_classifier)
+    if "utility" in generation.levels:
+        made = choose_useful(job, metrics, generation, made, real, real_classifier)
+    if "uncertainty" in generation.levels:
+        made = choose_uncertain(job, metrics, generation, made, real)
     if "model" in generation.levels:
         for _ in range(job.config.preference.rounds):
             policy = _prefer(job, metrics, load, generation, made, value(made)["weight"])

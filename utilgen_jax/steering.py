@@ -1,14 +1,13 @@
-"""`joint`, our own: a policy over phrases and one over the UNet by the bilevel update, then a choice by utility."""
+"""From a pool to one that two policies ask for, over phrases and over the UNet, which the bilevel update trains."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax import data, parallel, report
-from utilgen_jax.appraisal import Params, appraise, pool_training_set
+from utilgen_jax import parallel, report
+from utilgen_jax.appraisal import pool_training_set
 from utilgen_jax.classification import TrainingSet
-from utilgen_jax.data.images import to_float
 from utilgen_jax.data.phrases import PhraseGroups
 from utilgen_jax.generator.conditioning import encode_prompts
 from utilgen_jax.generator.pool_generation import plan_pool
@@ -91,34 +90,3 @@ def steer(
     prompts = draw_prompts(job, generation, number, chances)
     records = plan_pool(prompts, images_per_class(job, generation), config.seed, number)
     return fill_pool(job, generation, load, policy, records, round_number=number)
-
-
-def choose(
-    job: Job,
-    metrics: report.MetricsWriter,
-    generation: Generation,
-    made: Made,
-    real: TrainingSet,
-    real_classifier: Params,
-) -> Made:
-    """The most useful pictures of each class of a pool that has more than are wanted, as a pool of their own."""
-    number = made.round + 1
-    folder, class_names = job.pool_folder(generation, number), job.split.real.class_names
-    name = f"{generation.name}_{made.round}"
-    synthetic = pool_training_set(job, generation, made.pool)
-    weights = appraise(job, metrics, f"value_{name}", "joint", real, synthetic, real_classifier)["weight"]
-
-    def compute() -> dict[str, np.ndarray]:
-        wanted = images_per_class(job, generation)
-        ranked = np.argsort(-weights, kind="stable")
-        chosen = np.sort(
-            np.concatenate([ranked[made.pool.labels[ranked] == label][:count] for label, count in enumerate(wanted)])
-        )
-        writer = data.PoolWriter(folder, class_names)
-        rest = chosen[len(writer) :]
-        if job.is_first and rest.size:
-            writer.append(to_float(made.pool.images[rest]), [made.pool.records[place] for place in rest])
-        return {"chosen": chosen}
-
-    job.stages.run(f"pool_{name}", compute)
-    return Made(data.read_pool(folder, class_names), made.policy, number)

@@ -48,11 +48,13 @@ class Made:
       pool: the pictures.
       policy: what the generator was adapted by.
       round: of generation, from 0.
+      soft_labels: what several classifiers say of the pictures, float32 [N, K], where they were asked for the choice.
     """
 
     pool: data.Pool
     policy: Policy
     round: int = 0
+    soft_labels: np.ndarray | None = None
 
 
 def make_pool(
@@ -182,7 +184,7 @@ def images_per_class(job: Job, generation: Generation) -> np.ndarray:
     """How many pictures of each class a pool has: int [K]."""
     goal, counts = job.config.pool.fill_to, np.bincount(job.split.real.labels, minlength=job.num_classes)
     wanted = fill_counts(counts, goal) if goal else np.full(job.num_classes, job.config.pool.images_per_class)
-    return generation.surplus * wanted
+    return job.config.joint.surplus * wanted if generation.surplus else wanted
 
 
 def draw_prompts(job: Job, generation: Generation, round_number: int, chances: np.ndarray) -> list[list[str]]:
