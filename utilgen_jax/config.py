@@ -89,7 +89,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("generator.guidance_scale", 2.0, "classifier-free guidance; 1 or less: none", minimum=0.0, maximum=100.0),
     Field("generator.prompt", "a photo of the digit {class}", "template; {class} becomes the class name"),
     Field("generator.phrases", GLYPH_PHRASES, "'phrases' behind the prompt: a group each, 'thin|bold', for `joint`"),
-    Field("generator.phrase_chance", 0.3, "that one of a group is said at first", minimum=0.0, maximum=1.0),
+    Field("generator.phrase_chance", 0.15, "that one of a group is said at first", minimum=0.0, maximum=1.0),
     Field("generator.negative_prompt", "", "prompt that guidance leads away from"),
     Field("generator.image_size", 32, "height and width of generated pictures, in pixels", minimum=8, maximum=2048),
     Field("generator.batch_size", 100, "pictures generated at once", minimum=1),
