@@ -78,6 +78,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("data.class_names", (), "words for the prompts, in the order of the labels; empty: the data set's own"),
     Field("data.classes_file", "", "text file of the classes to use, a line each: the data set's name for it, words"),
     Field("data.max_classes", 0, "classes used at most, the first ones; 0: all", minimum=0),
+    Field("data.exclude", "", "text file of the ids of train pictures that are left out, such as the generator's own"),
     Field("data.label_noise", 0.0, "part of the shots' labels that is drawn anew", minimum=0.0, maximum=1.0),
     Field("data.max_test", 0, "test pictures used at most; 0: all", minimum=0),
     #

@@ -55,6 +55,7 @@ def load_flagged_source(settings: dict[str, Any]) -> Any:
             class_names=tuple(settings["class_names"]),
             classes_file="",
             max_classes=0,
+            exclude="",
         )
     )
 

@@ -11,7 +11,7 @@ from utilgen_jax.errors import InputError
 
 def _config(**changes):
     fields = dict(source="digits", name="digits", path="", image_size=8, channels=1)
-    return ConfigDict(fields | dict(class_names=(), classes_file="", max_classes=0) | changes)
+    return ConfigDict(fields | dict(class_names=(), classes_file="", max_classes=0, exclude="") | changes)
 
 
 def _source(labels, class_names, name="made"):

@@ -4,14 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import load_file
 
 from utilgen_jax import weights
 from utilgen_jax.foundation import __main__ as foundation
-from utilgen_jax.foundation import corpus, gallery, glyphs, recipe
+from utilgen_jax.foundation import corpus, glyphs, recipe, vocabulary, world
 from utilgen_jax.foundation.tokenizer import write_tokenizer
 from utilgen_jax.generator.checkpoint import load_generator
 
@@ -38,17 +36,11 @@ def run(monkeypatch, quick_compiler):
     monkeypatch.setattr(recipe, "CORPUS_SIZE", 2000)
     monkeypatch.setattr(recipe, "AUTOENCODER_CONFIG", SMALL_AUTOENCODER)
     monkeypatch.setattr(recipe, "UNET_CONFIG", SMALL_UNET)
-    monkeypatch.setattr(gallery, "CAPTION_ENDS", ("", "bold"))
+    monkeypatch.setattr(world, "GLYPH_ENDINGS", ("", "bold"))
     monkeypatch.setattr(recipe, "IMAGE_ENCODER_CONFIG", recipe.IMAGE_ENCODER_CONFIG | {"num_hidden_layers": 1})
     text_config = recipe.text_encoder_config
     monkeypatch.setattr(recipe, "text_encoder_config", lambda *sizes: text_config(*sizes) | {"num_hidden_layers": 1})
-    flags.FLAGS.mark_as_parsed()
-
-    def command(*extra, **values):
-        with flagsaver.flagsaver(**values):
-            return foundation.main(["foundation", *extra])
-
-    return command
+    return lambda *arguments: foundation.main(["foundation", *arguments])
 
 
 def interrupt(*arguments):
@@ -60,15 +52,15 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     out = tmp_path / "glyphs"
     with monkeypatch.context() as patch:
         patch.setattr(foundation, "train_unet", interrupt)
-        assert run(out=str(out), shrink=10, seed=1) == 130
+        assert run(f"--out={out}", "--shrink=10", "--seed=1") == 130
     assert "continues after the last finished stage" in capsys.readouterr().err
     finished = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     parts = {"text_encoder", "text_projection", "image_encoder", "vae", "image_normalizer"}
     assert {path.parent.name for path in finished} == parts
 
-    assert run(out=str(out), shrink=10, seed=1) == 0
+    assert run(f"--out={out}", "--shrink=10", "--seed=1") == 0
     output = capsys.readouterr()
-    assert f"The glyph world is in {out}" in output.out
+    assert f"The world is in {out}" in output.out
     assert "foundation: unet: 100% | 2/2 steps" in output.err
     assert "foundation: clip" not in output.err and "foundation: autoencoder" not in output.err
     assert all(path.read_bytes() == content for path, content in finished.items())
@@ -91,15 +83,23 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     }
 
 
-@pytest.mark.parametrize(("extra", "values"), [(["surplus"], {}), ([], {"shrink": 0}), ([], {"seed": -1})])
-def test_wrong_arguments_leave_with_a_message(run, tmp_path, capsys, extra, values):
-    assert run(*extra, out=str(tmp_path / "glyphs"), **values) == 2
-    assert "usage: python -m utilgen_jax.foundation" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("surplus", "surplus"),
+        ("--shrink=0", "shrink"),
+        ("--sede=1", "the nearest is --seed"),
+        ("--config.data.shots=2", "--config: say which"),
+    ],
+)
+def test_wrong_arguments_leave_with_a_message(run, tmp_path, capsys, argument, message):
+    assert run(argument, f"--out={tmp_path / 'glyphs'}") == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "glyphs").exists()
 
 
 def test_the_corpus_is_that_of_the_renderer_with_its_captions_tokens(tmp_path, monkeypatch, capsys):
-    write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, vocabulary.vocabulary_words())
     tokenizer = weights.load_tokenizer(tmp_path)
     monkeypatch.setattr(corpus, "_CHUNK", 16)
     made = corpus.make_corpus(40, 5, tokenizer)

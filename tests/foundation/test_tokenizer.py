@@ -15,7 +15,7 @@ from utilgen_jax.foundation import vocabulary
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    glyph_tokenizer.write_tokenizer(folder)
+    glyph_tokenizer.write_tokenizer(folder, vocabulary.vocabulary_words())
     return folder
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from utilgen_jax.captions.glyphs import caption_glyphs
 from utilgen_jax.captions.image_to_text import load_image_to_text
+from utilgen_jax.captions.tones import caption_tones
 
 # (uint8 [B, H, W, C] with C 1 or 3, B class names) -> B short texts, to stand behind the class's name in a prompt; ''
 # where there is nothing to say.
@@ -13,6 +14,7 @@ Captioner = Callable[[np.ndarray, Sequence[str]], list[str]]
 
 CAPTIONERS: Mapping[str, Callable[[], Captioner]] = {
     "glyphs": lambda: caption_glyphs,
+    "tones": lambda: caption_tones,
     "blip2": lambda: load_image_to_text("Salesforce/blip2-opt-2.7b"),  # the one of arXiv 2307.08526
 }
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from utilgen_jax.data import digits, image_folder, npz, tfds
-from utilgen_jax.data.class_subset import choose_classes, read_class_file
 from utilgen_jax.data.image_source import ImageSource, Sources
+from utilgen_jax.data.subset import choose_classes, leave_out, read_class_file, read_ids
 from utilgen_jax.errors import InputError
 
 # `data` is config.data, see `load_source`.
@@ -23,8 +23,8 @@ def load_source(data: Any) -> Sources:
 
     Args:
         data: `config.data`, see `utilgen_jax.config`: source, name, path, image_size, channels, class_names,
-            classes_file, max_classes. The class names, where given, replace the data set's own; classes that the file
-            does not list, or beyond the first max_classes, are left out.
+            classes_file, max_classes, exclude. The class names, where given, replace the data set's own; classes that
+            the file does not list, or beyond the first max_classes, are left out, and so are excluded train pictures.
 
     Returns:
         Train and test pictures; test is None for an undivided set, see `splits.few_shot`.
@@ -35,6 +35,8 @@ def load_source(data: Any) -> Sources:
     if data.source not in LOADERS:
         raise InputError(f"config.data.source={data.source!r} is not one of {', '.join(LOADERS)}")
     sources = _renamed(LOADERS[data.source](data), tuple(data.class_names))
+    if data.exclude:
+        sources = Sources(leave_out(sources.train, read_ids(data.exclude)), sources.test)
     if data.classes_file:
         sources = _chosen(sources, read_class_file(data.classes_file, sources.train.class_names))
     if data.max_classes:

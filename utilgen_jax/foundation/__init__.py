@@ -1,1 +1,1 @@
-"""The embedded glyph world: printed digits, words that describe them, a miniature Stable Diffusion trained on both."""
+"""Small Stable Diffusions made from nothing: the embedded glyph world of printed digits, or your own pictures'."""

@@ -1,32 +1,42 @@
-"""Makes the embedded glyph world from nothing: `python -m utilgen_jax.foundation --out=FOLDER`.
+"""Makes a small Stable Diffusion from nothing: the embedded glyph world, or one of your own pictures.
 
-It renders the corpus, trains a tiny CLIP, an autoencoder and a UNet, one after the other, and writes a Stable Diffusion
-unCLIP checkpoint in diffusers' folder format. Everything follows from the seed. A run that was cut off continues:
-finished components are read back from the folder, the one in training from its last checkpoint.
+  python -m utilgen_jax.foundation --out=runs/glyphs
+  python -m utilgen_jax.foundation --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/lungs_world
+
+It makes the corpus, trains a tiny CLIP, an autoencoder and a UNet, one after the other, and writes a Stable Diffusion
+unCLIP checkpoint for 32x32 pixels in diffusers' folder format. Everything follows from the seed. A run that was cut off
+continues: finished components are read back from the folder, the one in training from its last checkpoint.
+
+With --config the corpus is a share of the config's train pictures, captioned by class and by tones. Their ids are
+written to OUT/training_pictures.txt: give that to the experiment as --config.data.exclude, so that no shot is one of
+them. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from utilgen_jax import weights
-from utilgen_jax.cli import exit_status
-from utilgen_jax.errors import InputError
+from utilgen_jax import cli, weights
 from utilgen_jax.foundation import recipe
 from utilgen_jax.foundation.autoencoder import encode_corpus, latent_scaling_factor, train_autoencoder
 from utilgen_jax.foundation.clip import train_clip
-from utilgen_jax.foundation.corpus import Corpus, make_corpus
+from utilgen_jax.foundation.corpus import Corpus
 from utilgen_jax.foundation.gallery import write_gallery
+from utilgen_jax.foundation.pictures import picture_world
 from utilgen_jax.foundation.tokenizer import write_tokenizer
 from utilgen_jax.foundation.unet import train_unet
+from utilgen_jax.foundation.world import World, glyph_world
 from utilgen_jax.generator.checkpoint import (
     Generator,
     Params,
@@ -40,9 +50,17 @@ from utilgen_jax.models.clip_text import CLIPTextModelWithProjection
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
 from utilgen_jax.report.progress import format_duration
 
-_OUT = flags.DEFINE_string("out", "runs/glyphs", "The checkpoint folder to write.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of corpus, initial weights and order.")
-_SHRINK = flags.DEFINE_integer("shrink", 1, "Divide corpus and steps by this: to try the command, not for its result.")
+TRAINING_PICTURES = "training_pictures.txt"
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags, not yet parsed."""
+    values = cli.common_flags(None)
+    flags.DEFINE_string("out", "runs/glyphs", "the checkpoint folder to write", flag_values=values)
+    flags.DEFINE_float("share", 0.5, "with --config: of the train pictures", 0.01, 0.99, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of corpus, initial weights and order", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("shrink", 1, "divide corpus and steps, only to try it", lower_bound=1, flag_values=values)
+    return values
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -50,9 +68,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _shrunk(training: recipe.Training) -> recipe.Training:
-    steps = max(training.steps // _SHRINK.value, 1)
-    return recipe.Training(steps, training.batch_size, training.learning_rate)
+def _shrunk(training: recipe.Training, shrink: int) -> recipe.Training:
+    return dataclasses.replace(training, steps=max(training.steps // shrink, 1))
 
 
 def _is_done(folder: Path) -> bool:
@@ -60,11 +77,12 @@ def _is_done(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def write_clip(out: Path, corpus: Corpus, text_config: dict[str, Any], seed: int) -> None:
+def write_clip(out: Path, corpus: Corpus, text_config: dict[str, Any], seed: int, shrink: int) -> None:
     """Trains both CLIP towers and writes `text_encoder`, `image_encoder` and `text_projection`."""
     text_encoder = CLIPTextModelWithProjection.from_config(text_config)
     image_encoder = CLIPVisionModelWithProjection.from_config(recipe.IMAGE_ENCODER_CONFIG)
-    params = train_clip(corpus, text_encoder, image_encoder, seed, out / "training", _shrunk(recipe.CLIP_TRAINING))
+    training = _shrunk(recipe.CLIP_TRAINING, shrink)
+    params = train_clip(corpus, text_encoder, image_encoder, seed, out / "training", training)
     text = dict(params["text"])
     # Stable Diffusion's text encoder has no projection; utility terms that compare text with pictures read it here.
     projection = {"text_projection": text.pop("text_projection"), "logit_scale": params["logit_scale"]}
@@ -73,10 +91,11 @@ def write_clip(out: Path, corpus: Corpus, text_config: dict[str, Any], seed: int
     weights.save_component(out / "text_encoder", text_config, text, jnp.float16)
 
 
-def write_vae(out: Path, corpus: Corpus, seed: int) -> None:
+def write_vae(out: Path, corpus: Corpus, seed: int, shrink: int) -> None:
     """Trains the autoencoder and writes `vae`, with the scaling factor that its latents ask for."""
     vae = AutoencoderKL.from_config(recipe.AUTOENCODER_CONFIG)
-    params = train_autoencoder(corpus, vae, seed, out / "training", _shrunk(recipe.AUTOENCODER_TRAINING))
+    training = _shrunk(recipe.AUTOENCODER_TRAINING, shrink)
+    params = train_autoencoder(corpus, vae, seed, out / "training", training)
     factor = latent_scaling_factor(encode_corpus(corpus, vae, params))
     config = recipe.AUTOENCODER_CONFIG | {"scaling_factor": round(factor, 5)}
     weights.save_component(out / "vae", config, params, jnp.float16)
@@ -116,17 +135,24 @@ def write_configs(out: Path, text_config: dict[str, Any]) -> None:
     _write_json(out / "model_index.json", recipe.MODEL_INDEX)
 
 
-def make_foundation(out: Path, seed: int) -> None:
-    """Runs all stages; each leaves its component in `out` and is skipped where that is already there."""
-    write_tokenizer(out / "tokenizer")
+def make_foundation(out: Path, world: World, seed: int, shrink: int) -> None:
+    """Runs all stages; each leaves its component in `out` and is skipped where that is already there.
+
+    Args:
+      out: the checkpoint folder.
+      world: what is learnt.
+      seed: of initial weights and order.
+      shrink: divides the steps.
+    """
+    write_tokenizer(out / "tokenizer", world.words)
     tokenizer = weights.load_tokenizer(out / "tokenizer")
     text_config = recipe.text_encoder_config(len(tokenizer), tokenizer.model_max_length, tokenizer.eos_token_id)
     write_configs(out, text_config)
-    corpus = make_corpus(max(recipe.CORPUS_SIZE // _SHRINK.value, 1000), seed, tokenizer)
+    corpus = world.make_corpus(tokenizer)
     if not _is_done(out / "text_encoder"):
-        write_clip(out, corpus, text_config, seed)
+        write_clip(out, corpus, text_config, seed, shrink)
     if not _is_done(out / "vae"):
-        write_vae(out, corpus, seed)
+        write_vae(out, corpus, seed, shrink)
 
     # What follows sees the weights as they were written, in half precision, as a user will.
     generator = read_architecture(out)
@@ -138,25 +164,50 @@ def make_foundation(out: Path, seed: int) -> None:
         write_normalizer(out, image_embeds)
         params["image_normalizer"] = load_image_normalizer(out, generator)
         moments = encode_corpus(corpus, generator.vae, params["vae"])
-        training = _shrunk(recipe.UNET_TRAINING)
+        training = _shrunk(recipe.UNET_TRAINING, shrink)
         unet = train_unet(corpus, generator, params, moments, image_embeds, seed, out / "training", training)
         weights.save_component(out / "unet", recipe.UNET_CONFIG, unet, jnp.float16)
-    write_gallery(out)
+    write_gallery(out, world)
     shutil.rmtree(out / "training", ignore_errors=True)
 
 
-def main(argv: list[str]) -> int:
-    """Checks the arguments and makes the glyph world; returns the exit status."""
+def run(argv: Sequence[str]) -> None:
+    """Reads the command line and makes the checkpoint.
 
-    def command() -> None:
-        if len(argv) > 1 or _SHRINK.value < 1 or _SEED.value < 0:
-            raise InputError("usage: python -m utilgen_jax.foundation [--out=FOLDER] [--seed=N>=0] [--shrink=N>=1]")
-        start = time.monotonic()
-        make_foundation(Path(_OUT.value), _SEED.value)
-        print(f"The glyph world is in {_OUT.value} ({format_duration(time.monotonic() - start)}).")
+    Args:
+      argv: the command line, its first entry the program.
 
-    return exit_status(command)
+    Raises:
+      InputError: something the user gave is wrong; nothing has been written then.
+    """
+    values = define_flags()
+    overrides, problems = cli.parse_flags(values, argv)
+    if values["help"].value:
+        print(cli.help_text(__doc__ or "", values))
+        return
+    settings = values.flag_values_dict()
+    out, seed, shrink = Path(settings["out"]), settings["seed"], settings["shrink"]
+    if not settings["config"]:
+        if overrides:
+            problems.append("--config: say which, as there are overrides of it")
+        if problems:
+            raise cli.ConfigError(problems)
+        world, taught = glyph_world(seed, shrink), None
+    else:
+        config = cli.read_config(settings["config"], overrides, problems)
+        world, taught = picture_world(config, settings["share"], seed)
+    start = time.monotonic()
+    if taught is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / TRAINING_PICTURES).write_text("".join(f"{each}\n" for each in taught), encoding="utf-8")
+    make_foundation(out, world, seed, shrink)
+    print(f"The world is in {out} ({format_duration(time.monotonic() - start)}).")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; argv=None is sys.argv."""
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

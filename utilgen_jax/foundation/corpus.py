@@ -1,8 +1,10 @@
-"""The training corpus in memory: glyph pictures, their captions' token ids, and batches by step number."""
+"""The training corpus in memory: pictures, their captions' token ids, and batches by step number."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,10 @@ _CHUNK = 1000  # pictures between two updates of the progress line
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Rendered glyphs and what is said of them.
+    """Pictures and what is said of them.
 
     Attributes:
-      images: uint8 [N, 32, 32].
+      images: uint8 [N, 32, 32], or [N, 32, 32, 3] in colours.
       input_ids: int32 [N, T], tokens of the captions.
       captions: N strings.
       empty_ids: int32 [T], tokens of the empty prompt.
@@ -31,10 +33,22 @@ class Corpus:
     captions: list[str]
     empty_ids: np.ndarray
 
+    @classmethod
+    def of(cls, images: np.ndarray, captions: list[str], tokenize: Callable[[list[str]], Any]) -> Corpus:
+        """Pictures and their captions, each different one of which is tokenised once."""
+        distinct = sorted(set(captions))
+        ids = dict(zip(distinct, tokenize(distinct), strict=True))
+        return cls(
+            images=images,
+            input_ids=np.stack([ids[caption] for caption in captions]).astype(np.int32),
+            captions=captions,
+            empty_ids=np.asarray(tokenize([""]))[0].astype(np.int32),
+        )
+
     def pictures(self, indices: np.ndarray) -> np.ndarray:
         """The pictures as a generator sees them: float32 [B, 32, 32, 3] in [-1, 1]."""
-        grey = self.images[indices].astype(np.float32) / 127.5 - 1.0
-        return np.repeat(grey[..., None], 3, axis=-1)
+        pictures = self.images[indices].astype(np.float32) / 127.5 - 1.0
+        return pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=-1)
 
     def batch(self, seed: int, step: int, batch_size: int) -> dict[str, Any]:
         """One step's pictures and token ids, chosen by seed and step alone."""
@@ -51,11 +65,4 @@ def make_corpus(size: int, seed: int, tokenizer: Any) -> Corpus:
             images.append(some_images)
             captions += some_captions
             progress.update(len(captions))
-    distinct = sorted(set(captions))
-    ids = dict(zip(distinct, weights.tokenize(tokenizer, distinct), strict=True))
-    return Corpus(
-        images=np.concatenate(images),
-        input_ids=np.stack([ids[caption] for caption in captions]).astype(np.int32),
-        captions=captions,
-        empty_ids=np.asarray(weights.tokenize(tokenizer, [""]))[0].astype(np.int32),
-    )
+    return Corpus.of(np.concatenate(images), captions, partial(weights.tokenize, tokenizer))

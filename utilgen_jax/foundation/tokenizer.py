@@ -1,13 +1,11 @@
-"""The glyph world's tokenizer: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
+"""A small world's tokenizer: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
 
-Each word of the controlled vocabulary is one token; any other text falls back to shorter pieces, in the end to bytes.
+Each word of the world's vocabulary is one token; any other text falls back to shorter pieces, in the end to bytes.
 """
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-
-from utilgen_jax.foundation import vocabulary
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -49,16 +47,17 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     return list(merges)
 
 
-def write_tokenizer(folder: str | Path) -> None:
+def write_tokenizer(folder: str | Path, words: Iterable[str]) -> None:
     """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json`.
 
     Args:
         folder: Made if it is missing; `transformers.CLIPTokenizer.from_pretrained` opens it.
+        words: Each becomes one token, in lower case; those that are not of ASCII characters are left in bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     symbols = byte_symbols()
-    merges = learn_merges(vocabulary.vocabulary_words())
+    merges = learn_merges(dict.fromkeys(word.lower() for word in words if word.isascii()))
     tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *map("".join, merges), START, END]
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     config = {

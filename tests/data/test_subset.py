@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from utilgen_jax.data import few_shot, load_source
-from utilgen_jax.data.class_subset import read_class_file
+from utilgen_jax.data.subset import read_class_file
 from utilgen_jax.errors import InputError
 
 NAMES = ("n01440764", "n01443537", "n01484850", "n01491361")
@@ -22,7 +22,7 @@ def data(tmp_path):
                 Image.new("L", (4, 4), 50 * label + number).save(folder / f"{number}.png")
     (tmp_path / "words.txt").write_text(TEXT)
     fields = dict(source="imagefolder", path=str(tmp_path), image_size=4, channels=1)
-    return ConfigDict(fields | dict(class_names=(), classes_file="", max_classes=0))
+    return ConfigDict(fields | dict(class_names=(), classes_file="", max_classes=0, exclude=""))
 
 
 def test_the_files_classes_are_kept_with_its_words(data):

@@ -1,4 +1,4 @@
-"""A part of a data set's classes: those that a file lists, with the words it has for them, or the first few."""
+"""A part of a data set: the classes that a file lists, or the first few; or all but the pictures that a file lists."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from utilgen_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassSubset:
-    """Another source's pictures of some classes; an `ImageSource`.
+class Subset:
+    """Some of another source's pictures; an `ImageSource`.
 
     Attributes:
         name: For messages.
@@ -35,7 +35,7 @@ class ClassSubset:
         return self.source.read(self.indices[np.asarray(indices, np.int64)])
 
 
-def choose_classes(source: ImageSource, words: Mapping[str, str]) -> ClassSubset:
+def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
     """Keeps some classes, in the order in which they are numbered, and numbers them anew.
 
     Args:
@@ -49,7 +49,7 @@ def choose_classes(source: ImageSource, words: Mapping[str, str]) -> ClassSubset
     new_labels = np.full(len(source.class_names), -1, np.int32)
     new_labels[kept] = np.arange(len(kept))
     indices = np.flatnonzero(new_labels[source.labels] >= 0)
-    return ClassSubset(
+    return Subset(
         name=source.name,
         class_names=tuple(words[source.class_names[label]] for label in kept),
         labels=new_labels[source.labels[indices]],
@@ -57,6 +57,37 @@ def choose_classes(source: ImageSource, words: Mapping[str, str]) -> ClassSubset
         source=source,
         indices=indices,
     )
+
+
+def leave_out(source: ImageSource, ids: Sequence[str]) -> Subset:
+    """All pictures of a source but some, in its order.
+
+    Raises:
+        InputError: The source has no picture of that name.
+    """
+    unknown = set(ids) - set(source.ids)
+    if unknown:
+        raise InputError(
+            f"config.data.exclude: {source.name} has no picture {sorted(unknown)[0]!r}; its first is {source.ids[0]!r}"
+        )
+    indices = np.flatnonzero(~np.isin(np.asarray(source.ids), list(ids)))
+    return Subset(
+        name=source.name,
+        class_names=source.class_names,
+        labels=source.labels[indices],
+        ids=tuple(source.ids[int(index)] for index in indices),
+        source=source,
+        indices=indices,
+    )
+
+
+def read_ids(path: str) -> list[str]:
+    """Reads ids of pictures, a line each; InputError where there is no such text file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config.data.exclude={path!r} cannot be read as text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
