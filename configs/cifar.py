@@ -15,12 +15,13 @@ class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbala
 from ml_collections import ConfigDict
 
 from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config_presets import RUNLOCAL, WORLD, stable_diffusion_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is a variant such as `cifar100,method=vanilla` or `runlocal`."""
+    """Returns the config; `arg` is a variant such as `cifar100,shots=5`, `runlocal` or `world` (see imagefolder.py)."""
     config = stable_diffusion_config()
     config.data.update(name="cifar10", image_size=32)
     config.classifier.update(name="small_cnn", width=64, max_shift=4)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "cifar100": {"data.name": "cifar100"}})
+    presets = {"runlocal": RUNLOCAL, "world": WORLD, "cifar100": {"data.name": "cifar100"}}
+    return apply_variant(config, arg, presets)

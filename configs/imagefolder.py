@@ -13,12 +13,17 @@ the pool is nonsense.
 
   python -m utilgen_jax.main --config=configs/imagefolder.py:runlocal --config.data.path=my_pictures \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/mine_local
+
+`world` is for a small generator that half of your own train pictures teach, the other half being left for the shots:
+
+  python -m utilgen_jax.foundation --config=configs/imagefolder.py --config.data.path=my_pictures --out=runs/world
+  python -m utilgen_jax.main --config=configs/imagefolder.py:world --config.data.path=my_pictures --workdir=runs/mine
 """
 
 from ml_collections import ConfigDict
 
 from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config_presets import RUNLOCAL, WORLD, stable_diffusion_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -26,4 +31,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = stable_diffusion_config()
     config.data.update(source="imagefolder", name="my pictures", image_size=64)
     config.classifier.update(name="small_cnn", width=64, batch_size=64, max_shift=4)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "world": WORLD})

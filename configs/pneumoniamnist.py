@@ -9,12 +9,18 @@ others. The validation pictures stay unused: ours come out of the shots.
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --workdir=runs/lungs
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py:runlocal --config.data.path=FILE.npz \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/lungs_local
+
+`world` is for a small generator of X-rays, which half of the train pictures teach; the shots are of the other half:
+
+  python -m utilgen_jax.foundation --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/world
+  python -m utilgen_jax.main --config=configs/pneumoniamnist.py:world,shots=5 --config.data.path=FILE.npz \
+      --workdir=runs/lungs_world
 """
 
 from ml_collections import ConfigDict
 
 from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config_presets import RUNLOCAL, WORLD, stable_diffusion_config
 
 PHRASES = ("of a small child|of a child", "bright|dark", "high contrast|low contrast", "sharp|blurred|grainy")
 
@@ -26,4 +32,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.class_names = ("normal", "pneumonia")
     config.generator.update(prompt="a chest X-ray, {class}", phrases=PHRASES)
     config.classifier.update(name="resnet18", max_shift=2)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "world": WORLD})

@@ -13,6 +13,8 @@ from utilgen_jax.config_check import validate
 from utilgen_jax.config_presets import RUNLOCAL
 from utilgen_jax.data.prompts import class_prompts
 from utilgen_jax.errors import InputError
+from utilgen_jax.foundation.__main__ import TRAINING_PICTURES
+from utilgen_jax.foundation.recipe import IMAGE_SIZE
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 # The other data sets that a file has, as variants.
@@ -35,6 +37,15 @@ def test_each_is_valid_whole_and_small(name, preset):
     changed = load(name, preset, "path=somewhere,method=vanilla,shots=5,seed=3")
     assert (changed.method, changed.data.shots, changed.seed) == ("vanilla", 5, 3)
     assert validate(changed) == []
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagefolder", "pneumoniamnist"])
+def test_a_world_of_ones_own_pictures_leaves_out_what_it_was_taught(name):
+    config = load(name, "world,path=somewhere")
+    assert validate(config) == []
+    assert Path(config.data.exclude).parent == Path(config.generator.checkpoint)
+    assert Path(config.data.exclude).name == TRAINING_PICTURES
+    assert config.generator.image_size == IMAGE_SIZE and config.generator.steps == FIELDS["generator.steps"].default
 
 
 @pytest.mark.parametrize("name", NAMES)

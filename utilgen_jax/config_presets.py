@@ -1,11 +1,11 @@
-"""What the configs for Stable Diffusion have in common, and the variant `runlocal` that shrinks them."""
+"""What the configs for Stable Diffusion have in common, and their variants `runlocal` and `world`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import default_config
+from utilgen_jax.config import FIELDS, default_config
 
 # What may be said of a photo besides its class, for the row `joint`.
 PHOTO_PHRASES = (
@@ -46,6 +46,45 @@ RUNLOCAL: Mapping[str, Any] = {
     "classifier.steps": 40,
     "classifier.batch_size": 32,
     "utility.steps": 20,
+}
+
+# What the captioner `tones` says of any picture, and a small generator of one's own pictures is taught.
+TONES = (
+    "dark|medium brightness|bright",
+    "low contrast|medium contrast|high contrast",
+    "soft|some detail|much detail",
+    "brighter on the right|evenly lit|brighter on the left",
+)
+
+# The variant `world`: a small generator of one's own pictures, `python -m utilgen_jax.foundation --out=runs/world`, and
+# with it all that suits the embedded one, in a training of minutes on a laptop.
+_OF_SMALL_GENERATORS = (
+    "data.shots",
+    "generator.dtype",
+    "generator.steps",
+    "generator.guidance_scale",
+    "generator.image_size",
+    "generator.batch_size",
+    "pool.images_per_class",
+    "adaptation.learning_rate",
+    "difficulty.batch_size",
+    "difficulty.prior_fraction",
+    "difficulty.learning_rate",
+    "preference.learning_rate",
+    "joint.painted",
+    "joint.lora_learning_rate",
+    "classifier.name",
+    "classifier.dtype",
+    "classifier.steps",
+    "classifier.batch_size",
+    "classifier.max_shift",
+    "utility.steps",
+)
+WORLD: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
+    "data.exclude": "runs/world/training_pictures.txt",
+    "generator.checkpoint": "runs/world",
+    "generator.phrases": TONES,
+    "captions.source": "tones",
 }
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from utilgen_jax.captions import make_captioner
-from utilgen_jax.captions.tones import BANDS, PHRASES, caption_tones
+from utilgen_jax.captions.tones import BANDS, caption_tones
+from utilgen_jax.config_presets import TONES
+from utilgen_jax.data.phrases import PhraseGroups
 
 RAMP = np.linspace(0, 1, 32)
 STRIPES = np.tile([0.0, 1.0], 16)
@@ -37,6 +39,6 @@ def test_each_picture_has_its_own_caption_at_any_size():
 
 
 def test_phrases_are_groups_for_the_config():
-    assert len(PHRASES) == len(BANDS)
-    said = [phrase for group in PHRASES for phrase in group.split("|")]
-    assert len(said) == len(set(said)) == sum(map(len, BANDS.values()))
+    assert tuple("|".join(phrase for phrase, _ in bands) for bands in BANDS.values()) == TONES
+    said = PhraseGroups.parse(TONES).groups
+    assert len({phrase for group in said for phrase in group}) == sum(map(len, BANDS.values()))

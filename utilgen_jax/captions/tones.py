@@ -15,8 +15,6 @@ BANDS: dict[str, tuple[tuple[str, float], ...]] = {
     "detail": (("soft", 0.055), ("some detail", 0.09), ("much detail", np.inf)),
     "side": (("brighter on the right", -0.05), ("evenly lit", 0.05), ("brighter on the left", np.inf)),
 }
-# As `config.generator.phrases` has them.
-PHRASES = tuple("|".join(phrase for phrase, _ in bands) for bands in BANDS.values())
 
 
 def caption_tones(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
