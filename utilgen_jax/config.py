@@ -339,7 +339,8 @@ def from_json(text: str) -> ConfigDict:
     """Reads `to_json`'s text back.
 
     Returns:
-        A config that is not checked; lists have become tuples, which JSON does not know.
+        A config that is not checked; lists have become tuples, which JSON does not know. A field that the text lacks is
+        newer than its run, which did what the field's default does.
 
     Raises:
         InputError: It is not a JSON object.
@@ -351,19 +352,17 @@ def from_json(text: str) -> ConfigDict:
     if not isinstance(values, dict):
         raise InputError("not a JSON object")
     leaves = flatten(ConfigDict(values, type_safe=False))
-    return from_flat({path: tuple(leaf) if isinstance(leaf, list) else leaf for path, leaf in leaves.items()})
+    read = {path: tuple(leaf) if isinstance(leaf, list) else leaf for path, leaf in leaves.items()}
+    return from_flat(flatten(default_config()) | read)
 
 
 def diff_configs(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Lists the fields that differ, with both values, but for those that a continued run may change.
 
-    A field that `old` lacks is newer than its run, which did what the field's default does.
-
     Returns:
         Lines such as `config.data.shots: 2 before, 5 now`; empty when a run of `old` may be continued as `new`.
     """
-    before = {path: field.default for path, field in FIELDS.items()} | flatten(old)
-    now = flatten(new)
+    before, now = flatten(old), flatten(new)
     lines = []
     for path in dict.fromkeys([*FIELDS, *now, *before]):
         free = path in FIELDS and FIELDS[path].may_change
