@@ -23,7 +23,7 @@ def caption_pictures(
         source: A file of captions, `*.jsonl`, see `read_captions`; otherwise a captioner's name, see `make_captioner`.
         pictures: N, the shots and no other.
         cache_file: See `caption_images`; where it has all captions, no captioner is loaded.
-        on_images: As there; not called for a file.
+        on_images: As there.
 
     Returns:
         N captions, one line each.
@@ -32,7 +32,9 @@ def caption_pictures(
         InputError: See `read_captions`, `make_captioner` and `caption_images`.
     """
     if source.endswith(".jsonl"):
-        return read_captions(source, pictures.ids)
+        captions = read_captions(source, pictures.ids)
+        on_images(len(captions))
+        return captions
     load = functools.cache(lambda: make_captioner(source))
     return caption_images(
         lambda images, class_names: load()(images, class_names),
@@ -74,6 +76,8 @@ def caption_images(
     cache_file = Path(cache_file)
     captions = _open_cache(cache_file)
     todo = [row for row, name in enumerate(ids) if name not in captions]
+    if len(todo) < len(ids):
+        on_images(len(ids) - len(todo))
     for start in range(0, len(todo), batch_size):
         rows = todo[start : start + batch_size]
         texts = [one_line(text) for text in captioner(images[rows], [class_names[row] for row in rows])]
