@@ -9,7 +9,14 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "colabs/01_quickstart.ipynb"
-FIELDS = {"generator.steps": 2, "pool.images_per_class": 2, "classifier.steps": 4, "joint.steps": 2}
+FIELDS = {
+    "generator.steps": 2,
+    "generator.batch_size": 20,
+    "pool.images_per_class": 2,
+    "consensus.members": 1,
+    "classifier.steps": 4,
+    "classifier.width": 8,
+}
 
 
 def test_quickstart_is_stored_without_outputs():

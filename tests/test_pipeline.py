@@ -10,6 +10,7 @@ import scipy.stats
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.diffusers_checkpoint import write_tiny_stable_diffusion
 from utilgen_jax import main, pipeline
 from utilgen_jax.cli import read_config
 
@@ -135,8 +136,27 @@ def test_an_augmentation_is_a_row_or_under_any(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_generator_that_is_adapted_paints_other_pictures(tmp_path):
-    summary = pipeline.run(shrunk("method=difficulty"), tmp_path)
+    # With attention in the UNet's middle alone it is quick to compile.
+    checkpoint = write_tiny_stable_diffusion(
+        tmp_path / "checkpoint",
+        family="unclip",
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        block_out_channels=(8,),
+        norm_num_groups=2,
+        attention_head_dim=2,
+    )
+    own = {
+        "generator.checkpoint": str(checkpoint),
+        "generator.image_size": "16",
+        "classifier.name": "mlp",
+        "difficulty.learning_rate": "0.1",
+    }
+    config = read_config(f"{CONFIGS / 'digits.py'}:method=difficulty", (*SHRUNK, *own.items()))
+    tmp_path = tmp_path / "run"
+    summary = pipeline.run(config, tmp_path)
     assert summary["num_synthetic"] == 40 and {"vanilla", "final"} <= set(summary["accuracy"])
     folders = [tmp_path / "pool" / name for name in ("round_00", "plain/round_00")]
     texts = [(folder / "metadata.jsonl").read_text() for folder in folders]
@@ -150,7 +170,7 @@ def test_a_generator_that_is_adapted_paints_other_pictures(tmp_path):
     assert (pixels[0] != pixels[1]).any()
 
     # Everything is on disk: a second run computes nothing.
-    assert pipeline.run(shrunk("method=difficulty"), tmp_path) == summary
+    assert pipeline.run(config, tmp_path) == summary
 
 
 @pytest.mark.slow
