@@ -104,6 +104,22 @@ def test_highest_and_lowest_weights_in_order_and_capped(tmp_path):
     assert "0.97 · 0.25" in html.text
 
 
+def test_where_all_weigh_the_same_soft_labels_rank(tmp_path):
+    pool = pool_of([1.0] * 20)
+    sure = np.random.default_rng(0).permutation(20) / 20
+    records = tuple(
+        replace(record, soft_label=(own, 1 - own)) for record, own in zip(pool.records, sure.tolist(), strict=True)
+    )
+    html = written(tmp_path, replace(pool, records=records))
+    shown = [int(image["title"].split()[1]) for image in html.all("img") if image["title"].startswith("prompt")]
+    ranked = list(np.argsort(-sure))
+    assert shown == ranked[:8] + ranked[-8:]
+    assert "least sure by label" in html.text and "1.00 · 0.25 · 0.95" in html.text
+    plain = written(tmp_path, pool)
+    shown = [image["title"] for image in plain.all("img") if image["title"].startswith("prompt")]
+    assert shown == [f"prompt {index}" for index in range(16)] and "lowest weight" not in plain.text
+
+
 @pytest.mark.parametrize("count", [3, 8, 11])
 def test_no_picture_is_shown_twice(tmp_path, count):
     html = written(tmp_path, pool_of(np.linspace(1, 0, count)))

@@ -1,4 +1,4 @@
-"""The pictures of a run by class: the real shots beside the synthetic pictures of highest and of lowest weight."""
+"""The pictures of a run by class: the real shots beside the best and the worst synthetic pictures."""
 
 import base64
 import io
@@ -31,7 +31,10 @@ def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str])
     shown = class_names[:MAX_CLASSES]
     notes = []
     if pool is not None:
-        notes.append("Under each synthetic picture: its weight, then its difficulty. Hover over it for its prompt.")
+        notes.append(
+            "Under each synthetic picture: its weight, its difficulty and, where labels are soft, the class's part of "
+            "its label. Hover over it for its prompt."
+        )
     if len(class_names) > len(shown):
         notes.append(f"The first {len(shown)} of {len(class_names)} classes.")
     blocks = []
@@ -48,20 +51,33 @@ def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str])
 
 
 def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
-    """The best and the worst pictures of one class by weight; where there are no weights, the first ones."""
+    """The best and the worst pictures of one class by weight; where all weigh the same, by what their soft labels say.
+
+    Where these are all the same too, or unknown, the first ones.
+    """
+
+    def part_of_class(record: PoolRecord) -> float | None:
+        return None if record.soft_label is None else record.soft_label[record.label]
 
     def texts(index: int) -> tuple[str, str]:
         record = pool.records[index]
-        return record.prompt or "", f"{_number(record.weight)} · {_number(record.difficulty)}"
+        numbers = [record.weight, record.difficulty, *([part_of_class(record)] if record.soft_label else [])]
+        return record.prompt or "", " · ".join(map(_number, numbers))
 
-    weights = _column([pool.records[int(index)].weight for index in members])
-    if not np.isfinite(weights).any():
+    records = [pool.records[int(index)] for index in members]
+    ways = (
+        ("highest weight", "lowest weight", _column([record.weight for record in records])),
+        ("surest by label", "least sure by label", _column([part_of_class(record) for record in records])),
+    )
+    varied = [way for way in ways if np.unique(way[2][np.isfinite(way[2])]).size > 1]
+    if not varied:
         return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * PICTURES_PER_GROUP], texts)]
-    ranked = members[np.argsort(-weights, kind="stable")]  # NaN comes last
+    first, last, scores = varied[0]
+    ranked = members[np.argsort(-scores, kind="stable")]  # NaN comes last
     top, rest = ranked[:PICTURES_PER_GROUP], ranked[PICTURES_PER_GROUP:]
-    groups = [_group("synthetic, highest weight", pool.images, top, texts)]
+    groups = [_group(f"synthetic, {first}", pool.images, top, texts)]
     if rest.size:
-        groups.append(_group("synthetic, lowest weight", pool.images, rest[-PICTURES_PER_GROUP:], texts))
+        groups.append(_group(f"synthetic, {last}", pool.images, rest[-PICTURES_PER_GROUP:], texts))
     return groups
 
 
