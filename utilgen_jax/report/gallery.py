@@ -32,8 +32,8 @@ def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str])
     notes = []
     if pool is not None:
         notes.append(
-            "Under each synthetic picture: its weight, its difficulty and, where labels are soft, the class's part of "
-            "its label. Hover over it for its prompt."
+            "Under each synthetic picture: its weight or, where all weigh the same, the class's part of its soft "
+            "label; then its difficulty. Hover over it for its prompt."
         )
     if len(class_names) > len(shown):
         notes.append(f"The first {len(shown)} of {len(class_names)} classes.")
@@ -59,20 +59,20 @@ def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
     def part_of_class(record: PoolRecord) -> float | None:
         return None if record.soft_label is None else record.soft_label[record.label]
 
-    def texts(index: int) -> tuple[str, str]:
-        record = pool.records[index]
-        numbers = [record.weight, record.difficulty, *([part_of_class(record)] if record.soft_label else [])]
-        return record.prompt or "", " · ".join(map(_number, numbers))
-
     records = [pool.records[int(index)] for index in members]
     ways = (
-        ("highest weight", "lowest weight", _column([record.weight for record in records])),
-        ("surest by label", "least sure by label", _column([part_of_class(record) for record in records])),
+        ("highest weight", "lowest weight", lambda record: record.weight),
+        ("surest by label", "least sure by label", part_of_class),
     )
-    varied = [way for way in ways if np.unique(way[2][np.isfinite(way[2])]).size > 1]
-    if not varied:
+    first, last, score = next((way for way in ways if len({*map(way[2], records)} - {None}) > 1), ways[0])
+
+    def texts(index: int) -> tuple[str, str]:
+        record = pool.records[index]
+        return record.prompt or "", f"{_number(score(record))} · {_number(record.difficulty)}"
+
+    scores = _column([score(record) for record in records])
+    if np.unique(scores[np.isfinite(scores)]).size < 2:
         return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * PICTURES_PER_GROUP], texts)]
-    first, last, scores = varied[0]
     ranked = members[np.argsort(-scores, kind="stable")]  # NaN comes last
     top, rest = ranked[:PICTURES_PER_GROUP], ranked[PICTURES_PER_GROUP:]
     groups = [_group(f"synthetic, {first}", pool.images, top, texts)]
