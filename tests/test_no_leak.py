@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.diffusers_checkpoint import write_tiny_stable_diffusion
+from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import data, pipeline
 from utilgen_jax.cli import read_config
 from utilgen_jax.data.image_source import Sources
@@ -87,17 +87,7 @@ def results(folder: Path) -> dict[str, object]:
 def worlds(tmp_path_factory, quick_compiler):
     """{which pictures are noise: (results of all rows, accuracy of each)}."""
     root = tmp_path_factory.mktemp("worlds")
-    # All rows run on it, and with attention in the UNet's middle alone it is quick to compile. Groups of one channel
-    # would hide the conditioning on pictures.
-    checkpoint = write_tiny_stable_diffusion(
-        root / "checkpoint",
-        family="unclip",
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        norm_num_groups=2,
-        attention_head_dim=2,
-    )
+    checkpoint = write_quick_stable_diffusion(root / "checkpoint")
     settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
     whole = load_source(read_config(DIGITS, settings).data)
     shots = data.few_shot(whole, shots=2, seed=0).real.ids

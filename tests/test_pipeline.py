@@ -10,7 +10,7 @@ import scipy.stats
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.diffusers_checkpoint import write_tiny_stable_diffusion
+from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import main, pipeline
 from utilgen_jax.cli import read_config
 
@@ -137,24 +137,17 @@ def test_an_augmentation_is_a_row_or_under_any(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
-def test_a_generator_that_is_adapted_paints_other_pictures(tmp_path):
-    # With attention in the UNet's middle alone it is quick to compile.
-    checkpoint = write_tiny_stable_diffusion(
-        tmp_path / "checkpoint",
-        family="unclip",
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        norm_num_groups=2,
-        attention_head_dim=2,
-    )
+@pytest.mark.parametrize("method", ["datadream", "difficulty"])
+def test_methods_that_adapt_the_generator_run(tmp_path, method):
+    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
     own = {
         "generator.checkpoint": str(checkpoint),
         "generator.image_size": "16",
         "classifier.name": "mlp",
+        "adaptation.learning_rate": "0.1",
         "difficulty.learning_rate": "0.1",
     }
-    config = read_config(f"{CONFIGS / 'digits.py'}:method=difficulty", (*SHRUNK, *own.items()))
+    config = read_config(f"{CONFIGS / 'digits.py'}:method={method}", (*SHRUNK, *own.items()))
     tmp_path = tmp_path / "run"
     summary = pipeline.run(config, tmp_path)
     assert summary["num_synthetic"] == 40 and {"vanilla", "final"} <= set(summary["accuracy"])
@@ -162,10 +155,12 @@ def test_a_generator_that_is_adapted_paints_other_pictures(tmp_path):
     texts = [(folder / "metadata.jsonl").read_text() for folder in folders]
     own, plain = ([json.loads(line) for line in text.splitlines()] for text in texts)
     for record, other in zip(own, plain, strict=True):
-        # The same noise: what differs is what the generator was fitted to, and the words.
+        # The same noise: what differs is what the generator was fitted to, and for one of them the words.
         assert (record["label"], record["seed"]) == (other["label"], other["seed"])
-        assert record["prompt"].startswith(f"{other['prompt']}, ")
-        assert record["difficulty_asked"] is not None and other.get("difficulty_asked") is None
+        assert (record["prompt"] == other["prompt"]) == (method == "datadream")
+        assert record["prompt"].startswith(other["prompt"])
+        assert (record.get("difficulty_asked") is not None) == (method == "difficulty")
+        assert other.get("difficulty_asked") is None
     pixels = [np.asarray(Image.open(folder / own[3]["file_name"])) for folder in folders]
     assert (pixels[0] != pixels[1]).any()
 

@@ -53,7 +53,7 @@ def choose_uncertain(
       job, metrics, generation, made, real: see `choose_useful`.
     """
     synthetic = pool_training_set(job, generation, made.pool)
-    said = consensus_labels(job, metrics, f"consensus_{generation.name}", real, synthetic)
+    said = consensus_labels(job, metrics, generation, real, synthetic)
     chosen, places = _choose(job, generation, made, entropy(said, axis=1))
     return dataclasses.replace(chosen, soft_labels=said[places])
 

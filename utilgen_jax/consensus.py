@@ -17,12 +17,13 @@ from utilgen_jax import classification, report
 from utilgen_jax.appraisal import predict
 from utilgen_jax.classification import TrainingSet
 from utilgen_jax.job import CONSENSUS_KEY, Job
+from utilgen_jax.methods import Generation
 from utilgen_jax.parallel import to_host
 from utilgen_jax.results import log_stage
 
 
 def consensus_labels(
-    job: Job, metrics: report.MetricsWriter, name: str, real: TrainingSet, synthetic: TrainingSet
+    job: Job, metrics: report.MetricsWriter, generation: Generation, real: TrainingSet, synthetic: TrainingSet
 ) -> np.ndarray:
     """The soft labels of a pool, float32 [M, K], as a stage.
 
@@ -32,13 +33,13 @@ def consensus_labels(
     Args:
       job: the run.
       metrics: its writer.
-      name: of the stage.
+      generation: of the rows that share these labels.
       real: the shots, as the classifier sees them.
       synthetic: the pool as it came.
     """
     members, share = job.config.consensus.members, job.config.consensus.share
     recipe = dataclasses.replace(job.recipe, mixing=job.config.consensus.mixing)
-    total = members * recipe.steps
+    total, name = members * recipe.steps, f"consensus_{generation.name}"
 
     def compute() -> dict[str, np.ndarray]:
         said = np.zeros((len(synthetic.labels), job.num_classes), np.float32)

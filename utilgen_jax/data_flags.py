@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from absl import flags
 
+from utilgen_jax.config import default_config
 from utilgen_jax.errors import InputError
 
 # The loaders speak of config fields, such a command has flags.
@@ -45,19 +45,16 @@ def load_flagged_source(settings: dict[str, Any]) -> Any:
     from utilgen_jax.data.sources import LOADERS, load_source
 
     name = settings["data"]
-    return load_source(
-        types.SimpleNamespace(
-            source=name if name in LOADERS else "tfds",
-            name=name,
-            path=settings["data_path"],
-            image_size=settings["image_size"],
-            channels=settings["channels"],
-            class_names=tuple(settings["class_names"]),
-            classes_file="",
-            max_classes=0,
-            exclude="",
-        )
+    data = default_config().data
+    data.update(
+        source=name if name in LOADERS else "tfds",
+        name=name,
+        path=settings["data_path"],
+        image_size=settings["image_size"],
+        channels=settings["channels"],
+        class_names=tuple(settings["class_names"]),
     )
+    return load_source(data)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
             if METHODS[row].labels == "consensus":
                 said = made.soft_labels
                 if said is None:
-                    said = consensus_labels(job, metrics, f"consensus_{row_generation.name}", real, synthetic)
+                    said = consensus_labels(job, metrics, row_generation, real, synthetic)
                 values[row]["soft_label"] = said
             classifiers[row] = _train(job, metrics, row, real, weighted(synthetic, values[row]))
         if generation is not None and shared is None:

@@ -88,6 +88,7 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     [
         ("surplus", "surplus"),
         ("--shrink=0", "shrink"),
+        ("--seed=-1", "seed"),
         ("--sede=1", "the nearest is --seed"),
         ("--config.data.shots=2", "--config: say which"),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utilgen_jax.data.images import resize, to_float
+from utilgen_jax.foundation.vocabulary import band
 
 SIZE = 32  # pixels a side at which it is measured
 
@@ -34,8 +35,5 @@ def caption_tones(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
         "detail": steps[0] + steps[1],
         "side": grey[:, :, :half].mean((1, 2)) - grey[:, :, half:].mean((1, 2)),
     }
-    said = [
-        [bands[int(np.searchsorted([bound for _, bound in bands], value, side="right"))][0] for value in measures[name]]
-        for name, bands in BANDS.items()
-    ]
+    said = [[band(name, value, BANDS) for value in measures[name]] for name in BANDS]
     return [", ".join(phrases) for phrases in zip(*said, strict=True)]

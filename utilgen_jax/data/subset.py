@@ -30,6 +30,12 @@ class Subset:
     source: ImageSource
     indices: np.ndarray
 
+    @classmethod
+    def of(cls, source: ImageSource, indices: np.ndarray, class_names: tuple[str, ...], labels: np.ndarray) -> "Subset":
+        """The pictures at some positions, with classes that may be numbered and called anew; labels int32 [n]."""
+        ids = tuple(source.ids[int(index)] for index in indices)
+        return cls(source.name, class_names, labels, ids, source, indices)
+
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, C]; see `ImageSource.read`."""
         return self.source.read(self.indices[np.asarray(indices, np.int64)])
@@ -49,14 +55,8 @@ def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
     new_labels = np.full(len(source.class_names), -1, np.int32)
     new_labels[kept] = np.arange(len(kept))
     indices = np.flatnonzero(new_labels[source.labels] >= 0)
-    return Subset(
-        name=source.name,
-        class_names=tuple(words[source.class_names[label]] for label in kept),
-        labels=new_labels[source.labels[indices]],
-        ids=tuple(source.ids[int(index)] for index in indices),
-        source=source,
-        indices=indices,
-    )
+    class_names = tuple(words[source.class_names[label]] for label in kept)
+    return Subset.of(source, indices, class_names, new_labels[source.labels[indices]])
 
 
 def leave_out(source: ImageSource, ids: Sequence[str]) -> Subset:
@@ -71,23 +71,12 @@ def leave_out(source: ImageSource, ids: Sequence[str]) -> Subset:
             f"config.data.exclude: {source.name} has no picture {sorted(unknown)[0]!r}; its first is {source.ids[0]!r}"
         )
     indices = np.flatnonzero(~np.isin(np.asarray(source.ids), list(ids)))
-    return Subset(
-        name=source.name,
-        class_names=source.class_names,
-        labels=source.labels[indices],
-        ids=tuple(source.ids[int(index)] for index in indices),
-        source=source,
-        indices=indices,
-    )
+    return Subset.of(source, indices, source.class_names, source.labels[indices])
 
 
 def read_ids(path: str) -> list[str]:
     """Reads ids of pictures, a line each; InputError where there is no such text file."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config.data.exclude={path!r} cannot be read as text: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in _read_lines("config.data.exclude", path) if line.strip()]
 
 
 def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
@@ -107,10 +96,7 @@ def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
         InputError: No such file, a line without words, a name that the data set does not know, or a name or words
             twice; names the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config.data.classes_file={path!r} cannot be read as text: {error}") from error
+    lines = _read_lines("config.data.classes_file", path)
     known = set(class_names)
     words: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
@@ -129,3 +115,10 @@ def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
             raise InputError(f"{path}, line {number}: {problem}")
         words[name] = word
     return words
+
+
+def _read_lines(field: str, path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{field}={path!r} cannot be read as text: {error}") from error

@@ -9,7 +9,7 @@ Words follow from measures by the thresholds in `BANDS`, never the other way rou
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -80,9 +80,9 @@ class GlyphAttributes:
     texture_seed: int
 
 
-def band(measure: str, value: float) -> str:
-    """Return the phrase for a value of one of the measures in `BANDS` (weight, slant, width, size)."""
-    return next(word for word, upper in BANDS[measure] if value < upper)
+def band(measure: str, value: float, bands: Mapping[str, tuple[tuple[str, float], ...]] = BANDS) -> str:
+    """Return the phrase for a value of one of the measures in `bands`: the first whose bound exceeds it."""
+    return next(word for word, upper in bands[measure] if value < upper)
 
 
 def position(x: float, y: float) -> str:

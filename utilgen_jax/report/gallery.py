@@ -64,16 +64,16 @@ def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
         ("highest weight", "lowest weight", lambda record: record.weight),
         ("surest by label", "least sure by label", part_of_class),
     )
-    first, last, score = next((way for way in ways if len({*map(way[2], records)} - {None}) > 1), ways[0])
+    varied = [way for way in ways if len({*map(way[2], records)} - {None}) > 1]
+    first, last, score = (varied or ways)[0]
 
     def texts(index: int) -> tuple[str, str]:
         record = pool.records[index]
         return record.prompt or "", f"{_number(score(record))} · {_number(record.difficulty)}"
 
-    scores = _column([score(record) for record in records])
-    if np.unique(scores[np.isfinite(scores)]).size < 2:
+    if not varied:
         return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * PICTURES_PER_GROUP], texts)]
-    ranked = members[np.argsort(-scores, kind="stable")]  # NaN comes last
+    ranked = members[np.argsort(-_column([score(record) for record in records]), kind="stable")]  # NaN comes last
     top, rest = ranked[:PICTURES_PER_GROUP], ranked[PICTURES_PER_GROUP:]
     groups = [_group(f"synthetic, {first}", pool.images, top, texts)]
     if rest.size:
