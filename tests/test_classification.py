@@ -351,3 +351,14 @@ def test_logits_do_not_depend_on_the_batches(batch_size):
         logits = predict_logits(Classifier(module), jax.tree.map(np.asarray, params), given, batch_size)
         assert logits.shape == (10, NUM_CLASSES) and logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_training_stays_finite_where_xla_computes_a_pooled_activation_twice():
+    losses = []
+    with jax.set_mesh(parallel.make_mesh(8, 1)):
+        real = parallel.replicate(draw_set(30, seed=0)[0])
+        train(
+            real, module=SmallCNN(10, 8), steps=6, batch_size=64, on_step=lambda step, loss: losses.append(float(loss))
+        )
+    assert len(losses) == 6 and np.isfinite(losses).all()

@@ -83,3 +83,12 @@ def test_pooling_is_torchs():
     images = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
     expected = torch.nn.functional.max_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(images)), expected.numpy())
+
+
+def test_the_gradient_of_pooling_is_torchs():
+    images = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
+    weights = np.random.default_rng(1).normal(size=(2, 3, 2, 3)).astype(np.float32)
+    gradient = jax.grad(lambda images: jnp.sum(weights * max_pool_2x2(images)))(images)
+    tensor = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
+    (torch.from_numpy(weights.transpose(0, 3, 1, 2)) * torch.nn.functional.max_pool2d(tensor, 2)).sum().backward()
+    np.testing.assert_array_equal(gradient, tensor.grad.numpy().transpose(0, 2, 3, 1))
