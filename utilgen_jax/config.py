@@ -162,7 +162,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),
     Field("classifier.max_shift", 1, "augmentation: random shift, pixels each way", minimum=0),
     Field("classifier.augmentation", "none", "of training pictures, in every row", choices=("none", "randaugment")),
-    Field("classifier.mixing", "none", "of a batch's pictures, in every row", choices=("none", "mixup", "cutmix")),
+    Field("classifier.mixing", "mixup", "of a batch's pictures, in every row", choices=("none", "mixup", "cutmix")),
     Field("classifier.mixing_alpha", 1.0, "of its Beta distribution", minimum=1e-3),
     Field("classifier.loss", "softmax", "'balanced_softmax' for rare classes", choices=("softmax", "balanced_softmax")),
     Field("classifier.eval_batch_size", 500, "test pictures at once", minimum=1, may_change=True),

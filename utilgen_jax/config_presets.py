@@ -78,6 +78,7 @@ _OF_SMALL_GENERATORS = (
     "classifier.steps",
     "classifier.batch_size",
     "classifier.max_shift",
+    "classifier.mixing",
     "utility.steps",
 )
 WORLD: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
@@ -114,6 +115,6 @@ def stable_diffusion_config() -> ConfigDict:
     config.difficulty.update(batch_size=8, prior_fraction=0.5, learning_rate=1e-4)
     config.preference.learning_rate = 1e-5
     config.joint.update(painted=2, lora_learning_rate=1e-5)
-    config.classifier.update(name="resnet50", dtype="bfloat16", steps=3000, batch_size=128, max_shift=16)
+    config.classifier.update(name="resnet50", dtype="bfloat16", steps=3000, batch_size=128, max_shift=16, mixing="none")
     config.utility.steps = 1000
     return config

@@ -89,18 +89,15 @@ _PARTS: dict[str, Method] = {
     "utilgen_model": Method("+ UtilGen, model level alone", _PREFERRED, weighting="weight_network"),
     "utilgen_prompt": Method("+ UtilGen, prompts alone", _OWN_PROMPTS, weighting="weight_network"),
     "utilgen_noise": Method("+ UtilGen, noise alone", _OWN_NOISES, weighting="weight_network"),
-    "vanilla_mixup": Method("+ plain synthetic pictures, Mixup", PLAIN, mixing="mixup"),
     "vanilla_consensus": Method("+ plain synthetic pictures, consensus", PLAIN, labels="consensus"),
-    "saflex_mixup": Method("+ synthetic pictures, SAFLEX, Mixup", PLAIN, weighting="saflex", mixing="mixup"),
     **{
-        name: Method(f"+ joint, {title}", generation, weighting, "consensus", mixing=mixing)
-        for name, title, generation, weighting, mixing in (
-            ("joint_all", "all of as many pictures", _PHRASES, "uniform", ""),
-            ("joint_useful", "the most useful half", _USEFUL, "uniform", ""),
-            ("joint_policy", "a policy over phrases", _POLICY, "uniform", ""),
-            ("joint_lora", "policies over phrases and UNet", _LORA, "uniform", ""),
-            ("joint_weights", "weights", _JOINT, "joint", ""),
-            ("joint_mixup", "Mixup", _JOINT, "uniform", "mixup"),
+        name: Method(f"+ joint, {title}", generation, weighting, "consensus")
+        for name, title, generation, weighting in (
+            ("joint_all", "all of as many pictures", _PHRASES, "uniform"),
+            ("joint_useful", "the most useful half", _USEFUL, "uniform"),
+            ("joint_policy", "a policy over phrases", _POLICY, "uniform"),
+            ("joint_lora", "policies over phrases and UNet", _LORA, "uniform"),
+            ("joint_weights", "weights", _JOINT, "joint"),
         )
     },
 }
@@ -131,16 +128,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "utilgen": ("vanilla", "utilgen_none", "utilgen_model", "utilgen_prompt", "utilgen_noise", "utilgen"),
     "joint": (
         "vanilla",
-        "vanilla_mixup",
         "vanilla_consensus",
         "saflex",
-        "saflex_mixup",
         "joint_all",
         "joint",
         "joint_useful",
         "joint_policy",
         "joint_lora",
         "joint_weights",
-        "joint_mixup",
     ),
 }
