@@ -121,6 +121,22 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
         lambda prompt: _placeholders(prompt) == ["class"],
         "config.generator.prompt: must hold {class} once and no other braces, such as 'a photo of a {class}'",
     ),
+    # What `models.classifiers` and `models.vit` take.
+    (
+        ("classifier.name", "data.image_size"),
+        lambda name, size: name not in ("small_cnn", "mlp") or size % 8 == 0,
+        "config.data.image_size: small_cnn and mlp take multiples of 8",
+    ),
+    (
+        ("classifier.name", "data.image_size"),
+        lambda name, size: name != "vit_s" or size % (16 if size >= 64 else 4) == 0,
+        "config.data.image_size: vit_s takes multiples of 4, from 64 pixels on of 16",
+    ),
+    (
+        ("classifier.name", "classifier.width"),
+        lambda name, width: name not in ("small_cnn", "mlp") or width % 8 == 0,
+        "config.classifier.width: of small_cnn and mlp must be a multiple of 8",
+    ),
     (
         ("classifier.max_shift", "data.image_size"),
         lambda shift, size: shift < size,

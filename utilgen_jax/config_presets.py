@@ -82,6 +82,7 @@ _OF_SMALL_GENERATORS = (
     "utility.steps",
 )
 WORLD: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
+    "data.image_size": 32,
     "data.exclude": "runs/world/training_pictures.txt",
     "generator.checkpoint": "runs/world",
     "generator.phrases": TONES,
