@@ -88,7 +88,10 @@ def test_every_choice_is_enforced(field: Field):
         ({"generator__checkpoint": ""}, "config.generator.checkpoint: give 'glyphs', a folder, or a hub id"),
         ({"classifier__max_shift": 8}, "config.classifier.max_shift: must be less than config.data.image_size"),
         ({"data__image_size": 28}, "config.data.image_size: small_cnn and mlp take multiples of 8"),
-        ({"classifier__name": "vit_s", "data__image_size": 72}, "vit_s takes multiples of 4, from 64 pixels on of 16"),
+        (
+            {"classifier__name": "vit_s", "data__image_size": 72},
+            "config.data.image_size: vit_s takes multiples of 4, from 64 pixels on of 16",
+        ),
         ({"classifier__width": 12}, "config.classifier.width: of small_cnn and mlp must be a multiple of 8"),
         (
             {"classifier__trainable": "head"},
