@@ -55,7 +55,7 @@ TINY = (
     ("classifier.learning_rate", "0.05"),
 )
 # Rows for ablations are parts of these, but for joint's further ones.
-JOINT_ROWS = ["joint_useful", "joint_lora", "joint_weights"]
+JOINT_ROWS = ["joint_uncertain", "joint_useful", "joint_lora", "joint_weights"]
 ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations] + JOINT_ROWS
 load_source = data.load_source  # The fixture below puts another in its place.
 pytestmark = pytest.mark.slow
@@ -132,6 +132,12 @@ def test_nothing_leaks(worlds):
     # All that the rows learn was looked at.
     stages = {path.split("/")[1].split(".")[0] for path in whole if path.startswith("stages/")}
     expected = {"difficulty_of_shots", "captions", "tokens", "adaptation_datadream", "adaptation_difficulty"}
-    expected |= {"value_saflex", "value_utilgen", "preference_utilgen_model_0", "consensus_joint"}
+    expected |= {
+        "value_saflex",
+        "value_utilgen",
+        "preference_utilgen_model_0",
+        "consensus_phrases",
+        "consensus_joint_uncertain",
+    }
     expected |= {"steering_joint_lora", "value_joint_useful_0", "value_joint_weights"}
     assert expected | {f"classifier_{row}" for row in ROWS} <= stages

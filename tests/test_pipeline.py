@@ -169,15 +169,32 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method):
 
 
 @pytest.mark.slow
-def test_joint_keeps_what_several_classifiers_are_least_sure_of(tmp_path):
-    summary = pipeline.run(read_config(f"{CONFIGS / 'digits.py'}:method=joint", (*SHRUNK, ("baselines", ""))), tmp_path)
+@pytest.mark.usefixtures("quick_compiler")
+def test_joint_paints_drawn_phrases_and_learns_what_several_classifiers_say(tmp_path):
+    variant = f"{CONFIGS / 'digits.py'}:method=joint"
+    summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""), ("classifier.name", "mlp"))), tmp_path)
+    assert summary["num_synthetic"] == 40
+    said = load_file(tmp_path / "checkpoints" / "consensus_phrases.safetensors")["labels"]
+    records = [
+        json.loads(line) for line in (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
+    ]
+    np.testing.assert_allclose([record["soft_label"] for record in records], said, rtol=1e-5)
+    np.testing.assert_allclose(said.sum(axis=1), 1.0, rtol=1e-5)
+    assert said.max(axis=1).min() < 0.9  # several tens of steps leave doubts
+    assert len({record["prompt"] for record in records}) > 10
+
+
+@pytest.mark.slow
+def test_of_twice_as_many_pictures_those_stay_that_several_classifiers_are_least_sure_of(tmp_path):
+    variant = f"{CONFIGS / 'digits.py'}:method=joint_uncertain"
+    summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""))), tmp_path)
     assert summary["num_synthetic"] == 40
     stages, folders = tmp_path / "checkpoints", [tmp_path / "pool" / name for name in ("round_01", "surplus/round_00")]
     own, surplus = (
         [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()] for folder in folders
     )
     said, places = (
-        load_file(stages / "consensus_joint.safetensors")["labels"],
+        load_file(stages / "consensus_joint_uncertain.safetensors")["labels"],
         [next(place for place, other in enumerate(surplus) if other["seed"] == record["seed"]) for record in own],
     )
     assert said.shape == (80, 10) and len(set(places)) == 40

@@ -74,11 +74,11 @@ _UTILGEN = Generation("utilgen", prompt="token", refines=_PREFERRED, levels=("pr
 _OWN_PROMPTS = Generation("utilgen_prompt", prompt="token", refines=_TOKENS, levels=("prompt",))
 _OWN_NOISES = Generation("utilgen_noise", prompt="token", refines=_TOKENS, levels=("noise",))
 
-# joint: prompts of drawn phrases, and of twice as many pictures as are wanted those that teach the most. What was tried
-# in its place and did not pay (README): the most useful half, and policies over phrases and UNet by the bilevel update.
+# joint: prompts of drawn phrases, and labels by consensus. What was tried beside and did not pay (README): of twice as
+# many pictures those that teach the most, and policies over phrases and UNet by the bilevel update.
 _PHRASES = Generation("phrases", prompt="phrases")
 _SURPLUS = Generation("surplus", prompt="phrases", surplus=True)
-_JOINT = Generation("joint", prompt="phrases", refines=_SURPLUS, levels=("uncertainty",))
+_UNCERTAIN = Generation("joint_uncertain", prompt="phrases", refines=_SURPLUS, levels=("uncertainty",))
 _USEFUL = Generation("joint_useful", prompt="phrases", refines=_SURPLUS, levels=("utility",))
 _POLICY = Generation("joint_policy", prompt="phrases", refines=_PHRASES, levels=("phrases",))
 _LORA = Generation("joint_lora", prompt="phrases", refines=_PHRASES, levels=("phrases", "lora"))
@@ -90,14 +90,15 @@ _PARTS: dict[str, Method] = {
     "utilgen_prompt": Method("+ UtilGen, prompts alone", _OWN_PROMPTS, weighting="weight_network"),
     "utilgen_noise": Method("+ UtilGen, noise alone", _OWN_NOISES, weighting="weight_network"),
     "vanilla_consensus": Method("+ plain synthetic pictures, consensus", PLAIN, labels="consensus"),
+    "joint_phrases": Method("+ joint, phrases alone", _PHRASES),
     **{
         name: Method(f"+ joint, {title}", generation, weighting, "consensus")
         for name, title, generation, weighting in (
-            ("joint_all", "all of as many pictures", _PHRASES, "uniform"),
-            ("joint_useful", "the most useful half", _USEFUL, "uniform"),
+            ("joint_uncertain", "the least sure half of twice as many", _UNCERTAIN, "uniform"),
+            ("joint_useful", "the most useful half of twice as many", _USEFUL, "uniform"),
             ("joint_policy", "a policy over phrases", _POLICY, "uniform"),
             ("joint_lora", "policies over phrases and UNet", _LORA, "uniform"),
-            ("joint_weights", "weights", _JOINT, "joint"),
+            ("joint_weights", "weights", _PHRASES, "joint"),
         )
     },
 }
@@ -116,7 +117,7 @@ METHODS: dict[str, Method] = {
     ),
     "saflex": Method("+ synthetic pictures, SAFLEX", PLAIN, weighting="saflex"),
     "utilgen": Method("+ synthetic pictures, UtilGen", _UTILGEN, weighting="weight_network"),
-    "joint": Method("+ synthetic pictures, joint", _JOINT, labels="consensus"),
+    "joint": Method("+ synthetic pictures, joint", _PHRASES, labels="consensus"),
     **{name: dataclasses.replace(method, only_in_ablations=True) for name, method in _PARTS.items()},
 }
 
@@ -130,8 +131,9 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         "vanilla",
         "vanilla_consensus",
         "saflex",
-        "joint_all",
+        "joint_phrases",
         "joint",
+        "joint_uncertain",
         "joint_useful",
         "joint_policy",
         "joint_lora",
