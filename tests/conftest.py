@@ -24,3 +24,8 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test comes first: left to the end, it would run alone while the other process waits."""
+    items.sort(key=lambda item: "test_no_leak" not in item.nodeid)

@@ -283,7 +283,7 @@ def empty_class(folder: Path) -> None:
         (empty_class, [], "cat"),
         (None, ["--config.data.shots=5"], "cat (4)"),
         (None, ["--config.generator.checkpoint=./no/such/folder"], "no/such/folder"),
-        (None, ["--config.data.image_size=20"], "config.data.image_size=20"),
+        (None, ["--config.data.image_size=20"], "config.data.image_size: small_cnn and mlp take multiples of 8"),
         (None, ["--config.generator.scheduler=lcm", "--config.generator.steps=51"], "between 1 and 50, not 51"),
         (None, ["--config.parallel.data=3"], "config.parallel.data=3"),
     ],
