@@ -148,6 +148,7 @@ def test_balanced_softmax_is_the_cross_entropy_of_counted_probabilities():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rare_classes_are_found_again_with_balanced_softmax():
     pictures, _ = draw_set(40, seed=0, noise=0.8)
     test, _ = draw_set(100, seed=2, noise=0.8)
@@ -353,6 +354,7 @@ def test_logits_do_not_depend_on_the_batches(batch_size):
         np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_training_stays_finite_where_xla_computes_a_pooled_activation_twice():
     losses = []

@@ -80,6 +80,7 @@ def test_imagenet_normalization_is_torchvisions():
     assert normalize(images, "none") is images
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_under_a_head_is_training_on_its_features(toy):
     trained = train(HEAD_ONLY, *toy)
     assert_close(trained, train(ON_FEATURES, *map(features, toy)), atol=1e-5)

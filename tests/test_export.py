@@ -64,6 +64,7 @@ def random_lora(params, seed):
     return Lora(jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), lora.factors), lora.scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "unclip"])
 def test_torch_opens_the_folder_and_finds_every_weight(checkpoint, tmp_path, family):
     out = tmp_path / "exported"
@@ -191,6 +192,7 @@ def test_help_tells_the_flags(capsys):
     assert "--lora_only" in text and "python -m utilgen_jax.export --checkpoint=glyphs" in text
 
 
+@pytest.mark.slow
 def test_the_embedded_checkpoint_is_exported(tmp_path):
     assert export("--checkpoint=glyphs", f"--out={tmp_path / 'glyphs'}", "--dtype=float32") == 0
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "glyphs")

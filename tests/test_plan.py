@@ -30,6 +30,7 @@ SMALL = (
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux on x86-64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "component", "parameters"),
     [  # as counted in the published weights

@@ -84,6 +84,7 @@ def test_steps_are_counted_over_the_folds(valued):
     assert [step for step, _ in valued[1]] == list(range(1, 2 * WEIGHTS.steps + 1))
 
 
+@pytest.mark.slow
 def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
     logits = []
 
@@ -143,6 +144,7 @@ def test_weights_that_the_pool_had_are_not_read(toy, valued):
     np.testing.assert_array_equal(value(real, heavy).weights, valued[0].weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 100])
 def test_validation_may_be_drawn_in_batches(toy, valued, size):
     result = value(*toy, weight_recipe=dataclasses.replace(WEIGHTS, validation_batch_size=size))

@@ -121,6 +121,7 @@ def assert_close(found, expected, rtol=1e-9):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=1e-12), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_gradient_to_weighting_and_policy_is_that_of_central_differences(name):
     # Real examples of weight 1, generated ones weighed by a network that sees their losses as they are at first.
@@ -212,6 +213,7 @@ def test_without_validation_the_outer_level_stays():
     assert metrics.weights.shape == (14,) and np.ptp(metrics.weights[:8]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_reaches_weights_and_policy(name):
     # At a small step, one step of lookahead and the series' first term are the same up to the optimiser's rate.
@@ -357,6 +359,7 @@ def test_parameters_whose_gradient_is_zero_need_eps_root(optimizer, finite):
             check_finite(new.first_nonfinite)
 
 
+@pytest.mark.slow
 def test_half_precision_logits_are_weighed_in_float32():
     it = world()
 
@@ -379,6 +382,7 @@ def test_half_precision_logits_are_weighed_in_float32():
     assert 1e-5 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 0.2
 
 
+@pytest.mark.slow
 def test_fifty_steps_compile_once_with_and_once_without_validation_on_donated_buffers():
     traces = []
     it = world()

@@ -44,6 +44,7 @@ def by_hand(training, ema_decay):
     return average if ema_decay else params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_fit_is_the_recipe(tmp_path, ema_decay):
     params = fit("toy", loss_fn, START, get_batch, TRAINING, 9, tmp_path, ema_decay)

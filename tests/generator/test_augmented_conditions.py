@@ -67,6 +67,7 @@ def test_dropout_zeroes_its_share_and_scales_nothing_up():
     assert len({row.tobytes() for row in dropped}) == NUMBER
 
 
+@pytest.mark.slow
 def test_there_are_ten_ways_and_each_does_what_it_is_called():
     mixes = ("image", "cutmix", "mixup", "embed_cutmix", "embed_mixup")
     assert set(WAYS) == {f"{mix}{end}" for mix in mixes for end in ("", "_dropout")}
@@ -98,6 +99,7 @@ def find_all() -> list[str]:
     return [name for name, way in WAYS.items() if not way.needs_image_encoder]
 
 
+@pytest.mark.slow
 def test_a_picture_is_mixed_the_same_way_whatever_stands_beside_it():
     pictures = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32))
     order = np.array([4, 0, 5, 2, 1, 3])

@@ -86,6 +86,7 @@ def test_the_autoencoder_may_compute_in_float32_alone(checkpoint):
     assert jax.eval_shape(decode, jnp.zeros((1, 8, 8, 4), jnp.bfloat16)).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_a_component_from_elsewhere(checkpoint, copy_of):
     other = copy_of("sd21") / "vae"
     edit_json(other / "config.json", scaling_factor=0.5)

@@ -191,6 +191,7 @@ def test_no_gradient_of_a_frozen_kernel_is_computed(small, loras):
     assert kernels.isdisjoint(products(1))
 
 
+@pytest.mark.slow
 def test_activations_are_of_the_dtype_of_the_generator_factors_and_loss_float32(checkpoint, pipeline, loras):
     generator, params = load_generator(checkpoint("sd15"), dtype=jnp.bfloat16, components=pipeline[1])
     state = initial_state(loras)

@@ -69,6 +69,7 @@ def assert_same_pictures(ours, theirs):
     assert np.abs(theirs[0] - theirs[1]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "prediction"), [("sd15", "epsilon"), ("sd21", "v_prediction")])
 def test_text_to_image(checkpoint, loaded, family, prediction):
     generator, params = loaded(family)

@@ -123,6 +123,7 @@ def test_a_row_is_moved_by_its_own_pictures(generator_and_params):
     np.testing.assert_array_equal(np.abs(changes).max((1, 2, 3)) > 1e-4, [False, False, True, False])
 
 
+@pytest.mark.slow
 def test_lora_gradients_are_finite_at_zero_also_through_adam(generator_and_params, requests):
     """At first `up` is zero, so that `down` has a gradient of exactly zero: where Adam's square root has no slope."""
     generator, params = generator_and_params

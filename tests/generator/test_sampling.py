@@ -175,6 +175,7 @@ def test_a_pool_that_was_cut_off_is_completed_exactly(loaded, tmp_path, cut):
     assert fill(loaded("sd15"), tmp_path / "broken", plan) == []  # nothing left to do
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_not_finite_stops_the_pool_before_it_is_written(loaded, tmp_path, monkeypatch):
     generator, params = loaded("sd15")
     plan = plan_pool(CLASS_PROMPTS, 2, seed=0, round_number=0)

@@ -97,6 +97,7 @@ def test_unrolled_is_what_central_differences_say(name, steps, loop):
     np.testing.assert_allclose(flat(found.params), flat(params), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_finite_difference_approaches_unrolled_by_the_square_of_epsilon(name):
     arguments = start(name, 1)
@@ -129,6 +130,7 @@ def ridge(rate):
     return problem, outer, optimum, (inputs[None], targets[None]), (seen, wanted), hessian, expected
 
 
+@pytest.mark.slow
 def test_implicit_is_the_closed_form_at_the_optimum():
     problem, outer, optimum, batches, validation, _, expected = ridge(0.1)
     state = problem.optimizer.init(optimum)

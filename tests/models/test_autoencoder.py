@@ -124,6 +124,7 @@ def test_gradient_checkpointing_of_the_decoder_keeps_less_for_the_same_gradient(
     assert kept["none"] > kept["layers"] > kept["blocks"]
 
 
+@pytest.mark.slow
 def test_bfloat16_output_is_finite_and_close():
     params = params_from_torch(torch_autoencoder(TINY).state_dict())
     generator = np.random.default_rng(2)

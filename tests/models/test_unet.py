@@ -96,6 +96,7 @@ def torch_output(model, sample, timesteps, encoder_hidden_states, class_labels=N
     return output.numpy().transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_output_is_that_of_torch(name):
     oracle = torch_model(CONFIGS[name])
@@ -227,6 +228,7 @@ def test_what_needs_float32_is_computed_in_it(dtype):
     assert {"exp", "rsqrt", "sin", "reduce_sum"} <= found
 
 
+@pytest.mark.slow
 def test_stable_diffusion_sizes():
     """Stable Diffusion 1.5's UNet is published as one of 860 M parameters."""
     model = UNet2DConditionModel.from_config({"cross_attention_dim": 768, "_class_name": "UNet2DConditionModel"})

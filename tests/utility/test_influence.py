@@ -40,6 +40,7 @@ def setting(optimizer):
     return params, state, examples, validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_matrix_is_the_gradient_of_weights_and_of_labels(name):
     optimizer = OPTIMIZERS[name]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from tests.generator import toy
 from utilgen_jax.generator.objectives.pathwise import pathwise_loss
@@ -29,6 +30,7 @@ def validation_loss_after_step(images, labels):
     return cross_entropies(toy.toy_classifier, optax.apply_updates(PARAMS, updates), VALIDATION).mean()
 
 
+@pytest.mark.slow
 def test_it_is_the_gradient_of_the_validation_loss_after_the_step():
     generator, params = toy.make_toy()
     requests = toy.toy_requests(6)

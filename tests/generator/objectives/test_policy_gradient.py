@@ -49,6 +49,7 @@ def test_a_step_without_noise_has_neither_density_nor_gradient():
     assert value == 0 and not slope.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler, eta", [("ddim", 1.0), ("lcm", 0.0)])
 def test_a_rollout_paints_the_same_pictures_and_remembers_its_densities(toy_world, policy, scheduler, eta):
     generator, params, _ = toy_world
