@@ -87,6 +87,9 @@ def _placeholders(template: str) -> list[str] | None:
         return None
 
 
+# What `models.classifiers` and `models.vit` take, written out: a config is checked before JAX is imported.
+_SCALABLE = ("small_cnn", "mlp")
+
 # Rules that are more than a range: (fields, what must hold of their values, what to say where it does not).
 RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     (
@@ -121,10 +124,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
         lambda prompt: _placeholders(prompt) == ["class"],
         "config.generator.prompt: must hold {class} once and no other braces, such as 'a photo of a {class}'",
     ),
-    # What `models.classifiers` and `models.vit` take.
     (
         ("classifier.name", "data.image_size"),
-        lambda name, size: name not in ("small_cnn", "mlp") or size % 8 == 0,
+        lambda name, size: name not in _SCALABLE or size % 8 == 0,
         "config.data.image_size: small_cnn and mlp take multiples of 8",
     ),
     (
@@ -134,7 +136,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     ),
     (
         ("classifier.name", "classifier.width"),
-        lambda name, width: name not in ("small_cnn", "mlp") or width % 8 == 0,
+        lambda name, width: name not in _SCALABLE or width % 8 == 0,
         "config.classifier.width: of small_cnn and mlp must be a multiple of 8",
     ),
     (

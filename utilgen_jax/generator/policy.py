@@ -136,8 +136,9 @@ def steer(policy: Policy, requests: Requests) -> tuple[Condition, jax.Array]:
     """Condition and starting noise [M, h, w, C] as the policy makes them.
 
     Where the conditional branch gets the token of a difficulty s, the unconditional one gets that of 1 - s: guidance
-    then leads away from the opposite difficulty as it leads towards the words [ours]. (Digits: Spearman's correlation
-    of what is asked with what an independent classifier measures is 0.53 so, and 0.48 with padding in its place.)
+    then leads away from the opposite difficulty as it leads towards the words [ours]. (Digits without Mixup: Spearman's
+    correlation of what is asked with what an independent classifier measures is 0.53 so, 0.48 with padding in its
+    place.)
     """
     condition, latents = requests.condition, requests.latents
     if policy.noise_offsets is not None:
