@@ -8,7 +8,7 @@ import pytest
 from utilgen_jax.cli import read_config
 from utilgen_jax.data import few_shot, load_source
 from utilgen_jax.errors import InputError
-from utilgen_jax.job import asked_of_classes, prepare
+from utilgen_jax.job import asked_of_classes, prepare, synthetic_fraction
 
 DIGITS = f"{Path(__file__).parents[1] / 'configs' / 'digits.py'}:method=real"
 
@@ -42,3 +42,15 @@ def test_a_difficulty_can_be_asked_by_class():
     for entry in ("cat", "cat=hard", "cat=1.5"):
         with pytest.raises(InputError, match=f"'{entry}' should be such as 'cat=0.7'"):
             asked_of_classes((entry,), ("cat", "dog"))
+
+
+@pytest.mark.parametrize("shots, expected", [(1, 0.75), (2, 0.6), (5, 0.375), (12, 0.2), (1000, 0.2)])
+def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expected):
+    assert synthetic_fraction(shots) == pytest.approx(expected)
+    if shots < 100:
+        assert prepared(tmp_path, shots=shots).recipe.synthetic_fraction == pytest.approx(expected)
+
+
+def test_the_synthetic_part_can_be_set(tmp_path):
+    config = read_config(DIGITS, [("classifier.synthetic_fraction", "1.0")])
+    assert prepare(config, tmp_path, None).recipe.num_synthetic == config.classifier.batch_size

@@ -156,7 +156,9 @@ SCHEMA: tuple[Field, ...] = (
     Field("classifier.dtype", "float32", "type of the classifier's activations", choices=("float32", "bfloat16")),
     Field("classifier.steps", 400, "optimiser steps, the same for every row of the table", minimum=1),
     Field("classifier.batch_size", 64, "pictures a step", minimum=2),
-    Field("classifier.synthetic_fraction", 0.75, "synthetic part of a batch; 1: all of it", minimum=0.01, maximum=1.0),
+    Field(
+        "classifier.synthetic_fraction", 0.0, "synthetic part of a batch; 0: 3 / (3 + shots)", minimum=0.0, maximum=1.0
+    ),
     Field("classifier.learning_rate", 3e-3, "AdamW: peak, then cosine decay", minimum=1e-8, maximum=10.0),
     Field("classifier.weight_decay", 1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0),
     Field("classifier.label_smoothing", 0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9),

@@ -38,7 +38,7 @@ class Shared:
     Attributes:
       stages: folder for the results of stages.
       pools: folder for pools that the shots have a part in.
-      shotless_pools: for the others; runs that differ in shots too can share it.
+      shotless_pools: for the others and the stages that make them; runs that differ in shots too can share it.
     """
 
     stages: Path
@@ -101,10 +101,13 @@ class Job:
         """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""
         name = f"round_{round_number:02d}"
         if self.shared is not None:
-            folder = self.shared.pools if generation.uses_shots else self.shared.shotless_pools
-            return folder / generation.name / name
+            return (self.shotless_folder(generation) or self.shared.pools) / generation.name / name
         own = METHODS[self.config.method].generation == generation
         return self.workdir / "pool" / ("" if own else generation.name) / name
+
+    def shotless_folder(self, generation: Generation) -> Path | None:
+        """Where a pool that the shots have no part in is shared, and the stage that makes it; None: it is not."""
+        return None if self.shared is None or generation.uses_shots else self.shared.shotless_pools
 
 
 def asked_of_classes(entries: Sequence[str], class_names: Sequence[str]) -> dict[str, float]:
@@ -150,6 +153,26 @@ def recipe_of(kind: type[Any], section: ConfigDict) -> Any:
     return kind(**{name: value for name, value in section.items() if name in names})
 
 
+def _classifier_recipe(config: ConfigDict, real: data.LabelledImages) -> classification.Recipe:
+    recipe: classification.Recipe = recipe_of(classification.Recipe, config.classifier)
+    if recipe.synthetic_fraction > 0:
+        return recipe
+    return dataclasses.replace(recipe, synthetic_fraction=synthetic_fraction(len(real.labels) / len(real.class_names)))
+
+
+def synthetic_fraction(shots: float) -> float:
+    """The synthetic part of a batch that suits so many real pictures a class: 3 / (3 + shots), at least 0.2.
+
+    As if a class's synthetic pictures, however many, were worth three real ones. From accuracies on held-out digits:
+    with 1 picture a class 0.75 is better than 0.5 and 0.25, with 4 or 8 it is worse than both. The least is what
+    DataDream's public code gives 16 shots (Kim et al. 2024, arXiv 2407.10910; the real pictures' lambda_1 is 0.8).
+
+    Args:
+      shots: real pictures a class, on average.
+    """
+    return max(3 / (3 + shots), 0.2)
+
+
 def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
     """Reads all input and opens the folder.
 
@@ -190,7 +213,7 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
         prompts=data.class_prompts(config.generator.prompt, real.class_names),
         checkpoint=checkpoint,
         classifier=classifier,
-        recipe=recipe_of(classification.Recipe, config.classifier),
+        recipe=_classifier_recipe(config, real),
         mesh=mesh,
         stages=Stages(shared.stages if shared else workdir / "checkpoints"),
         workdir=workdir,
