@@ -51,6 +51,18 @@ def test_many_pixels_are_left_to_xla():
     assert "stablehlo.convolution" in lowered(jnp.ones((2, 4, 8, 32)), "cpu")
 
 
+def test_the_gradient_to_the_input_has_its_kernel_turned_beforehand_on_cpus_alone():
+    images, kernel = jnp.ones((2, 4, 8, 32)), jnp.ones((3, 3, 32, 8))
+    module = nn.Conv(8, (3, 3), padding=1, use_bias=False, conv_general_dilated=convolution)
+
+    def total(images):
+        return jnp.sum(module.apply({"params": {"kernel": kernel}}, images))
+
+    gradient = jax.jit(jax.grad(total)).trace(images)
+    assert "optimization_barrier" in gradient.lower(lowering_platforms=("cpu",)).as_text()
+    assert "optimization_barrier" not in gradient.lower(lowering_platforms=("tpu",)).as_text()
+
+
 @pytest.mark.parametrize("shape", [FEW_PIXELS, (2, 4, 8, 32)])
 def test_convolution_and_its_gradients_are_torchs(shape):
     generator = np.random.default_rng(0)
