@@ -138,6 +138,9 @@ def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsy
     # One pool a seed, and one classifier of the real pictures a seed and number of shots.
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["seed_0", "seed_1"]
     assert len(list(tmp_path.glob("**/classifier_real.safetensors"))) == 4
+    # What the pool cost counts in each run that it is a part of.
+    costs = {(run["seed"], run["seconds_by_stage"]["pool_plain"]) for run in first if run["method"] == "vanilla"}
+    assert len(costs) == 2 and min(seconds for _, seconds in costs) > 0.1
     assert "real pictures only, RandAugment" in (tmp_path / "compare.md").read_text()
 
     (tmp_path / "shots_2" / "seed_1" / "vanilla" / "summary.json").unlink()

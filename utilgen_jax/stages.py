@@ -32,17 +32,18 @@ class Stages:
         self._folder = folder
         self.seconds: dict[str, float] = {}
 
-    def run(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Result:
+    def run(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]], folder: Path | None = None) -> Result:
         """Returns the stage's result, from disk if it is there.
 
         Args:
           name: of the stage; letters, digits and underscores.
           compute: makes the result.
+          folder: where the result is kept if not among the others.
 
         Raises:
           InputError: the file on disk is damaged.
         """
-        file = self._folder / f"{name}.safetensors"
+        file = (folder or self._folder) / f"{name}.safetensors"
         if file.is_file():
             result, self.seconds[name] = _read(file)
             if jax.process_index() == 0:
@@ -52,7 +53,7 @@ class Stages:
         result = {key: np.asarray(value, order="C") for key, value in compute().items()}
         self.seconds[name] = round(time.monotonic() - start, 2)
         if jax.process_index() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
             save_file(result, partial, metadata={"seconds": str(self.seconds[name])})
             os.replace(partial, file)

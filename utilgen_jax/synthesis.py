@@ -140,7 +140,7 @@ def fill_pool(
                 )
         return {"num_images": np.array(len(records))}
 
-    job.stages.run(f"pool_{name}", compute)
+    job.stages.run(f"pool_{name}", compute, job.shotless_folder(generation))
     return Made(data.read_pool(folder, job.split.real.class_names), policy, round_number)
 
 
