@@ -34,6 +34,7 @@ TINY = (
         (["--config.pool.image_per_class=3"], "--config.pool.images_per_class"),
         (["--seeds=0"], "seeds"),
         (["--norun"], "none of these runs is done in"),
+        (["--join=nowhere.json"], "--join: nowhere.json is no compare.json that can be read (FileNotFoundError"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):
@@ -119,6 +120,32 @@ def test_a_comparison_continues_tells_how_far_it_is_and_shows_what_there_is(tmp_
     assert "| 1 | + plain synthetic pictures | 75.0 ± 7.1 | +20.0 " in (tmp_path / "compare.md").read_text()
     with Image.open(tmp_path / "compare.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_runs_of_another_folder_are_told_and_not_run_again(tmp_path, capsys, pretended):
+    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", "--methods=real,vanilla"]
+    assert compare.main([*argv, f"--workdir={tmp_path / 'first'}"]) == 130
+    assert compare.main([*argv, "--seeds=2", f"--workdir={tmp_path / 'first'}"]) == 0
+    first = tmp_path / "first" / "compare.json"
+    del pretended[:]
+    argv += ["--seeds=3", f"--workdir={tmp_path / 'second'}", f"--join={first}"]
+    assert compare.main([*argv, "--norun"]) == 0
+    assert "Missing, 2 of 6 runs" in capsys.readouterr().out and not pretended
+    assert compare.main(argv) == 0
+    assert pretended == [(2, 2, "real"), (2, 2, "vanilla")]
+    content, brought = (json.loads((tmp_path / name / "compare.json").read_text()) for name in ("second", "first"))
+    assert [run for run in content["runs"] if run["seed"] < 2] == brought["runs"] and content["missing"] == []
+    assert "| + plain synthetic pictures | 80.0 ± 10.0 |" in (tmp_path / "second" / "compare.md").read_text()
+
+    capsys.readouterr()
+    assert compare.main([*argv, "--config.classifier.steps=11"]) == 2
+    assert "compare.json is of another config" in (told := capsys.readouterr().err)
+    assert "config.classifier.steps: 400 before, 11 now" in told and "data.shots" not in told
+    damaged = brought | {"runs": [brought["runs"][0] | {"accuracy": "0.5"}]}
+    for text in ("{", "[]", "{}", json.dumps(damaged), json.dumps(brought | {"runs": [{"method": "real"}]})):
+        first.write_text(text)
+        assert compare.main(argv) == 2
+        assert f"--join: {first} is no compare.json that can be read" in capsys.readouterr().err
 
 
 @pytest.mark.slow

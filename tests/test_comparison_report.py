@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from utilgen_jax.comparison import run_of
 from utilgen_jax.comparison_report import write_comparison
 
 
@@ -27,7 +28,8 @@ def written(request, tmp_path, capsys):
     """What is printed, and the contents of compare.md and compare.json."""
     plan = {"whole": PLAN, "without real": [entry for entry in PLAN if entry[2] != "real"], "one run": PLAN[2:3]}
     chosen = plan[request.param]
-    write_comparison(tmp_path, [summary(*entry, ACCURACY[entry[2]]) for entry in chosen[::-1]], PLAN)
+    runs = [run_of(summary(*entry, ACCURACY[entry[2]])) for entry in chosen[::-1]]
+    write_comparison(tmp_path, {"seed": 0}, runs, PLAN)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")

@@ -7,6 +7,9 @@
 All methods of a seed see the same real pictures and the same classifier recipe; what they share, such as a pool, is
 computed once. Rerunning the command continues; with --norun it only tells of the runs that are done. It writes
 compare.json, compare.md and compare.png. Exit status: 0 done, 2 bad input, 130 interrupted.
+
+Several machines can share the work, such as one for --config.seed=0 --seeds=5 and one for --config.seed=5 --seeds=5; a
+table of all ten seeds is what --seeds=10 --norun --join=first/compare.json,second/compare.json makes.
 """
 
 import json
@@ -14,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -24,6 +27,9 @@ from utilgen_jax.config import choice_problems
 from utilgen_jax.config_check import with_fields
 from utilgen_jax.errors import InputError
 from utilgen_jax.methods import ABLATIONS, METHODS
+
+if TYPE_CHECKING:
+    from utilgen_jax.comparison import Run
 
 Plan = Sequence[tuple[int, int, str]]
 
@@ -36,6 +42,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("ablate", None, "in place of --methods: the rows that take a method apart", flag_values=values)
     flags.DEFINE_list("shots", [], "labelled pictures a class, one or several; empty: the config's", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "how many, counted up from the config's", lower_bound=1, flag_values=values)
+    flags.DEFINE_list(
+        "join", [], "compare.json of other folders: what they have is not run again, but told", flag_values=values
+    )
     flags.DEFINE_boolean("run", True, "run what is missing; --norun: only read what is done", flag_values=values)
     return values
 
@@ -73,17 +82,35 @@ def run(argv: Sequence[str]) -> None:
     import jax
 
     from utilgen_jax import parallel
+    from utilgen_jax.comparison import run_of
+    from utilgen_jax.comparison_join import shared_settings
     from utilgen_jax.comparison_report import write_comparison
 
-    if values["run"].value:
+    joined = _joined_runs([Path(name) for name in values["join"].value or []], config, plan)
+    own = [entry for entry in plan if entry not in joined]
+    if values["run"].value and own:
         parallel.initialize_distributed()
-        run_all(config, workdir, plan)
+        run_all(config, workdir, own)
     if jax.process_index() == 0:
-        found = [read_done(config, workdir, entry) for entry in plan]
-        summaries = [summary for summary in found if summary is not None]
-        if not summaries:
+        found = [read_done(config, workdir, entry) for entry in own]
+        runs = [run_of(summary) for summary in found if summary is not None] + list(joined.values())
+        if not runs:
             raise InputError(f"--workdir: none of these runs is done in {workdir}; without --norun they are")
-        write_comparison(workdir, summaries, plan)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_comparison(workdir, shared_settings(config), runs, plan)
+
+
+def _joined_runs(files: Sequence[Path], config: ConfigDict, plan: Plan) -> "dict[tuple[int, int, str], Run]":
+    """What --join brings: the runs of the plan that the files have, where several have one the first one's."""
+    from utilgen_jax.comparison_join import read_runs
+
+    found: dict[tuple[int, int, str], Run] = {}
+    for file in files:
+        for run in read_runs(file, config):
+            entry = (run.shots, run.seed, run.method)
+            if entry in plan:
+                found.setdefault(entry, run)
+    return found
 
 
 def _rows(values: flags.FlagValues, problems: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from utilgen_jax import report
-from utilgen_jax.comparison import Row, Run, accuracies, best_published, error_reduction, interval, run_of, table_rows
+from utilgen_jax.comparison import Row, Run, accuracies, best_published, error_reduction, interval, table_rows
 from utilgen_jax.methods import METHODS, PUBLISHED
 from utilgen_jax.workdir import write_atomically
 
@@ -19,21 +19,23 @@ Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
 
 _NOTE = (
     "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals.\nSeconds are of all stages of a run; those that rows share count in each, but a pool that needs no "
-    "shots only at the\nnumber of shots for which it was made."
+    "intervals.\nSeconds are of all stages of a run; those that rows share count in each."
 )
 
 
-def write_comparison(folder: Path, summaries: Sequence[dict[str, Any]], plan: Sequence[tuple[int, int, str]]) -> None:
+def write_comparison(
+    folder: Path, settings: dict[str, Any], runs: Sequence[Run], plan: Sequence[tuple[int, int, str]]
+) -> None:
     """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png`.
 
     Args:
       folder: where to.
-      summaries: of the runs that are done, one at least, as `pipeline.run` returns them.
+      settings: what the runs have in common, as JSON takes it; see `comparison_join.shared_settings`.
+      runs: those that are done, one at least.
       plan: all runs that belong to it: (shots, seed, method), methods in the order of the rows.
     """
     methods = list(dict.fromkeys(method for _, _, method in plan))
-    runs = sorted(map(run_of, summaries), key=lambda run: (run.shots, run.seed, methods.index(run.method)))
+    runs = sorted(runs, key=lambda run: (run.shots, run.seed, methods.index(run.method)))
     best = best_published(runs)
     rows = table_rows(runs, methods)
     reductions = {
@@ -54,6 +56,7 @@ def write_comparison(folder: Path, summaries: Sequence[dict[str, Any]], plan: Se
     print(page(report.format_table))
     write_atomically(folder / "compare.md", page(report.format_markdown_table) + "\n")
     content = {
+        "config": settings,
         "runs": [dataclasses.asdict(run) for run in runs],
         "rows": [dataclasses.asdict(row) for row in rows],
         "best_published": best,
