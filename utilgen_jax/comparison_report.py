@@ -48,6 +48,10 @@ def write_comparison(
 
     def page(form: Formatter) -> str:
         parts = [form([_cells(row) for row in rows], _headers(best)), _NOTE]
+        all_shots = sorted({row.shots for row in rows})
+        if len(all_shots) > 1:
+            headers = ("accuracy, %", *(f"{shots} shot" + "s" * (shots != 1) for shots in all_shots))
+            parts.insert(0, form(_overview(rows, methods, all_shots), headers))
         if reductions:
             heading = f"error less than that of {best}, %, mean over shots"
             parts.append(form([[METHODS[method].title, less] for method, less in reductions.items()], ("", heading)))
@@ -73,11 +77,22 @@ def _headers(best: str | None) -> tuple[str, ...]:
     return ("shots", "training set", "accuracy, %", "minus real", against, "synthetic", "seconds")
 
 
+def _overview(rows: Sequence[Row], methods: Sequence[str], all_shots: Sequence[int]) -> list[list[object]]:
+    """A line for each method, with its accuracy at each number of shots."""
+    cells = {(row.method, row.shots): _accuracy(row) for row in rows}
+    there = [method for method in methods if any(row.method == method for row in rows)]
+    return [[METHODS[method].title, *(cells.get((method, shots), "") for shots in all_shots)] for method in there]
+
+
+def _accuracy(row: Row) -> str:
+    return f"{row.accuracy:.1f}" + ("" if row.deviation is None else f" ± {row.deviation:.1f}")
+
+
 def _cells(row: Row) -> list[object]:
     return [
         row.shots,
         METHODS[row.method].title,
-        f"{row.accuracy:.1f}" + ("" if row.deviation is None else f" ± {row.deviation:.1f}"),
+        _accuracy(row),
         "" if row.minus_real is None else row.minus_real,
         "" if row.minus_best is None else row.minus_best,
         row.num_synthetic,
