@@ -29,11 +29,17 @@ def test_differences_are_paired_and_carry_the_t_interval():
     assert list(rows) == [("real", 2), ("vanilla", 2), ("saflex", 2)]
     real, vanilla, saflex = rows.values()
     assert real.accuracy == pytest.approx(75) and real.deviation == pytest.approx(np.std([70, 80, 75], ddof=1))
-    for row, other, found in ((saflex, "real", saflex.minus_real), (vanilla, "saflex", vanilla.minus_best)):
+    compared = (
+        (saflex, "real", saflex.minus_real),
+        (saflex, "vanilla", saflex.minus_plain),
+        (vanilla, "saflex", vanilla.minus_best),
+    )
+    for row, other, found in compared:
         expected = scipy.stats.ttest_rel(values[row.method], values[other]).confidence_interval(0.95)
         mean = np.mean(np.subtract(values[row.method], values[other]))
         np.testing.assert_allclose([found.mean, found.low, found.high], 100 * np.array([mean, *expected]), rtol=1e-9)
     assert real.minus_real is None and saflex.minus_best is None
+    assert real.minus_plain is None and vanilla.minus_plain is None
     assert real.num_synthetic == 0 and saflex.num_synthetic == 1000 and saflex.seconds == 4 and real.seeds == (0, 1, 2)
 
 

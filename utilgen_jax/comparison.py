@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from utilgen_jax import report
-from utilgen_jax.methods import PUBLISHED
+from utilgen_jax.methods import METHODS, PUBLISHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Row:
       accuracy: mean over the seeds, in per cent.
       deviation: standard deviation, likewise; None of one seed.
       minus_real: difference to the row `real` over the seeds that both have, in points; None where there is none.
+      minus_plain: difference to the row `vanilla`, likewise; None for rows without synthetic pictures.
       minus_best: difference to the best published row, likewise.
       num_synthetic: mean of the runs' synthetic pictures.
       seconds: likewise.
@@ -70,6 +71,7 @@ class Row:
     accuracy: float
     deviation: float | None
     minus_real: Interval | None
+    minus_plain: Interval | None
     minus_best: Interval | None
     num_synthetic: int
     seconds: float
@@ -149,6 +151,7 @@ def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
       methods: in the order of the rows.
     """
     best = best_published(runs)
+    with_pictures = {name for name, method in METHODS.items() if method.generation and name != "vanilla"}
     rows = []
     for shots in sorted({run.shots for run in runs}):
         for method in methods:
@@ -165,6 +168,7 @@ def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
                     accuracy=mean,
                     deviation=deviation if len(values) > 1 else None,
                     minus_real=None if method == "real" else difference(runs, method, "real", shots),
+                    minus_plain=difference(runs, method, "vanilla", shots) if method in with_pictures else None,
                     minus_best=None if best in (None, method) else difference(runs, method, best, shots),
                     num_synthetic=round(np.mean([run.num_synthetic for run in own])),
                     seconds=float(np.mean([run.seconds for run in own])),

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from utilgen_jax import report
-from utilgen_jax.comparison import Row, Run, accuracies, best_published, error_reduction, interval, table_rows
+from utilgen_jax.comparison import (
+    Interval,
+    Row,
+    Run,
+    accuracies,
+    best_published,
+    error_reduction,
+    interval,
+    table_rows,
+)
 from utilgen_jax.methods import METHODS, PUBLISHED
 from utilgen_jax.workdir import write_atomically
 
@@ -19,7 +28,8 @@ Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
 
 _NOTE = (
     "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals.\nSeconds are of all stages of a run; those that rows share count in each."
+    "intervals;\nplain are synthetic pictures as they come. Seconds are of all stages of a run; those that rows share "
+    "count in each."
 )
 
 
@@ -36,34 +46,18 @@ def write_comparison(
     """
     methods = list(dict.fromkeys(method for _, _, method in plan))
     runs = sorted(runs, key=lambda run: (run.shots, run.seed, methods.index(run.method)))
-    best = best_published(runs)
-    rows = table_rows(runs, methods)
-    reductions = {
-        method: less
-        for method in methods
-        if best and method not in PUBLISHED and (less := error_reduction(runs, method, best)) is not None
-    }
     there = {(run.shots, run.seed, run.method) for run in runs}
     missing = [entry for entry in plan if entry not in there]
-
-    def page(form: Formatter) -> str:
-        parts = [form([_cells(row) for row in rows], _headers(best)), _NOTE]
-        all_shots = sorted({row.shots for row in rows})
-        if len(all_shots) > 1:
-            headers = ("accuracy, %", *(f"{shots} shot" + "s" * (shots != 1) for shots in all_shots))
-            parts.insert(0, form(_overview(rows, methods, all_shots), headers))
-        if reductions:
-            heading = f"error less than that of {best}, %, mean over shots"
-            parts.append(form([[METHODS[method].title, less] for method, less in reductions.items()], ("", heading)))
-        return "\n\n".join([*parts, *_missing_text(missing, len(plan))])
-
-    print(page(report.format_table))
-    write_atomically(folder / "compare.md", page(report.format_markdown_table) + "\n")
+    print("\n\n".join([*tables(runs, methods, report.format_table), *_missing_text(missing, len(plan))]))
+    page = [*tables(runs, methods, report.format_markdown_table), *_missing_text(missing, len(plan))]
+    write_atomically(folder / "compare.md", "\n\n".join(page) + "\n")
+    rows = table_rows(runs, methods)
+    reductions = _error_reductions(runs, methods)
     content = {
         "config": settings,
         "runs": [dataclasses.asdict(run) for run in runs],
         "rows": [dataclasses.asdict(row) for row in rows],
-        "best_published": best,
+        "best_published": best_published(runs),
         "error_reduction": {method: dataclasses.asdict(less) for method, less in reductions.items()},
         "missing": [{"method": method, "shots": shots, "seed": seed} for shots, seed, method in missing],
     }
@@ -72,16 +66,58 @@ def write_comparison(
     print(f"written: {folder}/compare.md, compare.json, compare.png")
 
 
+def tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -> list[str]:
+    """The comparison in words and numbers.
+
+    Args:
+      runs: those that are done, one at least.
+      methods: in the order of the rows.
+      form: makes a table's text of its rows and its headers.
+
+    Returns:
+      Of several numbers of shots first two tables with a line for each method and a column for each of them: the
+      accuracies, and the differences to plain synthetic pictures. Then one with all that is known of each row, what it
+      means, and how much less error the rows make that are not published.
+    """
+    best = best_published(runs)
+    rows = table_rows(runs, methods)
+    parts = []
+    all_shots = sorted({row.shots for row in rows})
+    if len(all_shots) > 1:
+        columns = [f"{shots} shot" + "s" * (shots != 1) for shots in all_shots]
+        parts.append(form(_overview(rows, all_shots, _accuracy), ("accuracy, %", *columns)))
+        if against_plain := _overview(rows, all_shots, lambda row: _text(row.minus_plain)):
+            parts.append(form(against_plain, ("minus plain", *columns)))
+    parts += [form([_cells(row) for row in rows], _headers(best)), _NOTE]
+    if reductions := _error_reductions(runs, methods):
+        heading = f"error less than that of {best}, %, mean over shots"
+        parts.append(form([[METHODS[method].title, less] for method, less in reductions.items()], ("", heading)))
+    return parts
+
+
+def _error_reductions(runs: Sequence[Run], methods: Sequence[str]) -> dict[str, Interval]:
+    """Of each row that is not published: how much less error it makes than the best that is."""
+    best = best_published(runs)
+    own = [method for method in methods if method not in PUBLISHED]
+    found = {method: error_reduction(runs, method, best) for method in own} if best else {}
+    return {method: less for method, less in found.items() if less is not None}
+
+
 def _headers(best: str | None) -> tuple[str, ...]:
     against = f"minus {best} (best published)" if best else "minus best published"
-    return ("shots", "training set", "accuracy, %", "minus real", against, "synthetic", "seconds")
+    return ("shots", "training set", "accuracy, %", "minus real", "minus plain", against, "synthetic", "seconds")
 
 
-def _overview(rows: Sequence[Row], methods: Sequence[str], all_shots: Sequence[int]) -> list[list[object]]:
-    """A line for each method, with its accuracy at each number of shots."""
-    cells = {(row.method, row.shots): _accuracy(row) for row in rows}
-    there = [method for method in methods if any(row.method == method for row in rows)]
-    return [[METHODS[method].title, *(cells.get((method, shots), "") for shots in all_shots)] for method in there]
+def _overview(rows: Sequence[Row], all_shots: Sequence[int], text: Callable[[Row], str]) -> list[list[object]]:
+    """A line for each method of which something can be told, and what is told of it at each number of shots."""
+    cells = {(row.method, row.shots): text(row) for row in rows}
+    methods = dict.fromkeys(row.method for row in rows)
+    lines = [(method, [cells.get((method, shots), "") for shots in all_shots]) for method in methods]
+    return [[METHODS[method].title, *line] for method, line in lines if any(line)]
+
+
+def _text(difference: Interval | None) -> str:
+    return "" if difference is None else str(difference)
 
 
 def _accuracy(row: Row) -> str:
@@ -93,8 +129,9 @@ def _cells(row: Row) -> list[object]:
         row.shots,
         METHODS[row.method].title,
         _accuracy(row),
-        "" if row.minus_real is None else row.minus_real,
-        "" if row.minus_best is None else row.minus_best,
+        _text(row.minus_real),
+        _text(row.minus_plain),
+        _text(row.minus_best),
         row.num_synthetic,
         f"{row.seconds:.0f}",
     ]
