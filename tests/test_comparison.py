@@ -48,6 +48,7 @@ def test_one_seed_has_no_interval():
     assert rows["real", 2].deviation is None and rows["real", 2].minus_best is None
     assert rows["vanilla", 2].minus_real == Interval(pytest.approx(20), None, None)
     assert str(Interval(20.04, None, None)) == "+20.0" and str(Interval(0.12, -1, 1.2)) == "+0.1 [-1.0, +1.2]"
+    assert str(Interval(-0.04, -0.06, 0.0)) == "+0.0 [-0.1, +0.0]"
 
 
 def test_runs_that_are_missing_are_left_out_in_pairs():

@@ -45,7 +45,8 @@ class Interval:
     high: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + ("" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]")
+        # "z" writes -0.04 as +0.0.
+        return f"{self.mean:+z.1f}" + ("" if self.low is None else f" [{self.low:+z.1f}, {self.high:+z.1f}]")
 
 
 @dataclasses.dataclass(frozen=True)
