@@ -71,6 +71,10 @@ def test_every_choice_is_enforced(field: Field):
         ({"data__class_names": (1, 2)}, "config.data.class_names: expected a tuple of texts, got (1, 2)"),
         ({"data__class_names": ("a", "a")}, "config.data.class_names: names an entry twice: ('a', 'a')"),
         ({"data__class_names": ("a",)}, "config.data.class_names: give one word for every class, or none at all"),
+        (
+            {"instance__inversion_steps": 31},
+            "config.instance.inversion_steps: at most config.generator.steps, of which they are a part",
+        ),
         ({"baselines": "vanilla"}, "config.baselines: expected a tuple of texts, got 'vanilla'"),
         ({"data__shotz": 3}, "config.data.shotz: there is no such field; the nearest valid name is config.data.shots"),
         ({"shots": 3}, "config.shots: there is no such field; the nearest valid name is config.data.shots"),

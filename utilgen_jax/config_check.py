@@ -104,6 +104,11 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     ),
     (("data.name",), bool, "config.data.name: must not be empty"),
     (
+        ("instance.inversion_steps", "generator.steps"),
+        lambda there, steps: there <= steps,
+        "config.instance.inversion_steps: at most config.generator.steps, of which they are a part",
+    ),
+    (
         ("data.class_names",),
         lambda words: len(words) != 1 and all(words),
         "config.data.class_names: give one word for every class, or none at all",

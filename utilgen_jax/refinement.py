@@ -238,7 +238,15 @@ def _refine(
             scheduler=settings.scheduler,
         )
     if "noise" in settings.levels:
-        policy = with_own_noises(generator, params, policy, requests, settings.recipe, settings.num_steps)
+        policy = with_own_noises(
+            generator,
+            params,
+            policy,
+            requests,
+            settings.recipe,
+            num_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+        )
     return policy
 
 

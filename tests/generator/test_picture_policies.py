@@ -18,6 +18,7 @@ RECIPE = InstanceRecipe(
     sampler_steps=3,
     differentiable_steps=2,
     clip_weight=0.5,
+    inversion_steps=2,
     denoising_guidance=4.0,
     inversion_guidance=1.0,
 )
@@ -53,12 +54,13 @@ def test_each_prompt_moves_to_where_its_picture_is_worth_more_whatever_its_batch
 
 
 @pytest.mark.slow
-def test_noises_are_those_of_the_gap_in_guidance():
+@pytest.mark.parametrize(("given", "used"), [(4.0, 4.0), (0.0, 2.5)])
+def test_noises_are_those_of_the_gap_in_guidance(given, used):
     generator, params = toy.make_toy()
     requests = requests_with_rows(4)
-    policy = with_own_noises(generator, params, Policy(), requests, RECIPE, num_steps=3)
-    expected = golden_noise(
-        generator, params, Policy(), requests, num_steps=3, denoising_guidance=4.0, inversion_guidance=1.0
-    )
+    recipe = dataclasses.replace(RECIPE, denoising_guidance=given)
+    policy = with_own_noises(generator, params, Policy(), requests, recipe, num_steps=3, guidance_scale=2.5)
+    gap = {"denoising_guidance": used, "inversion_guidance": 1.0}
+    expected = golden_noise(generator, params, Policy(), requests, num_steps=3, num_calls=2, **gap)
     np.testing.assert_allclose(requests.latents + policy.noise_offsets, expected, atol=1e-5)
     assert np.abs(policy.noise_offsets).max() > 1e-3

@@ -30,7 +30,8 @@ class InstanceRecipe:
       differentiable_steps: through how many of the last of them gradients flow.
       clip_weight: λ, how much nearness to the class's words in CLIP's space counts; nothing where a checkpoint cannot
         compare pictures with words.
-      denoising_guidance: of the way from a noise to the picture that it is improved by.
+      inversion_steps: how many of a sampler's steps, from the noise on, are taken there and back.
+      denoising_guidance: of the way there; 0: that of the pictures.
       inversion_guidance: of the way back.
     """
 
@@ -39,6 +40,7 @@ class InstanceRecipe:
     sampler_steps: int
     differentiable_steps: int
     clip_weight: float
+    inversion_steps: int
     denoising_guidance: float
     inversion_guidance: float
 
@@ -109,13 +111,21 @@ def with_own_prompts(
 
 
 def with_own_noises(
-    generator: Generator, params: Params, policy: Policy, requests: Requests, recipe: InstanceRecipe, num_steps: int
+    generator: Generator,
+    params: Params,
+    policy: Policy,
+    requests: Requests,
+    recipe: InstanceRecipe,
+    *,
+    num_steps: int,
+    guidance_scale: float,
 ) -> Policy:
     """Replaces each picture's noise by one that hints at its prompt, see `objectives.golden_noise`; jittable.
 
     Args:
       generator, params, policy, requests, recipe: as in `with_own_prompts`.
-      num_steps: DDIM steps each way.
+      num_steps: DDIM steps between noise and picture.
+      guidance_scale: of the pictures.
 
     Returns:
       The policy with `noise_offsets` [M, h, w, C].
@@ -126,7 +136,8 @@ def with_own_noises(
         policy,
         requests,
         num_steps=num_steps,
-        denoising_guidance=recipe.denoising_guidance,
+        num_calls=recipe.inversion_steps,
+        denoising_guidance=recipe.denoising_guidance or guidance_scale,
         inversion_guidance=recipe.inversion_guidance,
     )
     return dataclasses.replace(policy, noise_offsets=noises - requests.latents)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from utilgen_jax.config import FIELDS
 from utilgen_jax.diffusion.samplers import SAMPLERS, invert, make_sampler, run_sampler
@@ -74,6 +76,36 @@ def test_the_noise_that_inversion_finds_leads_back():
     noise = invert(fake_model, schedule, 0.5 * NOISE, 200)
     back = run_sampler(fake_model, make_sampler("ddim", schedule, 200), noise)
     np.testing.assert_allclose(back, 0.5 * NOISE, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler"])
+def test_some_calls_and_then_the_others_are_all(name):
+    sampler = make_sampler(name, load_schedule(CONFIG), 6)
+    halfway = run_sampler(fake_model, sampler, NOISE, keys=KEYS, calls=slice(2))
+    rest = run_sampler(fake_model, sampler, halfway / sampler.init_noise_sigma, keys=KEYS, calls=slice(2, None))
+    np.testing.assert_allclose(rest, run_sampler(fake_model, sampler, NOISE, keys=KEYS), atol=1e-5)
+
+
+def test_inversion_of_the_first_steps_is_one_step_of_diffusers_there_and_back():
+    """As Golden Noise's public code does it: one step of DDIM, and one of its inversion."""
+    there, back = DDIMScheduler(**CONFIG, clip_sample=False), DDIMInverseScheduler(**CONFIG, clip_sample=False)
+    for scheduler in (there, back):
+        scheduler.set_timesteps(10)
+    timestep = there.timesteps[0]
+
+    def model(latents, scale):
+        return torch.from_numpy(np.array(scale * fake_model(jnp.asarray(latents.numpy()), int(timestep))))
+
+    noise = torch.from_numpy(np.array(NOISE))
+    latents = there.step(model(noise, 2.0), timestep, noise).prev_sample
+    expected = back.step(model(latents, 1.0), timestep, latents).prev_sample  # named by its noisier end
+
+    schedule = load_schedule(CONFIG)
+    sampler = make_sampler("ddim", schedule, 10)
+    ours = run_sampler(lambda *inputs: 2.0 * fake_model(*inputs), sampler, NOISE, calls=slice(1))
+    np.testing.assert_allclose(ours, latents.numpy(), rtol=1e-4, atol=1e-5)
+    ours = invert(fake_model, schedule, ours, 10, num_calls=1)
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_latents_stay_float32_whatever_the_denoiser_computes_in():

@@ -24,6 +24,7 @@ def run_sampler(
     clean_latents: jax.Array | None = None,
     keys: jax.Array | None = None,
     num_differentiable_steps: int | None = None,
+    calls: slice = slice(None),
 ) -> jax.Array:
     """Denoises by a `lax.scan` over the calls of the denoiser; a few differentiable ones stand behind it, unrolled.
 
@@ -36,9 +37,11 @@ def run_sampler(
       num_differentiable_steps: gradients flow through the last so many calls of the denoiser alone, and these are
         computed again in the backward pass instead of being kept; 0 for none. With None they flow through all calls,
         and everything is kept.
+      calls: which calls of the denoiser to make, of S; all of them unless told otherwise.
 
     Returns:
-      Clean latents, float32 [B, h, w, C], still multiplied by the autoencoder's scaling factor.
+      Clean latents, float32 [B, h, w, C], still multiplied by the autoencoder's scaling factor; after fewer calls than
+      all, latents of the noise level that those lead to.
 
     Raises:
       InputError: the sampler is stochastic and there are no keys.
@@ -55,10 +58,10 @@ def run_sampler(
         # Stopped within the loop, so that its steps have no derivatives to compute or to keep.
         return jax.lax.stop_gradient(step(state, index))
 
-    state, indices = sampler.start(noise, clean_latents), jnp.arange(sampler.num_calls)
+    state, indices = sampler.start(noise, clean_latents), jnp.arange(sampler.num_calls)[calls]
     if num_differentiable_steps is None:
         return jax.lax.scan(step, state, indices)[0].latents
-    split = max(sampler.num_calls - num_differentiable_steps, 0)
+    split = max(len(indices) - num_differentiable_steps, 0)
     if split:
         state, _ = jax.lax.scan(step_without_gradient, state, indices[:split])
     rematerialized = jax.checkpoint(step)
@@ -74,14 +77,18 @@ def _step_noise(keys: jax.Array | None, index: jax.Array, shape: tuple[int, ...]
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
-def invert(denoise: Denoiser, schedule: NoiseSchedule, latents: jax.Array, num_steps: int) -> jax.Array:
+def invert(
+    denoise: Denoiser, schedule: NoiseSchedule, latents: jax.Array, num_steps: int, num_calls: int | None = None
+) -> jax.Array:
     """DDIM inversion: the noise from which deterministic DDIM makes about these latents.
 
     Args:
       denoise: the conditioned denoiser; its output is of the schedule's prediction type.
       schedule: the noise schedule, not traced.
       latents: clean, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor.
-      num_steps: denoiser calls.
+      num_steps: between clean latents and noise.
+      num_calls: where the latents are not clean, but what deterministic DDIM has made of noise in its first steps: in
+        how many. None: in all.
 
     Returns:
       Noise, float32 [B, h, w, C].
@@ -89,4 +96,5 @@ def invert(denoise: Denoiser, schedule: NoiseSchedule, latents: jax.Array, num_s
     Raises:
       InputError: see `make_ddim_inversion`.
     """
-    return run_sampler(denoise, make_ddim_inversion(schedule, num_steps), latents)
+    first = 0 if num_calls is None else num_steps - num_calls
+    return run_sampler(denoise, make_ddim_inversion(schedule, num_steps), latents, calls=slice(first, None))
