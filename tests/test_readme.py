@@ -23,7 +23,7 @@ def test_the_examples_in_python_do_what_they_say():
 
 @pytest.mark.parametrize(
     ("name", "parts"),
-    [("rows_digits", (0, 1, -1)), ("rows_pneumoniamnist", (0,))],
+    [("rows_digits", (0, 1, -1)), ("ablation_utilgen", (0,)), ("rows_pneumoniamnist", (0,))],
 )
 def test_the_tables_of_results_are_those_of_the_runs_that_are_kept(name, parts):
     content = json.loads((ROOT / "utilgen_jax" / "assets" / "readme" / f"{name}.json").read_text(encoding="utf-8"))
