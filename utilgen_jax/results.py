@@ -30,20 +30,27 @@ def log_stage(metrics: report.MetricsWriter, stage: str, total: int, every: int)
       metrics: the run's writer.
       stage: its name.
       total: its steps.
-      every: steps between two entries; between them nothing is read from the device.
+      every: steps between two entries; between them nothing is read from the device. An entry is the mean since the
+        one before: single steps say little where Mixup draws each one's loss.
 
     Yields:
       A function of (steps done, loss, further scalars by name); `first_nonfinite` among them, as `bilevel` records it,
       stops the run with the name of what broke.
     """
+    since_entry: list[dict[str, jax.Array]] = []
     with report.Progress(stage, total, enabled=jax.process_index() == 0) as progress:
 
         def on_step(
             step: int, loss: jax.Array, first_nonfinite: Mapping[str, jax.Array] | None = None, **scalars: jax.Array
         ) -> None:
+            since_entry.append({"loss": loss, **scalars})
             if step % every == 0 or step == total:
                 check_finite(first_nonfinite or {})
-                values = {name: float(value) for name, value in {"loss": loss, **scalars}.items()}
+                seen = jax.device_get(since_entry)
+                since_entry.clear()
+                values = {
+                    name: float(np.mean([row[name] for row in seen if name in row], dtype=float)) for name in seen[-1]
+                }
                 metrics.write(step, stage, **values)
                 progress.update(step, **values)
 
