@@ -66,13 +66,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("method", "joint", "what is added to the real pictures", choices=tuple(METHODS)),
     Field("baselines", ("vanilla",), "rows trained beside the method's and real only", choices=BASELINES),
     Field("seed", 0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1),
-    Field(
-        "log_every_steps",
-        50,
-        "training steps between two lines of metrics.jsonl; each is their mean",
-        minimum=1,
-        may_change=True,
-    ),
+    Field("log_every_steps", 50, "training steps a line of metrics.jsonl, their mean", minimum=1, may_change=True),
     #
     Field("data.source", "digits", "where pictures come from", choices=("digits", "tfds", "imagefolder", "npz")),
     Field("data.name", "digits", "tfds: the data set's name; otherwise the name shown in tables"),
