@@ -80,6 +80,13 @@ def test_saflex_finds_the_right_labels_of_wrong_ones():
     assert set(np.unique(result.weights)) <= {0.0, 0.5, 1.0}
 
 
+def test_saflex_leaves_the_smoothing_of_its_labels_to_the_final_classifier(toy):
+    recipe = dataclasses.replace(RECIPE, label_smoothing=0.9)
+    weight_recipe = dataclasses.replace(WEIGHTS, steps=2, label_strength=8.0)
+    result = value(*toy, recipe=recipe, weight_recipe=weight_recipe, weighting="saflex")
+    assert result.soft_labels[np.arange(len(toy[1].labels)), toy[1].labels].mean() > 0.9  # 0.4, smoothed before
+
+
 def test_steps_are_counted_over_the_folds(valued):
     assert [step for step, _ in valued[1]] == list(range(1, 2 * WEIGHTS.steps + 1))
 

@@ -189,7 +189,9 @@ def _value(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights [N], losses [N] and targets [N, K] of the pool's pictures, by the classifier and weighting of a fold."""
     logits = classification.predict_logits(classifier, state.params, pool.images, PREDICTION_BATCH_SIZE)
-    examples = as_examples(recipe, pool, logits.shape[-1])
+    # Soft labels are made of the labels as they are: the final classifier smooths them, and once is enough.
+    own = dataclasses.replace(recipe, label_smoothing=0.0) if weighting.needs_influence else recipe
+    examples = as_examples(own, pool, logits.shape[-1])
     signals = Signals(examples, jnp.asarray(logits))
     if weighting.needs_influence:
         parts = []
