@@ -2,8 +2,6 @@
 
 import os
 
-import pytest
-
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",  # so that sharding is real in the tests; single-device code sees one
@@ -17,16 +15,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads, on models this small, would wait for each other
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """For tests of which nearly all the time is XLA's, on programs that run for a few steps: it optimises little."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_collection_modifyitems(items):

@@ -84,7 +84,7 @@ def results(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory, quick_compiler):
+def worlds(tmp_path_factory):
     """{which pictures are noise: (results of all rows, accuracy of each)}."""
     root = tmp_path_factory.mktemp("worlds")
     checkpoint = write_quick_stable_diffusion(root / "checkpoint")

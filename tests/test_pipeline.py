@@ -136,7 +136,6 @@ def test_an_augmentation_is_a_row_or_under_any(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("method", ["datadream", "difficulty"])
 def test_methods_that_adapt_the_generator_run(tmp_path, method):
     checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
@@ -169,7 +168,6 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_joint_paints_drawn_phrases_and_learns_what_several_classifiers_say(tmp_path):
     variant = f"{CONFIGS / 'digits.py'}:method=joint"
     summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""), ("classifier.name", "mlp"))), tmp_path)

@@ -19,19 +19,10 @@ from utilgen_jax.errors import InputError
 TINY, SCHEDULER = unet.CONFIGS["tiny"]
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def bench(*words):
     """Returns the exit status, the lines on standard output, and the figures on the last one."""
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), quick_compilation():
+    with contextlib.redirect_stdout(output):
         status = main(["bench", "unet", "--repeats=2", "--warmup=0", *words])
     lines = output.getvalue().splitlines()
     return status, lines, json.loads(lines[-1])

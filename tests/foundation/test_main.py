@@ -29,7 +29,7 @@ SMALL_UNET = recipe.UNET_CONFIG | {
 
 
 @pytest.fixture
-def run(monkeypatch, quick_compiler):
+def run(monkeypatch):
     """Runs the command with small models: flags -> exit status."""
     for name in ("CLIP_TRAINING", "AUTOENCODER_TRAINING", "UNET_TRAINING"):
         monkeypatch.setattr(recipe, name, dataclasses.replace(getattr(recipe, name), steps=20, batch_size=4))

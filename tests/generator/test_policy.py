@@ -215,15 +215,8 @@ def test_generated_examples_are_what_the_classifier_sees(generator_and_params, r
     assert examples.is_weighted is None
 
 
-@pytest.fixture
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
-def test_with_a_real_unet(loaded, quick_compilation):
+def test_with_a_real_unet(loaded):
     """That of diffusers' tiny checkpoint, in one step, as few-step generators have it."""
     generator, params = loaded("sd15")
     requests = make_requests(generator, params, ["the digit 7", "a photo of it"], [0, 1], [5, 6], 16)

@@ -64,9 +64,10 @@ def test_several_tokens_live_together_and_a_name_serves_once(loaded):
 def test_the_end_of_text_is_still_found(loaded):
     generator, params = add_learned_embeds(*loaded("sd15"), ("<toy>", rows(1)))
     ids = weights.tokenize(generator.tokenizer, ["a <toy> digit"])
-    output = jax.jit(generator.text_encoder.apply)({"params": params["text_encoder"]}, ids)
+    # Not compiled as one program, in which XLA may compute a value twice and round it otherwise.
+    output = generator.text_encoder.apply({"params": params["text_encoder"]}, ids)
     end = ids[0].tolist().index(generator.tokenizer.eos_token_id)
-    np.testing.assert_allclose(output.pooled[0], output.last_hidden_state[0, end], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(output.pooled[0], output.last_hidden_state[0, end])
 
 
 def test_a_token_of_another_model_is_refused(loaded, tmp_path):

@@ -26,7 +26,6 @@ def test_words_start_at_the_mean_of_the_names_tokens(loaded):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_learnt_words_lower_the_loss_and_nothing_else_moves(loaded):
     generator, params = loaded("sd15")
     tokens = class_tokens(2)
