@@ -34,7 +34,7 @@ TEST = [
     "accelerate>=1.0,<2",  # peft and diffusers' LoRA loading need it
     "diffusers>=0.40,<0.43",  # diffusers and torch are the oracle of the tests; the package imports neither
     "ipykernel>=6.29",
-    # The compiler for TPUs, which tests/test_plan.py runs without one; there is a wheel for this platform alone.
+    # The compiler for TPUs, which tests/plan/test_main.py runs without one; there is a wheel for this platform alone.
     'jax[tpu]>=0.10,<0.12; platform_system == "Linux" and platform_machine == "x86_64"',
     "mypy>=1.18,<3",
     "nbclient>=0.10",

@@ -15,8 +15,8 @@ conditioning (arXiv 2502.04475) with 16 synthetic pictures a class and a linear 
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

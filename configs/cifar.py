@@ -14,8 +14,8 @@ class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbala
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

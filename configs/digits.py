@@ -14,7 +14,7 @@ handwriting.
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant, default_config
+from utilgen_jax.config.schema import apply_variant, default_config
 
 RUNLOCAL = {
     "generator.steps": 4,

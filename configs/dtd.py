@@ -13,8 +13,8 @@ the first alone. Its validation pictures stay unused: ours come out of the shots
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

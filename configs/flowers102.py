@@ -14,8 +14,8 @@ ours come out of the shots. UtilGen (arXiv 2510.24262) reports a data set of flo
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -16,14 +16,14 @@ the pool is nonsense.
 
 `world` is for a small generator that half of your own train pictures teach, the other half being left for the shots:
 
-  python -m utilgen_jax.foundation --config=configs/imagefolder.py --config.data.path=my_pictures --out=runs/world
+  python -m utilgen_jax.pretraining --config=configs/imagefolder.py --config.data.path=my_pictures --out=runs/world
   python -m utilgen_jax.main --config=configs/imagefolder.py:world --config.data.path=my_pictures --workdir=runs/mine
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -25,8 +25,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 IMAGENET100: dict[str, Any] = {"data.image_size": 224, "classifier.max_shift": 16}
 IMAGENET_LT: dict[str, Any] = {

@@ -14,8 +14,8 @@ diffusion (arXiv 2411.18109, `method=difficulty`) reports it for ResNet-50, ResN
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 # In the order of tfds' labels, which are numbers of WordNet's: n01440764, n02102040, n02979186, ...
 WORDS = (

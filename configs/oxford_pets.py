@@ -12,8 +12,8 @@ Protocol: 3,680 pictures to train, about 100 a class (`--config.data.shots=0`: a
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -12,15 +12,15 @@ others. The validation pictures stay unused: ours come out of the shots.
 
 `world` is for a small generator of X-rays, which half of the train pictures teach; the shots are of the other half:
 
-  python -m utilgen_jax.foundation --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/world
+  python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/world
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py:world,shots=5 --config.data.path=FILE.npz \
       --workdir=runs/lungs_world
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import apply_variant
-from utilgen_jax.config_presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.schema import apply_variant
 
 PHRASES = ("of a small child|of a child", "bright|dark", "high contrast|low contrast", "sharp|blurred|grainy")
 

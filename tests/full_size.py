@@ -34,7 +34,7 @@ def write(folder: Path, name: str, dtype: str) -> dict[str, Any]:
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
     from tests.diffusers_checkpoint import write_tiny_tokenizer
-    from utilgen_jax.generator.published import ARCHITECTURES
+    from utilgen_jax.generator.architectures import ARCHITECTURES
 
     def from_transformers(model: Any, config: Any) -> Callable[[dict], torch.nn.Module]:
         return lambda settings: model(config(**settings))
@@ -87,7 +87,7 @@ def load(folder: Path, dtype: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from utilgen_jax.generator.checkpoint import load_generator
+    from utilgen_jax.generator.loading import load_generator
 
     start = time.monotonic()
     _, params = load_generator(folder, jnp.dtype(dtype))
@@ -157,7 +157,7 @@ def run_jax(part: str, folder: Path, size: int) -> tuple[np.ndarray, float]:
     import jax
     import jax.numpy as jnp
 
-    from utilgen_jax.generator.checkpoint import load_params, read_architecture
+    from utilgen_jax.generator.loading import load_params, read_architecture
 
     latents, states, labels = example_inputs(folder, size)
     latents = latents.transpose(0, 2, 3, 1)

@@ -8,13 +8,13 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenette import imagenette_dataset_builder
 
 from configs import imagefolder, imagenette
-from utilgen_jax.config import FIELDS
-from utilgen_jax.config_check import validate
-from utilgen_jax.config_presets import RUNLOCAL
-from utilgen_jax.data.prompts import class_prompts
+from utilgen_jax.config.presets import RUNLOCAL
+from utilgen_jax.config.schema import FIELDS
+from utilgen_jax.config.validation import validate
 from utilgen_jax.errors import InputError
-from utilgen_jax.foundation.__main__ import TRAINING_PICTURES
-from utilgen_jax.foundation.recipe import IMAGE_SIZE
+from utilgen_jax.pretraining.__main__ import TRAINING_PICTURES
+from utilgen_jax.pretraining.config import IMAGE_SIZE
+from utilgen_jax.prompts.templates import class_prompts
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 # The other data sets that a file has, as variants.

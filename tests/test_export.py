@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.diffusers_checkpoint import write_tiny_stable_diffusion
 from tests.torch_parity import relative_error
+from utilgen_jax.checkpoints.lora_files import save_lora
 from utilgen_jax.export import main
-from utilgen_jax.generator.checkpoint import load_generator
 from utilgen_jax.generator.conditioning import text_condition
+from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import Lora, init_lora, with_scale
-from utilgen_jax.weights.lora_files import save_lora
 
 PROMPT, STEPS, GUIDANCE = "the photo of the digit 7", 10, 5.0
 LATENTS = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)

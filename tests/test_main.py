@@ -10,7 +10,7 @@ import pytest
 
 import utilgen_jax
 from utilgen_jax import main as main_lib
-from utilgen_jax.config import SCHEMA
+from utilgen_jax.config.schema import SCHEMA
 from utilgen_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +116,7 @@ def test_what_is_missing_is_named(pipeline, capsys, arguments, message):
 )
 def test_a_mistake_in_the_config_file_is_placed(pipeline, capsys, tmp_path, body, message):
     file = tmp_path / "mine.py"
-    file.write_text(f"from utilgen_jax.config import default_config\n\n\ndef get_config(arg=''):\n    {body}\n")
+    file.write_text(f"from utilgen_jax.config.schema import default_config\n\n\ndef get_config(arg=''):\n    {body}\n")
     (error,) = errors_of(capsys, f"--config={file}", "--workdir=x")
     assert message in error
 

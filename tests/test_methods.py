@@ -1,9 +1,9 @@
 import pytest
 
-from utilgen_jax.config import BASELINES, FIELDS
-from utilgen_jax.data.batch_mixing import MIXINGS
+from utilgen_jax.config.schema import BASELINES, FIELDS
+from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.methods import METHODS, PUBLISHED
-from utilgen_jax.valuation import WEIGHTINGS
+from utilgen_jax.valuation.cross_fit import WEIGHTINGS
 
 
 @pytest.mark.parametrize("name", METHODS)

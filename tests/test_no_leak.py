@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import data, pipeline
-from utilgen_jax.cli import read_config
+from utilgen_jax.config.flags import read_config
 from utilgen_jax.data.image_source import Sources
-from utilgen_jax.job import Shared
+from utilgen_jax.experiment.setup import Shared
 from utilgen_jax.methods import METHODS
 
 DIGITS = f"{Path(__file__).parents[1] / 'configs' / 'digits.py'}"

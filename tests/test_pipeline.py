@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import main, pipeline
-from utilgen_jax.cli import read_config
+from utilgen_jax.config.flags import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHRUNK = (

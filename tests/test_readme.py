@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utilgen_jax.comparison import Run
-from utilgen_jax.comparison_report import tables
+from utilgen_jax.compare.report import tables
+from utilgen_jax.compare.statistics import Run
 from utilgen_jax.methods import METHODS
 from utilgen_jax.report import format_markdown_table
 

@@ -1,6 +1,6 @@
 """Turns a torch state dict into linen variables and back, for the parity tests of the models.
 
-Written apart from `utilgen_jax.weights`, so that these tests do not lean on the code that loads checkpoints.
+Written apart from `utilgen_jax.checkpoints`, so that these tests do not lean on the code that loads checkpoints.
 """
 
 from collections.abc import Mapping

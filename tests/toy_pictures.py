@@ -3,8 +3,8 @@
 import numpy as np
 from flax import linen as nn
 
-from utilgen_jax.classification import Recipe, TrainingSet
-from utilgen_jax.valuation import WeightRecipe
+from utilgen_jax.classifier.train import Recipe, TrainingSet
+from utilgen_jax.valuation.cross_fit import WeightRecipe
 
 NUM_CLASSES = 4
 RECIPE = Recipe(

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from utilgen_jax import cli
-from utilgen_jax.config import CLASSIFIERS, NORMALIZATIONS, choice_problems
-from utilgen_jax.data_flags import define_data_flags, load_flagged_source, named_as_flags
+from utilgen_jax.config import flags as cli
+from utilgen_jax.config.schema import CLASSIFIERS, NORMALIZATIONS, choice_problems
+from utilgen_jax.data.flags import define_data_flags, load_flagged_source, named_as_flags
 from utilgen_jax.errors import InputError
 
 _WIDTH = 32  # of small_cnn and mlp
@@ -76,12 +76,12 @@ def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
     from scipy.stats import binomtest
 
-    from utilgen_jax.classification import predict_logits
-    from utilgen_jax.classifier import Classifier
+    from utilgen_jax.checkpoints.classifier_files import load_classifier_variables, open_classifier_file
+    from utilgen_jax.classifier.model import Classifier
+    from utilgen_jax.classifier.train import predict_logits
     from utilgen_jax.data.images import to_float
     from utilgen_jax.models.classifiers import build_classifier
-    from utilgen_jax.parallel import replicate
-    from utilgen_jax.weights.classifier_files import load_classifier_variables, open_classifier_file
+    from utilgen_jax.runtime.sharding import replicate
 
     size = settings["image_size"]
     with named_as_flags():

@@ -20,8 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from utilgen_jax import cli
-from utilgen_jax.config import choice_problems
+from utilgen_jax.config import flags as cli
+from utilgen_jax.config.schema import choice_problems
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -87,17 +87,13 @@ def export(settings: dict[str, Any]) -> Path:
     """
     import jax.numpy as jnp
 
-    from utilgen_jax import weights
+    from utilgen_jax import checkpoints as weights
+    from utilgen_jax.checkpoints.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
     from utilgen_jax.errors import InputError
-    from utilgen_jax.generator.checkpoint import expected_params, read_architecture
-    from utilgen_jax.generator.diffusers_folder import (
-        check_export_target,
-        exported_components,
-        write_diffusers_folder,
-    )
+    from utilgen_jax.generator.loading import expected_params, read_architecture
+    from utilgen_jax.generator.saving import check_export_target, exported_components, write_diffusers_folder
     from utilgen_jax.models.lora import with_scale
     from utilgen_jax.report.progress import Progress
-    from utilgen_jax.weights.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
 
     out = Path(settings["out"]).expanduser()
     if settings["lora_only"] and (out / LORA_FILE).exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from utilgen_jax import cli
+from utilgen_jax.config import flags as cli
 
 
 def define_flags() -> flags.FlagValues:
@@ -47,7 +47,8 @@ def run(argv: Sequence[str]) -> None:
     config = cli.read_config(spec, overrides, problems)
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
-    from utilgen_jax import parallel, pipeline
+    from utilgen_jax import pipeline
+    from utilgen_jax.runtime import sharding as parallel
 
     parallel.initialize_distributed()
     pipeline.run(config, workdir)

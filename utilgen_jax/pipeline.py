@@ -16,8 +16,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from utilgen_jax import classification, data, parallel, report
-from utilgen_jax.appraisal import (
+from utilgen_jax import data, report
+from utilgen_jax.classifier import train as classification
+from utilgen_jax.classifier.train import TrainingSet
+from utilgen_jax.data.images import to_float
+from utilgen_jax.experiment.appraisal import (
     Params,
     appraise,
     as_classifier_input,
@@ -26,16 +29,15 @@ from utilgen_jax.appraisal import (
     training_set,
     weighted,
 )
-from utilgen_jax.classification import TrainingSet
-from utilgen_jax.consensus import consensus_labels
-from utilgen_jax.data.images import to_float
-from utilgen_jax.job import CLASSIFIER_KEY, Job, Shared, prepare
+from utilgen_jax.experiment.refinement import refine_pool
+from utilgen_jax.experiment.results import log_stage, print_table, write_results
+from utilgen_jax.experiment.setup import CLASSIFIER_KEY, Job, Shared, prepare
+from utilgen_jax.experiment.synthesis import Made, loader, make_pool, with_words
+from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.methods import METHODS, PLAIN, Generation
-from utilgen_jax.refinement import refine_pool
-from utilgen_jax.results import log_stage, print_table, write_results
-from utilgen_jax.synthesis import Made, loader, make_pool, with_words
-from utilgen_jax.utility.difficulty import difficulty
-from utilgen_jax.workdir import versions, write_summary
+from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.valuation.difficulty import difficulty
+from utilgen_jax.valuation.ensemble import consensus_labels
 
 
 def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from tests.generator import toy
 from utilgen_jax import data
 from utilgen_jax.bench import glyph_policy, policy
 from utilgen_jax.bench.__main__ import main
-from utilgen_jax.config import default_config
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.config.schema import default_config
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
-from utilgen_jax.generator.policy import Policy
-from utilgen_jax.utility.examples import Examples
+from utilgen_jax.generator.adapter import Policy
 
 
 class ToyWorld(glyph_policy.GlyphWorld):

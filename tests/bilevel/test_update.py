@@ -9,10 +9,9 @@ import optax
 import pytest
 
 from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
-from utilgen_jax.classification import Recipe, make_optimizer
-from utilgen_jax.hypergradients import ESTIMATORS
-from utilgen_jax.utility.examples import Examples, concatenate
-from utilgen_jax.utility.weightings import (
+from utilgen_jax.bilevel.examples import Examples, concatenate
+from utilgen_jax.bilevel.hypergradients import ESTIMATORS
+from utilgen_jax.bilevel.weightings import (
     Signals,
     Weighting,
     feature_network,
@@ -21,6 +20,7 @@ from utilgen_jax.utility.weightings import (
     saflex,
     uniform,
 )
+from utilgen_jax.classifier.train import Recipe, make_optimizer
 
 RECIPE = Recipe(
     steps=20,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.diffusers_checkpoint import write_tiny_stable_diffusion
-from utilgen_jax.generator.checkpoint import load_generator
+from utilgen_jax.generator.loading import load_generator
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,14 @@ from tests.generator.toy import (
     toy_requests,
 )
 from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
-from utilgen_jax.generator.objectives.pathwise import pathwise_loss
-from utilgen_jax.generator.objectives.utility import influence_utility
-from utilgen_jax.generator.policy import init_policy, labelled_examples, make_generate, paint
-from utilgen_jax.generator.requests import make_requests
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.influence import influence
+from utilgen_jax.bilevel.weightings import feature_network, uniform
+from utilgen_jax.generator.adapter import init_policy, labelled_examples, make_generate, paint
+from utilgen_jax.generator.finetune.draft import pathwise_loss
+from utilgen_jax.generator.inputs import make_requests
+from utilgen_jax.generator.utility import influence_utility
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.utility.examples import Examples
-from utilgen_jax.utility.influence import influence
-from utilgen_jax.utility.weightings import feature_network, uniform
 
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps_root=1e-8))
 SETTINGS = {"num_steps": 3, "guidance_scale": 2.0, "num_differentiable_steps": None}

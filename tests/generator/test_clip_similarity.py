@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from utilgen_jax import weights
+from utilgen_jax import checkpoints as weights
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.errors import InputError
-from utilgen_jax.foundation import glyphs
-from utilgen_jax.generator.checkpoint import load_generator
 from utilgen_jax.generator.clip_similarity import clip_similarity, embed_prompts, load_text_projection
 from utilgen_jax.generator.conditioning import encode_images
+from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.pretraining import glyphs
 
 
 @pytest.mark.slow

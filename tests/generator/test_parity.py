@@ -20,14 +20,14 @@ from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2i
 from PIL import Image
 
 from tests.torch_parity import relative_error
-from utilgen_jax import weights
+from utilgen_jax import checkpoints as weights
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
-from utilgen_jax.foundation import glyphs
-from utilgen_jax.generator.checkpoint import load_generator
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts, noise_image_embeds, text_condition
+from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.generator.sampling import encode_to_latents, sample
+from utilgen_jax.pretraining import glyphs
 
 PROMPTS = ["the photo of the digit 7", "a bold digit"]
 NEGATIVE = "blurred"

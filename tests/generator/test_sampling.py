@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from utilgen_jax import parallel
-from utilgen_jax.data.pool import PoolRecord, PoolWriter, read_pool
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator import pool_generation
+from utilgen_jax.generator.adapter import Policy
 from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.policy import Policy
-from utilgen_jax.generator.pool_generation import PaintingRecipe, generate_pool, plan_pool
-from utilgen_jax.generator.sampling import (
-    decode_latents,
-    encode_to_latents,
-    initial_latents,
-    sample,
-    step_keys,
-)
+from utilgen_jax.generator.sampling import decode_latents, encode_to_latents, initial_latents, sample, step_keys
+from utilgen_jax.pool import generate as pool_generation
+from utilgen_jax.pool.generate import PaintingRecipe, generate_pool, plan_pool
+from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool
+from utilgen_jax.runtime import sharding as parallel
 
 SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
 BATCH = 4

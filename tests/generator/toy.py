@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.diffusion.schedules import load_schedule
-from utilgen_jax.generator.checkpoint import Generator
+from utilgen_jax.generator.adapter import labelled_examples
 from utilgen_jax.generator.conditioning import Condition
-from utilgen_jax.generator.policy import labelled_examples
-from utilgen_jax.generator.requests import Requests
+from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.loading import Generator
 from utilgen_jax.generator.sampling import step_keys
 
 SCHEDULE = {

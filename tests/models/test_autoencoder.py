@@ -11,10 +11,10 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from tests.torch_parity import flat_shapes, params_from_torch, relative_error
+from utilgen_jax.checkpoints.torch_names import RENAMED_ATTENTION
 from utilgen_jax.errors import InputError
 from utilgen_jax.models import autoencoder
 from utilgen_jax.models.autoencoder import AutoencoderKL
-from utilgen_jax.weights.torch_names import RENAMED_ATTENTION
 
 TINY = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,

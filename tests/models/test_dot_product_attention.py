@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.torch_parity import relative_error
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.dot_product_attention import IMPLEMENTATIONS, dot_product_attention, splash_attention
-from utilgen_jax.parallel import BATCH_AXES, make_mesh
+from utilgen_jax.runtime.sharding import BATCH_AXES, make_mesh
 
 HAS_GPU = jax.default_backend() == "gpu"
 

@@ -17,9 +17,9 @@ from types import ModuleType
 
 from absl import flags
 
-from utilgen_jax import cli
 from utilgen_jax.bench import bilevel, difficulty, policy, unet
-from utilgen_jax.config import nearest
+from utilgen_jax.config import flags as cli
+from utilgen_jax.config.schema import nearest
 
 # A benchmark is a module with a docstring for --help and
 #   define_flags(values): adds its flags to the ones below,

@@ -23,7 +23,7 @@ from absl import flags
 
 from utilgen_jax.bench import peaks, sides
 from utilgen_jax.bench.jax_bilevel import STEPS, JaxBilevel, draw_inputs
-from utilgen_jax.config import choice_problems
+from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.report.table import format_table
 
 MODELS = ("mlp", "resnet20")

@@ -21,18 +21,20 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from utilgen_jax import classification, data, pipeline, weights
-from utilgen_jax.classifier import make_classifier
-from utilgen_jax.config import from_json
-from utilgen_jax.config_check import with_fields
+from utilgen_jax import checkpoints as weights
+from utilgen_jax import data, pipeline
+from utilgen_jax.classifier import train as classification
+from utilgen_jax.classifier.model import make_classifier
+from utilgen_jax.config.schema import from_json
+from utilgen_jax.config.validation import with_fields
 from utilgen_jax.data.images import resize, set_channels
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.checkpoint import load_generator
-from utilgen_jax.generator.pool_generation import PaintingRecipe, paint_records
-from utilgen_jax.job import recipe_of
+from utilgen_jax.experiment.setup import recipe_of
+from utilgen_jax.experiment.synthesis import policy_of
+from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.pool.generate import PaintingRecipe, paint_records
 from utilgen_jax.report.table import format_table
-from utilgen_jax.synthesis import policy_of
-from utilgen_jax.utility.difficulty import difficulty
+from utilgen_jax.valuation.difficulty import difficulty
 
 ASKED = np.linspace(0.1, 0.9, 9)
 JUDGE_SHOTS, JUDGE_SEED = 10, 1000  # the seed is counted from the run's

@@ -11,28 +11,25 @@ import numpy as np
 import optax
 from flax import struct
 
-from utilgen_jax import classification, data, weights
-from utilgen_jax.classification import TrainingSet
-from utilgen_jax.classifier import make_classifier
-from utilgen_jax.config import default_config
+from utilgen_jax import checkpoints as weights
+from utilgen_jax import data
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.influence import influence
+from utilgen_jax.classifier import train as classification
+from utilgen_jax.classifier.model import make_classifier
+from utilgen_jax.classifier.train import TrainingSet
+from utilgen_jax.config.schema import default_config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
-from utilgen_jax.generator.checkpoint import load_generator
-from utilgen_jax.generator.objectives.dpo import dpo_losses
-from utilgen_jax.generator.objectives.pathwise import pathwise_loss
-from utilgen_jax.generator.objectives.policy_gradient import (
-    Trajectory,
-    normalized_advantages,
-    policy_gradient,
-    rollout,
-)
-from utilgen_jax.generator.objectives.utility import influence_utility
-from utilgen_jax.generator.policy import Policy, init_policy, labelled_examples, paint
-from utilgen_jax.generator.requests import Requests, make_requests
+from utilgen_jax.generator.adapter import Policy, init_policy, labelled_examples, paint
+from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
+from utilgen_jax.generator.finetune.dpo_loss import dpo_losses
+from utilgen_jax.generator.finetune.draft import pathwise_loss
+from utilgen_jax.generator.inputs import Requests, make_requests
+from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.generator.sampling import decode_latents
-from utilgen_jax.utility.examples import Examples
-from utilgen_jax.utility.influence import influence
+from utilgen_jax.generator.utility import influence_utility
 
 Params = Any
 

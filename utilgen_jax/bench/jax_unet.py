@@ -17,11 +17,11 @@ from utilgen_jax.bench.costs import compiled_flops, peak_bytes
 from utilgen_jax.bench.timing import Prepared, Work
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.diffusion.schedules import NoiseSchedule, load_schedule
-from utilgen_jax.generator.checkpoint import Generator, Params, expected_params
-from utilgen_jax.generator.finetune import LoraBatch, init_lora_state, make_lora_step
+from utilgen_jax.generator.finetune.lora_step import LoraBatch, init_lora_state, make_lora_step
+from utilgen_jax.generator.loading import Generator, Params, expected_params
 from utilgen_jax.models.lora import Lora, init_lora
 from utilgen_jax.models.unet import UNet2DConditionModel
-from utilgen_jax.planning.flops import count_flops
+from utilgen_jax.plan.flops import count_flops
 
 LEARNING_RATE = 1e-4
 _NUM_TOKENS = 77  # of a prompt, as CLIP pads it

@@ -24,9 +24,9 @@ import optax
 from absl import flags
 
 from utilgen_jax.bench.glyph_policy import GlyphWorld, Round, Task
-from utilgen_jax.config import choice_problems
-from utilgen_jax.generator.objectives.dpo import preference_pairs
-from utilgen_jax.generator.policy import Policy
+from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.generator.adapter import Policy
+from utilgen_jax.generator.finetune.dpo_loss import preference_pairs
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.report.table import format_table
 

@@ -28,7 +28,7 @@ from utilgen_jax.bench.jax_bilevel import (
     Inputs,
 )
 from utilgen_jax.bench.timing import Prepared, Work
-from utilgen_jax.weights.torch_names import flatten, to_torch_layout, to_torch_name
+from utilgen_jax.checkpoints.torch_names import flatten, to_torch_layout, to_torch_name
 
 Tensors = dict[str, torch.Tensor]
 

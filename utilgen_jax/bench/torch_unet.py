@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utilgen_jax.bench.jax_unet import LEARNING_RATE, Inputs
 from utilgen_jax.bench.timing import Prepared, Work
+from utilgen_jax.checkpoints.torch_names import flatten, to_torch_layout, to_torch_name
 from utilgen_jax.models.lora import Lora
-from utilgen_jax.weights.torch_names import flatten, to_torch_layout, to_torch_name
 
 _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # our target 'attention'
 _LORA_NAMES = {"down": "lora_A.default.weight", "up": "lora_B.default.weight"}

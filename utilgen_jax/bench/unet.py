@@ -18,11 +18,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from utilgen_jax import weights
+from utilgen_jax import checkpoints as weights
 from utilgen_jax.bench import peaks, sides
 from utilgen_jax.bench.jax_unet import JaxUNet
-from utilgen_jax.config import choice_problems
-from utilgen_jax.generator.published import ARCHITECTURES
+from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.models.dot_product_attention import IMPLEMENTATIONS
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 

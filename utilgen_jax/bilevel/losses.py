@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from utilgen_jax.hypergradients.loops import remat_steps
-from utilgen_jax.parallel import split_batch
-from utilgen_jax.utility.examples import Examples, concatenate
-from utilgen_jax.utility.influence import Apply, cross_entropies, predict
-from utilgen_jax.utility.weightings import Signals, Weighting, relative_weights
+from utilgen_jax.bilevel.examples import Examples, concatenate
+from utilgen_jax.bilevel.hypergradients.loops import remat_steps
+from utilgen_jax.bilevel.influence import Apply, cross_entropies, predict
+from utilgen_jax.bilevel.weightings import Signals, Weighting, relative_weights
+from utilgen_jax.runtime.sharding import split_batch
 
 Params = Any
 PyTree = Any

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from utilgen_jax.bilevel.finite import no_steps, tensor_groups
+from utilgen_jax.bilevel.nan_check import no_steps, tensor_groups
 
 Params = Any
 

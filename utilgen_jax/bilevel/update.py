@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from utilgen_jax.bilevel.finite import note_nonfinite
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.hypergradients import Bilevel, Estimator, Hypergradient, inner_step, unrolled
+from utilgen_jax.bilevel.influence import Apply, influence
 from utilgen_jax.bilevel.losses import InnerBatch, Levers, make_inner_loss, make_outer_loss, make_predict
+from utilgen_jax.bilevel.nan_check import note_nonfinite
 from utilgen_jax.bilevel.state import BilevelMetrics, BilevelState, watched
-from utilgen_jax.hypergradients import Bilevel, Estimator, Hypergradient, inner_step, unrolled
-from utilgen_jax.utility.examples import Examples
-from utilgen_jax.utility.influence import Apply, influence
-from utilgen_jax.utility.weightings import Weighting
+from utilgen_jax.bilevel.weightings import Weighting
 
 Params = Any
 Requests = Any

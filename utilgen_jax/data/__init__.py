@@ -1,10 +1,10 @@
 """Real pictures, how they are split, prompts, and the synthetic pool on disk."""
 
 from utilgen_jax.data.image_source import ImageSource, Sources
-from utilgen_jax.data.pool import Pool, PoolRecord, PoolWriter, read_pool, update_records
-from utilgen_jax.data.prompts import caption_prompts, class_prompts
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import FewShotSplit, Fold, LabelledImages, cross_fit_folds, few_shot
+from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool, update_records
+from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 
 __all__ = [
     "FewShotSplit",

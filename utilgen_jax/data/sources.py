@@ -22,7 +22,7 @@ def load_source(data: Any) -> Sources:
     """Opens the data set that a configuration names.
 
     Args:
-        data: `config.data`, see `utilgen_jax.config`: source, name, path, image_size, channels, class_names,
+        data: `config.data`, see `utilgen_jax.config.schema`: source, name, path, image_size, channels, class_names,
             classes_file, max_classes, exclude. The class names, where given, replace the data set's own; classes that
             the file does not list, or beyond the first max_classes, are left out, and so are excluded train pictures.
 

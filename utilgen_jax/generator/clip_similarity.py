@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from utilgen_jax import weights
+from utilgen_jax import checkpoints as weights
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.checkpoint import Generator, Params
 from utilgen_jax.generator.conditioning import encode_images
+from utilgen_jax.generator.loading import Generator, Params
 
 # Beside a checkpoint's components; diffusers has no such one, as its pipelines never compare texts with pictures.
 TEXT_PROJECTION = "text_projection"

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax import weights
+from utilgen_jax import checkpoints as weights
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.checkpoint import Generator, Params, component_variables
+from utilgen_jax.generator.loading import Generator, Params, component_variables
 from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from utilgen_jax import weights
-from utilgen_jax.generator.checkpoint import Params, load_params
+from utilgen_jax import checkpoints as weights
+from utilgen_jax.generator.loading import Params, load_params
 from utilgen_jax.models.difficulty import DifficultyEncoder
 
 # The component's folder, beside those of the checkpoint or of what was trained on it.

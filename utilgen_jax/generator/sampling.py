@@ -11,11 +11,11 @@ import numpy as np
 
 from utilgen_jax.diffusion.samplers import guided, make_sampler, run_sampler
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.checkpoint import Generator, Params, component_variables
 from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.loading import Generator, Params, component_variables
 from utilgen_jax.models.autoencoder import mode, sample_posterior
 from utilgen_jax.models.lora import Lora
-from utilgen_jax.parallel import split_batch
+from utilgen_jax.runtime.sharding import split_batch
 
 
 def initial_latents(generator: Generator, seeds: np.ndarray, image_size: int | tuple[int, int]) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.parallel import BATCH_AXES
+from utilgen_jax.runtime.sharding import BATCH_AXES
 
 _LONG = 512  # from so many queries and keys on, the score matrix is worth avoiding
 _CHUNK = 128  # queries at a time of 'chunked': with 4096 keys their scores, 2 MiB, stay in a processor's cache

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from utilgen_jax.config import FIELDS
+from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.diffusion.samplers import SAMPLERS, invert, make_sampler, run_sampler
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError

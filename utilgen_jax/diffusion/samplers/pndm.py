@@ -8,13 +8,7 @@ import numpy as np
 from flax import struct
 
 from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState, check_settings, float32
-from utilgen_jax.diffusion.schedules import (
-    NoiseSchedule,
-    alphas_at,
-    clean_and_noise,
-    diffuse,
-    inference_timesteps,
-)
+from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, clean_and_noise, diffuse, inference_timesteps
 
 # With Runge-Kutta steps at the start it would be PNDM proper; Stable Diffusion's checkpoints skip them.
 _SUPPORTED = {"skip_prk_steps": (True,)}

@@ -1,0 +1,56 @@
+"""What a run reads before its first stage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utilgen_jax.config.flags import read_config
+from utilgen_jax.data import few_shot, load_source
+from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.setup import asked_of_classes, prepare, synthetic_fraction
+
+DIGITS = f"{Path(__file__).parents[2] / 'configs' / 'digits.py'}:method=real"
+
+
+def prepared(workdir, **data):
+    config = read_config(DIGITS, [(f"data.{name}", str(value)) for name, value in data.items()])
+    return prepare(config, workdir, None)
+
+
+def test_label_noise_changes_labels_of_shots_and_nothing_else(tmp_path):
+    config = read_config(DIGITS, [("data.shots", "50")])
+    clean = few_shot(load_source(config.data), shots=50, seed=0)
+    noisy = prepared(tmp_path, shots=50, label_noise=0.4).split
+    np.testing.assert_array_equal(noisy.real.images, clean.real.images)
+    assert noisy.real.ids == clean.real.ids
+    np.testing.assert_array_equal(noisy.test.labels, clean.test.labels)
+    # 0.4 · 9 / 10 of 500 labels; the binomial's deviation is 0.021.
+    assert 0.28 < (noisy.real.labels != clean.real.labels).mean() < 0.44
+
+
+def test_label_noise_must_leave_each_class_a_shot(tmp_path):
+    with pytest.raises(InputError, match=r"label_noise leaves no shot of \w+.*; take more shots"):
+        prepared(tmp_path / "run", shots=1, label_noise=1.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_difficulty_can_be_asked_by_class():
+    assert asked_of_classes(("cat=0.7", "dog=1"), ("cat", "dog", "cow")) == {"cat": 0.7, "dog": 1.0}
+    with pytest.raises(InputError, match="'cta' is none of the classes; the nearest is 'cat'"):
+        asked_of_classes(("cta=0.7",), ("cat", "dog"))
+    for entry in ("cat", "cat=hard", "cat=1.5"):
+        with pytest.raises(InputError, match=f"'{entry}' should be such as 'cat=0.7'"):
+            asked_of_classes((entry,), ("cat", "dog"))
+
+
+@pytest.mark.parametrize("shots, expected", [(1, 0.75), (2, 0.6), (5, 0.375), (12, 0.2), (1000, 0.2)])
+def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expected):
+    assert synthetic_fraction(shots) == pytest.approx(expected)
+    if shots < 100:
+        assert prepared(tmp_path, shots=shots).recipe.synthetic_fraction == pytest.approx(expected)
+
+
+def test_the_synthetic_part_can_be_set(tmp_path):
+    config = read_config(DIGITS, [("classifier.synthetic_fraction", "1.0")])
+    assert prepare(config, tmp_path, None).recipe.num_synthetic == config.classifier.batch_size

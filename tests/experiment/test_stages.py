@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.stages import Stages
+
+
+def result():
+    return {
+        "matrix": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
+        "scalar": np.array(0.25),
+        "count": 3,
+        "jax": jnp.arange(4),
+        "head/kernel": np.ones((1, 2), np.int32),
+        "empty": np.zeros((0, 3)),
+    }
+
+
+def never():
+    raise AssertionError("a finished stage was run again")
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path, capsys):
+    folder = tmp_path / "new" / "checkpoints"
+    first = Stages(folder).run("train", result)
+    assert capsys.readouterr().err == ""
+    again = Stages(folder).run("train", never)
+    assert "train: done before" in capsys.readouterr().err
+    assert first.keys() == again.keys() == result().keys()
+    for name, value in result().items():
+        for found in (first[name], again[name]):
+            assert isinstance(found, np.ndarray) and found.dtype == np.asarray(value).dtype
+            assert found.shape == np.shape(value)
+            np.testing.assert_array_equal(found, value)
+    assert [file.name for file in folder.iterdir()] == ["train.safetensors"]
+    assert load_file(folder / "train.safetensors").keys() == result().keys()
+
+
+def test_stages_are_kept_apart(tmp_path):
+    stages = Stages(tmp_path)
+    stages.run("one", lambda: {"x": np.array([1])})
+    stages.run("two", lambda: {"x": np.array([2])})
+    assert [Stages(tmp_path).run(name, never)["x"].item() for name in ("one", "two")] == [1, 2]
+
+
+def test_seconds_are_those_of_the_first_time(tmp_path, monkeypatch):
+    clock = iter([100.0, 112.349])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    first = Stages(tmp_path)
+    first.run("train", result)
+    again = Stages(tmp_path)
+    again.run("train", never)
+    assert first.seconds == again.seconds == {"train": 12.35}
+
+
+def test_a_stage_that_raises_leaves_nothing(tmp_path):
+    def broken():
+        raise FloatingPointError("loss is nan")
+
+    stages = Stages(tmp_path)
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        stages.run("train", broken)
+    assert list(tmp_path.iterdir()) == [] and stages.seconds == {}
+    assert stages.run("train", result)["count"] == 3
+
+
+def test_an_interrupted_write_is_no_result(tmp_path, monkeypatch):
+    def full(arrays, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("utilgen_jax.experiment.stages.save_file", full)
+        Stages(tmp_path).run("train", result)
+    assert not (tmp_path / "train.safetensors").exists()
+    Stages(tmp_path).run("train", result)
+    assert [file.name for file in tmp_path.iterdir()] == ["train.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "no seconds", "not a number"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    file = tmp_path / "train.safetensors"
+    Stages(tmp_path).run("train", result)
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-5])
+    elif damage in ("garbage", "empty"):
+        file.write_bytes(b"\xff" * 100 if damage == "garbage" else b"")
+    else:
+        save_file({"x": np.zeros(1)}, file, metadata=None if damage == "no seconds" else {"seconds": "many"})
+    with pytest.raises(InputError, match="remove the file to compute it again") as caught:
+        Stages(tmp_path).run("train", never)
+    assert str(file) in str(caught.value)
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    folder = tmp_path / "checkpoints"
+    assert Stages(folder).run("train", result)["count"] == 3
+    assert not folder.exists()

@@ -1,0 +1,149 @@
+"""DDPO against the normal density, REINFORCE's gradient and PPO's clipping."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from tests.generator import toy
+from utilgen_jax.diffusion.samplers import SamplerState, make_sampler
+from utilgen_jax.generator.adapter import init_policy, paint, policy_denoiser, steer
+from utilgen_jax.generator.finetune.ddpo import (
+    clipped_surrogate,
+    gaussian_log_prob,
+    normalized_advantages,
+    policy_gradient,
+    rollout,
+)
+from utilgen_jax.generator.sampling import decode_latents
+
+GUIDANCE = 2.0
+NUM_STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def toy_world():
+    """(generator, params, sampler)."""
+    generator, params = toy.make_toy()
+    return generator, params, make_sampler("ddim", generator.schedule, NUM_STEPS, eta=1.0)
+
+
+@pytest.fixture(scope="module")
+def policy(toy_world):
+    return init_policy(toy_world[1], toy.toy_requests(6), jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
+
+
+def test_the_log_probability_is_that_of_a_normal_density():
+    values, mean = toy.normal(0, 2, 5, 4, 4, 2)
+    expected = stats.norm(mean, 0.3).logpdf(values).mean((1, 2, 3))
+    np.testing.assert_allclose(gaussian_log_prob(values, mean, jnp.float32(0.3)), expected, rtol=1e-5)
+
+
+def test_a_step_without_noise_has_neither_density_nor_gradient():
+    mean = jnp.ones((2, 1, 1, 1))
+    value, slope = jax.value_and_grad(lambda mean: gaussian_log_prob(mean + 1, mean, jnp.float32(0)).sum())(mean)
+    assert value == 0 and not slope.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler, eta", [("ddim", 1.0), ("lcm", 0.0)])
+def test_a_rollout_paints_the_same_pictures_and_remembers_its_densities(toy_world, policy, scheduler, eta):
+    generator, params, _ = toy_world
+    sampler = make_sampler(scheduler, generator.schedule, NUM_STEPS, eta=eta)
+    requests = toy.toy_requests(6)
+    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, policy, requests, sampler, GUIDANCE)
+    settings = {"num_steps": NUM_STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler, "eta": eta}
+    expected = paint(generator, params, policy, requests, **settings)
+    np.testing.assert_allclose(decode_latents(generator, params, trajectory.latents[-1]), expected, atol=1e-5)
+    condition, _ = steer(policy, requests)
+    denoise = policy_denoiser(generator, params, policy, condition, GUIDANCE)
+    for step in range(NUM_STEPS):
+        prediction = denoise(trajectory.latents[step], sampler.timesteps[step])
+        mean, std = sampler.transition(SamplerState(trajectory.latents[step]), step, prediction)
+        densities = stats.norm(mean, std).logpdf(trajectory.latents[step + 1]).mean((1, 2, 3)) if std > 0 else 0.0
+        np.testing.assert_allclose(trajectory.log_probs[step], densities, atol=1e-3)
+    assert np.abs(trajectory.log_probs).max() > 0.1
+
+
+def test_for_the_policy_that_sampled_it_is_the_reinforce_gradient(toy_world, policy):
+    generator, params, sampler = toy_world
+    requests = toy.toy_requests(6)
+    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, policy, requests, sampler, GUIDANCE)
+    advantages = jnp.array([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
+
+    def reinforce(policy):
+        condition, _ = steer(policy, requests)
+        denoise = policy_denoiser(generator, params, policy, condition, GUIDANCE)
+        total = 0.0
+        for step in range(NUM_STEPS):
+            before, after = trajectory.latents[step], trajectory.latents[step + 1]
+            mean, std = sampler.transition(SamplerState(before), step, denoise(before, sampler.timesteps[step]))
+            if step == NUM_STEPS - 1:  # this schedule ends without noise
+                continue
+            density = -jnp.mean(jnp.square(after - mean), axis=(1, 2, 3)) / (2 * std**2)
+            total -= jnp.mean(advantages * density) / NUM_STEPS
+        return total
+
+    loss, gradient = jax.jit(policy_gradient, static_argnums=(0, 6))(
+        generator, params, policy, trajectory, advantages, sampler, GUIDANCE
+    )
+    expected = jax.jit(jax.grad(reinforce))(policy)
+    assert optax.tree.norm(expected) > 1e-3
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
+    np.testing.assert_allclose(loss, -advantages.mean(), atol=1e-4)
+    assert sampler.stds[-1] == 0
+
+
+def test_the_surrogate_is_clipped_where_the_ratio_went_far_enough():
+    ratios = jnp.array([1.05, 1.5, 0.5, 1.5, 0.5])
+    advantages = jnp.array([2.0, 2.0, 2.0, -2.0, -2.0])
+    losses, slopes = jax.vmap(jax.value_and_grad(clipped_surrogate), (0, None, 0, None))(
+        jnp.log(ratios), 0.0, advantages, 0.2
+    )
+    np.testing.assert_allclose(losses, [-2.1, -2.4, -1.0, 3.0, 1.6], rtol=1e-5)
+    np.testing.assert_allclose(slopes, [-2.1, 0.0, -1.0, 3.0, 0.0], rtol=1e-5)
+
+
+def test_advantages_are_normalised_in_their_group_and_clipped():
+    utilities = np.random.default_rng(0).normal(3.0, 2.0, 12).astype(np.float32)
+    utilities[0] = 60.0
+    groups = np.array([0] * 6 + [2] * 5 + [3])
+    advantages = normalized_advantages(jnp.asarray(utilities), groups, 4, clip=1.5)
+    for group in (0, 2):
+        own = utilities[groups == group]
+        expected = np.clip((own - own.mean()) / own.std(), -1.5, 1.5)
+        np.testing.assert_allclose(advantages[groups == group], expected, atol=1e-4)
+    assert advantages[-1] == 0  # alone in its group, better or worse than nobody
+    assert advantages[0] == 1.5
+
+
+@pytest.mark.slow
+def test_updates_raise_the_reward(toy_world, policy):
+    """Redness, in ten rounds, each with fresh noise."""
+    generator, params, sampler = toy_world
+    optimizer = optax.adam(0.1)
+
+    @jax.jit
+    def sampled(policy, requests):
+        trajectory = rollout(generator, params, policy, requests, sampler, GUIDANCE)
+        return trajectory, decode_latents(generator, params, trajectory.latents[-1])[..., 0].mean((1, 2))
+
+    @jax.jit
+    def update(policy, state, trajectory, rewards):
+        advantages = normalized_advantages(rewards, trajectory.requests.labels, toy.CLASSES)
+        _, gradient = policy_gradient(generator, params, policy, trajectory, advantages, sampler, GUIDANCE)
+        updates, state = optimizer.update(gradient, state, policy)
+        return optax.apply_updates(policy, updates), state
+
+    held_out = toy.toy_requests(48, seed=99)
+    _, before = sampled(policy, held_out)
+    state = optimizer.init(policy)
+    for round_number in range(10):
+        trajectory, rewards = sampled(policy, toy.toy_requests(48, seed=round_number))
+        policy, state = update(policy, state, trajectory, rewards)
+    _, after = sampled(policy, held_out)
+    assert after.mean() > before.mean() + 0.05  # three times the deviation within a class

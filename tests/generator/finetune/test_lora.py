@@ -1,0 +1,88 @@
+"""Fitting the generator to pictures by the denoising loss, on a generator of two matrices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.generator.toy import CHANNELS, CLASSES, SIDE, WIDTH, WORDS, make_toy, normal
+from utilgen_jax.diffusion.losses import denoising_loss
+from utilgen_jax.generator.adapter import Policy
+from utilgen_jax.generator.finetune.denoising import DenoisingSet
+from utilgen_jax.generator.finetune.lora import AdaptationRecipe, adapt, adaptation_loss
+
+GENERATOR, PARAMS = make_toy()
+EMBEDS = normal(1, CLASSES, WORDS, WIDTH)
+RECIPE = AdaptationRecipe(steps=40, batch_size=8, prior_fraction=0.0, learning_rate=0.05, lora_rank=2, snr_gamma=0.0)
+KEY = jax.random.key(0)
+
+
+def pictures(number=12, seed=0, centre=0.0, difficulties=None):
+    latents = normal(seed, number, SIDE, SIDE, CHANNELS, scale=0.3) + centre
+    return DenoisingSet(latents, jnp.arange(number) % CLASSES, difficulties)
+
+
+def fit(learn_from, prior=None, key=KEY, on_step=lambda step, loss: None, **changes):
+    recipe = dataclasses.replace(RECIPE, **changes)
+    prior = pictures(6, seed=5, difficulties=learn_from.difficulties) if prior is None else prior
+    return adapt(GENERATOR, PARAMS, EMBEDS, learn_from, prior, recipe, key, on_step)
+
+
+def loss(policy, batch, seed=7):
+    """Over many timesteps and noises."""
+    repeated = batch.take(jnp.tile(jnp.arange(len(batch.labels)), 40))
+    return float(adaptation_loss(GENERATOR, PARAMS, policy, EMBEDS, repeated, jax.random.key(seed)).mean())
+
+
+def test_without_a_policy_it_is_the_checkpoints_denoising_loss():
+    batch = pictures()
+
+    def denoise(latents, timesteps):
+        return GENERATOR.unet.apply({"params": PARAMS["unet"]}, latents, timesteps, EMBEDS[batch.labels])
+
+    expected = denoising_loss(denoise, GENERATOR.schedule, batch.latents, KEY)
+    np.testing.assert_allclose(adaptation_loss(GENERATOR, PARAMS, Policy(), EMBEDS, batch, KEY), expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_it_learns_the_pictures_and_starts_from_the_checkpoint():
+    batch, seen = pictures(centre=1.0), []
+    policy = fit(batch, on_step=lambda step, value: seen.append((step, float(value))))
+    assert [step for step, _ in seen] == list(range(1, 41))
+    assert policy.difficulty_encoder is None
+    assert loss(policy, batch) < 0.8 * loss(Policy(), batch)
+    untouched = fit(batch, steps=1, learning_rate=0.0)
+    assert loss(untouched, batch) == pytest.approx(loss(Policy(), batch), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_prior_pictures_keep_what_the_generator_knew():
+    batch, prior = pictures(centre=1.5), pictures(seed=3, centre=-1.5)
+    alone, beside = fit(batch, prior), fit(batch, prior, prior_fraction=0.5)
+    assert loss(beside, prior) < loss(alone, prior)
+    assert loss(alone, batch) < loss(beside, batch)
+
+
+@pytest.mark.slow
+def test_where_difficulty_is_known_its_token_is_learnt():
+    hard = jnp.asarray(np.arange(12) % 2, jnp.float32)
+    batch = pictures(difficulties=hard)
+    batch = dataclasses.replace(batch, latents=batch.latents + (2 * hard - 1)[:, None, None, None])
+    policy = fit(batch, batch, steps=80, learning_rate=0.005)
+    confused = dataclasses.replace(batch, difficulties=1 - hard)
+    assert loss(policy, batch) < 0.9 * loss(policy, confused)
+
+
+def test_only_the_key_decides():
+    first, again, other = (fit(pictures(), key=jax.random.key(seed), steps=3) for seed in (0, 0, 1))
+    leaves, other_leaves = jax.tree.leaves(first), jax.tree.leaves(other)
+    for leaf, same in zip(leaves, jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(leaf, same)
+    assert any((leaf != changed).any() for leaf, changed in zip(leaves, other_leaves, strict=True))
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.5, 4), (0.95, 7)])
+def test_a_batch_has_one_new_picture_at_least(fraction, expected):
+    assert dataclasses.replace(RECIPE, prior_fraction=fraction).num_prior == expected

@@ -1,0 +1,226 @@
+"""LoRA training against torch's: peft's layers in diffusers' UNet and transformers' text encoder."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec
+
+from tests.torch_parity import relative_error
+from utilgen_jax import checkpoints as weights
+from utilgen_jax.checkpoints.lora_files import save_lora
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.finetune.lora_step import LoraBatch, init_lora_state, lora_loss, make_lora_step
+from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.models.lora import init_lora, layer_shapes
+from utilgen_jax.runtime import sharding as parallel
+
+# As little as there is to compile: one resolution, one transformer, one text layer.
+UNET = {
+    "sample_size": 4,
+    "block_out_channels": (16,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 2,
+}
+TARGETS = {"unet": ("attention", r"conv1$"), "text_encoder": ("attention",)}
+PROMPTS = ["the digit 7", "a photo of it"] * 4
+SNR_GAMMA = 5.0
+B1 = 0.9
+OPTIMIZER = optax.adam(1e-2, b1=B1)
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint, tmp_path_factory):
+    """torch's, with its folders in `components` for ours."""
+    folder = tmp_path_factory.mktemp("small")
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"), unet=UNet2DConditionModel(**UNET))
+    del pipeline.text_encoder.encoder.layers[1]
+    pipeline.text_encoder.config.num_hidden_layers = 1
+    components = {name: folder / name for name in ("unet", "text_encoder")}
+    for name, path in components.items():
+        getattr(pipeline, name).save_pretrained(path)
+    return pipeline, components
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint, pipeline):
+    """(generator, params)."""
+    return load_generator(checkpoint("sd15"), components=pipeline[1])
+
+
+@pytest.fixture(scope="module")
+def loras(small):
+    """As `init_lora` makes them, on the host: a step donates what it is given."""
+    _, params = small
+    initial = {
+        name: init_lora(params[name], jax.random.key(0), rank=2, alpha=3.0, targets=targets)
+        for name, targets in TARGETS.items()
+    }
+    return jax.tree.map(np.array, initial)
+
+
+@pytest.fixture(scope="module")
+def step(small):
+    return make_lora_step(small[0], OPTIMIZER, SNR_GAMMA)
+
+
+def initial_state(loras):
+    return init_lora_state(jax.tree.map(jnp.array, loras), OPTIMIZER)
+
+
+def example_batch(generator, size=8):
+    latents = 0.5 * np.random.default_rng(0).standard_normal((size, 4, 4, 4), np.float32)
+    input_ids = weights.tokenize(generator.tokenizer, PROMPTS[:size])
+    return LoraBatch(latents=jnp.asarray(latents), input_ids=jnp.asarray(input_ids))
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss_and_changes_the_factors_alone(small, loras, step):
+    generator, params = small
+    before = jax.tree.map(np.array, params)
+    state = initial_state(loras)
+    factors = {name: lora.factors for name, lora in loras.items()}
+    moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(factors)])
+    batch = example_batch(generator)
+    losses = []
+    for number in range(40):
+        if number == 30:  # the first noises and timesteps once more
+            state = state.replace(step=jnp.zeros((), jnp.int32))
+        state, metrics = step(state, params, batch, KEY)
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and metrics["grad_norm"] > 0
+    assert np.mean(losses[30:]) < 0.9 * np.mean(losses[:10])
+    assert state.step == 10 and step._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    for name, lora in state.loras.items():
+        jax.tree.map(np.testing.assert_array_equal, lora.scales, loras[name].scales)
+        changes = jax.tree.map(lambda now, then: float(np.abs(now - then).max()), lora.factors, factors[name])
+        assert min(jax.tree.leaves(changes)) > 0
+
+
+@pytest.mark.slow
+def test_gradient_is_that_of_torch(small, pipeline, loras, step, tmp_path):
+    generator, params = small
+    rng = np.random.default_rng(1)
+    trained = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32) if leaf.ndim else leaf, loras)
+    save_lora(tmp_path, trained)
+    batch = example_batch(generator)
+    state, metrics = step(initial_state(trained), params, batch, KEY)
+    # Adam's first moment after one step.
+    gradient = {name: jax.tree.map(lambda mu: mu / (1 - B1), mu) for name, mu in state.opt_state[0].mu.items()}
+
+    step_key = jax.random.fold_in(KEY, 0)
+    timesteps = np.array(jax.random.randint(jax.random.fold_in(step_key, 0), (len(PROMPTS),), 0, 1000))
+    noise = np.array(jax.random.normal(jax.random.fold_in(step_key, 1), batch.latents.shape))
+    latents, noise = (torch.tensor(np.array(array)).permute(0, 3, 1, 2) for array in (batch.latents, noise))
+    timesteps = torch.tensor(timesteps)
+    oracle, _ = pipeline
+    oracle.load_lora_weights(tmp_path)
+    parameters = {
+        (name, layer.partition(".lora_")[0], "down" if "lora_A" in layer else "up"): parameter.requires_grad_()
+        for name in TARGETS
+        for layer, parameter in getattr(oracle, name).named_parameters()
+        if ".lora_" in layer
+    }
+    schedule = DDPMScheduler.from_config(oracle.scheduler.config)
+    states = oracle.text_encoder(torch.tensor(np.array(batch.input_ids))).last_hidden_state
+    prediction = oracle.unet(schedule.add_noise(latents, noise, timesteps), timesteps, states).sample
+    # As in diffusers' examples/text_to_image/train_text_to_image_lora.py.
+    snr = compute_snr(schedule, timesteps)
+    snr_weights = torch.minimum(snr, torch.tensor(SNR_GAMMA)) / snr
+    loss = (torch.nn.functional.mse_loss(prediction, noise, reduction="none").mean((1, 2, 3)) * snr_weights).mean()
+    expected = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    assert relative_error(metrics["loss"], loss.item()) < 1e-5
+    largest = max(float(leaf.abs().max()) for leaf in expected.values())
+    compared = 0
+    for name, of_model in gradient.items():
+        for (*scope, factor), ours in flatten_dict(of_model).items():
+            theirs = expected[name, ".".join(scope).removeprefix("text_model."), factor].numpy()
+            theirs = theirs.T if theirs.ndim == 2 else theirs.transpose(2, 3, 1, 0)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * largest)
+            compared += 1
+    assert compared == len(expected)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one_does(small, loras, step):
+    generator, params = small
+    batch = example_batch(generator)
+    one, alone = step(initial_state(loras), params, batch, KEY)
+    mesh = parallel.make_mesh(data=4, fsdp=2)
+
+    def split_last_axis(shape, mesh):
+        return PartitionSpec(*[None] * (len(shape) - 1), "fsdp")
+
+    with jax.set_mesh(mesh):
+        state = parallel.shard_params(initial_state(loras), mesh, ((r"(down|up)$", split_last_axis),))
+        sharded = parallel.shard_params(params, mesh, ((r"^(unet|text_encoder)/.*kernel$", split_last_axis),))
+        assert not sharded["unet"]["conv_in"]["kernel"].is_fully_replicated
+        eight, together = step(state, sharded, parallel.shard_batch(batch, mesh), KEY)
+    np.testing.assert_allclose(together["loss"], alone["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.opt_state[0].mu, eight.opt_state[0].mu)
+
+
+def test_no_gradient_of_a_frozen_kernel_is_computed(small, loras):
+    generator, params = small
+    # Seven pictures: no kernel has a side of 7, so no activation has the shape of one.
+    batch = example_batch(generator, size=7)
+    kernels = {tuple(sorted(shape)) for name in TARGETS for _, shape in layer_shapes(params[name]).values()}
+
+    def products(argument):
+        """The shapes of all matrix products and convolutions in the gradient to the weights (0) or the factors (1)."""
+        gradient = jax.grad(lambda *trees: lora_loss(generator, *trees, batch, KEY).mean(), argument)
+        program = str(jax.make_jaxpr(gradient)(params, loras))
+        shapes = re.findall(r"f32\[([\d,]+)\] = (?:dot_general|conv_general_dilated)", program)
+        return {tuple(sorted(int(side) for side in shape.split(","))) for shape in shapes}
+
+    assert kernels <= products(0)
+    assert kernels.isdisjoint(products(1))
+
+
+@pytest.mark.slow
+def test_activations_are_of_the_dtype_of_the_generator_factors_and_loss_float32(checkpoint, pipeline, loras):
+    generator, params = load_generator(checkpoint("sd15"), dtype=jnp.bfloat16, components=pipeline[1])
+    state = initial_state(loras)
+    step = make_lora_step(generator, OPTIMIZER)
+    new_state, metrics = jax.eval_shape(step, state, params, example_batch(generator), KEY)
+    assert jax.tree.map(lambda leaf: leaf.dtype, new_state) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    assert {leaf.dtype for lora in new_state.loras.values() for leaf in jax.tree.leaves(lora)} == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == jnp.float32
+
+
+def test_unclip_takes_prompt_embeds_and_class_labels(loaded):
+    generator, params = loaded("unclip")
+    loras = {"unet": init_lora(params["unet"], KEY, rank=1, targets=(r"^conv_in$",))}
+    batch = LoraBatch(
+        latents=jnp.zeros((2, 8, 8, 4)), prompt_embeds=jnp.zeros((2, 77, 32)), class_labels=jnp.zeros((2, 32))
+    )
+    loss = jax.eval_shape(lambda loras: lora_loss(generator, params, loras, batch, KEY), loras)
+    assert loss.shape == (2,) and loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({}, "give the prompts"),
+        ({"input_ids": jnp.zeros((2, 77), int), "prompt_embeds": jnp.zeros((2, 77, 32))}, "give the prompts"),
+        ({"prompt_embeds": jnp.zeros((2, 77, 32))}, "needs input_ids"),
+    ],
+)
+def test_prompts_that_do_not_suit_are_refused(small, loras, step, prompts, message):
+    with pytest.raises(InputError, match=message):
+        step(initial_state(loras), small[1], LoraBatch(latents=jnp.zeros((2, 4, 4, 4)), **prompts), KEY)

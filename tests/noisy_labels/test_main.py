@@ -1,0 +1,161 @@
+"""The command on a toy set: what it reports, that it continues, and one clear message for each mistake."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_pictures
+from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
+from utilgen_jax.data.images import to_uint8
+from utilgen_jax.noisy_labels import __main__ as noisy_labels
+from utilgen_jax.noisy_labels import report as noisy_label_report
+from utilgen_jax.noisy_labels.train import WEIGHTINGS, Recipe, train_and_value
+
+NAMES = "one,two,three,four"
+CLASSES = np.arange(400) % NUM_CLASSES
+TEST_CLASSES = np.arange(60) % NUM_CLASSES
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """The command line of a run that takes seconds, on pictures in which a bright quadrant says the class."""
+    monkeypatch.setattr(noisy_label_report, "build_classifier", lambda name, num_classes, width, size: TinyClassifier())
+    pictures, test_pictures = (to_uint8(draw_pictures(k, seed)) for k, seed in ((CLASSES, 0), (TEST_CLASSES, 1)))
+    file = tmp_path / "toy.npz"
+    np.savez(file, x_train=pictures, y_train=CLASSES, x_test=test_pictures, y_test=TEST_CLASSES)
+    flags = {
+        "data": "npz",
+        "data_path": file,
+        "class_names": NAMES,
+        "image_size": 8,
+        "channels": 1,
+        "num_validation": 60,
+    }
+    flags |= {
+        "augment": "none",
+        "steps": 60,
+        "plain_steps": 20,
+        "batch_size": 32,
+        "learning_rate": 0.1,
+        "outer_every": 1,
+    }
+    flags |= {"outer_learning_rate": 0.003, "workdir": tmp_path / "run"}
+    return ["noisy_labels", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_every_weighting_tells_wrong_labels_and_a_second_run_continues(arguments, tmp_path, capsys, monkeypatch):
+    assert noisy_labels.main([*arguments, "--weightings=uniform,loss_network"]) == 0
+    first = last_line(capsys)
+    assert [row["weighting"] for row in first["rows"]] == ["uniform", "loss_network"]
+    assert (first["num_train"], first["num_validation"], first["num_test"]) == (340, 60, 60)
+    assert 0.2 < first["share_wrong"] < 0.4
+    uniform, learnt = first["rows"]
+    assert uniform["auc_weight"] is None and "minus_uniform" not in uniform and uniform["auc_loss"] > 0.8
+    assert learnt["auc_weight"] > 0.9 and learnt["accuracy"] > 0.8
+    mean, low, high = learnt["minus_uniform"]
+    assert low <= mean <= high and mean == pytest.approx(100 * (learnt["accuracy"] - uniform["accuracy"]))
+
+    trained = []
+    monkeypatch.setattr(
+        noisy_label_report,
+        "train_and_value",
+        lambda module, name, *rest: trained.append(name) or train_and_value(module, name, *rest),
+    )
+    assert noisy_labels.main([*arguments, "--weightings=uniform,loss_network,feature_network,saflex"]) == 0
+    assert trained == ["feature_network", "saflex"]
+    second = last_line(capsys)
+    assert second["rows"][:2] == first["rows"]
+    features, saflex = second["rows"][2:]
+    assert features["auc_weight"] > 0.9
+    assert saflex["auc_soft_label"] > 0.6 and saflex["accuracy"] > 0.8
+
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text())["rows"] == second["rows"]
+    with Image.open(run / "weights.png") as picture:
+        assert picture.format == "PNG"
+    stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    assert stages == set(WEIGHTINGS)
+
+    assert noisy_labels.main([*arguments, "--noise=0.3", "--seed=1"]) == 2
+    message = capsys.readouterr().err
+    assert "--noise: 0.4 before, 0.3 now" in message and "--seed: 0 before, 1 now" in message
+
+
+@pytest.mark.slow
+def test_uniform_alone_trains_on_the_validation_pictures_too(monkeypatch):
+    images = to_uint8(draw_pictures(CLASSES[:64], 0))
+    labels = CLASSES[:64].astype(np.int32)
+    names = tuple(NAMES.split(","))
+    everything = noisy_label_report.LabelledImages(images, labels, tuple(map(str, range(64))), names)
+    data = noisy_label_report.NoisyData(
+        train=everything.take(range(32)),
+        is_wrong=np.zeros(32, bool),
+        validation=everything.take(range(32, 64)),
+        test=everything.take(range(8)),
+    )
+    seen = []
+    monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
+    rates = {"learning_rate": 0.1, "weight_decay": 0.0, "outer_learning_rate": 1e-3}
+    sizes = {"steps": 4, "plain_steps": 0, "batch_size": 16, "validation_batch_size": 16, "outer_every": 1}
+    recipe = Recipe(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
+    for name, expected in (("uniform", images), ("loss_network", images[:32])):
+        seen.clear()
+        train_and_value(TinyClassifier(), name, recipe, data, lambda *told, **scalars: None)
+        assert {image.tobytes() for image in seen} == {image.tobytes() for image in expected}
+
+
+def test_separation_is_the_probability_of_the_right_order():
+    rng = np.random.default_rng(0)
+    scores, is_wrong = rng.integers(0, 5, 40) / 4, rng.random(40) < 0.4
+    pairs = scores[~is_wrong][:, None] - scores[is_wrong][None]
+    expected = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    assert noisy_label_report.separation(scores, is_wrong) == pytest.approx(expected)
+    assert noisy_label_report.separation(1.0 - is_wrong, is_wrong) == 1.0
+    assert noisy_label_report.separation(np.ones(40), is_wrong) is None
+    assert noisy_label_report.separation(scores, np.zeros(40, bool)) is None
+
+
+def test_all_mistakes_are_told_at_once(capsys):
+    mistakes = ["--data=", "--classifier=resnet21", "--weightings=unifrom", "--noise=2", "--channels=2", "--stepz=3"]
+    assert noisy_labels.main(["noisy_labels", *mistakes]) == 2
+    message = capsys.readouterr().err
+    for part in (
+        "--data: say which, such as --data=cifar10",
+        "--workdir: say which",
+        "the nearest is resnet20",
+        "the nearest is uniform",
+        "noise",
+        "--channels=2: is 1 or 3",
+        "--stepz=3: no such flag; the nearest is --steps",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--num_validation=390"], "too few for --num_validation=390 and 32"),
+        (["--num_train=350"], "too few for --num_validation=60 and 350"),
+        (["--num_train=31"], "less than a batch"),
+        (["--plain_steps=60"], "leaves no step of --steps=60"),
+        (["--data_path=nowhere.npz"], "--data_path='nowhere.npz' is not a file"),
+        (["--class_names="], "set --class_names, in the order of the labels"),
+        (["--weightings="], "--weightings: name one at least"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(arguments, capsys, changes, message):
+    assert noisy_labels.main([*arguments, *changes]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_what_there_is(capsys):
+    assert noisy_labels.main(["noisy_labels", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert not [name for name in (*WEIGHTINGS, *AUGMENTATIONS) if name not in text]

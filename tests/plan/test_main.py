@@ -1,0 +1,166 @@
+"""`python -m utilgen_jax.plan`: its tables, its count of operations, and compilations for TPUs that are not here."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
+from utilgen_jax.generator.loading import expected_params
+from utilgen_jax.plan import __main__ as plan
+from utilgen_jax.plan import table
+from utilgen_jax.plan.architecture import find_architecture, published_generator
+from utilgen_jax.plan.chips import TOPOLOGIES
+from utilgen_jax.plan.flops import count_flops
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.generator.batch_size=8",
+    "--config.generator.image_size=16",
+    "--config.generator.steps=3",
+)
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux on x86-64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "component", "parameters"),
+    [  # as counted in the published weights
+        ("sd15", "unet", 859_520_964),
+        ("sd21", "unet", 865_910_724),
+        ("sd21", "text_encoder", 340_387_840),
+        ("unclip21", "unet", 870_173_124),
+        ("unclip21", "image_encoder", 632_076_800),
+    ],
+)
+def test_published_architectures_have_their_size(name, component, parameters):
+    module = getattr(published_generator(name), component)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(module))) == parameters
+
+
+def test_an_architecture_is_found_by_hub_id_by_name_and_in_the_checkpoint():
+    assert set(HUB_IDS.values()) == set(ARCHITECTURES)
+    generator, origin = find_architecture("stabilityai/stable-diffusion-2-1-base", None, None, dtype=jnp.bfloat16)
+    assert generator.unet.cross_attention_dim == 1024 and generator.unet.dtype == jnp.bfloat16
+    assert origin == "sd21base, as published"
+    generator, _ = find_architecture("glyphs", None, "sd15", gradient_checkpointing="blocks")
+    assert generator.unet.cross_attention_dim == 768 and generator.unet.gradient_checkpointing == "blocks"
+    assert find_architecture("glyphs", None, None)[1] == "glyphs"
+
+
+def test_flops_count_loops_branches_and_recomputation_as_often_as_they_run():
+    matrix = jnp.ones((8, 8))
+    product = 2 * 8**3
+
+    def flops(function, *arguments):
+        return count_flops(jax.jit(function).trace(*arguments).jaxpr)
+
+    assert flops(lambda x: x @ matrix, matrix) == product
+    assert flops(lambda x: jax.lax.fori_loop(0, 5, lambda _, y: y @ matrix, x), matrix) == 5 * product
+    assert flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x @ x, lambda: x @ x), matrix) == 2 * product
+    chain = lambda x: jnp.sum(jnp.sin(jnp.sin(x @ matrix) @ matrix))
+    assert flops(jax.grad(chain), matrix) == 4 * product
+    assert flops(jax.grad(jax.checkpoint(chain)), matrix) > 4 * product
+
+    # A 3×3 convolution with stride 2 from 8×8 to 4×4, 5 to 7 channels; its gradients take as many operations each.
+    convolve = lambda x, kernel: jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    forward = 2 * 4 * 4 * 9 * 5 * 7
+    arguments = (jnp.ones((1, 8, 8, 5)), jnp.ones((3, 3, 5, 7)))
+    assert flops(convolve, *arguments) == forward
+    gradient = flops(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), (0, 1)), *arguments)
+    assert gradient == 3 * forward
+    # Of the kernel's gradient's norm: convolve, its gradient, and two convolutions back through each.
+    norm = lambda x, kernel: jnp.sum(jax.grad(lambda kernel: jnp.sum(jnp.sin(convolve(x, kernel))))(kernel) ** 2)
+    assert flops(jax.grad(norm, (0, 1)), *arguments) == 6 * forward
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_name(capsys):
+    argv = ["plan", "--topology=v5e:3x3", "--architecture=sd16", "--programs=unet,lorra", "--tpology=v4", *SMALL]
+    assert plan.main([*argv, "--gradient_checkpointing=block", "--config.generator.stepps=3"]) == 2
+    message = capsys.readouterr().err
+    for nearest in ("is v5e:", "is sd15", "is lora", "is --topology", "is blocks", "--config.generator.steps"):
+        assert nearest in message
+    assert plan.main(["plan"]) == 2
+    assert "--config: say which" in (message := capsys.readouterr().err) and "--topology: say which" in message
+
+
+def test_ways_out_are_those_that_are_left():
+    row = {"chips": 4, "batch_size": 16, "gradient_checkpointing": "none", "dtype": "float32", "mesh": {"fsdp": 1}}
+    ways = table.ways_out(row, has_gradient=True)
+    assert ways == (
+        "--gradient_checkpointing=blocks, --config.generator.dtype=bfloat16, --config.generator.batch_size=8, "
+        "--config.parallel.data=-1 --config.parallel.fsdp=4, more chips"
+    )
+    row |= {"batch_size": 4, "dtype": "bfloat16", "mesh": {"fsdp": 4}}
+    assert table.ways_out(row, has_gradient=False) == "more chips"
+
+
+def run_plan(*arguments: str) -> tuple[str, dict]:
+    """Runs the command as a user does, in a process of its own: libtpu changes the process that loads it."""
+    command = [sys.executable, "-m", "utilgen_jax.plan", *arguments]
+    environment = {name: text for name, text in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert all(text.startswith("compiling ") for text in done.stderr.splitlines()), done.stderr
+    return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_program_compiles_for_a_tpu_that_is_not_here():
+    _, figures = run_plan(*SMALL, "--topology=v5e:2x2", "--programs=unet", "--full")
+    row = figures["programs"]["unet"]
+    unet = find_architecture("glyphs", None, None)[0].unet
+    weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(unet)))
+    assert figures["chips"] == 4 and figures["mesh"] == {"data": 4, "fsdp": 1}
+    assert row["fits"] and row["code_bytes"] > 0 and row["resident_bytes"] > 0
+    assert row["argument_bytes"] > weights
+    parts = ("argument_bytes", "temporary_bytes", "code_bytes", "resident_bytes")
+    assert row["needed_bytes"] == sum(row[part] for part in parts) < figures["available_bytes"]
+    assert row["seconds_at_peak"] == pytest.approx(row["flops"] / (4 * 197e12))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_memory_alone_for_all_programs_split_over_chips_and_too_large():
+    _, whole = run_plan(*SMALL, "--topology=v4:2x2x1")
+    assert whole["chips"] == 4 and whole["available_bytes"] == int(30.75 * 2**30)
+    assert list(whole["programs"]) == ["unet", "sample", "lora", "bilevel"] and all(
+        row["fits"] for row in whole["programs"].values()
+    )
+    flops = {name: row["flops"] for name, row in whole["programs"].items()}
+    assert flops["sample"] > 3 * 2 * flops["unet"]  # guidance doubles each of the three steps; then comes the decoder
+    assert 2 * flops["unet"] < flops["lora"] < 3 * flops["unet"]  # no gradient of the frozen weights
+    assert flops["bilevel"] > flops["sample"] + flops["lora"]
+
+    _, split = run_plan(*SMALL, "--topology=v4:2x2x1", "--programs=unet", "--config.parallel.fsdp=4")
+    assert split["mesh"] == {"data": 1, "fsdp": 4} and split["programs"]["unet"]["flops"] == flops["unet"]
+    assert split["programs"]["unet"]["argument_bytes"] < whole["programs"]["unet"]["argument_bytes"]
+
+    large = ("--config.generator.batch_size=8192", "--config.generator.image_size=512", "--programs=sample")
+    text, figures = run_plan(*SMALL, *large, "--topology=v4:2x2x1")
+    row = figures["programs"]["sample"]
+    assert not row["fits"] and row["needed_bytes"] > figures["available_bytes"]
+    assert "TOO MUCH" in text and "--config.generator.batch_size=4096" in text
+
+
+@needs_libtpu
+def test_libtpu_knows_every_topology():
+    code = (
+        "import jax, math; jax.config.update('jax_platforms', 'cpu')\n"
+        "from utilgen_jax.plan.topology import topology_mesh\n"
+        f"for name in {TOPOLOGIES}:\n"
+        "    size = math.prod(map(int, name.partition(':')[2].split('x')))\n"
+        "    assert topology_mesh(name, -1, 1).size == size, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)

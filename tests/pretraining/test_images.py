@@ -1,0 +1,84 @@
+"""A world of one's own pictures: what is taught, what is said of it, and that no shot is among it."""
+
+import numpy as np
+import pytest
+
+from utilgen_jax import checkpoints as weights
+from utilgen_jax import data
+from utilgen_jax.config.flags import read_config
+from utilgen_jax.errors import InputError
+from utilgen_jax.pretraining.images import CAPTIONS_EACH, picture_world
+from utilgen_jax.pretraining.tokenizer import write_tokenizer
+from utilgen_jax.prompts.captions.tones import caption_tones
+
+CONFIG = "configs/pneumoniamnist.py"
+CLASSES = ("normal", "pneumonia")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Twelve pictures of one class and eight of the other; of each the level says which it is."""
+    images = np.arange(20, dtype=np.uint8)[:, None, None] * np.full((1, 28, 28), 10, np.uint8)
+    labels = np.arange(20) >= 12
+    np.savez(
+        tmp_path / "lungs.npz", x_train=images, y_train=labels.astype(int), x_test=images, y_test=labels.astype(int)
+    )
+    return tmp_path / "lungs.npz"
+
+
+@pytest.fixture
+def config(npz):
+    return read_config(CONFIG, [("data.path", str(npz)), ("data.shots", "2")])
+
+
+def test_a_share_of_each_class_is_taught_with_its_class_and_tones(config, tmp_path):
+    world, taught = picture_world(config, share=0.5, seed=1)
+    assert len(taught) == len(set(taught)) == 10
+    assert sum(each < "train/00012" for each in taught) == 6
+    assert world.prompts == {name: f"a chest X-ray, {name}" for name in CLASSES}
+    write_tokenizer(tmp_path / "tokenizer", world.words)
+    tokenizer = weights.load_tokenizer(tmp_path / "tokenizer")
+    corpus = world.make_corpus(tokenizer)
+    assert len(corpus.captions) == CAPTIONS_EACH * 10 and corpus.images.shape == (CAPTIONS_EACH * 10, 32, 32, 3)
+    for image, caption in zip(corpus.images, corpus.captions, strict=True):
+        level = int(image.max()) // 10
+        assert f"train/{level:05d}" in taught
+        prompt, *phrases = caption.split(", ")[1:]
+        assert prompt == CLASSES[level >= 12]
+        assert set(phrases) <= set(caption_tones(image[None], [""])[0].split(", "))
+    assert len(set(corpus.captions)) > 4
+    # Each word is one token, with one at the start and one at the end.
+    longest = max(corpus.captions, key=len)
+    assert len(tokenizer(longest).input_ids) == len(longest.replace(",", " ,").replace("-", " - ").split()) + 2
+
+
+def test_what_is_taught_is_no_shot(config, tmp_path):
+    _, taught = picture_world(config, share=0.5, seed=1)
+    (tmp_path / "taught.txt").write_text("\n".join(taught))
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.exclude = str(tmp_path / "taught.txt")
+    sources = data.load_source(config.data)
+    assert set(sources.train.ids).isdisjoint(taught) and len(sources.train.ids) == 10
+    assert len(sources.test.ids) == 20
+    split = data.few_shot(sources, 4, seed=0)
+    assert set(split.real.ids).isdisjoint(taught)
+    for label, image in zip(split.real.labels, split.real.images, strict=True):
+        assert label == (int(image.max()) // 10 >= 12)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_a_share_that_leaves_nothing_is_refused(config, share):
+    with pytest.raises(InputError, match="--share"):
+        picture_world(config, share, seed=0)
+
+
+@pytest.mark.parametrize(("text", "message"), [("train/99999\n", "train/99999"), (None, "cannot be read")])
+def test_a_wrong_list_of_pictures_is_refused(config, tmp_path, text, message):
+    if text:
+        (tmp_path / "taught.txt").write_text(text)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.exclude = str(tmp_path / "taught.txt")
+    with pytest.raises(InputError, match=message):
+        data.load_source(config.data)

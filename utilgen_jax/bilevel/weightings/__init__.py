@@ -1,0 +1,19 @@
+"""Weightings: what each example of a batch counts, and under which label; each usable in any training loop."""
+
+from utilgen_jax.bilevel.weightings.importance import importance_ratio
+from utilgen_jax.bilevel.weightings.networks import FEATURES, feature_network, loss_network
+from utilgen_jax.bilevel.weightings.saflex import saflex
+from utilgen_jax.bilevel.weightings.uniform import uniform
+from utilgen_jax.bilevel.weightings.weighting import Signals, Weighting, relative_weights
+
+__all__ = [
+    "FEATURES",
+    "Signals",
+    "Weighting",
+    "feature_network",
+    "importance_ratio",
+    "loss_network",
+    "relative_weights",
+    "saflex",
+    "uniform",
+]

@@ -1,0 +1,164 @@
+"""Where a checkpoint is: the embedded one, a folder, or a repository on the Hugging Face hub; and its JSON files."""
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+
+from utilgen_jax.checkpoints.weight_files import PICKLE_WAY_OUT, PICKLES, choose_weight_files, has_variant
+from utilgen_jax.errors import InputError
+
+GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs"
+# The components that have weights and are loaded; a repository may hold others, such as a safety checker.
+WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer")
+
+_INDEX, _CONFIG = "model_index.json", "config.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TEXT_FILES = ["*.json", "*.txt"]
+# Names a folder or repository for messages, and all files in it -> the weight files to read, or InputError.
+_Choose = Callable[[str, Collection[str]], list[str]]
+
+
+def resolve_checkpoint(
+    name: str, revision: str | None = None, variant: str | None = None, configs_only: bool = False
+) -> Path:
+    """Finds the folder of a Stable Diffusion checkpoint in diffusers' format, downloading it where need be.
+
+    Args:
+      name: 'glyphs' for the embedded checkpoint, else an existing folder, else a hub id 'owner/name'.
+      revision: branch, tag or commit on the hub; None or '' for the newest. Only a hub id has one.
+      variant: weights to prefer where there are several, e.g. 'fp16'. Of a hub repository only those that
+        `load_component` will read are downloaded: without a variant full precision, or fp16 where there is no other.
+      configs_only: neither download weights nor ask for them.
+
+    Returns:
+      The folder that holds `model_index.json`.
+
+    Raises:
+      InputError: there is no such folder, it is no checkpoint, it lacks the variant, it holds pickles only, or the hub
+        cannot give it.
+    """
+    if name == "glyphs":
+        if not (GLYPHS / _INDEX).is_file():
+            raise InputError(
+                f"{GLYPHS}: the embedded checkpoint is missing; make it with `python -m utilgen_jax.pretraining`"
+            )
+        return GLYPHS
+    if not name:
+        raise InputError(
+            "the checkpoint has no name: use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
+        )
+    return _resolve(name, revision, partial(_checkpoint_weights, variant=variant, configs_only=configs_only))
+
+
+def resolve_component(name: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """Finds the folder of a single component, e.g. a VAE that is published alone; as `resolve_checkpoint`.
+
+    Args:
+      name: a folder, or a hub id 'owner/name' of a repository, that holds `config.json` and weights.
+      revision: as there.
+      variant: as there.
+    """
+    return _resolve(name, revision, partial(_component_weights, variant=variant))
+
+
+def read_json(path: Path) -> dict:
+    """Reads a JSON file that holds one object; InputError naming the file if it is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; is {path.parent} a folder in diffusers' format?") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, holds {type(content).__name__}")
+    return content
+
+
+def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = {path.relative_to(folder).as_posix() for pattern in ("*", "*/*") for path in folder.glob(pattern)}
+        choose(str(folder), files)
+        return folder
+    if folder.exists():
+        raise InputError(f"{folder}: a checkpoint is a folder in diffusers' format, this is a file")
+    if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).is_dir():
+        raise InputError(
+            f"{name}: no such folder; use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
+        )
+    return _download(name, revision or None, choose)
+
+
+def _checkpoint_weights(where: str, files: Collection[str], variant: str | None, configs_only: bool) -> list[str]:
+    if _INDEX not in files:
+        raise InputError(f"{where}: has no {_INDEX}, so it is no checkpoint in diffusers' format")
+    prefixes = [f"{component}/" for component in WEIGHTED_COMPONENTS]
+    return [] if configs_only else _choose_weights(where, files, prefixes, variant)
+
+
+def _component_weights(where: str, files: Collection[str], variant: str | None) -> list[str]:
+    if _CONFIG not in files:
+        raise InputError(f"{where}: has no {_CONFIG}, so it is no component in diffusers' format")
+    return _choose_weights(where, files, [""], variant)
+
+
+def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str], variant: str | None) -> list[str]:
+    """Chooses the weights of each component; InputError where one is pickled, or none is of the variant."""
+    chosen, pickled = [], []
+    for prefix in prefixes:
+        names = {name.removeprefix(prefix) for name in files if name.startswith(prefix)}
+        weights = choose_weight_files(names, variant)
+        chosen += [prefix + name for name in weights]
+        if not weights:
+            pickled += [prefix + name for name in sorted(names) if "/" not in name and Path(name).suffix in PICKLES]
+    if pickled:
+        raise InputError(f"{where}: has no safetensors file in place of {', '.join(pickled)}; {PICKLE_WAY_OUT}")
+    if variant and not any(has_variant(name, variant) for name in chosen):
+        found = ", ".join(chosen) or "none"
+        raise InputError(f"{where}: has no weights of variant {variant!r}; leave the variant out (found: {found})")
+    return chosen
+
+
+def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
+    # Imported here, as the hub is asked only for checkpoints that are not on this machine.
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def download() -> str:
+        try:
+            files = list_repo_files(hub_id, revision=revision)
+        except (HFValidationError, HfHubHTTPError):
+            raise
+        except Exception:  # No connection, whichever HTTP library says so; what was downloaded before may do.
+            return snapshot_download(hub_id, revision=revision, allow_patterns=_TEXT_FILES, local_files_only=True)
+        patterns = [*_TEXT_FILES, *choose(hub_id, files)]
+        return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
+
+    by_hand = f"`hf download {hub_id} --local-dir FOLDER` on a machine that can, then pass FOLDER as the checkpoint"
+    try:
+        return Path(download())
+    except InputError:
+        raise
+    except GatedRepoError as error:
+        way_out = f"accept its licence at https://huggingface.co/{hub_id}, then `hf auth login`"
+        raise InputError(f"{hub_id}: the owner wants its licence accepted first; {way_out}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{hub_id}: has no revision {revision!r} on the Hugging Face hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        private = "if it is private, `hf auth login` first"
+        raise InputError(f"{hub_id}: neither a folder here nor a repository on the hub; {private}") from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{hub_id}: not on this machine, and the Hugging Face hub cannot be reached; {by_hand}"
+        ) from error
+    except Exception as error:  # Which HTTP library raises here depends on the version of huggingface_hub.
+        raise InputError(f"{hub_id}: the download failed ({error}); try again, or {by_hand}") from error

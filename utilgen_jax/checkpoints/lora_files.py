@@ -1,0 +1,195 @@
+"""LoRA files in and out: `pytorch_lora_weights.safetensors`, as diffusers and peft write and read it."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors import safe_open
+
+from utilgen_jax.checkpoints import torch_names
+from utilgen_jax.checkpoints.checkpoint_folder import read_json
+from utilgen_jax.checkpoints.lora_names import COMPONENTS, Layer, read_keys, without_text_prefix
+from utilgen_jax.checkpoints.safetensors_io import TensorFiles, open_file, write_tensors
+from utilgen_jax.checkpoints.weight_files import PICKLES
+from utilgen_jax.errors import InputError
+from utilgen_jax.models.lora import Lora, layer_shapes
+from utilgen_jax.runtime.sharding import to_host
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+_PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_METADATA = "lora_adapter_metadata"
+
+
+def load_lora(path: Path | str, params: Mapping[str, Any]) -> dict[str, Lora]:
+    """Reads a LoRA file and fits it to the model's layers; for the keys that are understood see `lora_names`.
+
+    A layer's alpha is its tensor `alpha`; else what diffusers wrote into the file's header, or peft into
+    `adapter_config.json` beside it; else its rank, which scales it by 1.
+
+    Args:
+      path: the file; or its folder, where it is called as diffusers or peft call it, or is the only safetensors file.
+      params: {component: its parameters}, as arrays or `jax.ShapeDtypeStruct`; components other than the UNet and the
+        text encoder have no LoRA.
+
+    Returns:
+      {component: Lora}, float32, of the components that the file has factors for.
+
+    Raises:
+      InputError: there is no such file; or it holds keys that are not understood, layers that the model lacks, or
+        factors that do not fit them: lists all.
+    """
+    path = _find(Path(path).expanduser())
+    tensors, metadata = open_file(path), _read_metadata(path)
+    layers = {component: layer_shapes(params[component]) for component in COMPONENTS if component in params}
+    found, problems = read_keys(tensors.shapes, layers)
+    factors: dict[str, dict] = {layer.component: {} for layer in found}
+    scales: dict[str, dict] = {layer.component: {} for layer in found}
+    for layer, keys in found.items():
+        scope, kernel_shape = layers[layer.component][layer.name]
+        try:
+            down, up = _read_factors(tensors, keys, kernel_shape)
+            scale = _read_scale(tensors, keys, down.shape[-1], metadata, layer)
+        except InputError as error:
+            problems.append(f"{layer.component}.{layer.name}: {error}")
+            continue
+        factors[layer.component] |= {(*scope, "down"): jnp.asarray(down), (*scope, "up"): jnp.asarray(up)}
+        scales[layer.component][*scope, "scale"] = jnp.float32(scale)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise InputError(f"{path}: this LoRA does not fit the model; is it of another Stable Diffusion?\n  {lines}")
+    if not found:
+        raise InputError(f"{path}: holds no tensors")
+    return {name: Lora(unflatten_dict(factors[name]), unflatten_dict(scales[name])) for name in factors}
+
+
+def save_lora(path: Path | str, loras: Mapping[str, Lora]) -> Path:
+    """Writes the file that torch's `pipeline.load_lora_weights` opens, with the alphas in its header.
+
+    Args:
+      path: the file, or (without `.safetensors` at its end) the folder for `LORA_FILE`; folders are made.
+      loras: by component. With several processes all call this, the first writes.
+
+    Returns:
+      The file.
+    """
+    path = Path(path).expanduser()
+    path = path if path.suffix == ".safetensors" else path / LORA_FILE
+    tensors: dict[str, np.ndarray] = {}
+    metadata: dict[str, Any] = {}
+    for component, lora in loras.items():
+        # diffusers does not read 'lora_A' of a text encoder where no layer of its attention has one.
+        down_key, up_key = (
+            ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
+        )
+        factors, scales = torch_names.flatten(lora.factors), torch_names.flatten(lora.scales)
+        ranks, alphas = {}, {}
+        for (*scope, _), scale in scales.items():
+            name = ".".join(scope)
+            down, up = (
+                torch_names.to_torch_layout(to_host(factors[*scope, factor]), "kernel") for factor in ("down", "up")
+            )
+            tensors[f"{component}.{name}.{down_key}.weight"] = down
+            tensors[f"{component}.{name}.{up_key}.weight"] = up
+            ranks[name] = len(down)
+            alphas[name] = float(np.float32(to_host(scale)) * np.float32(len(down)))
+        metadata |= {f"{component}.{field}": value for field, value in _peft_config(ranks, alphas).items()}
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, tensors, metadata={_METADATA: json.dumps(metadata, indent=2, sort_keys=True)})
+    return path
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    named = [path / name for name in (LORA_FILE, _PEFT_FILE) if path / name in files]
+    pickled = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    if named or len(files) == 1:
+        return (named or files)[0]
+    if not files and pickled:
+        return pickled[0]  # to be refused with the way out
+    raise InputError(f"{path}: holds {len(files)} safetensors files and none is called {LORA_FILE}; name the file")
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """peft's configuration of the LoRA, its fields perhaps led by the component; empty where the file has none."""
+    config = path.with_name(_PEFT_CONFIG)
+    if path.name == _PEFT_FILE and config.is_file():
+        return read_json(config)
+    with safe_open(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get(_METADATA, "{}")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its {_METADATA} is no JSON ({error}); save it again with diffusers") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: its {_METADATA} is no JSON object; save it again with diffusers")
+    return metadata
+
+
+def _read_factors(
+    tensors: TensorFiles, keys: Mapping[str, str], kernel_shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads `down` and `up` in linen's layout, float32, with as many dimensions as the layer's kernel has."""
+    absent = [factor for factor in ("down", "up") if factor not in keys]
+    if absent:
+        raise InputError(f"its factor '{absent[0]}' is missing")
+    *kernel, features = kernel_shape
+    rank = max(tensors.shapes[keys["down"]][:1], default=0)
+    factors = []
+    for factor, shape in (("down", (*kernel, rank)), ("up", (*(1 for _ in kernel[:-1]), rank, features))):
+        stored, needed = tensors.shapes[keys[factor]], torch_names.torch_shape(shape, "kernel")
+        # A 1x1 convolution may be stored as a linear layer, or the reverse.
+        if rank < 1 or _without_ones(stored) != _without_ones(needed):
+            raise InputError(f"its factor '{factor}' has shape {stored}, the layer needs {needed}")
+        array = tensors.read(keys[factor]).astype(np.float32)
+        factors.append(torch_names.to_linen_layout(array, "kernel").reshape(shape))
+    return factors[0], factors[1]
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def _read_scale(
+    tensors: TensorFiles, keys: Mapping[str, str], rank: int, metadata: Mapping[str, Any], layer: Layer
+) -> float:
+    if "alpha" in keys:
+        tensor = tensors.read(keys["alpha"])
+        if tensor.size != 1:
+            raise InputError(f"its alpha has shape {tensor.shape}, not one number")
+        return tensor.item() / rank
+
+    def setting(name: str, default: Any) -> Any:
+        value = metadata.get(f"{layer.component}.{name}", metadata.get(name))
+        return default if value is None else value
+
+    names = (layer.name, without_text_prefix(layer.name))
+    patterns = setting("alpha_pattern", {}).items()
+    # peft's rule of which pattern is of which layer.
+    matching = (alpha for pattern, alpha in patterns if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names))
+    alpha = next(matching, setting("lora_alpha", rank))
+    return alpha / (math.sqrt(rank) if setting("use_rslora", False) else rank)
+
+
+def _peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
+    """The arguments of `peft.LoraConfig` for layers of these ranks and alphas, by name."""
+    numbers = {name: int(alpha) if alpha.is_integer() else alpha for name, alpha in alphas.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, numbers))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {without_text_prefix(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {without_text_prefix(name): value for name, value in numbers.items() if value != alpha},
+        "target_modules": sorted(without_text_prefix(name) for name in ranks),
+    }

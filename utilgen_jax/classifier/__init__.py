@@ -1,0 +1,1 @@
+"""The downstream classifier: model, losses, training."""

@@ -1,0 +1,1 @@
+"""`python -m utilgen_jax.compare`: several methods over shots and seeds, with intervals."""

@@ -1,0 +1,197 @@
+"""Several methods, over shots and seeds, in one table with intervals.
+
+  python -m utilgen_jax.compare --config=configs/digits.py --methods=real,vanilla,utilgen --shots=1,2,5,10 \\
+      --seeds=10 --workdir=runs/compare
+  python -m utilgen_jax.compare --config=configs/digits.py --ablate=joint --workdir=runs/compare
+
+All methods of a seed see the same real pictures and the same classifier recipe; what they share, such as a pool, is
+computed once. Rerunning the command continues; with --norun it only tells of the runs that are done. It writes
+compare.json, compare.md and compare.png. Exit status: 0 done, 2 bad input, 130 interrupted.
+
+Several machines can share the work, such as one for --config.seed=0 --seeds=5 and one for --config.seed=5 --seeds=5; a
+table of all ten seeds is what --seeds=10 --norun --join=first/compare.json,second/compare.json makes.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import flags as cli
+from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.config.validation import with_fields
+from utilgen_jax.errors import InputError
+from utilgen_jax.methods import ABLATIONS, METHODS
+
+if TYPE_CHECKING:
+    from utilgen_jax.compare.statistics import Run
+
+Plan = Sequence[tuple[int, int, str]]
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags, not yet parsed."""
+    values = cli.common_flags("folder for all runs and the table; made if missing")
+    default = [name for name, method in METHODS.items() if not method.only_in_ablations]
+    flags.DEFINE_list("methods", default, "rows of the table", flag_values=values)
+    flags.DEFINE_string("ablate", None, "in place of --methods: the rows that take a method apart", flag_values=values)
+    flags.DEFINE_list("shots", [], "labelled pictures a class, one or several; empty: the config's", flag_values=values)
+    flags.DEFINE_integer("seeds", 5, "how many, counted up from the config's", lower_bound=1, flag_values=values)
+    flags.DEFINE_list(
+        "join", [], "compare.json of other folders: what they have is not run again, but told", flag_values=values
+    )
+    flags.DEFINE_boolean("run", True, "run what is missing; --norun: only read what is done", flag_values=values)
+    return values
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads the command line, runs what is missing, and writes the table.
+
+    Args:
+        argv: The command line, its first entry the program.
+
+    Raises:
+        InputError: Something the user gave is wrong.
+    """
+    values = define_flags()
+    overrides, problems = cli.parse_flags(values, argv)
+    if values["help"].value:
+        print(cli.help_text(__doc__ or "", values))
+        return
+    methods = _rows(values, problems)
+    shots_texts: list[str] = values["shots"].value or []
+    problems += [f"--shots: expected whole numbers, got {text!r}" for text in shots_texts if not text.isdigit()]
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            problems.append(f"--{name}: say which, such as --config=configs/digits.py --workdir=runs/compare")
+    if not values["config"].value:
+        raise cli.ConfigError(problems)
+    config = cli.read_config(values["config"].value, overrides, problems)
+    workdir = Path(str(values["workdir"].value))
+    shots = [int(text) for text in shots_texts] or [config.data.shots]
+    seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
+    # Seeds outermost: a sweep that is broken off has every row, at fewer seeds.
+    plan = [(number, seed, method) for seed in seeds for number in shots for method in methods]
+
+    # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
+    import jax
+
+    from utilgen_jax.compare.join import shared_settings
+    from utilgen_jax.compare.report import write_comparison
+    from utilgen_jax.compare.statistics import run_of
+    from utilgen_jax.runtime import sharding as parallel
+
+    joined = _joined_runs([Path(name) for name in values["join"].value or []], config, plan)
+    own = [entry for entry in plan if entry not in joined]
+    if values["run"].value and own:
+        parallel.initialize_distributed()
+        run_all(config, workdir, own)
+    if jax.process_index() == 0:
+        found = [read_done(config, workdir, entry) for entry in own]
+        runs = [run_of(summary) for summary in found if summary is not None] + list(joined.values())
+        if not runs:
+            raise InputError(f"--workdir: none of these runs is done in {workdir}; without --norun they are")
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_comparison(workdir, shared_settings(config), runs, plan)
+
+
+def _joined_runs(files: Sequence[Path], config: ConfigDict, plan: Plan) -> "dict[tuple[int, int, str], Run]":
+    """What --join brings: the runs of the plan that the files have, where several have one the first one's."""
+    from utilgen_jax.compare.join import read_runs
+
+    found: dict[tuple[int, int, str], Run] = {}
+    for file in files:
+        for run in read_runs(file, config):
+            entry = (run.shots, run.seed, run.method)
+            if entry in plan:
+                found.setdefault(entry, run)
+    return found
+
+
+def _rows(values: flags.FlagValues, problems: list[str]) -> list[str]:
+    """The rows that --methods or --ablate ask for; what is wrong with them is added to the problems."""
+    ablation = values["ablate"].value
+    if ablation is not None:
+        if values["methods"].present:
+            problems.append("--ablate, --methods: give one of them; an ablation names its rows itself")
+        problems += choice_problems("ablate", ablation, ABLATIONS)
+        return list(ABLATIONS.get(ablation, ()))
+    methods = list(dict.fromkeys(values["methods"].value or []))
+    if not methods:
+        problems.append(f"--methods: name one at least, of {', '.join(METHODS)}")
+    problems += choice_problems("methods", methods, METHODS)
+    return methods
+
+
+def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
+    """Runs what is not done yet, and tells how far it is.
+
+    Args:
+        config: What all runs have in common.
+        workdir: Folder for the runs: `shots_K/seed_S/METHOD`, and for pools that do not depend on shots `pool/seed_S`.
+        plan: (shots, seed, method) of each run, in the order in which they are done.
+    """
+    import jax
+
+    from utilgen_jax import pipeline
+    from utilgen_jax.experiment.setup import Shared
+    from utilgen_jax.experiment.workdir import open_workdir
+    from utilgen_jax.report import format_duration
+
+    # Stages are shared among all runs of the folder, so all of them are of this config but for what `plan` changes.
+    open_workdir(workdir, config)
+    waiting = [entry for entry in plan if read_done(config, workdir, entry) is None]
+    seconds: list[float] = []
+    for number, entry in enumerate(waiting):
+        shots, seed, method = entry
+        if jax.process_index() == 0:
+            count = f"[{len(plan) - len(waiting) + number + 1}/{len(plan)}]"
+            left = f" (ETA {format_duration((len(waiting) - number) * sum(seconds) / number)})" if number else ""
+            print(f"{count} {shots} shots, seed {seed}: {method}{left}", file=sys.stderr)
+        start = time.monotonic()
+        folder = workdir / f"shots_{shots}" / f"seed_{seed}"
+        shared = Shared(
+            stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
+        )
+        pipeline.run(_config_of(config, entry), _folder(workdir, entry), shared)
+        seconds.append(time.monotonic() - start)
+
+
+def read_done(config: ConfigDict, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
+    """Returns the summary of a run, None where it is not done; InputError where it is of another config, or damaged."""
+    from utilgen_jax.experiment.workdir import check_config
+
+    folder = _folder(workdir, entry)
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    check_config(folder, _config_of(config, entry))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: cannot be read ({error}); remove it to run again") from None
+
+
+def _folder(workdir: Path, entry: tuple[int, int, str]) -> Path:
+    shots, seed, method = entry
+    return workdir / f"shots_{shots}" / f"seed_{seed}" / method
+
+
+def _config_of(config: ConfigDict, entry: tuple[int, int, str]) -> ConfigDict:
+    shots, seed, method = entry
+    return with_fields(config, {"method": method, "seed": seed, "data.shots": shots, "baselines": ()})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; argv=None is sys.argv."""
+    interrupted = "the same command continues; with --norun it tells of the runs that are done"
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

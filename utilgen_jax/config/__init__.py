@@ -1,0 +1,1 @@
+"""The configuration. Nothing in here imports JAX."""

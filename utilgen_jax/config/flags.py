@@ -1,0 +1,186 @@
+"""What the commands share: reading `--config` and its overrides, the help text, and messages in place of tracebacks.
+
+The config file is loaded and overridden here rather than by `ml_collections.config_flags`, which stops at the first
+mistake with a traceback; here all of them are told at once, with the nearest valid name.
+"""
+
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from utilgen_jax.config.schema import FIELDS, SCHEMA, VARIANTS, ConfigError, nearest, parse_value, set_field
+from utilgen_jax.config.validation import checked, validate
+from utilgen_jax.errors import InputError
+
+PREFIX = "--config."
+
+
+def common_flags(workdir_help: str | None) -> flags.FlagValues:
+    """Returns the flags --config, --help and, unless its help is None, --workdir, not yet parsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
+    if workdir_help is not None:
+        flags.DEFINE_string("workdir", None, workdir_help, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    return values
+
+
+def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Parses a command line into absl flags and, for a command with the flag --config, config overrides.
+
+    Args:
+        flag_values: The command's own flags; set in place.
+        argv: The command line, its first entry the program.
+
+    Returns:
+        Overrides (field path, text), from `--config.a.b=text` or `--config.a.b text`; and problems, one message each.
+    """
+    overrides: list[tuple[str, str]] = []
+    problems: list[str] = []
+    words = list(argv[1:])
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.lstrip("-").partition("=")
+        override = "config" in flag_values and word.startswith(PREFIX)
+        known = word.startswith("-") and name in flag_values
+        if not equals and (override or (known and not flag_values[name].boolean)):
+            if not words or words[0].startswith("--"):
+                problems.append(f"{word}: a value is missing; write {word}=VALUE")
+                continue
+            text = words.pop(0)
+            word = f"{word}={text}"
+        if override:
+            overrides.append((name.removeprefix("config."), text))
+            continue
+        try:  # one word at a time, so that one wrong value does not hide the next
+            unknown = flag_values(["", word], known_only=True)[1:]
+        except flags.Error as error:
+            problems.append(str(error))
+            continue
+        if not unknown:
+            continue
+        if not word.startswith("-"):
+            problems.append(f"{word}: an argument that belongs to no flag")
+            continue
+        fields = f" (a config field is {PREFIX}FIELD=VALUE)" if "config" in flag_values else ""
+        problems.append(f"{word}: no such flag; the nearest is --{nearest(name, flag_values)}{fields}")
+        if not equals and words and not words[0].startswith("-"):
+            words.pop(0)  # its value
+    return overrides, problems
+
+
+def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: Sequence[str] = ()) -> ConfigDict:
+    """Loads `FILE.py` or `FILE.py:VARIANT`, applies the overrides and checks the result.
+
+    Args:
+        spec: Path of a Python file with `get_config(arg='')`, and optionally a variant after a colon.
+        overrides: (field path, text) as from `parse_flags`.
+        problems: What is already known to be wrong with the command line; told with the rest.
+
+    Returns:
+        A valid, locked config.
+
+    Raises:
+        ConfigError: Lists every problem of the command line, the variant, the overrides and the config.
+    """
+    problems = list(problems)
+    try:
+        config = _load(spec, problems)
+    except InputError as error:
+        raise ConfigError([*problems, str(error)]) from None
+    for path, text in overrides:
+        if path not in FIELDS:
+            near = nearest(path, FIELDS)
+            problems.append(f"{PREFIX}{path}: there is no such field; the nearest valid one is {PREFIX}{near}")
+            continue
+        try:
+            set_field(config, path, parse_value(FIELDS[path], text))
+        except InputError as error:
+            problems.append(f"--{error}")
+    problems += validate(config)
+    if problems:
+        raise ConfigError(problems)
+    return checked(config)
+
+
+def _load(spec: str, problems: list[str]) -> ConfigDict:
+    """Runs a config file's get_config; a bad variant becomes a problem, and what of it was good is applied."""
+    file, _, variant = spec.partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"--config: there is no file {file!r}; the repository has some under configs/")
+    module_spec = importlib.util.spec_from_file_location("utilgen_config_file", file)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config: {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = _get_config(module, variant, problems)
+    except InputError:
+        raise
+    except Exception as error:  # any mistake of the file's author: told by place, without our own frames
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == module_spec.origin]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"--config: {file}{where}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config: get_config() of {file} must return the config that default_config() made")
+    return config
+
+
+def _get_config(module: ModuleType, variant: str, problems: list[str]) -> ConfigDict:
+    try:
+        return module.get_config(variant)
+    except ConfigError as error:
+        problems += error.problems
+        return error.config or module.get_config("")
+
+
+def help_text(usage: str, flag_values: flags.FlagValues) -> str:
+    """Returns what `--help` prints: the usage and the flags; where there is --config, its variants and fields too."""
+    lines = [usage.strip(), "", "Flags:"]
+    for name in flag_values:
+        if len(name) > 1:
+            default = (flag_values[name].default_as_str or "").strip("'")
+            end = "" if default in ("", "false") else f" (default {default})"
+            lines.append(f"  --{name}: {' '.join((flag_values[name].help or '').split())}{end}")
+    if "config" not in flag_values:
+        return "\n".join(lines)
+    lines += ["", "Variants, after a colon and with commas between them, and the field each sets:"]
+    lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
+    lines += ["  runlocal  a small, quick run"]
+    lines += ["", "Config fields, --config.FIELD=VALUE, with their defaults before a config file changes them:"]
+    for field in SCHEMA:
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        choices = f" ({', '.join(map(str, field.choices))})" if field.choices else ""
+        lines.append(f"  {f'{field.path}={default}':45} {field.help}{choices}")
+    return "\n".join(lines)
+
+
+def exit_status(
+    command: Callable[[], None], interrupted: str = "the same command continues after the last finished stage"
+) -> int:
+    """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told.
+
+    Also 0 where nobody reads on, as in `--help | head`.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written at exit must not raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,1 @@
+"""Augmentations and mixing of training images."""

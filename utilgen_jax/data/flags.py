@@ -1,0 +1,69 @@
+"""The flags by which a command without a config says which pictures it wants, and how the loaders hear of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from absl import flags
+
+from utilgen_jax.config.schema import default_config
+from utilgen_jax.errors import InputError
+
+# The loaders speak of config fields, such a command has flags.
+_FLAGS = {
+    "config.data.path": "--data_path",
+    "config.data.name": "--data",
+    "config.data.source='tfds'": "--data",
+    "config.data.class_names": "--class_names",
+    "config.data.image_size": "--image_size",
+}
+
+
+def define_data_flags(values: flags.FlagValues) -> None:
+    """Adds --data, --data_path, --class_names, --image_size and --channels."""
+    kinds = "npz, imagefolder, or the name of a data set that tensorflow-datasets has prepared"
+    paths = "the .npz file, the image folder, or tensorflow-datasets' data_dir if it is not the usual"
+    flags.DEFINE_string("data", None, kinds, flag_values=values)
+    flags.DEFINE_string("data_path", "", paths, flag_values=values)
+    flags.DEFINE_list("class_names", [], "words for the classes, where the data have none", flag_values=values)
+    size = "side in pixels to which pictures are scaled"
+    flags.DEFINE_integer("image_size", 32, size, lower_bound=8, flag_values=values)
+    flags.DEFINE_integer("channels", 3, "1 grey, 3 colour", lower_bound=1, flag_values=values)
+
+
+def load_flagged_source(settings: dict[str, Any]) -> Any:
+    """Opens the data set: `image_source.Sources`.
+
+    Args:
+      settings: the flags of `define_data_flags` by name.
+
+    Raises:
+      InputError: the data cannot be had.
+    """
+    from utilgen_jax.data.sources import LOADERS, load_source
+
+    name = settings["data"]
+    data = default_config().data
+    data.update(
+        source=name if name in LOADERS else "tfds",
+        name=name,
+        path=settings["data_path"],
+        image_size=settings["image_size"],
+        channels=settings["channels"],
+        class_names=tuple(settings["class_names"]),
+    )
+    return load_source(data)
+
+
+@contextmanager
+def named_as_flags() -> Iterator[None]:
+    """Within it an InputError's message names flags where it named config fields."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        for field, flag in _FLAGS.items():
+            message = message.replace(field, flag)
+        raise InputError(message) from error

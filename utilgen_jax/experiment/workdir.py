@@ -1,0 +1,69 @@
+"""A run's folder: whose it is, and the files that close a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from utilgen_jax import __version__
+from utilgen_jax.config.schema import diff_configs, from_json, to_json
+from utilgen_jax.errors import InputError
+
+_LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+
+
+def open_workdir(folder: Path, config: ConfigDict) -> None:
+    """Makes the folder and notes the config, or checks that the run in it is of the same config.
+
+    Raises:
+      InputError: see `check_config`.
+    """
+    check_config(folder, config)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", to_json(config))
+
+
+def check_config(folder: Path, config: ConfigDict) -> None:
+    """Checks that the run in the folder, if there is any, is of this config.
+
+    Raises:
+      InputError: the folder holds a run of another config (names the fields that differ), or a damaged one.
+    """
+    file = folder / "config.json"
+    if file.is_file():
+        try:
+            before = from_json(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{file}: no config of a run ({error}); take another folder, or remove this one"
+            ) from error
+        if differing := diff_configs(before, config):
+            fields = "\n  ".join(differing)
+            raise InputError(
+                f"--workdir: {folder} holds a run of another config; take another folder, or remove this one. "
+                f"The fields that differ:\n  {fields}"
+            )
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes a text file so that a reader finds the old or the new one, never half of either."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Writes `summary.json`."""
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that shape a result."""
+    return {"utilgen_jax": __version__, **{name: metadata.version(name) for name in _LIBRARIES}}

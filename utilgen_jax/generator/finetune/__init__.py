@@ -1,0 +1,1 @@
+"""Trains parts of the generator, one objective a file."""

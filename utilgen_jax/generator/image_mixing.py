@@ -1,0 +1,199 @@
+"""Augmented conditioning (arXiv 2502.04475): real pictures, mixed in ten ways, as what the generator starts from.
+
+An unCLIP generator is given the image embedding of the mix, or the mix of two image embeddings; any other one starts
+from the mixed picture (SDEdit). Both pictures of a mix are of one class, whose label is kept. The paper's settings:
+Beta(1, 1), dropout 0.4. Two things are not as in its released code: Embed-CutMix cuts along the features, not along
+the batch, and sources are the labelled shots alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from utilgen_jax.data.augment.batch_mixing import cut_mask
+from utilgen_jax.data.augment.random_resized_crop import random_resized_crop
+from utilgen_jax.errors import InputError
+
+# (first [B, ...], second [B, ...], PRNG keys [B]) -> their mix, and how much of it is of the first: λ [B]
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+DROPOUT = 0.4
+_CROP_FIRST, _CROP_SECOND, _LAMBDA, _PLACE, _DROPOUT = range(5)  # folded into a picture's key
+_AUGMENTATION = 3  # folded into a picture's seed, of which `sampling` and `painting` make other use
+
+
+def augmentation_keys(seeds: np.ndarray) -> jax.Array:
+    """PRNG keys [B] for what is mixed and dropped, each from its picture's own seed, int [B]."""
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), _AUGMENTATION))(jnp.asarray(seeds, jnp.int32))
+
+
+def mixup_pairs(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """λ of the first and 1 - λ of the second, λ ~ Beta(1, 1) for each pair: arrays [B, ...], and λ float [B]."""
+    lam = _draw_lambda(keys)
+    share = lam.reshape(-1, *[1] * (first.ndim - 1))
+    return share * first + (1 - share) * second, lam
+
+
+def cutmix_pictures(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A box of the second picture in the first, see `batch_mixing.cut_mask`.
+
+    Args:
+      first: float [B, H, W, C].
+      second: the same.
+      keys: PRNG keys [B].
+
+    Returns:
+      Pictures [B, H, W, C], and the share of each that is of the first, float [B].
+    """
+    height, width = first.shape[1:3]
+    masks = jax.vmap(lambda key, lam: cut_mask(key, lam, height, width))(_fold(keys, _PLACE), _draw_lambda(keys))
+    return jnp.where(masks[..., None], second, first), 1 - masks.mean(axis=(1, 2))
+
+
+def cutmix_embeds(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A run of features of the second embedding in the first, anywhere: [B, E], and the first's share, float [B]."""
+    width = first.shape[-1]
+
+    def inside(key: jax.Array, lam: jax.Array) -> jax.Array:
+        cut = jnp.round(width * (1 - lam)).astype(jnp.int32)
+        start = jax.random.randint(key, (), 0, width - cut + 1)
+        return (jnp.arange(width) >= start) & (jnp.arange(width) < start + cut)
+
+    masks = jax.vmap(inside)(_fold(keys, _PLACE), _draw_lambda(keys))
+    return jnp.where(masks, second, first), 1 - masks.mean(axis=1)
+
+
+def crop_pairs(mix: Mix) -> Mix:
+    """The mix of random parts of two pictures, each scaled to the whole, see `random_resized_crop`."""
+
+    def mix_crops(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        side = first.shape[1]
+        first = random_resized_crop(first, _fold(keys, _CROP_FIRST), side)
+        second = random_resized_crop(second, _fold(keys, _CROP_SECOND), side)
+        return mix(first, second, keys)
+
+    return mix_crops
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One of the ten.
+
+    Attributes:
+      pictures: mixes two pictures; None: the first picture as it is.
+      embeds: mixes two image embeddings; None: that of the (mixed) picture.
+      dropout: the chance of each entry of the embedding to be zeroed; the others are not scaled up.
+    """
+
+    pictures: Mix | None = None
+    embeds: Mix | None = None
+    dropout: float = 0.0
+
+    @property
+    def needs_image_encoder(self) -> bool:
+        """Whether the way is one of embeddings, which img2img has none of."""
+        return self.embeds is not None or self.dropout > 0.0
+
+
+_PLAIN: Mapping[str, Way] = {
+    "image": Way(),
+    "cutmix": Way(pictures=crop_pairs(cutmix_pictures)),
+    "mixup": Way(pictures=crop_pairs(mixup_pairs)),
+    "embed_cutmix": Way(embeds=cutmix_embeds),
+    "embed_mixup": Way(embeds=mixup_pairs),
+}
+WAYS: Mapping[str, Way] = {
+    **_PLAIN,
+    **{f"{name}_dropout": dataclasses.replace(way, dropout=DROPOUT) for name, way in _PLAIN.items()},
+}
+
+
+def find_way(name: str, has_image_encoder: bool) -> Way:
+    """One of `WAYS`; InputError where there is no such one, or the generator lacks the image encoder that it needs."""
+    possible = [each for each, way in WAYS.items() if has_image_encoder or not way.needs_image_encoder]
+    if name in possible:
+        return WAYS[name]
+    reason = "this generator has no image encoder, so the mixed picture itself is what it starts from (img2img), and "
+    raise InputError(
+        f"augmented conditioning {name!r}: {reason if name in WAYS else ''}the ways are {', '.join(possible)}"
+    )
+
+
+def plan_sources(labels: np.ndarray, wanted_labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws two real pictures of its own class for each picture to be made; twice the same of a class that has one.
+
+    Args:
+      labels: int [N] of the real pictures, the k shots and no other.
+      wanted_labels: int [M] of the pictures to be made.
+      rng: the draws.
+
+    Returns:
+      int64 [M, 2], indices into the real pictures; a way that needs one takes the first.
+
+    Raises:
+      ValueError: a class is wanted of which there is no real picture.
+    """
+    sources = np.empty((len(wanted_labels), 2), np.int64)
+    for label in np.unique(wanted_labels):
+        members, rows = np.flatnonzero(labels == label), np.flatnonzero(wanted_labels == label)
+        if not len(members):
+            raise ValueError(f"class {label} has no real picture to condition on")
+        first = rng.integers(len(members), size=len(rows))
+        # From 1 to the end: any member but the first, if there is another.
+        step = rng.integers(1, max(len(members), 2), size=len(rows))
+        sources[rows] = members[np.stack([first, (first + step) % len(members)], axis=1)]
+    return sources
+
+
+@partial(jax.jit, static_argnums=0)
+def _mix(mix: Mix, first: jax.Array, second: jax.Array, keys: jax.Array) -> jax.Array:
+    return mix(first, second, keys)[0]
+
+
+def mix_pictures(way: Way, first: jax.Array, second: jax.Array, keys: jax.Array) -> jax.Array:
+    """The picture of a way: float [B, S, S, C] of two such, and PRNG keys [B] from `augmentation_keys`."""
+    return first if way.pictures is None else _mix(way.pictures, first, second, keys)
+
+
+def mix_image_embeds(
+    way: Way, encode: Callable[[jax.Array], jax.Array], first: jax.Array, second: jax.Array, keys: jax.Array
+) -> jax.Array:
+    """The image embedding of a way.
+
+    Args:
+      way: any.
+      encode: image embeddings [B, E] of pictures, such as `conditioning.encode_images`.
+      first: float [B, S, S, C].
+      second: the same.
+      keys: PRNG keys [B] from `augmentation_keys`.
+
+    Returns:
+      Float [B, E].
+    """
+    if way.embeds is None:
+        embeds = encode(mix_pictures(way, first, second, keys))
+    else:
+        embeds = _mix(way.embeds, encode(first), encode(second), keys)
+    return drop_entries(embeds, keys, way.dropout) if way.dropout else embeds
+
+
+@partial(jax.jit, static_argnames="share")
+def drop_entries(embeds: jax.Array, keys: jax.Array, share: float) -> jax.Array:
+    """Zeroes each entry of [B, E] with probability `share`, by each row's own key, and leaves the others alone."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - share, embeds.shape[1:]))(_fold(keys, _DROPOUT))
+    return jnp.where(kept, embeds, 0)
+
+
+def _draw_lambda(keys: jax.Array) -> jax.Array:
+    """λ ~ Beta(1, 1), which is uniform, of each key: float [B]."""
+    return jax.vmap(jax.random.uniform)(_fold(keys, _LAMBDA))
+
+
+def _fold(keys: jax.Array, use: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)

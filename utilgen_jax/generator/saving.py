@@ -1,0 +1,123 @@
+"""A checkpoint written out as a folder that torch's diffusers opens: cast, with other parts, a LoRA merged in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from utilgen_jax import __version__
+from utilgen_jax import checkpoints as weights
+from utilgen_jax.checkpoints.checkpoint_folder import WEIGHTED_COMPONENTS, read_json
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.loading import Generator, component_folders, load_params
+from utilgen_jax.models.lora import Lora, merge_lora
+
+_INDEX = "model_index.json"
+# diffusers leaves keys alone that begin with an underscore.
+_MARK = "_exported_by"
+
+
+def check_export_target(folder: Path) -> None:
+    """Raises InputError where a folder holds anything but an earlier export, which may be replaced."""
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; give a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / _INDEX).is_file() or _MARK not in read_json(folder / _INDEX):
+        raise InputError(f"{folder}: holds something else than an earlier export; give another folder, or empty it")
+
+
+def exported_components(checkpoint: Path) -> list[str]:
+    """Names of the components that an export holds: all that `model_index.json` names and the folder has.
+
+    Safety checkers are left out.
+    """
+    index = read_json(checkpoint / _INDEX)
+    entries = [name for name, kind in index.items() if isinstance(kind, list) and name != "safety_checker"]
+    return [name for name in entries if (checkpoint / name).is_dir()]
+
+
+def write_diffusers_folder(
+    out: Path,
+    checkpoint: Path,
+    generator: Generator,
+    *,
+    dtype: jnp.dtype | None = None,
+    components: Mapping[str, Path] | None = None,
+    variant: str | None = None,
+    loras: Mapping[str, Lora] | None = None,
+    on_written: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes the `exported_components` and their `model_index.json`.
+
+    The host holds one component's weights at a time. The folder appears whole or not at all.
+
+    Args:
+      out: the folder; an earlier export is replaced.
+      checkpoint: the folder that is read.
+      generator: its architecture, with the same `components`.
+      dtype: weights are cast to it; None keeps each as it is stored.
+      components: see `load_generator`.
+      variant: see `load_generator`.
+      loras: {component: Lora} to merge into the weights.
+      on_written: called with the name of each component that is done.
+
+    Raises:
+      InputError: `out` holds something else, or the checkpoint's weights are broken or do not fit.
+    """
+    check_export_target(out)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        folders = component_folders(checkpoint, components)
+        names = exported_components(checkpoint)
+        for name in names:
+            source = folders.get(name, checkpoint / name)
+            if name in WEIGHTED_COMPONENTS:
+                config, params = _load(generator, name, source, variant)
+                if loras and name in loras:
+                    params = merge_lora(params, loras[name])
+                weights.save_component(partial / name, config, params, dtype)
+            else:
+                _copy_texts(source, partial / name)
+            on_written(name)
+        index = read_json(checkpoint / _INDEX)
+        index |= {name: [None, None] for name, kind in index.items() if isinstance(kind, list) and name not in names}
+        if "safety_checker" in index:
+            index["requires_safety_checker"] = False
+        index[_MARK] = f"utilgen_jax {__version__}"
+        (partial / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _replace(out, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load(generator: Generator, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:
+    module = getattr(generator, name, None)
+    if module is None:  # unCLIP's statistics of image embeddings, which are no module
+        return weights.load_component(folder, variant=variant)
+    return weights.load_config(folder), load_params(folder, module, None, variant=variant)
+
+
+def _copy_texts(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".txt"):
+            shutil.copyfile(path, target / path.name)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts a new folder in the place of an old one; folders, unlike files, cannot be replaced in one step."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.is_dir():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)

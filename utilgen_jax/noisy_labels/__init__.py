@@ -1,0 +1,1 @@
+"""`python -m utilgen_jax.noisy_labels`: training on partly wrong labels."""

@@ -1,0 +1,179 @@
+"""What `python -m utilgen_jax.noisy_labels` does: data with wrong labels, a stage a weighting, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from utilgen_jax import report
+from utilgen_jax.data.flags import load_flagged_source, named_as_flags
+from utilgen_jax.data.image_source import ImageSource
+from utilgen_jax.data.label_noise import add_label_noise
+from utilgen_jax.data.splits import LabelledImages, stratified_order
+from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.results import log_stage
+from utilgen_jax.experiment.stages import Stages
+from utilgen_jax.experiment.workdir import versions, write_atomically, write_summary
+from utilgen_jax.models.classifiers import build_classifier
+from utilgen_jax.noisy_labels.train import NoisyData, Recipe, train_and_value
+
+_WIDTH = 32  # of small_cnn and mlp
+_LOG_EVERY = 50
+_HEADERS = ("weighting", "test accuracy, %", "minus uniform", "AUC: weight", "soft label", "loss", "seconds")
+
+
+def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[str, Any]]:
+    """Trains every weighting that is asked for and not yet done, and writes `summary.json` and `weights.png`.
+
+    Args:
+      settings: the command's flags by name.
+      workdir: the run's folder; made if missing.
+
+    Returns:
+      A table for people, and the figures: {"noise": ..., "rows": [...]}, JSON-ready.
+
+    Raises:
+      InputError: the data cannot be had or are too few, or the folder holds a run with other settings.
+    """
+    with named_as_flags():
+        data = read_data(settings)
+        module = build_classifier(settings["classifier"], data.num_classes, _WIDTH, settings["image_size"])
+    _open(workdir, settings)
+    recipe = Recipe(**{name: settings[name] for name in Recipe.__dataclass_fields__})
+    stages = Stages(workdir / "stages")
+    results = {}
+    with report.MetricsWriter(workdir) as metrics:
+        for name in dict.fromkeys(settings["weightings"]):
+
+            def train(name: str = name) -> dict[str, np.ndarray]:
+                with log_stage(metrics, name, recipe.steps, _LOG_EVERY) as on_step:
+                    return train_and_value(module, name, recipe, data, on_step)
+
+            results[name] = stages.run(name, train)
+
+    rows = [_row(name, result, results.get("uniform"), stages.seconds[name]) for name, result in results.items()]
+    figures = {
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
+        "num_test": len(data.test),
+        "share_wrong": round(float(data.is_wrong.mean()), 4),
+        "rows": rows,
+    }
+    write_summary(workdir, {"settings": settings, **figures, "versions": versions()})
+    report.plot_separation(
+        {name: result["weight"] for name, result in results.items()},
+        {name: result["is_wrong"] for name, result in results.items()},
+        "Weight",
+        workdir / "weights.png",
+    )
+    return report.format_table([_cells(row) for row in rows], _HEADERS), figures
+
+
+def read_data(settings: dict[str, Any]) -> NoisyData:
+    """Reads the pictures, holds the validation pictures out, and makes labels wrong.
+
+    Args:
+      settings: the command's flags by name.
+
+    Raises:
+      InputError: the data cannot be had, are too few, or have no test part.
+    """
+    sources = load_flagged_source(settings)
+    if sources.test is None:
+        raise InputError(f"{sources.train.name} has no test part, on which the weightings could be compared")
+    num_validation, num_train = settings["num_validation"], settings["num_train"]
+    available = len(sources.train.labels) - num_validation
+    least = num_train or settings["batch_size"]
+    if available < least:
+        raise InputError(
+            f"{sources.train.name} has {len(sources.train.labels)} training pictures: too few for --num_validation="
+            f"{num_validation} and {least} to train on (--num_train, or a batch)"
+        )
+    order = stratified_order(sources.train.labels, settings["seed"])
+    train = _read(sources.train, np.sort(order[num_validation:][: num_train or None]))
+    noisy = add_label_noise(train.labels, len(train.class_names), settings["noise"], settings["seed"])
+    return NoisyData(
+        train=LabelledImages(train.images, noisy, train.ids, train.class_names),
+        is_wrong=noisy != train.labels,
+        validation=_read(sources.train, np.sort(order[:num_validation])),
+        test=_read(sources.test, np.arange(len(sources.test.labels))),
+    )
+
+
+def separation(scores: np.ndarray, is_wrong: np.ndarray) -> float | None:
+    """How well scores tell right labels (high) from wrong ones (low): the area under the ROC curve in [0, 1].
+
+    Args:
+      scores: float [M].
+      is_wrong: bool [M].
+
+    Returns:
+      The probability that a picture with a right label has the higher score, ties counting half; None where all labels
+      are right or all wrong, or all scores the same: then nothing was to be told, or nothing told.
+    """
+    if is_wrong.all() or not is_wrong.any() or np.ptp(scores) == 0:
+        return None
+    return float(roc_auc_score(~is_wrong, scores))
+
+
+def _row(
+    name: str, result: dict[str, np.ndarray], uniform: dict[str, np.ndarray] | None, seconds: float
+) -> dict[str, Any]:
+    row = {
+        "weighting": name,
+        "accuracy": float(result["correct"].mean()),
+        "auc_weight": separation(result["weight"], result["is_wrong"]),
+        "auc_soft_label": separation(result["label_mass"], result["is_wrong"]),
+        "auc_loss": separation(-result["loss"], result["is_wrong"]),
+        "seconds": seconds,
+    }
+    if uniform is not None and name != "uniform":
+        row["minus_uniform"] = report.paired_difference(100.0 * result["correct"], 100.0 * uniform["correct"])
+    return row
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    difference = row.get("minus_uniform")
+    aucs = [row[key] for key in ("auc_weight", "auc_soft_label", "auc_loss")]
+    return [
+        row["weighting"],
+        f"{100 * row['accuracy']:.1f}",
+        "-" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference),
+        *("-" if auc is None else f"{auc:.3f}" for auc in aucs),
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _open(workdir: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder and notes the settings, or checks that what is there was made with the same ones.
+
+    Raises:
+      InputError: it was not; or its config.json cannot be read.
+    """
+    file = workdir / "config.json"
+    if file.is_file():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            # A folder may get further weightings, and may have been moved.
+            fixed = [name for name in settings if name not in ("weightings", "workdir")]
+            differing = [
+                f"--{name}: {before[name]} before, {settings[name]} now"
+                for name in fixed
+                if before[name] != settings[name]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: no settings of this command ({error!r}); take another folder") from error
+        if differing:
+            raise InputError("\n  ".join([f"--workdir: {workdir} holds a run with other settings:", *differing]))
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _read(source: ImageSource, indices: np.ndarray) -> LabelledImages:
+    return LabelledImages(
+        source.read(indices), source.labels[indices], tuple(source.ids[index] for index in indices), source.class_names
+    )

@@ -1,0 +1,1 @@
+"""`python -m utilgen_jax.plan`: what a config needs on TPUs."""

@@ -1,0 +1,181 @@
+"""What a config's programs need on TPUs, without having any: they are compiled here for a topology's chips.
+
+  pip install -e .[tpu]
+  python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:2x2
+  python -m utilgen_jax.plan --config=configs/cifar.py --topology=v4:2x2x1 --programs=lora \\
+      --gradient_checkpointing=blocks --config.generator.batch_size=32 --config.parallel.fsdp=4
+  python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:4x4 --programs=bilevel \\
+      --config.classifier.name=resnet50 --config.data.image_size=224 --config.classifier.dtype=bfloat16
+
+For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
+seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
+No weights are needed; the classifier is planned as if all of it were trained. XLA is told to save memory wherever it
+can, by recomputing, and is stopped before it generates code, which takes a minute or two; what does not fit then never
+will, and for what fits it will do the same. With --full it compiles to the end, for a chip with the memory that it has:
+many minutes for each of Stable Diffusion's programs.
+Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import ConfigDict
+
+from utilgen_jax.config import flags as cli
+from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.architectures import ARCHITECTURES
+from utilgen_jax.models.classifiers import build_classifier
+from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
+from utilgen_jax.plan import table
+from utilgen_jax.plan.architecture import find_architecture
+from utilgen_jax.plan.chips import CHIPS, TOPOLOGIES
+from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, Job, plan_program
+from utilgen_jax.plan.topology import topology_mesh
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags, not yet parsed."""
+    values = cli.common_flags(workdir_help=None)
+    programs = "; ".join(f"{name}: {program.help}" for name, program in PROGRAMS.items())
+    flags.DEFINE_string("topology", None, f"the chips: {', '.join(TOPOLOGIES)}", flag_values=values)
+    flags.DEFINE_list("programs", list(PROGRAMS), f"what to compile ({programs})", flag_values=values)
+    flags.DEFINE_string(
+        "architecture",
+        None,
+        f"a published one, in place of the checkpoint's: {', '.join(ARCHITECTURES)}",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "gradient_checkpointing",
+        "none",
+        f"what training computes again rather than keep: {', '.join(GRADIENT_CHECKPOINTING)}",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("full", False, "compile to the end, code too, which takes many minutes", flag_values=values)
+    return values
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads the command line, compiles the programs and prints what they need.
+
+    Args:
+        argv: The command line, its first entry the program.
+
+    Raises:
+        InputError: Something the user gave is wrong, or libtpu is not installed.
+    """
+    values = define_flags()
+    overrides, problems = cli.parse_flags(values, argv)
+    if values["help"].value:
+        print(cli.help_text(__doc__ or "", values))
+        return
+    settings: dict[str, Any] = {name: values[name].value for name in values}
+    problems += check_arguments(settings)
+    if not settings["config"]:
+        raise cli.ConfigError(problems)
+    config = cli.read_config(settings["config"], overrides, problems)
+
+    jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
+    job, architecture = make_job(config, settings)
+    chip = CHIPS[settings["topology"].partition(":")[0]]
+    plan: dict[str, Any] = {
+        **{name: settings[name] for name in ("topology", "gradient_checkpointing", "full")},
+        "chips": job.mesh.size,
+        "mesh": dict(job.mesh.shape),
+        "architecture": architecture,
+        "batch_size": job.batch_size,
+        "image_size": job.image_size,
+        "dtype": job.dtype.name,
+        "available_bytes": int(chip.memory * 2**30),
+        "peak_flops_per_second": chip.flops * job.mesh.size,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "programs": {},
+    }
+    print(table.heading(plan))
+    for name in settings["programs"]:
+        print(f"compiling {name} ...", file=sys.stderr)
+        figures = plan_program(name, job, settings["full"])
+        plan["programs"][name] = row = {
+            **dataclasses.asdict(figures),
+            "fits": figures.needed_bytes <= plan["available_bytes"],
+            "seconds_at_peak": figures.flops / plan["peak_flops_per_second"],
+        }
+        print(table.line(name, row), flush=True)
+        if not row["fits"]:
+            print(f"{'':8} does not fit; try {table.ways_out(plan, PROGRAMS[name].has_gradient)}", flush=True)
+    print(json.dumps(plan))
+
+
+def check_arguments(settings: dict[str, Any]) -> list[str]:
+    """Lists what is wrong with the flags, each with the nearest valid name."""
+    examples = {"config": "configs/cifar.py", "topology": "v5e:2x2", "programs": "unet,lora"}
+    problems = [
+        f"--{name}: say which, such as --{name}={example}" for name, example in examples.items() if not settings[name]
+    ]
+    chip = (settings["topology"] or "").partition(":")[0]
+    layouts = [name for name in TOPOLOGIES if name.startswith(f"{chip}:")] or TOPOLOGIES
+    choices = {
+        "topology": layouts,
+        "programs": PROGRAMS,
+        "architecture": ARCHITECTURES,
+        "gradient_checkpointing": GRADIENT_CHECKPOINTING,
+    }
+    for name, valid in choices.items():
+        problems += choice_problems(name, settings[name], valid)
+    return problems
+
+
+def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
+    """Finds the architecture and the chips; returns what is to be planned, and the architecture's origin."""
+    generator, architecture = find_architecture(
+        config.generator.checkpoint,
+        config.generator.revision or None,
+        settings["architecture"],
+        dtype=jnp.dtype(config.generator.dtype),
+        gradient_checkpointing=settings["gradient_checkpointing"],
+    )
+    generator.check_image_size(config.generator.image_size)
+    job = Job(
+        generator=generator,
+        mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
+        dtype=jnp.dtype(config.generator.dtype),
+        batch_size=config.generator.batch_size,
+        image_size=config.generator.image_size,
+        num_steps=config.generator.steps,
+        guidance_scale=config.generator.guidance_scale,
+        scheduler=config.generator.scheduler,
+        classifier=build_classifier(
+            config.classifier.name,
+            NUM_CLASSES,
+            config.classifier.width,
+            config.data.image_size,
+            jnp.dtype(config.classifier.dtype),
+        ),
+        classifier_image_size=config.data.image_size,
+        classifier_channels=config.data.channels,
+    )
+    if job.batch_size % job.mesh.size:
+        raise InputError(
+            f"config.generator.batch_size={job.batch_size}: does not divide among {job.mesh.size} chips; "
+            "make it a multiple of them"
+        )
+    return job, architecture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; argv=None is sys.argv."""
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The generator's architecture: of a checkpoint that is here, else as it was published, else of the hub's configs."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from utilgen_jax import checkpoints as weights
+from utilgen_jax.diffusion.schedules import load_schedule
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
+from utilgen_jax.generator.loading import Generator, read_architecture
+from utilgen_jax.models.autoencoder import AutoencoderKL
+from utilgen_jax.models.clip_text import CLIPTextModel
+from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
+from utilgen_jax.models.unet import UNet2DConditionModel
+
+
+def find_architecture(
+    checkpoint: str, revision: str | None, architecture: str | None, **settings: Any
+) -> tuple[Generator, str]:
+    """Finds a generator's architecture; no weights are read or downloaded.
+
+    Args:
+      checkpoint: config.generator.checkpoint: 'glyphs', a folder, or a hub id.
+      revision: of a hub id.
+      architecture: one of `ARCHITECTURES`, in place of the checkpoint's; or None.
+      **settings: dtype and gradient_checkpointing, see `read_architecture`.
+
+    Returns:
+      The generator, and where its architecture comes from, for people.
+
+    Raises:
+      InputError: the checkpoint is none, or neither here nor published nor on a hub that can be reached.
+    """
+    if architecture is None and not Path(checkpoint).expanduser().exists():
+        architecture = HUB_IDS.get(checkpoint)
+    if architecture is not None:
+        return published_generator(architecture, **settings), f"{architecture}, as published"
+    try:
+        folder = weights.resolve_checkpoint(checkpoint, revision, configs_only=True)
+    except InputError as error:
+        names = ", ".join(ARCHITECTURES)
+        raise InputError(f"{error}; or plan for a published architecture, --architecture=NAME ({names})") from None
+    return read_architecture(folder, **settings), str(checkpoint)
+
+
+def published_generator(name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none") -> Generator:
+    """A published architecture without a tokenizer.
+
+    Args:
+      name: one of `ARCHITECTURES`.
+      dtype: of activations.
+      gradient_checkpointing: see `UNet2DConditionModel`.
+    """
+    configs = ARCHITECTURES[name]
+    unclip = "image_encoder" in configs
+    return Generator(
+        unet=UNet2DConditionModel.from_config(configs["unet"], dtype, gradient_checkpointing),
+        vae=AutoencoderKL.from_config(configs["vae"], dtype),
+        text_encoder=CLIPTextModel.from_config(configs["text_encoder"], dtype),
+        image_encoder=CLIPVisionModelWithProjection.from_config(configs["image_encoder"], dtype) if unclip else None,
+        tokenizer=None,
+        schedule=load_schedule(configs["scheduler"]),
+        image_noising_schedule=load_schedule(configs["image_noising_scheduler"]) if unclip else None,
+        image_mean=(0.48145466, 0.4578275, 0.40821073),
+        image_std=(0.26862954, 0.26130258, 0.27577711),
+    )

@@ -1,0 +1,99 @@
+"""Compiles a traced program for TPU chips and says what it needs there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from utilgen_jax.plan.flops import count_flops
+
+GIB = 2**30
+_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+# What XLA says of a program that is too large: '... (320.00G) exceeds available HBM (30.75G)'. It speaks of temporaries
+# and means all that the program needs, arguments and results too.
+_TOO_LARGE = re.compile(r"\(([\d.]+)([BKMGT])\) exceeds available HBM")
+
+# A chip with next to no memory: XLA does what it can to save some, says how much is needed all the same, and gives up.
+_LEAST_MEMORY = {"xla_tpu_max_hbm_size_mib": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A jitted function and what it is called with.
+
+    Attributes:
+      function: the result of `jax.jit`.
+      arguments: pytrees of sharded `jax.ShapeDtypeStruct`, and static arguments.
+      settings: the same, by name.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one program needs; bytes are those on one chip.
+
+    Attributes:
+      argument_bytes: its arguments: weights, batch, optimiser state.
+      temporary_bytes: all else while it runs, such as activations and those results that do not replace arguments.
+      code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was asked for.
+      resident_bytes: weights of the generator's other components, which lie beside it.
+      needed_bytes: the sum.
+      flops: of all chips together, see `planning.flops.count_flops`.
+      compile_seconds: on this machine.
+    """
+
+    argument_bytes: int
+    temporary_bytes: int
+    code_bytes: int
+    resident_bytes: int
+    needed_bytes: int
+    flops: int
+    compile_seconds: float
+
+
+def compile_program(call: Call, resident_bytes: int, full: bool = False) -> Figures:
+    """Compiles a program, which can take minutes, and reads off what it needs.
+
+    Args:
+      call: the program and the shapes of its arguments; their shardings say for which chips it is compiled.
+      resident_bytes: what else lies in a chip's memory.
+      full: generate code too, which is most of the time; otherwise stop where the least memory is known.
+    """
+    start = time.perf_counter()
+    traced = call.function.trace(*call.arguments, **call.settings)
+    try:
+        memory = traced.lower().compile({} if full else _LEAST_MEMORY).memory_analysis()
+        argument_bytes, code_bytes = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        temporary_bytes = memory.temp_size_in_bytes + results
+    except jax.errors.JaxRuntimeError as error:
+        too_large = _TOO_LARGE.search(str(error))
+        if too_large is None:
+            raise
+        argument_bytes, code_bytes = bytes_on_chip((call.arguments, call.settings)), 0
+        temporary_bytes = int(float(too_large[1]) * _UNITS[too_large[2]]) - argument_bytes
+    return Figures(
+        argument_bytes=argument_bytes,
+        temporary_bytes=temporary_bytes,
+        code_bytes=code_bytes,
+        resident_bytes=resident_bytes,
+        needed_bytes=argument_bytes + temporary_bytes + code_bytes + resident_bytes,
+        flops=count_flops(traced.jaxpr),
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+def bytes_on_chip(shapes: Any) -> int:
+    """Bytes that the sharded `jax.ShapeDtypeStruct` of a pytree take on one chip; other leaves are left out."""
+    leaves = [leaf for leaf in jax.tree.leaves(shapes) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -1,0 +1,220 @@
+"""The programs that are planned, one row each: called on shapes alone, so that no weights are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.weightings import feature_network
+from utilgen_jax.generator.adapter import Policy, labelled_examples, make_generate, paint
+from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.finetune.lora_step import LoraBatch, LoraState, init_lora_state, make_lora_step
+from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.loading import Generator, expected_params
+from utilgen_jax.generator.sampling import sample
+from utilgen_jax.models.lora import init_lora
+from utilgen_jax.plan.compiling import Call, Figures, bytes_on_chip, compile_program
+from utilgen_jax.runtime.sharding import BATCH_AXES, param_shardings
+
+LORA_RANK = 16
+NUM_CLASSES = 1000  # of the classifier; known once data are read, and of little weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to run, and on which chips.
+
+    Attributes:
+      generator: the architecture; its modules' dtype is that of activations.
+      mesh: from `chips.topology_mesh`.
+      dtype: the weights are stored in it.
+      batch_size: pictures at once, over all chips.
+      image_size: pixels a side.
+      num_steps: denoising steps of the sampler.
+      guidance_scale: of classifier-free guidance.
+      scheduler: of the sampler.
+      classifier: a linen module, for `NUM_CLASSES` classes.
+      classifier_image_size: side in pixels of the pictures that it sees.
+      classifier_channels: of these pictures.
+    """
+
+    generator: Generator
+    mesh: Mesh
+    dtype: jnp.dtype
+    batch_size: int
+    image_size: int
+    num_steps: int
+    guidance_scale: float
+    scheduler: str
+    classifier: Any
+    classifier_image_size: int
+    classifier_channels: int
+
+    def params(self) -> dict[str, Any]:
+        """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
+        names = ("unet", "vae", "text_encoder", "image_encoder")
+        modules = {name: module for name in names if (module := getattr(self.generator, name)) is not None}
+        shapes = {name: expected_params(module) for name, module in modules.items()}
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, self.dtype, sharding=sharding),
+            shapes,
+            param_shardings(shapes, self.mesh),
+        )
+
+    def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> Any:
+        """An array of `batch_size` examples of a shape, split over all chips."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
+
+    def latents(self) -> Any:
+        """Latents of the pictures."""
+        side = self.image_size // self.generator.vae_scale_factor
+        return self.batch(side, side, self.generator.unet.in_channels)
+
+    def prompt_embeds(self) -> Any:
+        """CLIP text states of the pictures' prompts."""
+        encoder, unet = self.generator.text_encoder, self.generator.unet
+        return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype)
+
+    def class_labels(self) -> Any:
+        """unCLIP's image embeddings; None where the UNet has no class embedding."""
+        width = self.generator.unet.projection_class_embeddings_input_dim
+        return None if self.generator.unet.class_embed_type is None else self.batch(width)
+
+    def replicated(self, tree: Any) -> Any:
+        """The shapes of a pytree's arrays, whole on every chip."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A row of the plan.
+
+    Attributes:
+      help: what it computes.
+      call: (job, the generator's weights by component) -> the program and its arguments.
+      components: whose weights it takes; the generator's others lie in memory beside it.
+      has_gradient: through the UNet, so that gradient checkpointing saves memory.
+    """
+
+    help: str
+    call: Callable[[Job, Mapping[str, Any]], Call]
+    components: tuple[str, ...]
+    has_gradient: bool = False
+
+
+def _unet(job: Job, params: Mapping[str, Any]) -> Call:
+    forward = jax.jit(lambda weights, *inputs: job.generator.unet.apply({"params": weights}, *inputs))
+    timesteps = job.batch(dtype=jnp.int32)
+    return Call(forward, (params["unet"], job.latents(), timesteps, job.prompt_embeds(), job.class_labels()))
+
+
+def _sample(job: Job, params: Mapping[str, Any]) -> Call:
+    embeds = job.prompt_embeds()
+    condition = Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=job.class_labels())
+    settings = {
+        "num_steps": job.num_steps,
+        "guidance_scale": job.guidance_scale,
+        "scheduler": job.scheduler,
+        "keys": job.batch(dtype=_key_shape().dtype),
+    }
+    return Call(sample, (job.generator, params, condition, job.latents()), settings)
+
+
+def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
+    optimizer = optax.adamw(1e-4)
+
+    def init(key: jax.Array) -> LoraState:
+        return init_lora_state({"unet": init_lora(params["unet"], key, rank=LORA_RANK)}, optimizer)
+
+    key = job.replicated(_key_shape())
+    state = job.replicated(jax.eval_shape(init, key))
+    batch = LoraBatch(latents=job.latents(), prompt_embeds=job.prompt_embeds(), class_labels=job.class_labels())
+    return Call(make_lora_step(job.generator, optimizer), (state, params, batch, key))
+
+
+def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
+    """`batch_size` given, generated and validation pictures each; the sampler's last step is differentiated."""
+    classifier, size, channels = job.classifier, job.classifier_image_size, job.classifier_channels
+    weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
+    optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
+    to_examples = partial(labelled_examples, num_classes=NUM_CLASSES, image_size=size, channels=channels)
+
+    def init(key: jax.Array) -> BilevelState:
+        images = jnp.zeros((1, size, size, channels))
+        lora = init_lora(params["unet"], key, rank=LORA_RANK)
+        outer = {"weighting": weighting.init(key), "policy": Policy(unet_lora=lora.factors)}
+        return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
+
+    def step(state: BilevelState, params: Mapping[str, Any], *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
+        painted = partial(
+            paint,
+            job.generator,
+            params,
+            num_steps=job.num_steps,
+            guidance_scale=job.guidance_scale,
+            scheduler=job.scheduler,
+        )
+        update = make_bilevel_update(
+            lambda weights, images: classifier.apply({"params": weights}, images),
+            weighting,
+            optimizer,
+            outer_optimizer,
+            generate=make_generate(painted, to_examples),
+        )
+        return update(state, *batches)
+
+    shapes = jax.eval_shape(init, _key_shape())
+    shardings = param_shardings(shapes, job.mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+    examples = Examples(
+        job.batch(size, size, channels), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
+    )
+    embeds, integers = job.prompt_embeds(), job.batch(dtype=jnp.int32)
+    requests = Requests(
+        condition=Condition(embeds, embeds, job.class_labels()),
+        latents=job.latents(),
+        labels=integers,
+        rows=integers,
+        keys=job.batch(dtype=_key_shape().dtype),
+    )
+    return Call(jax.jit(step, donate_argnums=0), (state, params, examples, examples, requests))
+
+
+def _key_shape() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+PROGRAMS: Mapping[str, Program] = {
+    "unet": Program("one forward pass of the UNet", _unet, ("unet",)),
+    "sample": Program("the sampler, all its steps, and the decoder", _sample, ("unet", "vae")),
+    "lora": Program(
+        f"a training step of a LoRA of rank {LORA_RANK} on attention", _lora_step, ("unet",), has_gradient=True
+    ),
+    "bilevel": Program(
+        "the bilevel update of config.classifier, a weight network, and that LoRA through the sampler's last step",
+        _bilevel,
+        ("unet", "vae"),
+        has_gradient=True,
+    ),
+}
+
+
+def plan_program(name: str, job: Job, full: bool = False) -> Figures:
+    """Compiles one of `PROGRAMS` for the job's chips and says what it needs; see `compile_program`."""
+    program, params = PROGRAMS[name], job.params()
+    taken = {component: params.pop(component) for component in program.components}
+    with jax.set_mesh(job.mesh):
+        return compile_program(program.call(job, taken), bytes_on_chip(params), full)

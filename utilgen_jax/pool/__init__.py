@@ -1,0 +1,1 @@
+"""The pool of synthetic images: planned, generated, stored, selected."""

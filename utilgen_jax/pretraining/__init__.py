@@ -1,0 +1,1 @@
+"""`python -m utilgen_jax.pretraining`: a small Stable Diffusion from nothing."""

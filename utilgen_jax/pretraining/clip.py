@@ -1,0 +1,87 @@
+"""Trains the glyph world's tiny CLIP: captions and pictures into one space (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from utilgen_jax.pretraining.config import CLIP_TRAINING, Training
+from utilgen_jax.pretraining.corpus import Corpus
+from utilgen_jax.pretraining.fit import fit
+
+Params = Any
+
+INITIAL_LOGIT_SCALE = np.log(1 / 0.07)
+LARGEST_LOGIT_SCALE = np.log(100.0)
+
+
+def contrastive_loss(
+    image_embeds: jax.Array, text_embeds: jax.Array, input_ids: jax.Array, logit_scale: jax.Array
+) -> jax.Array:
+    """CLIP's symmetric cross-entropy, where every picture with the same caption is a right answer.
+
+    The controlled vocabulary is small, so that a batch holds many equal captions; plain CLIP would push them apart.
+
+    Args:
+      image_embeds: float [B, P], unnormalised.
+      text_embeds: float [B, P], unnormalised.
+      input_ids: int [B, T], to tell which captions are equal.
+      logit_scale: logarithm of the inverse temperature, scalar.
+
+    Returns:
+      Scalar loss, in nats.
+    """
+    image_embeds = image_embeds / jnp.linalg.norm(image_embeds, axis=-1, keepdims=True)
+    text_embeds = text_embeds / jnp.linalg.norm(text_embeds, axis=-1, keepdims=True)
+    logits = jnp.exp(jnp.minimum(logit_scale, LARGEST_LOGIT_SCALE)) * image_embeds @ text_embeds.T
+    same = jnp.all(input_ids[:, None] == input_ids[None], axis=-1).astype(jnp.float32)
+    target = same / same.sum(axis=-1, keepdims=True)
+    towards_text = optax.softmax_cross_entropy(logits, target)
+    towards_image = optax.softmax_cross_entropy(logits.T, target)
+    return 0.5 * (towards_text.mean() + towards_image.mean())
+
+
+def train_clip(
+    corpus: Corpus,
+    text_encoder: Any,  # linen modules; the static type of apply() says nothing
+    image_encoder: Any,
+    seed: int,
+    folder: Path,
+    training: Training = CLIP_TRAINING,
+) -> Params:
+    """Trains both towers.
+
+    Args:
+      corpus: pictures and captions.
+      text_encoder: a `CLIPTextModelWithProjection`.
+      image_encoder: a `CLIPVisionModelWithProjection`.
+      seed: of initial weights and order.
+      folder: for checkpoints.
+      training: steps, batch size, learning rate.
+
+    Returns:
+      {"text": params, "image": params, "logit_scale": scalar}.
+    """
+    example = corpus.batch(seed, 0, 2)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    params = {
+        "text": jax.jit(text_encoder.init)(jax.random.fold_in(key, 0), example["input_ids"])["params"],
+        "image": jax.jit(image_encoder.init)(jax.random.fold_in(key, 1), example["images"])["params"],
+        "logit_scale": jnp.float32(INITIAL_LOGIT_SCALE),
+    }
+
+    def loss_fn(params: Params, batch: Any, key: jax.Array) -> jax.Array:
+        del key
+        text = text_encoder.apply({"params": params["text"]}, batch["input_ids"])
+        image = image_encoder.apply({"params": params["image"]}, batch["images"])
+        return contrastive_loss(image.image_embeds, text.text_embeds, batch["input_ids"], params["logit_scale"])
+
+    def get_batch(step: int) -> Any:
+        return corpus.batch(seed + 1, step, training.batch_size)
+
+    return fit("clip", loss_fn, params, get_batch, training, seed, folder)

@@ -1,0 +1,1 @@
+"""Prompts: templates, attributes and captions."""

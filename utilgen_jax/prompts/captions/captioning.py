@@ -1,0 +1,102 @@
+"""Captions of many pictures: batch by batch, kept on disk, and gone on with where a broken-off run stopped."""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.errors import InputError
+from utilgen_jax.prompts.captions.caption_file import one_line, parse_captions, read_captions
+from utilgen_jax.prompts.captions.captioner import Captioner, make_captioner
+
+
+def caption_pictures(
+    source: str, pictures: LabelledImages, cache_file: str | Path, on_images: Callable[[int], None]
+) -> list[str]:
+    """Captions labelled pictures from whatever `source` names.
+
+    Args:
+        source: A file of captions, `*.jsonl`, see `read_captions`; otherwise a captioner's name, see `make_captioner`.
+        pictures: N, the shots and no other.
+        cache_file: See `caption_images`; where it has all captions, no captioner is loaded.
+        on_images: As there.
+
+    Returns:
+        N captions, one line each.
+
+    Raises:
+        InputError: See `read_captions`, `make_captioner` and `caption_images`.
+    """
+    if source.endswith(".jsonl"):
+        captions = read_captions(source, pictures.ids)
+        on_images(len(captions))
+        return captions
+    load = functools.cache(lambda: make_captioner(source))
+    return caption_images(
+        lambda images, class_names: load()(images, class_names),
+        pictures.images,
+        pictures.ids,
+        [pictures.class_names[label] for label in pictures.labels],
+        cache_file,
+        on_images,
+    )
+
+
+def caption_images(
+    captioner: Captioner,
+    images: np.ndarray,
+    ids: Sequence[str],
+    class_names: Sequence[str],
+    cache_file: str | Path,
+    on_images: Callable[[int], None],
+    batch_size: int = 16,
+) -> list[str]:
+    """Captions the pictures of which the cache has no caption yet.
+
+    Args:
+        captioner: See `make_captioner`.
+        images: uint8 [N, H, W, C].
+        ids: N different names, see `LabelledImages.ids`.
+        class_names: N, each picture's own.
+        cache_file: JSON lines that `read_captions` reads as well, made or added to. It knows pictures by their names
+            alone: another captioner, data set or picture size needs a file of its own.
+        on_images: Called with the number of captions there are, of these pictures.
+        batch_size: Pictures that the captioner sees at once.
+
+    Returns:
+        N captions, one line each.
+
+    Raises:
+        InputError: The cache is damaged; more than half a last line, which a broken-off run leaves and which goes.
+    """
+    cache_file = Path(cache_file)
+    captions = _open_cache(cache_file)
+    todo = [row for row, name in enumerate(ids) if name not in captions]
+    if len(todo) < len(ids):
+        on_images(len(ids) - len(todo))
+    for start in range(0, len(todo), batch_size):
+        rows = todo[start : start + batch_size]
+        texts = [one_line(text) for text in captioner(images[rows], [class_names[row] for row in rows])]
+        new = {ids[row]: text for row, text in zip(rows, texts, strict=True)}
+        lines = [json.dumps({"id": name, "caption": text}, ensure_ascii=False) + "\n" for name, text in new.items()]
+        with open(cache_file, "ab") as cache:
+            cache.write("".join(lines).encode())
+            cache.flush()
+            os.fsync(cache.fileno())
+        captions |= new
+        on_images(len(ids) - len(todo) + start + len(rows))
+    return [captions[name] for name in ids]
+
+
+def _open_cache(cache_file: Path) -> dict[str, str]:
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    cache_file.touch()
+    os.truncate(cache_file, cache_file.read_bytes().rfind(b"\n") + 1)
+    captions, problems = parse_captions(cache_file)
+    if problems:
+        raise InputError(f"{problems[0]}; remove the file to have the pictures captioned again")
+    return captions

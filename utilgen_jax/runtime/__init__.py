@@ -1,0 +1,1 @@
+"""Devices, shardings, schedules and files: what every training loop stands on."""

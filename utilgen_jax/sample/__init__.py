@@ -1,0 +1,1 @@
+"""`python -m utilgen_jax.sample`: images from prompts."""

@@ -1,0 +1,171 @@
+"""Pictures from words: any Stable Diffusion 1.x or 2.x checkpoint in diffusers' format, on CPU, GPU or TPU.
+
+  python -m utilgen_jax.sample --checkpoint=glyphs --prompt="a photo of the digit seven" --out=pictures
+  python -m utilgen_jax.sample --checkpoint=stabilityai/stable-diffusion-2-1-base --dtype=bfloat16 \\
+      --prompt="a red bicycle" --prompt="a blue bicycle" --num=8 --scheduler=dpmsolver++ --steps=25 --out=pictures
+  python -m utilgen_jax.sample --checkpoint=FOLDER --prompt="a watercolour" --init_image=photo.jpg --strength=0.6 \\
+      --lora=pytorch_lora_weights.safetensors --out=pictures
+
+It writes --num pictures of each prompt in turn, 000.png, 001.png, ...; grid.png, a row a prompt; images.npy, all as
+float32 [N, H, W, 3] in [0, 1]; and sample.json, all settings and the prompt and seed of each picture. The pictures of a
+prompt have the seeds --seed, --seed + 1, ...; a picture follows from its prompt, its seed and the settings, whatever
+else is in its batch. Exit status: 0 done, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from utilgen_jax.config import flags as cli
+from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from utilgen_jax.sample.inputs import Inputs
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_LAST_SEED = 2**31 - 1
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns this command's flags, not yet parsed."""
+    values = flags.FlagValues()
+
+    def text(name: str, default: str | None, help: str) -> None:
+        flags.DEFINE_string(name, default, help, flag_values=values)
+
+    def whole(name: str, default: int | None, help: str, lower: int, upper: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, help, lower_bound=lower, upper_bound=upper, flag_values=values)
+
+    def number(name: str, default: float, help: str, lower: float | None = None, upper: float | None = None) -> None:
+        flags.DEFINE_float(name, default, help, lower_bound=lower, upper_bound=upper, flag_values=values)
+
+    text("checkpoint", None, "'glyphs' (the embedded one), a folder in diffusers' format, or a hub id owner/name")
+    text("revision", None, "of a hub id: branch, tag or commit")
+    text("variant", None, "weights to prefer where a checkpoint has several, such as fp16")
+    text("vae", None, "folder or hub id of an autoencoder published alone, in place of the checkpoint's")
+    flags.DEFINE_multi_string("prompt", None, "what to paint", flag_values=values)
+    text("negative_prompt", "", "what to stay away from")
+    whole("num", None, "pictures of each prompt; default 4, or as many as --latents holds", 1)
+    whole("seed", 0, "of each prompt's first picture; the next have the next ones", 0, _LAST_SEED)
+    text("scheduler", "checkpoint", "ddim, ddpm, pndm, dpmsolver++, euler, lcm; checkpoint is what its files name")
+    whole("steps", 30, "denoising steps", 1)
+    number("guidance_scale", 7.5, "of classifier-free guidance; 1 or less is none, as turbo checkpoints want", 0.0)
+    number("eta", 0.0, "noise of ddim's steps: 0 none, 1 as in ddpm", 0.0, 1.0)
+    whole("height", None, "in pixels; default the checkpoint's, with --init_image the picture's", 1)
+    whole("width", None, "in pixels; default the checkpoint's, with --init_image the picture's", 1)
+    text("latents", None, ".npy file of starting noise, float32 [num, h, w, channels], in place of the seeds'")
+    text("init_image", None, "picture to start from, scaled (not cropped) to height and width")
+    number("strength", 0.8, "how far to go from --init_image: 0 not at all, 1 as if from noise", 0.0, 1.0)
+    text("image_prompt", None, "picture to paint variations of, with an unCLIP checkpoint; its middle square is seen")
+    whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the pictures differ more", 0)
+    text("lora", None, "LoRA file or folder, as diffusers and peft write it")
+    number("lora_scale", 1.0, "of the LoRA's effect: 0 none, 1 as trained")
+    text("embeds", None, "textual inversion file (learned_embeds.safetensors); its token then works in prompts")
+    text("dtype", "float32", f"to compute in: {', '.join(_DTYPES)}")
+    text("weights_dtype", None, "to keep the weights in; default --dtype")
+    text("vae_dtype", None, "for the autoencoder to compute in; default --dtype")
+    whole("batch_size", 4, "pictures at once; fewer need less memory", 1)
+    text("out", None, "folder for the pictures; made if missing, what is there of the same name is replaced")
+    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    return values
+
+
+def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
+    """Lists what is wrong with the command line, as far as that can be told without opening the checkpoint.
+
+    Args:
+      settings: each flag's value.
+      given: names of the flags that are on the command line.
+    """
+    from utilgen_jax.diffusion.samplers import SAMPLERS
+
+    problems = []
+    examples = {"checkpoint": "glyphs", "prompt": '"a photo of the digit seven"', "out": "pictures"}
+    problems += [
+        f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
+    ]
+    choices = {"scheduler": ("checkpoint", *SAMPLERS), "dtype": _DTYPES, "weights_dtype": _DTYPES, "vae_dtype": _DTYPES}
+    for name, valid in choices.items():
+        problems += choice_problems(name, settings[name], valid)
+    needs = {"strength": "init_image", "noise_level": "image_prompt", "lora_scale": "lora"}
+    problems += [
+        f"--{name}: is of use with --{other} only"
+        for name, other in needs.items()
+        if name in given and not settings[other]
+    ]
+    for name in ("lora", "embeds"):
+        if settings[name] and not Path(settings[name]).exists():
+            problems.append(f"--{name}: there is no {settings[name]}")
+    if settings["seed"] + (settings["num"] or 1) - 1 > _LAST_SEED:
+        problems.append(f"--seed={settings['seed']}: the last picture's seed would pass {_LAST_SEED}")
+    out = Path(settings["out"] or ".")
+    if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
+        problems.append(f"--out: {out} is, or lies under, a file; give a folder")
+    return problems
+
+
+def read_inputs(settings: dict[str, Any]) -> tuple[Inputs, list[str]]:
+    """Reads the files that pictures start from: what could be read, and the problems with the rest."""
+    from utilgen_jax.data.images import open_picture
+    from utilgen_jax.sample.inputs import Inputs, read_latents
+
+    readers: dict[str, Callable[[Path, str], Any]] = {
+        "latents": read_latents,
+        "init_image": open_picture,
+        "image_prompt": open_picture,
+    }
+    contents, problems = {}, []
+    for name, reader in readers.items():
+        if not (file := settings[name]):
+            continue
+        if not Path(file).is_file():
+            problems.append(f"--{name}: there is no file {file}")
+            continue
+        try:
+            contents[name] = reader(Path(file), file)
+        except InputError as error:
+            problems.append(f"--{name}: {error}")
+    return Inputs(**contents), problems
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads the command line, paints, and writes the pictures.
+
+    Args:
+        argv: The command line, its first entry the program.
+
+    Raises:
+        InputError: Something the user gave is wrong; nothing has been written.
+    """
+    values = define_flags()
+    _, problems = cli.parse_flags(values, argv)
+    if values["help"].value:
+        print(cli.help_text(__doc__ or "", values))
+        return
+    settings = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
+    problems += check_arguments(settings, {name for name in settings if values[name].present})
+    inputs, unreadable = read_inputs(settings)
+    problems += unreadable
+    if problems:
+        raise cli.ConfigError(problems)
+
+    # JAX's devices are touched only from here on.
+    from utilgen_jax.sample.write import write_pictures
+
+    write_pictures(settings, inputs)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; argv=None is sys.argv."""
+    interrupted = "the pictures that were finished are there; the same command begins anew and paints the same ones"
+    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

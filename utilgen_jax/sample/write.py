@@ -1,0 +1,153 @@
+"""What `python -m utilgen_jax.sample` does once its arguments are read: checkpoint, LoRA and words in, pictures out."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from utilgen_jax import checkpoints as weights
+from utilgen_jax.checkpoints.lora_files import COMPONENTS, load_lora
+from utilgen_jax.config.schema import ConfigError
+from utilgen_jax.data.images import to_float
+from utilgen_jax.diffusion.samplers import make_sampler, sampler_name
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.loading import Generator, Params, expected_params, load_generator, read_architecture
+from utilgen_jax.generator.tokens import add_learned_embeds
+from utilgen_jax.models.lora import Lora, with_scale
+from utilgen_jax.report.progress import Progress, format_duration
+from utilgen_jax.sample.batches import Painting, paint
+from utilgen_jax.sample.image_folder import PictureFolder
+from utilgen_jax.sample.inputs import Inputs, image_size, scale_picture
+
+_DEFAULT_NUM = 4
+_DEFAULT_SAMPLE_SIZE = 64  # latents a side where a checkpoint does not say, as in diffusers
+
+
+def write_pictures(settings: dict[str, Any], inputs: Inputs) -> None:
+    """Paints and writes the pictures, see `sample`.
+
+    Args:
+      settings: the value of each flag of `sample`; what the checkpoint decides is filled in.
+      inputs: the files among them, read.
+
+    Raises:
+      InputError: the checkpoint or another file cannot be used, or the settings do not fit the checkpoint; nothing has
+        been written. Or a picture is not finite; those before it are written.
+    """
+    generator, params, loras, painting = _open(settings, inputs)
+    for prompt in dict.fromkeys([*settings["prompt"], settings["negative_prompt"]]):
+        if rest := weights.beyond_limit(generator.tokenizer, prompt):
+            message = f"the prompt is too long for the text encoder, which does not see: {rest!r}"
+            print(f"warning: {message}", file=sys.stderr)
+    number, times = settings["num"], len(settings["prompt"])
+    prompts = [prompt for prompt in settings["prompt"] for _ in range(number)]
+    seeds = np.tile(np.arange(settings["seed"], settings["seed"] + number), times)
+    latents = None if inputs.latents is None else np.tile(inputs.latents, (times, 1, 1, 1))
+    pictures = PictureFolder(settings["out"])
+    print(
+        f"{len(prompts)} pictures of {painting.height}x{painting.width}, {painting.num_steps} steps of "
+        f"{painting.scheduler}, guidance {painting.guidance_scale:g}; the first batch takes longer, it compiles",
+        file=sys.stderr,
+    )
+    start = time.monotonic()
+    with Progress("painting", len(prompts), "picture") as progress:
+        for images in paint(generator, params, prompts, seeds, painting, latents=latents, loras=loras):
+            pictures.append(images)
+            progress.update(len(pictures))
+    seconds = time.monotonic() - start
+    records = [{"prompt": prompt, "seed": int(seed)} for prompt, seed in zip(prompts, seeds, strict=True)]
+    pictures.finish(number if times > 1 else math.ceil(math.sqrt(number)), settings, records)
+    print(
+        f"{len(pictures)} pictures in {format_duration(seconds)} with compilation, "
+        f"{len(pictures) / seconds:.3g} pictures/s: {pictures.folder / 'grid.png'}"
+    )
+
+
+def _open(settings: dict[str, Any], inputs: Inputs) -> tuple[Generator, Params, Mapping[str, Lora] | None, Painting]:
+    """Opens the checkpoint and what is laid over it; checks everything that can be before the weights."""
+    folder = weights.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
+    components = {"vae": weights.resolve_component(settings["vae"])} if settings["vae"] else None
+    dtype, param_dtype, vae_dtype = (
+        jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype", "vae_dtype")
+    )
+    architecture = read_architecture(folder, dtype, vae_dtype, components=components)
+    painting = plan(architecture, settings, inputs)
+    loras = None
+    if settings["lora"]:
+        shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS}
+        loras = load_lora(Path(settings["lora"]), shapes)
+        loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
+    generator, params = load_generator(
+        folder, dtype, param_dtype, vae_dtype, components=components, variant=settings["variant"]
+    )
+    if settings["embeds"]:
+        generator, params = add_learned_embeds(generator, params, Path(settings["embeds"]))
+    return generator, params, loras, painting
+
+
+def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> Painting:
+    """Holds the settings against the checkpoint, before its weights are loaded.
+
+    Args:
+      generator: the checkpoint's architecture.
+      settings: each flag's value; what the checkpoint decides (num, height, width, scheduler) is filled in.
+      inputs: from `read_inputs`.
+
+    Raises:
+      ConfigError: lists everything that does not fit.
+    """
+    problems = []
+    factor = generator.vae_scale_factor
+    own = (generator.unet.sample_size or _DEFAULT_SAMPLE_SIZE) * factor
+    height, width = settings["height"] or own, settings["width"] or own
+    if inputs.init_image is not None:
+        height, width = image_size(inputs.init_image, settings["height"], settings["width"], factor)
+    for name, side in (("height", height), ("width", width)):
+        if side % factor:
+            near = max(round(side / factor), 1) * factor
+            problems.append(f"--{name}={side}: this checkpoint makes multiples of {factor}; the nearest is {near}")
+    number = settings["num"] or (_DEFAULT_NUM if inputs.latents is None else len(inputs.latents))
+    settings |= {"num": number, "height": height, "width": width}
+    shape = (number, height // factor, width // factor, generator.unet.in_channels)
+    if inputs.latents is not None and inputs.latents.shape != shape:
+        problems.append(
+            f"--latents: {settings['latents']} holds {list(inputs.latents.shape)}, but num, height and width make it "
+            f"{list(shape)}"
+        )
+    if inputs.image_prompt is not None and generator.image_encoder is None:
+        problems.append(
+            f"--image_prompt: {settings['checkpoint']} has no image_encoder; an unCLIP checkpoint has, others can "
+            "start from a picture with --init_image"
+        )
+    noising = generator.image_noising_schedule
+    if noising is not None and settings["noise_level"] >= noising.num_train_timesteps:
+        problems.append(f"--noise_level={settings['noise_level']}: must be below {noising.num_train_timesteps}")
+    way = {"strength": settings["strength"] if settings["init_image"] else 1.0, "eta": settings["eta"]}
+    try:
+        if settings["scheduler"] == "checkpoint":
+            settings["scheduler"] = sampler_name(generator.schedule.settings)
+        make_sampler(settings["scheduler"], generator.schedule, settings["steps"], **way)
+    except InputError as error:
+        problems.append(f"--scheduler={settings['scheduler']}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return Painting(
+        num_steps=settings["steps"],
+        guidance_scale=settings["guidance_scale"],
+        scheduler=settings["scheduler"],
+        height=height,
+        width=width,
+        negative_prompt=settings["negative_prompt"],
+        batch_size=settings["batch_size"],
+        init_image=None if inputs.init_image is None else scale_picture(inputs.init_image, height, width),
+        image_prompt=None if inputs.image_prompt is None else to_float(np.asarray(inputs.image_prompt)),
+        noise_level=settings["noise_level"],
+        **way,
+    )
