@@ -37,17 +37,17 @@ def test_resize_by_a_whole_factor_is_the_block_mean():
 @pytest.mark.parametrize("size", [8, 12, 20, 32, 48])
 def test_generated_and_real_pictures_are_scaled_alike(size):
     # Pillow is the oracle: down by whole factors, down by others, and up.
-    pictures = _random((3, 32, 32, 3))
-    scaled = images.to_uint8(jax.jit(images.resize, static_argnums=1)(images.to_float(pictures), size))
-    real = np.stack([images.fit_picture(Image.fromarray(picture), size, 3) for picture in pictures])
+    pixels = _random((3, 32, 32, 3))
+    scaled = images.to_uint8(jax.jit(images.resize, static_argnums=1)(images.to_float(pixels), size))
+    real = np.stack([images.fit_picture(Image.fromarray(image), size, 3) for image in pixels])
     assert np.abs(np.asarray(scaled, int) - real).max() <= 1
 
 
 def test_generated_pictures_become_what_the_classifier_sees_under_jit():
-    pictures = _random((2, 32, 32, 3))
-    seen = jax.jit(lambda x: images.set_channels(images.resize(x, 8), 1))(images.to_float(pictures))
+    pixels = _random((2, 32, 32, 3))
+    seen = jax.jit(lambda x: images.set_channels(images.resize(x, 8), 1))(images.to_float(pixels))
     assert seen.shape == (2, 8, 8, 1)
-    real = np.stack([images.fit_picture(Image.fromarray(picture), 8, 1) for picture in pictures])
+    real = np.stack([images.fit_picture(Image.fromarray(image), 8, 1) for image in pixels])
     assert np.abs(np.asarray(images.to_uint8(seen), int) - real).max() <= 1
 
 

@@ -144,16 +144,16 @@ def test_small_pictures_are_exact_and_pixelated(tmp_path):
     real = real_of(np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8), [0])
     (image,) = written(tmp_path, None, real, ["zero"]).all("img")
     assert image["class"] == "pixels" and image["src"].startswith("data:image/png;base64,")
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), real.images[0, ..., 0])
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as opened:
+        np.testing.assert_array_equal(np.asarray(opened), real.images[0, ..., 0])
 
 
 def test_large_pictures_are_shrunk(tmp_path):
     real = real_of(np.zeros((1, 300, 600, 3), np.uint8), [0])
     (image,) = written(tmp_path, None, real, ["zero"]).all("img")
     assert "class" not in image
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as picture:
-        assert picture.size == (128, 64)
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as opened:
+        assert opened.size == (128, 64)
 
 
 def test_many_classes_are_capped_and_said_to_be(tmp_path):

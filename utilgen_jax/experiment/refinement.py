@@ -217,7 +217,7 @@ def _refine(
 ) -> Policy:
     def utility(images: jax.Array, labels: jax.Array) -> jax.Array:
         assert judges is not None
-        pictures = labelled_examples(
+        examples = labelled_examples(
             images,
             labels,
             num_classes=settings.num_classes,
@@ -225,7 +225,7 @@ def _refine(
             channels=settings.channels,
             label_smoothing=settings.label_smoothing,
         )
-        return judged_weights(classifier, WEIGHTING, settings.weight_recipe, judges, pictures)
+        return judged_weights(classifier, WEIGHTING, settings.weight_recipe, judges, examples)
 
     if "prompt" in settings.levels:
         policy = with_own_prompts(

@@ -41,7 +41,7 @@ from utilgen_jax.methods import PLAIN, Generation
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import PaintingRecipe, StartFrom, generate_pool, plan_pool
 from utilgen_jax.prompts.attributes import PhraseGroups
-from utilgen_jax.prompts.captions import caption_pictures
+from utilgen_jax.prompts.captions import caption_labelled_images
 from utilgen_jax.runtime import sharding as parallel
 from utilgen_jax.valuation.difficulty import spread_evenly
 
@@ -221,7 +221,7 @@ def prompts_of(job: Job, generation: Generation) -> list[list[str]]:
     name = "captions.jsonl" if job.is_first else f"captions.{jax.process_index()}.jsonl"
     file = (job.shared.stages if job.shared else job.workdir) / name
     with report.Progress("captions", len(real), "image", enabled=job.is_first) as progress:
-        captions = caption_pictures(job.config.captions.source, real, file, progress.update)
+        captions = caption_labelled_images(job.config.captions.source, real, file, progress.update)
     words = [real.class_names[label] for label in real.labels]
     prompts = data.caption_prompts(f"{job.config.generator.prompt}, {{caption}}", words, captions)
     return [

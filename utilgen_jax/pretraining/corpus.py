@@ -45,15 +45,15 @@ class Corpus:
             empty_ids=np.asarray(tokenize([""]))[0].astype(np.int32),
         )
 
-    def pictures(self, indices: np.ndarray) -> np.ndarray:
+    def float_images(self, indices: np.ndarray) -> np.ndarray:
         """The pictures as a generator sees them: float32 [B, 32, 32, 3] in [-1, 1]."""
-        pictures = self.images[indices].astype(np.float32) / 127.5 - 1.0
-        return pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=-1)
+        chosen = self.images[indices].astype(np.float32) / 127.5 - 1.0
+        return chosen if chosen.ndim == 4 else np.repeat(chosen[..., None], 3, axis=-1)
 
     def batch(self, seed: int, step: int, batch_size: int) -> dict[str, Any]:
         """One step's pictures and token ids, chosen by seed and step alone."""
         indices = batch_indices(seed, step, len(self.images), batch_size)
-        return {"images": self.pictures(indices), "input_ids": self.input_ids[indices]}
+        return {"images": self.float_images(indices), "input_ids": self.input_ids[indices]}
 
 
 def make_corpus(size: int, seed: int, tokenizer: Any) -> Corpus:

@@ -36,7 +36,7 @@ def contact_sheet(
     """
     if images.shape[3:] == (1,):
         images = images[..., 0]
-    pictures = [Image.fromarray(image).convert("RGB") for image in images]
+    tiles = [Image.fromarray(image).convert("RGB") for image in images]
     width, height = images.shape[2] * scale, images.shape[1] * scale
     font = ImageFont.load_default(_TEXT_SIZE)
     letters = max(1, int(width / font.getlength("n")))
@@ -45,7 +45,7 @@ def contact_sheet(
     left = _GAP + (int(max(map(font.getlength, row_titles))) + 2 * _GAP if row_titles else 0)
     top = _GAP + (_LINE + _GAP if column_titles else 0)
     step_x, step_y = width + _GAP, height + caption_height + _GAP
-    rows = math.ceil(len(pictures) / columns)
+    rows = math.ceil(len(tiles) / columns)
 
     sheet = Image.new("RGB", (left + columns * step_x, top + rows * step_y), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -53,9 +53,9 @@ def contact_sheet(
         draw.text((left + column * step_x + width / 2, top - _GAP), title, fill=_INK, font=font, anchor="mb")
     for row, title in enumerate(row_titles or ()):
         draw.text((left - 2 * _GAP, top + row * step_y + height / 2), title, fill=_INK, font=font, anchor="rm")
-    for number, picture in enumerate(pictures):
+    for number, tile in enumerate(tiles):
         x, y = left + number % columns * step_x, top + number // columns * step_y
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (x, y))
         for line, text in enumerate(wrapped[number] if captions else ()):
             draw.text((x, y + height + 1 + line * _LINE), text, fill=_INK, font=font)
     return sheet

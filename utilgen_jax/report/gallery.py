@@ -97,27 +97,27 @@ def _class_stats(records: Sequence[PoolRecord]) -> str:
 
 def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
     """A strip of pictures under its name; `texts` gives the title and the caption of a picture by its index."""
-    pictures = []
+    figures = []
     for index in indices:
         title, caption = texts(int(index))
         source, small = _picture(images[int(index)])
         kind = ' class="pixels"' if small else ""
         text = escape(title)
         caption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-        pictures.append(f'<figure><img{kind} src="{source}" alt="{text}" title="{text}">{caption}</figure>')
-    return f'<div class="group"><h4>{escape(name)}</h4><div class="strip">{"".join(pictures)}</div></div>'
+        figures.append(f'<figure><img{kind} src="{source}" alt="{text}" title="{text}">{caption}</figure>')
+    return f'<div class="group"><h4>{escape(name)}</h4><div class="strip">{"".join(figures)}</div></div>'
 
 
 def _picture(image: np.ndarray) -> tuple[str, bool]:
     """Returns the data URI of a uint8 [H, W, C] picture, and whether it is small enough to show its pixels."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    small = max(picture.size) <= MAX_SIDE // 2
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    opened = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    small = max(opened.size) <= MAX_SIDE // 2
+    opened.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     if small:
-        picture.save(stream, "PNG", optimize=True)
+        opened.save(stream, "PNG", optimize=True)
     else:
-        picture.save(stream, "JPEG", quality=88)
+        opened.save(stream, "JPEG", quality=88)
     return data_uri(stream.getvalue(), "image/png" if small else "image/jpeg"), small
 
 

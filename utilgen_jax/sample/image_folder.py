@@ -51,8 +51,8 @@ class PictureFolder:
         np.save(self.folder / "images.npy", (images + 1.0) / 2.0)  # float32 [N, H, W, 3] in [0, 1]
         scale = math.ceil(_MIN_GRID_SIDE / min(images.shape[1:3]))
         contact_sheet(to_uint8(images), columns, scale=scale).save(self.folder / "grid.png")
-        pictures = [{"file": self._file_name(index), **record} for index, record in enumerate(records)]
-        text = json.dumps({"settings": settings, "pictures": pictures}, indent=2, ensure_ascii=False)
+        listed = [{"file": self._file_name(index), **record} for index, record in enumerate(records)]
+        text = json.dumps({"settings": settings, "images": listed}, indent=2, ensure_ascii=False)
         (self.folder / "sample.json").write_text(text + "\n", encoding="utf-8")
 
     def _file_name(self, index: int) -> str:

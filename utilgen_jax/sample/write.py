@@ -50,7 +50,7 @@ def write_pictures(settings: dict[str, Any], inputs: Inputs) -> None:
     prompts = [prompt for prompt in settings["prompt"] for _ in range(number)]
     seeds = np.tile(np.arange(settings["seed"], settings["seed"] + number), times)
     latents = None if inputs.latents is None else np.tile(inputs.latents, (times, 1, 1, 1))
-    pictures = PictureFolder(settings["out"])
+    folder = PictureFolder(settings["out"])
     print(
         f"{len(prompts)} pictures of {painting.height}x{painting.width}, {painting.num_steps} steps of "
         f"{painting.scheduler}, guidance {painting.guidance_scale:g}; the first batch takes longer, it compiles",
@@ -59,14 +59,14 @@ def write_pictures(settings: dict[str, Any], inputs: Inputs) -> None:
     start = time.monotonic()
     with Progress("painting", len(prompts), "picture") as progress:
         for images in paint(generator, params, prompts, seeds, painting, latents=latents, loras=loras):
-            pictures.append(images)
-            progress.update(len(pictures))
+            folder.append(images)
+            progress.update(len(folder))
     seconds = time.monotonic() - start
     records = [{"prompt": prompt, "seed": int(seed)} for prompt, seed in zip(prompts, seeds, strict=True)]
-    pictures.finish(number if times > 1 else math.ceil(math.sqrt(number)), settings, records)
+    folder.finish(number if times > 1 else math.ceil(math.sqrt(number)), settings, records)
     print(
-        f"{len(pictures)} pictures in {format_duration(seconds)} with compilation, "
-        f"{len(pictures) / seconds:.3g} pictures/s: {pictures.folder / 'grid.png'}"
+        f"{len(folder)} pictures in {format_duration(seconds)} with compilation, "
+        f"{len(folder) / seconds:.3g} pictures/s: {folder.folder / 'grid.png'}"
     )
 
 

@@ -14,9 +14,9 @@ def test_a_box_is_scaled_as_pillow_does(size):
     resized = np.asarray(jax.jit(resize_boxes, static_argnums=2)(IMAGES, BOXES, size))
     for image, (top, left, height, width), ours in zip(IMAGES, BOXES.tolist(), resized, strict=True):
         for channel in range(2):
-            picture = Image.fromarray(image[..., channel])
+            channel_image = Image.fromarray(image[..., channel])
             box = (left, top, left + width, top + height)
-            wanted = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            wanted = np.asarray(channel_image.resize((size, size), Image.Resampling.BILINEAR, box=box))
             np.testing.assert_allclose(ours[..., channel], wanted, atol=2e-5)
 
 

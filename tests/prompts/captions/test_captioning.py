@@ -9,7 +9,7 @@ from utilgen_jax.data import LabelledImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining import glyphs
 from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES
-from utilgen_jax.prompts.captions import caption_images, caption_pictures, make_captioner, read_captions
+from utilgen_jax.prompts.captions import caption_images, caption_labelled_images, make_captioner, read_captions
 
 IMAGES = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
 IDS = tuple(f"train/{row}" for row in range(5))
@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog", "cat", "dog", "cat")
 
 
 class Recorder:
-    """A captioner that names the brightness it sees, and breaks off after `last` pictures."""
+    """A captioner that names the brightness it sees, and breaks off after `last` labelled."""
 
     def __init__(self, last=100):
         self.last = last
@@ -74,14 +74,14 @@ def test_a_damaged_cache_is_named(tmp_path):
 
 def test_pictures_are_captioned_by_name_and_by_file(tmp_path):
     images, _, labels = glyphs.corpus(5, seed=0)
-    pictures = LabelledImages(images[..., None], labels, IDS, DIGIT_NAMES)
+    labelled = LabelledImages(images[..., None], labels, IDS, DIGIT_NAMES)
     cache_file, file = tmp_path / "captions.jsonl", tmp_path / "mine.jsonl"
-    said = caption_pictures("glyphs", pictures, cache_file, lambda count: None)
-    assert said == make_captioner("glyphs")(pictures.images, DIGIT_NAMES[:5]) and len(set(said)) > 2
+    said = caption_labelled_images("glyphs", labelled, cache_file, lambda count: None)
+    assert said == make_captioner("glyphs")(labelled.images, DIGIT_NAMES[:5]) and len(set(said)) > 2
     # What is kept needs no captioner again, though there is none of this name.
-    assert caption_pictures("nobody/nothing", pictures, cache_file, lambda count: None) == said
+    assert caption_labelled_images("nobody/nothing", labelled, cache_file, lambda count: None) == said
     file.write_text("".join(f'{{"id": "{name}", "caption": "of {name}"}}\n' for name in IDS))
-    assert caption_pictures(str(file), pictures, cache_file, lambda count: None) == [f"of {name}" for name in IDS]
+    assert caption_labelled_images(str(file), labelled, cache_file, lambda count: None) == [f"of {name}" for name in IDS]
 
 
 def test_a_users_captions_are_found_by_id_or_file_name(tmp_path):

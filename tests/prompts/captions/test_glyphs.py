@@ -103,7 +103,7 @@ def test_typical_leans_are_the_fonts_means():
     upright |= {"size": 0.95, "x": 0.0, "y": 0.0, "width": 1.0, "texture_seed": 0}
     for digit in range(10):
         pictures = [glyphs.render(GlyphAttributes(digit=digit, font=name, **upright)) for name in names]
-        assert np.mean([known(picture[..., None], digit).slant for picture in pictures]) == pytest.approx(0.0, abs=0.01)
+        assert np.mean([known(enlarged[..., None], digit).slant for picture in pictures]) == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_mirrored_digit_leans_the_other_way(digits):
@@ -126,9 +126,9 @@ def test_a_slanted_digit_leans(digits, shear, word):
     said = []
     for image, digit in zip(*digits, strict=True):
         small = np.asarray(Image.fromarray(image[..., 0]).resize((20, 20), Image.Resampling.BICUBIC))
-        picture = Image.fromarray(np.pad(small, 6))
-        slanted = picture.transform((32, 32), Image.Transform.AFFINE, (1, shear, -16 * shear, 0, 1, 0), 2)
-        before, after = (known(np.asarray(each)[..., None], digit) for each in (picture, slanted))
+        enlarged = Image.fromarray(np.pad(small, 6))
+        slanted = enlarged.transform((32, 32), Image.Transform.AFFINE, (1, shear, -16 * shear, 0, 1, 0), 2)
+        before, after = (known(np.asarray(each)[..., None], digit) for each in (enlarged, slanted))
         assert after.slant - before.slant == pytest.approx(shear, abs=0.1)
         said.append(glyph_phrases(after)["slant"] == word)
     assert np.mean(said) > 0.9
@@ -137,21 +137,21 @@ def test_a_slanted_digit_leans(digits, shear, word):
 def test_a_thickened_digit_is_bolder_and_a_shifted_one_is_off_centre(digits):
     order = [word for word, _ in vocabulary.BANDS["weight"]]
     for image, digit in zip(*digits, strict=True):
-        picture = np.asarray(Image.fromarray(image[..., 0]).resize((16, 16), Image.Resampling.BICUBIC))
-        picture = np.pad(picture, 8)
-        thick = ndimage.grey_dilation(picture, size=(3, 3))
-        before, after = known(picture[..., None], digit), known(thick[..., None], digit)
+        enlarged = np.asarray(Image.fromarray(image[..., 0]).resize((16, 16), Image.Resampling.BICUBIC))
+        enlarged = np.pad(enlarged, 8)
+        thick = ndimage.grey_dilation(enlarged, size=(3, 3))
+        before, after = known(enlarged[..., None], digit), known(thick[..., None], digit)
         assert after.weight > before.weight + 0.03
         assert order.index(glyph_phrases(after)["weight"]) >= order.index(glyph_phrases(before)["weight"])
         for shift, word in (((0, 6), "to the right"), ((0, -6), "to the left"), ((-6, 0), "to the top")):
-            moved = known(np.roll(picture, shift, axis=(0, 1))[..., None], digit)
+            moved = known(np.roll(enlarged, shift, axis=(0, 1))[..., None], digit)
             assert glyph_phrases(moved)["position"] == word
             assert moved.weight == pytest.approx(before.weight)
 
 
 @pytest.mark.slow
 def test_the_generator_paints_what_is_said_of_a_real_picture(digits):
-    """Caption real digits, generate from the captions, measure what came: the words are those of the real picture."""
+    """Caption real digits, generate from the captions, measure what came: the words are those of the real enlarged."""
     images, labels = (each[:60] for each in digits)
     names = [DIGIT_NAMES[digit] for digit in labels]
     said = [phrases(image, digit) for image, digit in zip(images, labels, strict=True)]

@@ -14,14 +14,14 @@ from utilgen_jax.prompts.captions.caption_file import one_line, parse_captions, 
 from utilgen_jax.prompts.captions.captioner import Captioner, make_captioner
 
 
-def caption_pictures(
-    source: str, pictures: LabelledImages, cache_file: str | Path, on_images: Callable[[int], None]
+def caption_labelled_images(
+    source: str, labelled: LabelledImages, cache_file: str | Path, on_images: Callable[[int], None]
 ) -> list[str]:
     """Captions labelled pictures from whatever `source` names.
 
     Args:
         source: A file of captions, `*.jsonl`, see `read_captions`; otherwise a captioner's name, see `make_captioner`.
-        pictures: N, the shots and no other.
+        labelled: N, the shots and no other.
         cache_file: See `caption_images`; where it has all captions, no captioner is loaded.
         on_images: As there.
 
@@ -32,15 +32,15 @@ def caption_pictures(
         InputError: See `read_captions`, `make_captioner` and `caption_images`.
     """
     if source.endswith(".jsonl"):
-        captions = read_captions(source, pictures.ids)
+        captions = read_captions(source, labelled.ids)
         on_images(len(captions))
         return captions
     load = functools.cache(lambda: make_captioner(source))
     return caption_images(
         lambda images, class_names: load()(images, class_names),
-        pictures.images,
-        pictures.ids,
-        [pictures.class_names[label] for label in pictures.labels],
+        labelled.images,
+        labelled.ids,
+        [labelled.class_names[label] for label in labelled.labels],
         cache_file,
         on_images,
     )
@@ -64,7 +64,7 @@ def caption_images(
         class_names: N, each picture's own.
         cache_file: JSON lines that `read_captions` reads as well, made or added to. It knows pictures by their names
             alone: another captioner, data set or picture size needs a file of its own.
-        on_images: Called with the number of captions there are, of these pictures.
+        on_images: Called with the number of captions there are, of these labelled.
         batch_size: Pictures that the captioner sees at once.
 
     Returns:

@@ -88,9 +88,9 @@ def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
 
 def _scale(image: np.ndarray) -> np.ndarray:
     """A picture as the glyph world would show it: grey, float [IMAGE_SIZE, IMAGE_SIZE] in [0, 1]."""
-    picture = plain_picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), 1)
+    grey = plain_picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), 1)
     # The kernel of the glyph world's blurred pictures; where it scales down it also smooths.
-    return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)) / 255.0
+    return np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)) / 255.0
 
 
 def _lean(ink: np.ndarray) -> float:

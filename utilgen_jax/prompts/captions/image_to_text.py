@@ -60,8 +60,8 @@ def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[
     def caption(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
         del class_names
         grey = images.shape[-1] == 1
-        pictures = [plain_picture(Image.fromarray(image[..., 0] if grey else image), 3) for image in images]
-        pixels = image_processor(pictures, return_tensors="pt").pixel_values.to(device, dtype)
+        opened = [plain_picture(Image.fromarray(image[..., 0] if grey else image), 3) for image in images]
+        pixels = image_processor(opened, return_tensors="pt").pixel_values.to(device, dtype)
         with torch.inference_mode():
             tokens = model.generate(pixel_values=pixels, max_new_tokens=MAX_TOKENS, do_sample=False, num_beams=1)
         return tokenizer.batch_decode(tokens, skip_special_tokens=True)
