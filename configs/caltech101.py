@@ -1,11 +1,11 @@
-"""Caltech-101 from 16 labelled pictures a class, with Stable Diffusion as the generator.
+"""Caltech-101 from 16 labelled images a class, with Stable Diffusion as the generator.
 
-Real pictures: tensorflow-datasets' caltech101, 102 classes with the background's, at 224×224: `--config.data.path` is
+Real images: tensorflow-datasets' caltech101, 102 classes with the background's, at 224×224: `--config.data.path` is
 the data_dir in which it was prepared as ArrayRecord.
 
-Protocol: 30 pictures a class to train, drawn once by tfds, all others to test. UtilGen (arXiv 2510.24262) reports it
-with synthetic pictures only (`--config.classifier.synthetic_fraction=1`) and with real ones beside them; augmented
-conditioning (arXiv 2502.04475) with 16 synthetic pictures a class and a linear head on a frozen ResNet-50
+Protocol: 30 images a class to train, drawn once by tfds, all others to test. UtilGen (arXiv 2510.24262) reports it
+with synthetic images only (`--config.classifier.synthetic_fraction=1`) and with real ones beside them; augmented
+conditioning (arXiv 2502.04475) with 16 synthetic images a class and a linear head on a frozen ResNet-50
 (`--config.pool.images_per_class=16 --config.classifier.trainable=head --config.classifier.pretrained=FILE`).
 
   python -m utilgen_jax.main --config=configs/caltech101.py --config.data.path=DATA_DIR --workdir=runs/caltech101

@@ -1,10 +1,10 @@
-"""CIFAR-10 or, by the variant `cifar100`, CIFAR-100, from 16 labelled pictures a class.
+"""CIFAR-10 or, by the variant `cifar100`, CIFAR-100, from 16 labelled images a class.
 
-Real pictures: tensorflow-datasets' cifar10 or cifar100 (its 100 fine classes), 32×32, RGB: `--config.data.path` is the
+Real images: tensorflow-datasets' cifar10 or cifar100 (its 100 fine classes), 32×32, RGB: `--config.data.path` is the
 data_dir in which it was prepared as ArrayRecord; reading it needs no TensorFlow. Generator: Stable Diffusion from the
 hub, or `--config.generator.checkpoint=FOLDER` in diffusers' format.
 
-Protocol: 50,000 pictures to train, 10,000 to test. Long tail (Cui et al. 2019, arXiv 1901.05555): all of the first
+Protocol: 50,000 images to train, 10,000 to test. Long tail (Cui et al. 2019, arXiv 1901.05555): all of the first
 class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbalance_factor=100` (CIFAR-100: 500).
 
   python -m utilgen_jax.main --config=configs/cifar.py --config.data.path=DATA_DIR --workdir=runs/cifar
@@ -14,14 +14,14 @@ class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbala
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.presets import DOMAIN, RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is a variant such as `cifar100,shots=5`, `runlocal` or `world` (see imagefolder.py)."""
+    """Returns the config; `arg` is a variant: `cifar100,shots=5`, `runlocal` or `domain` (see imagefolder.py)."""
     config = stable_diffusion_config()
     config.data.update(name="cifar10", image_size=32)
     config.classifier.update(name="small_cnn", width=64, max_shift=4)
-    presets = {"runlocal": RUNLOCAL, "world": WORLD, "cifar100": {"data.name": "cifar100"}}
+    presets = {"runlocal": RUNLOCAL, "domain": DOMAIN, "cifar100": {"data.name": "cifar100"}}
     return apply_variant(config, arg, presets)

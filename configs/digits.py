@@ -1,13 +1,13 @@
-"""Handwritten digits from a few labelled pictures: the embedded default, nothing to download.
+"""Handwritten digits from a few labelled images: the embedded default, nothing to download.
 
-Real pictures: scikit-learn's digits, 8×8, grey, 10 classes. `shots` pictures a class are labelled; every other picture
-is test, and read once, by the final evaluation. Generator: the embedded glyph world, which knows printed digits and no
+Real images: scikit-learn's digits, 8×8, grey, 10 classes. `shots` images a class are labelled; every other image
+is test, and read once, by the final evaluation. Generator: the embedded glyph domain, which knows printed digits and no
 handwriting.
 
   python -m utilgen_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m utilgen_jax.main --config=configs/digits.py:method=vanilla,shots=5,seed=1 --workdir=runs/vanilla
 
-`runlocal` is a smaller run yet, too small for good pictures or weights.
+`runlocal` is a smaller run yet, too small for good images or weights.
 
   python -m utilgen_jax.main --config=configs/digits.py:runlocal --workdir=runs/digits_local
 """
@@ -21,7 +21,7 @@ RUNLOCAL = {
     "pool.images_per_class": 10,
     "adaptation.steps": 30,
     "difficulty.steps": 50,
-    "consensus.members": 2,
+    "ensemble.members": 2,
     "inversion.steps": 20,
     "preference.rounds": 1,
     "preference.steps": 10,

@@ -1,10 +1,10 @@
-"""Describable Textures (DTD) from 16 labelled pictures a class, with Stable Diffusion as the generator.
+"""Describable Textures (DTD) from 16 labelled images a class, with Stable Diffusion as the generator.
 
-Real pictures: tensorflow-datasets' dtd, 47 textures, at 224×224: `--config.data.path` is the data_dir in which it was
+Real images: tensorflow-datasets' dtd, 47 textures, at 224×224: `--config.data.path` is the data_dir in which it was
 prepared as ArrayRecord.
 
-Protocol: ten partitions into training, validation and test pictures, 40 a class each, and the mean over them; tfds has
-the first alone. Its validation pictures stay unused: ours come out of the shots.
+Protocol: ten partitions into training, validation and test images, 40 a class each, and the mean over them; tfds has
+the first alone. Its validation images stay unused: ours come out of the shots.
 
   python -m utilgen_jax.main --config=configs/dtd.py --config.data.path=DATA_DIR --workdir=runs/dtd
   python -m utilgen_jax.main --config=configs/dtd.py:runlocal --config.data.path=DATA_DIR \

@@ -1,10 +1,10 @@
-"""Oxford Flowers-102 from its 10 labelled pictures a class, with Stable Diffusion as the generator.
+"""Oxford Flowers-102 from its 10 labelled images a class, with Stable Diffusion as the generator.
 
-Real pictures: tensorflow-datasets' oxford_flowers102 at 224×224: `--config.data.path` is the data_dir in which it was
+Real images: tensorflow-datasets' oxford_flowers102 at 224×224: `--config.data.path` is the data_dir in which it was
 prepared as ArrayRecord.
 
-Protocol: 10 pictures a class to train, 10 to validate, 6,149 pictures to test. The validation pictures stay unused:
-ours come out of the shots. UtilGen (arXiv 2510.24262) reports a data set of flowers with synthetic pictures only
+Protocol: 10 images a class to train, 10 to validate, 6,149 images to test. The validation images stay unused:
+ours come out of the shots. UtilGen (arXiv 2510.24262) reports a data set of flowers with synthetic images only
 (`--config.classifier.synthetic_fraction=1`) and with real ones beside them.
 
   python -m utilgen_jax.main --config=configs/flowers102.py --config.data.path=DATA_DIR --workdir=runs/flowers102

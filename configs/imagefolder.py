@@ -1,34 +1,34 @@
-"""Your own pictures, with Stable Diffusion as the generator.
+"""Your own images, with Stable Diffusion as the generator.
 
-Real pictures: `--config.data.path` is a folder with `train/<class>/*.png` or `*.jpg` and perhaps `test/<class>/`, grey
+Real images: `--config.data.path` is a folder with `train/<class>/*.png` or `*.jpg` and perhaps `test/<class>/`, grey
 or RGB, any size. The folders' names are the class names in the prompts; `--config.data.class_names=a,b` gives better
-words. `shots` pictures a class are labelled; without a test folder every other picture is test. Generator: a hub id,
+words. `shots` images a class are labelled; without a test folder every other image is test. Generator: a hub id,
 or `--config.generator.checkpoint=FOLDER` in diffusers' format.
 
-  python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_pictures --workdir=runs/mine
+  python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_images --workdir=runs/mine
 
 `runlocal` tries the same path in minutes on a laptop; give it a small checkpoint. The embedded one,
 `--config.generator.checkpoint=glyphs`, knows nothing but printed digits: with it only the plumbing is tried, and
 the pool is nonsense.
 
-  python -m utilgen_jax.main --config=configs/imagefolder.py:runlocal --config.data.path=my_pictures \
+  python -m utilgen_jax.main --config=configs/imagefolder.py:runlocal --config.data.path=my_images \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/mine_local
 
-`world` is for a small generator that half of your own train pictures teach, the other half being left for the shots:
+`domain` is for a small generator that half of your own train images teach, the other half being left for the shots:
 
-  python -m utilgen_jax.pretraining --config=configs/imagefolder.py --config.data.path=my_pictures --out=runs/world
-  python -m utilgen_jax.main --config=configs/imagefolder.py:world --config.data.path=my_pictures --workdir=runs/mine
+  python -m utilgen_jax.pretraining --config=configs/imagefolder.py --config.data.path=my_images --out=runs/domain
+  python -m utilgen_jax.main --config=configs/imagefolder.py:domain --config.data.path=my_images --workdir=runs/mine
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.presets import DOMAIN, RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is a variant such as `runlocal` or `path=my_pictures,shots=8`."""
+    """Returns the config; `arg` is a variant such as `runlocal` or `path=my_images,shots=8`."""
     config = stable_diffusion_config()
-    config.data.update(source="imagefolder", name="my pictures", image_size=64)
+    config.data.update(source="imagefolder", name="my images", image_size=64)
     config.classifier.update(name="small_cnn", width=64, batch_size=64, max_shift=4)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "world": WORLD})
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "domain": DOMAIN})

@@ -1,18 +1,18 @@
-"""ImageNet-1k from 16 labelled pictures a class, or by a variant `imagenet100` or `imagenet_lt`; Stable Diffusion.
+"""ImageNet-1k from 16 labelled images a class, or by a variant `imagenet100` or `imagenet_lt`; Stable Diffusion.
 
-Real pictures: tensorflow-datasets' imagenet2012 or imagenet_lt: `--config.data.path` is the data_dir in which it was
+Real images: tensorflow-datasets' imagenet2012 or imagenet_lt: `--config.data.path` is the data_dir in which it was
 prepared as ArrayRecord. tfds calls the classes by numbers of WordNet's; `--config.data.classes_file` has words, lines
 such as `n01440764 tench`; classes that it does not list are left out. ILSVRC's LOC_synset_mapping.txt is such a file;
 where two classes have the same word in it (crane, maillot), change one.
 
   imagenet100  100 classes, at 224×224, those of a file: `grep -F -f imagenet100.txt LOC_synset_mapping.txt > words.txt`
                makes it of the published list (github.com/HobbitLong/CMC; Tian et al. 2020, arXiv 1906.05849)
-  imagenet_lt  long tail (Liu et al. 2019, arXiv 1904.05160): 115,846 pictures to train, 1,280 to 5 a class
+  imagenet_lt  long tail (Liu et al. 2019, arXiv 1904.05160): 115,846 images to train, 1,280 to 5 a class
 
-Protocol: ImageNet's 50,000 validation pictures to test. UtilGen (arXiv 2510.24262) reports small parts of ImageNet-1k
-and -100, with synthetic pictures only (`--config.classifier.synthetic_fraction=1`) and with real ones beside them.
-Augmented conditioning (arXiv 2502.04475, `method=augcond`) fills each class of a long tail to 1,280 pictures and trains
-a ResNeXt-50 with balanced softmax, on batches of half real and half synthetic pictures. All training pictures must fit
+Protocol: ImageNet's 50,000 validation images to test. UtilGen (arXiv 2510.24262) reports small parts of ImageNet-1k
+and -100, with synthetic images only (`--config.classifier.synthetic_fraction=1`) and with real ones beside them.
+Augmented conditioning (arXiv 2502.04475, `method=augcond`) fills each class of a long tail to 1,280 images and trains
+a ResNeXt-50 with balanced softmax, on batches of half real and half synthetic images. All training images must fit
 a device's memory here: for 1,000 classes they are 64×64, and the long tail is filled to 100.
 
   python -m utilgen_jax.main --config=configs/imagenet.py:imagenet100 --config.data.path=DATA_DIR \

@@ -1,11 +1,11 @@
-"""Imagenette from 16 labelled pictures a class, with Stable Diffusion as the generator.
+"""Imagenette from 16 labelled images a class, with Stable Diffusion as the generator.
 
-Real pictures: tensorflow-datasets' imagenette/320px-v2, ten easy classes of ImageNet, at 224×224: `--config.data.path`
+Real images: tensorflow-datasets' imagenette/320px-v2, ten easy classes of ImageNet, at 224×224: `--config.data.path`
 is the data_dir in which it was prepared as ArrayRecord.
 
-Protocol: all of train to train on (`--config.data.shots=0`), the validation pictures to test. Difficulty-controlled
+Protocol: all of train to train on (`--config.data.shots=0`), the validation images to test. Difficulty-controlled
 diffusion (arXiv 2411.18109, `method=difficulty`) reports it for ResNet-50, ResNet-101 and ViT-S
-(`--config.classifier.name=vit_s`), with real pictures and with synthetic ones beside them.
+(`--config.classifier.name=vit_s`), with real images and with synthetic ones beside them.
 
   python -m utilgen_jax.main --config=configs/imagenette.py --config.data.path=DATA_DIR --workdir=runs/imagenette
   python -m utilgen_jax.main --config=configs/imagenette.py:runlocal --config.data.path=DATA_DIR \

@@ -1,9 +1,9 @@
-"""Oxford-IIIT Pets from 16 labelled pictures a class, with Stable Diffusion as the generator.
+"""Oxford-IIIT Pets from 16 labelled images a class, with Stable Diffusion as the generator.
 
-Real pictures: tensorflow-datasets' oxford_iiit_pet, 37 breeds of cats and dogs, at 224×224: `--config.data.path` is the
+Real images: tensorflow-datasets' oxford_iiit_pet, 37 breeds of cats and dogs, at 224×224: `--config.data.path` is the
 data_dir in which it was prepared as ArrayRecord.
 
-Protocol: 3,680 pictures to train, about 100 a class (`--config.data.shots=0`: all), and 3,669 to test.
+Protocol: 3,680 images to train, about 100 a class (`--config.data.shots=0`: all), and 3,669 to test.
 
   python -m utilgen_jax.main --config=configs/oxford_pets.py --config.data.path=DATA_DIR --workdir=runs/oxford_pets
   python -m utilgen_jax.main --config=configs/oxford_pets.py:runlocal --config.data.path=DATA_DIR \

@@ -1,25 +1,25 @@
-"""PneumoniaMNIST, chest X-rays of children, from 16 labelled pictures a class; Stable Diffusion as the generator.
+"""PneumoniaMNIST, chest X-rays of children, from 16 labelled images a class; Stable Diffusion as the generator.
 
-Real pictures: MedMNIST's pneumoniamnist.npz, 28×28, grey, read as it is: `--config.data.path` is the file. Generator: a
+Real images: MedMNIST's pneumoniamnist.npz, 28×28, grey, read as it is: `--config.data.path` is the file. Generator: a
 hub id, or `--config.generator.checkpoint=FOLDER` in diffusers' format. Stable Diffusion has seen few X-rays.
 
-Protocol (MedMNIST v2, arXiv 2110.14795): 4,708 pictures to train, 524 to validate, 624 to test, by a ResNet-18 among
-others. The validation pictures stay unused: ours come out of the shots.
+Protocol (MedMNIST v2, arXiv 2110.14795): 4,708 images to train, 524 to validate, 624 to test, by a ResNet-18 among
+others. The validation images stay unused: ours come out of the shots.
 
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --workdir=runs/lungs
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py:runlocal --config.data.path=FILE.npz \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/lungs_local
 
-`world` is for a small generator of X-rays, which half of the train pictures teach; the shots are of the other half:
+`domain` is for a small generator of X-rays, which half of the train images teach; the shots are of the other half:
 
-  python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/world
-  python -m utilgen_jax.main --config=configs/pneumoniamnist.py:world,shots=5 --config.data.path=FILE.npz \
-      --workdir=runs/lungs_world
+  python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/domain
+  python -m utilgen_jax.main --config=configs/pneumoniamnist.py:domain,shots=5 --config.data.path=FILE.npz \
+      --workdir=runs/lungs_domain
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.presets import RUNLOCAL, WORLD, stable_diffusion_config
+from utilgen_jax.config.presets import DOMAIN, RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
 PHRASES = ("of a small child|of a child", "bright|dark", "high contrast|low contrast", "sharp|blurred|grainy")
@@ -32,4 +32,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.class_names = ("normal", "pneumonia")
     config.generator.update(prompt="a chest X-ray, {class}", phrases=PHRASES)
     config.classifier.update(name="resnet18", max_shift=2)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "world": WORLD})
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "domain": DOMAIN})

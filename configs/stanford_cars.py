@@ -1,11 +1,11 @@
-"""Stanford Cars from 16 labelled pictures a class, with Stable Diffusion as the generator.
+"""Stanford Cars from 16 labelled images a class, with Stable Diffusion as the generator.
 
-Real pictures: tensorflow-datasets' cars196, 196 classes of make, model and year, at 224×224: `--config.data.path` is
+Real images: tensorflow-datasets' cars196, 196 classes of make, model and year, at 224×224: `--config.data.path` is
 the data_dir in which it was prepared as ArrayRecord. Where tfds' download fails, since its address is gone
 (github.com/tensorflow/datasets/issues/5053), a copy sorted into train/<class>/ and test/<class>/ is read with
 `--config.data.source=imagefolder --config.data.path=FOLDER`.
 
-Protocol: 8,144 pictures to train, about 40 a class (`--config.data.shots=0`: all), and 8,041 to test.
+Protocol: 8,144 images to train, about 40 a class (`--config.data.shots=0`: all), and 8,041 to test.
 
   python -m utilgen_jax.main --config=configs/stanford_cars.py --config.data.path=DATA_DIR --workdir=runs/stanford_cars
   python -m utilgen_jax.main --config=configs/stanford_cars.py:runlocal --config.data.path=DATA_DIR \

@@ -44,15 +44,15 @@ def write_tiny_stable_diffusion(
     """Writes a randomly initialised Stable Diffusion of about 400,000 parameters in diffusers' format.
 
     Args:
-      folder: made if it does not exist.
-      sample_size: latent height and width; images have twice as many pixels each way.
-      family: 'sd15' (convolutional projections, predicts noise), 'sd21' (linear projections, heads per level,
-        predicts v), 'unclip' (as sd21, and an image encoder whose embedding conditions the UNet).
-      seed: of the weights.
-      **unet: fields of the UNet's config that are to be other ones.
+        folder: made if it does not exist.
+        sample_size: latent height and width; images have twice as many pixels each way.
+        family: 'sd15' (convolutional projections, predicts noise), 'sd21' (linear projections, heads per level,
+            predicts v), 'unclip' (as sd21, and an image encoder whose embedding conditions the UNet).
+        seed: of the weights.
+        **unet: fields of the UNet's config that are to be other ones.
 
     Returns:
-      The folder.
+        The folder.
     """
     folder = Path(folder)
     torch.manual_seed(seed)
@@ -95,7 +95,7 @@ def write_tiny_stable_diffusion(
 def write_quick_stable_diffusion(folder: Path | str) -> Path:
     """One on which all rows run and which is quick to compile: unCLIP, with attention in the UNet's middle alone.
 
-    Groups of one channel would hide the conditioning on pictures.
+    Groups of one channel would hide the conditioning on images.
     """
     return write_tiny_stable_diffusion(
         folder,

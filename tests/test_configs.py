@@ -12,8 +12,8 @@ from utilgen_jax.config.presets import RUNLOCAL
 from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.config.validation import validate
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.__main__ import TRAINING_PICTURES
-from utilgen_jax.pretraining.config import IMAGE_SIZE
+from utilgen_jax.pretraining.__main__ import TRAINING_IMAGES
+from utilgen_jax.pretraining.sizes import IMAGE_SIZE
 from utilgen_jax.prompts.templates import class_prompts
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -40,11 +40,11 @@ def test_each_is_valid_whole_and_small(name, preset):
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagefolder", "pneumoniamnist"])
-def test_a_world_of_ones_own_pictures_leaves_out_what_it_was_taught(name):
-    config = load(name, "world,path=somewhere")
+def test_a_domain_of_ones_own_images_leaves_out_what_it_was_taught(name):
+    config = load(name, "domain,path=somewhere")
     assert validate(config) == []
     assert Path(config.data.exclude).parent == Path(config.generator.checkpoint)
-    assert Path(config.data.exclude).name == TRAINING_PICTURES
+    assert Path(config.data.exclude).name == TRAINING_IMAGES
     assert config.generator.image_size == IMAGE_SIZE and config.generator.steps == FIELDS["generator.steps"].default
 
 
@@ -52,7 +52,7 @@ def test_a_world_of_ones_own_pictures_leaves_out_what_it_was_taught(name):
 def test_each_says_how_to_run_it(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert text.count(f"--config=configs/{name}.py") >= 2 and f"--config=configs/{name}.py:runlocal" in text
-    assert "Real pictures: " in text
+    assert "Real images: " in text
 
 
 @pytest.mark.parametrize(("name", "preset"), [case for case in CASES if load(*case).data.source == "tfds"])

@@ -1,4 +1,4 @@
-"""The command that scores a file of weights: the toy set's pictures are labelled by the network in torch."""
+"""The command that scores a file of weights: the toy set's images are labelled by the network in torch."""
 
 import json
 
@@ -55,10 +55,10 @@ def test_it_counts_right_answers_and_tells_wilsons_interval(toy, capsys):
     middle = (share + z**2 / 60) / (1 + z**2 / 30)
     half = z / (1 + z**2 / 30) * (share * (1 - share) / 30 + z**2 / 3600) ** 0.5
     assert (found["low"], found["high"]) == pytest.approx((middle - half, middle + half), abs=1e-6)
-    assert "76.7%" in text and "30 test pictures" in text
+    assert "76.7%" in text and "30 test images" in text
 
 
-def test_the_pictures_are_normalized_as_asked(toy, capsys):
+def test_the_images_are_normalized_as_asked(toy, capsys):
     assert score(toy, f"--data_path={toy}/none.npz", "--normalization=none") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_correct"] == NUM_TEST - NUM_WRONG
     assert score(toy, "--normalization=none") == 0

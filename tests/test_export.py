@@ -1,4 +1,4 @@
-"""The command that writes checkpoints for PyTorch: torch's diffusers opens them and paints our pictures."""
+"""The command that writes checkpoints for PyTorch: torch's diffusers opens them and generates our images."""
 
 import functools
 import json
@@ -47,8 +47,8 @@ def refusal(capsys, *arguments):
     return [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]
 
 
-def torch_picture(folder):
-    """Torch's picture of `PROMPT` from `LATENTS`, float [1, H, W, 3] in [-1, 1]."""
+def torch_image(folder):
+    """Torch's image of `PROMPT` from `LATENTS`, float [1, H, W, 3] in [-1, 1]."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -80,7 +80,7 @@ def test_torch_opens_the_folder_and_finds_every_weight(checkpoint, tmp_path, fam
 
 
 @pytest.mark.slow
-def test_torch_paints_our_picture_from_a_folder_with_a_merged_lora(checkpoint, tmp_path):
+def test_torch_generates_our_image_from_a_folder_with_a_merged_lora(checkpoint, tmp_path):
     generator, params = load_generator(checkpoint("sd15"))
     loras = {name: random_lora(params[name], seed) for seed, name in enumerate(("unet", "text_encoder"))}
     file = save_lora(tmp_path / "lora.safetensors", loras)
@@ -98,8 +98,8 @@ def test_torch_paints_our_picture_from_a_folder_with_a_merged_lora(checkpoint, t
         generator, params, condition, LATENTS, num_steps=STEPS, guidance_scale=GUIDANCE, scheduler="ddim", loras=loras
     )
 
-    assert relative_error(ours, torch_picture(tmp_path / "out")) < 1e-3
-    assert relative_error(ours, torch_picture(checkpoint("sd15"))) > 1e-2
+    assert relative_error(ours, torch_image(tmp_path / "out")) < 1e-3
+    assert relative_error(ours, torch_image(checkpoint("sd15"))) > 1e-2
 
 
 def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):

@@ -1,7 +1,7 @@
-"""Nothing leaks: what a row computes is the same, bit for bit, on data that differ in every picture but the shots.
+"""Nothing leaks: what a row computes is the same, bit for bit, on data that differ in every image but the shots.
 
-All rows run on scikit-learn's digits three times: as they are; with noise for every picture that is no shot; and with
-another picture for one of the shots, which shows that whatever comes in would be seen here.
+All rows run on scikit-learn's digits three times: as they are; with noise for every image that is no shot; and with
+another image for one of the shots, which shows that whatever comes in would be seen here.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import data, pipeline
-from utilgen_jax.config.flags import read_config
+from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data.image_source import Sources
 from utilgen_jax.experiment.setup import Shared
 from utilgen_jax.methods import METHODS
@@ -35,14 +35,14 @@ TINY = (
     ("instance.steps", "1"),
     ("instance.sampler_steps", "1"),
     ("joint.steps", "8"),
-    ("joint.painted", "2"),
+    ("joint.generated", "2"),
     ("joint.sampler_steps", "1"),
-    ("consensus.members", "1"),
+    ("ensemble.members", "1"),
     ("classifier.name", "mlp"),  # quicker to compile
     ("classifier.steps", "5"),
     ("classifier.width", "8"),
     ("utility.steps", "3"),
-    # All is exaggerated, so that a difference in what goes in shows in the pictures' 8 bits.
+    # All is exaggerated, so that a difference in what goes in shows in the images' 8 bits.
     ("generator.guidance_scale", "50"),
     ("adaptation.learning_rate", "0.1"),
     ("difficulty.learning_rate", "0.1"),
@@ -61,8 +61,8 @@ load_source = data.load_source  # The fixture below puts another in its place.
 pytestmark = pytest.mark.slow
 
 
-def replace_pictures(sources: Sources, replaced: np.ndarray) -> Sources:
-    """Noise in place of some pictures of the digits, all else as it was."""
+def replace_images(sources: Sources, replaced: np.ndarray) -> Sources:
+    """Noise in place of some images of the digits, all else as it was."""
     digits = sources.train.source  # Below the choice of classes.
     places = sources.train.indices[replaced]
     images = digits.images.copy()
@@ -84,9 +84,9 @@ def results(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory):
-    """{which pictures are noise: (results of all rows, accuracy of each)}."""
-    root = tmp_path_factory.mktemp("worlds")
+def domains(tmp_path_factory):
+    """{which images are noise: (results of all rows, accuracy of each)}."""
+    root = tmp_path_factory.mktemp("domains")
     checkpoint = write_quick_stable_diffusion(root / "checkpoint")
     settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
     whole = load_source(read_config(DIGITS, settings).data)
@@ -96,16 +96,16 @@ def worlds(tmp_path_factory):
     is_first_shot = np.arange(len(is_shot)) == np.flatnonzero(is_shot)[0]
     noise = {"none": np.zeros_like(is_shot), "others": ~is_shot, "a shot": is_first_shot}
     runs = {}
-    for world, replaced in noise.items():
-        folder = root / world
+    for domain, replaced in noise.items():
+        folder = root / domain
         shared = Shared(stages=folder / "stages", pools=folder / "pools", shotless_pools=folder / "shotless")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data, "load_source", lambda settings, replaced=replaced: replace_pictures(whole, replaced))
+            patch.setattr(data, "load_source", lambda settings, replaced=replaced: replace_images(whole, replaced))
             summaries = {
-                row: pipeline.run(read_config(f"{DIGITS}:method={row}", settings), root / "runs" / world / row, shared)
+                row: pipeline.run(read_config(f"{DIGITS}:method={row}", settings), root / "runs" / domain / row, shared)
                 for row in ROWS
             }
-        runs[world] = results(folder), {row: summary["accuracy"]["final"] for row, summary in summaries.items()}
+        runs[domain] = results(folder), {row: summary["accuracy"]["final"] for row, summary in summaries.items()}
     return runs
 
 
@@ -113,21 +113,21 @@ def changed_between(before: dict[str, object], after: dict[str, object]) -> list
     return [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
 
 
-def test_nothing_leaks(worlds):
+def test_nothing_leaks(domains):
     # One test: two would run in two processes, and each would compile all rows.
-    (whole, accuracy), (others, accuracy_on_noise) = worlds["none"], worlds["others"]
+    (whole, accuracy), (others, accuracy_on_noise) = domains["none"], domains["others"]
     assert changed_between(whole, others) == []
     assert accuracy != accuracy_on_noise  # What is read of them is read by the final evaluation.
 
     # A shot is seen by each row.
-    changed = changed_between(whole, worlds["a shot"][0])
+    changed = changed_between(whole, domains["a shot"][0])
     for row in ROWS:
         assert any(path.startswith(f"stages/classifier_{row}.") for path in changed), row
         generation = METHODS[row].generation
         if generation is not None:
             folder = f"{'pools' if generation.uses_shots else 'shotless'}/{generation.name}/"
             assert any(path.startswith(folder) for path in whole), row
-            # Another shot need not change which few of the pictures are chosen; it does change their values.
+            # Another shot need not change which few of the images are chosen; it does change their values.
             made = (folder, f"stages/value_{generation.name}_")
             assert any(path.startswith(made) for path in changed) == generation.uses_shots, row
 
@@ -138,8 +138,8 @@ def test_nothing_leaks(worlds):
         "value_saflex",
         "value_utilgen",
         "preference_utilgen_model_0",
-        "consensus_phrases",
-        "consensus_joint_uncertain",
+        "ensemble_phrases",
+        "ensemble_joint_uncertain",
     }
     expected |= {"steering_joint_lora", "value_joint_useful_0", "value_joint_weights"}
     assert expected | {f"classifier_{row}" for row in ROWS} <= stages

@@ -13,7 +13,7 @@ FIELDS = {
     "generator.steps": 2,
     "generator.batch_size": 20,
     "pool.images_per_class": 2,
-    "consensus.members": 1,
+    "ensemble.members": 1,
     "classifier.steps": 4,
     "classifier.width": 8,
 }
@@ -40,7 +40,7 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(QUICKSTART.parent)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "real pictures only" in printed and "with method joint" in printed
+    assert "real images only" in printed and "with method joint" in printed
     shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
     assert any("image/png" in data for data in shown)
     assert any("iframe" in data.get("text/html", "") for data in shown)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import main, pipeline
-from utilgen_jax.config.flags import read_config
+from utilgen_jax.config.command_line import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHRUNK = (
@@ -72,8 +72,8 @@ def test_the_pool_can_be_opened_by_a_person(finished):
         assert record["label"] == index % 10 and record["round"] == 0
         assert record["prompt"] == f"a photo of the digit {record['class_name']}"
         assert 0 <= record["weight"] <= 1 and 0 <= record["difficulty"] <= 1
-        with Image.open(folder / record["file_name"]) as picture:
-            assert picture.size == (32, 32)
+        with Image.open(folder / record["file_name"]) as image:
+            assert image.size == (32, 32)
     assert len({record["seed"] for record in records}) == 40
     assert len({record["weight"] for record in records}) > 1
 
@@ -158,8 +158,8 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method):
         assert (record["label"], record["seed"]) == (other["label"], other["seed"])
         assert (record["prompt"] == other["prompt"]) == (method == "datadream")
         assert record["prompt"].startswith(other["prompt"])
-        assert (record.get("difficulty_asked") is not None) == (method == "difficulty")
-        assert other.get("difficulty_asked") is None
+        assert (record.get("requested_difficulty") is not None) == (method == "difficulty")
+        assert other.get("requested_difficulty") is None
     pixels = [np.asarray(Image.open(folder / own[3]["file_name"])) for folder in folders]
     assert (pixels[0] != pixels[1]).any()
 
@@ -168,11 +168,11 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method):
 
 
 @pytest.mark.slow
-def test_joint_paints_drawn_phrases_and_learns_what_several_classifiers_say(tmp_path):
+def test_joint_generates_drawn_phrases_and_learns_what_several_classifiers_say(tmp_path):
     variant = f"{CONFIGS / 'digits.py'}:method=joint"
     summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""), ("classifier.name", "mlp"))), tmp_path)
     assert summary["num_synthetic"] == 40
-    said = load_file(tmp_path / "checkpoints" / "consensus_phrases.safetensors")["labels"]
+    said = load_file(tmp_path / "checkpoints" / "ensemble_phrases.safetensors")["labels"]
     records = [
         json.loads(line) for line in (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
     ]
@@ -183,22 +183,25 @@ def test_joint_paints_drawn_phrases_and_learns_what_several_classifiers_say(tmp_
 
 
 @pytest.mark.slow
-def test_of_twice_as_many_pictures_those_stay_that_several_classifiers_are_least_sure_of(tmp_path):
+def test_of_twice_as_many_images_those_stay_that_several_classifiers_are_least_sure_of(tmp_path):
     variant = f"{CONFIGS / 'digits.py'}:method=joint_uncertain"
     summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""))), tmp_path)
     assert summary["num_synthetic"] == 40
-    stages, folders = tmp_path / "checkpoints", [tmp_path / "pool" / name for name in ("round_01", "surplus/round_00")]
-    own, surplus = (
+    stages, folders = (
+        tmp_path / "checkpoints",
+        [tmp_path / "pool" / name for name in ("round_01", "oversampling/round_00")],
+    )
+    own, oversampling = (
         [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()] for folder in folders
     )
     said, places = (
-        load_file(stages / "consensus_joint_uncertain.safetensors")["labels"],
-        [next(place for place, other in enumerate(surplus) if other["seed"] == record["seed"]) for record in own],
+        load_file(stages / "ensemble_joint_uncertain.safetensors")["labels"],
+        [next(place for place, other in enumerate(oversampling) if other["seed"] == record["seed"]) for record in own],
     )
     assert said.shape == (80, 10) and len(set(places)) == 40
     sure = -scipy.stats.entropy(said, axis=1)
     for label in range(10):
-        of_class = {place for place, record in enumerate(surplus) if record["label"] == label}
+        of_class = {place for place, record in enumerate(oversampling) if record["label"] == label}
         kept = of_class & set(places)
         assert len(of_class) == 8 and len(kept) == 4
         assert max(sure[[*kept]]) <= min(sure[[*(of_class - kept)]])
@@ -206,7 +209,7 @@ def test_of_twice_as_many_pictures_those_stay_that_several_classifiers_are_least
         np.testing.assert_allclose(record["soft_label"], said[place], rtol=1e-5)
         first, second = (
             Image.open(folder / each["file_name"])
-            for folder, each in zip(folders, (record, surplus[place]), strict=True)
+            for folder, each in zip(folders, (record, oversampling[place]), strict=True)
         )
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
@@ -230,13 +233,13 @@ def test_captions_of_the_shots_become_prompts(tmp_path):
     lines = (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
     for index, line in enumerate(lines):
         record = json.loads(line)
-        # Shots stand one of each class after the other; a class's pictures take their captions in turn.
+        # Shots stand one of each class after the other; a class's images take their captions in turn.
         caption = captions[record["label"] + 10 * (index // 10 % 2)]
         assert record["prompt"] == f"a photo of the digit {record['class_name']}, {caption}"
 
 
 @pytest.mark.slow
-def test_pictures_start_from_mixed_shots(tmp_path):
+def test_images_start_from_mixed_shots(tmp_path):
     pipeline.run(shrunk("method=augcond"), tmp_path)
     folders = [tmp_path / "pool" / name for name in ("round_00", "plain/round_00")]
     for index in range(10):
@@ -265,7 +268,7 @@ def make_image_folder(folder: Path, classes=("cat", "dog"), per_class: int = 4) 
     return folder
 
 
-def break_picture(folder: Path) -> None:
+def break_image(folder: Path) -> None:
     (folder / "train" / "dog" / "2.png").write_bytes(b"\x89PNG but not really")
 
 
@@ -277,7 +280,7 @@ def empty_class(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "overrides", "message"),
     [
-        (break_picture, ["--config.data.shots=4"], "dog/2.png"),
+        (break_image, ["--config.data.shots=4"], "dog/2.png"),
         (empty_class, [], "cat"),
         (None, ["--config.data.shots=5"], "cat (4)"),
         (None, ["--config.generator.checkpoint=./no/such/folder"], "no/such/folder"),
@@ -287,7 +290,7 @@ def empty_class(folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_message_status_2_and_nothing_written(tmp_path, capsys, harm, overrides, message):
-    folder = make_image_folder(tmp_path / "pictures")
+    folder = make_image_folder(tmp_path / "images")
     if harm:
         harm(folder)
     workdir = tmp_path / "run"

@@ -112,5 +112,5 @@ def torch_state(module: Any, images: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def random_images(size: int) -> np.ndarray:
-    """Two RGB pictures, float32."""
+    """Two RGB images, float32."""
     return np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Scores a trained classifier on a data set's test pictures.
+"""Scores a trained classifier on a data set's test images.
 
   python -m utilgen_jax.evaluate --data=cifar10 --data_path=DATA_DIR --classifier=resnet20 \\
       --weights=resnet20-12fca82f.npz --normalization=imagenet
@@ -7,7 +7,7 @@
 
 The weights are one .safetensors or .npz file under torch's names: torchvision's for resnet18 and larger, resnext50,
 wide_resnet50 and mobilenet_v2; timm's vit_small_patch16 for vit_s; github.com/akamaster/pytorch_resnet_cifar10's for
-resnet20, 32 and 56. Batch norm uses the statistics of the file. The labels must be the data set's. A picture's middle
+resnet20, 32 and 56. Batch norm uses the statistics of the file. The labels must be the data set's. An image's middle
 square is scaled to --image_size; where published figures are of a smaller crop, they differ by a little.
 
 It prints the accuracy with Wilson's 95 % interval; the last line on standard output is one JSON object. Exit status:
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import CLASSIFIERS, NORMALIZATIONS, choice_problems
 from utilgen_jax.data.flags import define_data_flags, load_flagged_source, named_as_flags
 from utilgen_jax.errors import InputError
@@ -40,7 +40,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("weights", None, "the file of its weights", flag_values=values)
     normalization = "of channels: none ([-1, 1]), or imagenet (its mean and deviation, as torchvision has it)"
     flags.DEFINE_string("normalization", "none", normalization, flag_values=values)
-    flags.DEFINE_integer("batch_size", 100, "pictures at once", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("batch_size", 100, "images at once", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
     return values
 
@@ -64,13 +64,13 @@ def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
     """Scores the classifier.
 
     Args:
-      settings: the command's flags by name.
+        settings: the command's flags by name.
 
     Returns:
-      "accuracy", "low" and "high" (Wilson's 95 % interval) in [0, 1], "num_correct" and "num_test"; JSON-ready.
+        "accuracy", "low" and "high" (Wilson's 95 % interval) in [0, 1], "num_correct" and "num_test"; JSON-ready.
 
     Raises:
-      InputError: the data or the weights cannot be had, the data have no test part, or the weights do not fit.
+        InputError: the data or the weights cannot be had, the data have no test part, or the weights do not fit.
     """
     import jax
     import jax.numpy as jnp
@@ -113,31 +113,31 @@ def run(argv: Sequence[str]) -> None:
     """Reads the command line, scores, and prints.
 
     Args:
-      argv: the command line, its first entry the program.
+        argv: the command line, its first entry the program.
 
     Raises:
-      InputError: something the user gave is wrong.
+        InputError: something the user gave is wrong.
     """
     values = define_flags()
-    _, problems = cli.parse_flags(values, argv)
+    _, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     settings: dict[str, Any] = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
     problems += check_arguments(settings)
     if problems:
-        raise cli.ConfigError(problems)
+        raise command_line.ConfigError(problems)
     found = evaluate(settings)
     print(
         f"{settings['classifier']}, {settings['weights']}: {found['accuracy']:.1%} "
-        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['num_test']} test pictures of {settings['data']}"
+        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['num_test']} test images of {settings['data']}"
     )
     print(json.dumps({**settings, **found}, allow_nan=False))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -50,8 +50,8 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     """Lists what is wrong with the command line, as far as that can be told without opening the checkpoint.
 
     Args:
-      settings: each flag's value.
-      given: names of the flags that are on the command line.
+        settings: each flag's value.
+        given: names of the flags that are on the command line.
     """
     examples = {"checkpoint": "glyphs", "out": "exported"}
     problems = [
@@ -77,17 +77,17 @@ def export(settings: dict[str, Any]) -> Path:
     """Writes the folder, or the LoRA file.
 
     Args:
-      settings: the value of each flag.
+        settings: the value of each flag.
 
     Returns:
-      What was written.
+        What was written.
 
     Raises:
-      InputError: the checkpoint or the LoRA cannot be read, they do not fit, or the target holds something else.
+        InputError: the checkpoint or the LoRA cannot be read, they do not fit, or the target holds something else.
     """
     import jax.numpy as jnp
 
-    from utilgen_jax import checkpoints as weights
+    from utilgen_jax import checkpoints
     from utilgen_jax.checkpoints.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
     from utilgen_jax.errors import InputError
     from utilgen_jax.generator.loading import expected_params, read_architecture
@@ -100,8 +100,8 @@ def export(settings: dict[str, Any]) -> Path:
         raise InputError(f"--out: {out / LORA_FILE} is there already; give another folder, or remove it")
     if not settings["lora_only"]:
         check_export_target(out)
-    checkpoint = weights.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
-    components = {"vae": weights.resolve_component(settings["vae"])} if settings["vae"] else None
+    checkpoint = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
+    components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
     generator = read_architecture(checkpoint, components=components)
     loras = {}
     if settings["lora"]:
@@ -140,21 +140,21 @@ def run(argv: Sequence[str]) -> None:
         InputError: Something the user gave is wrong; nothing has been written.
     """
     values = define_flags()
-    _, problems = cli.parse_flags(values, argv)
+    _, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     settings = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
     problems += check_arguments(settings, {name for name in settings if values[name].present})
     if problems:
-        raise cli.ConfigError(problems)
+        raise command_line.ConfigError(problems)
     print(f"written: {export(settings)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
     interrupted = "nothing was replaced; the same command begins anew"
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

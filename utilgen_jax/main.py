@@ -1,8 +1,8 @@
-"""Few real pictures in, a better classifier and a synthetic training set out.
+"""Few real images in, a better classifier and a synthetic training set out.
 
   python -m utilgen_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m utilgen_jax.main --config=configs/digits.py:method=vanilla,shots=5 --workdir=runs/vanilla
-  python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_pictures --workdir=runs/mine
+  python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_images --workdir=runs/mine
 
 Rerunning a command on its workdir continues after the last finished stage. Exit status: 0 done, 2 bad input,
 130 interrupted.
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from absl import flags
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    return cli.common_flags("folder for everything the run writes; made if missing")
+    return command_line.common_flags("folder for everything the run writes; made if missing")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -32,9 +32,9 @@ def run(argv: Sequence[str]) -> None:
         InputError: Something the user gave is wrong; if it is the command line or the config, nothing has been written.
     """
     values = define_flags()
-    overrides, problems = cli.parse_flags(values, argv)
+    overrides, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     workdir, spec = str(values["workdir"].value or ""), values["config"].value
     if not workdir:
@@ -43,20 +43,20 @@ def run(argv: Sequence[str]) -> None:
         problems.append(f"--workdir: {workdir} is, or lies under, a file; give a folder")
     if not spec:
         problems.append("--config: say which config file, such as --config=configs/digits.py")
-        raise cli.ConfigError(problems)
-    config = cli.read_config(spec, overrides, problems)
+        raise command_line.ConfigError(problems)
+    config = command_line.read_config(spec, overrides, problems)
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax import pipeline
-    from utilgen_jax.runtime import sharding as parallel
+    from utilgen_jax.runtime import sharding
 
-    parallel.initialize_distributed()
+    sharding.initialize_distributed()
     pipeline.run(config, workdir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command, also the console script `utilgen`, and returns its exit status; argv=None is sys.argv."""
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv))
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The stages of a run, in the order in which they happen, on one page.
 
-split → classifier on real pictures → difficulty → synthetic pool → value of the pool → classifier on real and synthetic
-pictures → evaluation → summary and report. The result of each stage is on disk; a run that is started again continues
+split → classifier on real images → difficulty → synthetic pool → value of the pool → classifier on real and synthetic
+images → evaluation → summary and report. The result of each stage is on disk; a run that is started again continues
 after the last finished one (see `stages`).
 """
 
@@ -35,26 +35,26 @@ from utilgen_jax.experiment.setup import CLASSIFIER_KEY, Job, Shared, prepare
 from utilgen_jax.experiment.synthesis import Made, loader, make_pool, with_words
 from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.methods import METHODS, PLAIN, Generation
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.runtime import sharding
 from utilgen_jax.valuation.difficulty import difficulty
-from utilgen_jax.valuation.ensemble import consensus_labels
+from utilgen_jax.valuation.ensemble import ensemble_labels
 
 
 def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -> dict[str, Any]:
     """Runs a method and its baselines from config to report, and prints the table.
 
     Args:
-      config: checked, see `cli.read_config`.
-      workdir: for everything that the run writes.
-      shared: for a run that is part of a comparison. It writes its summary, but no report and no table, and notes no
-        weights in the pool.
+        config: checked, see `cli.read_config`.
+        workdir: for everything that the run writes.
+        shared: for a run that is part of a comparison. It writes its summary, but no report and no table, and notes no
+            weights in the pool.
 
     Returns:
-      What `summary.json` holds.
+        What `summary.json` holds.
 
     Raises:
-      InputError: data, checkpoint or workdir do not suit; nothing has been written then.
-      FloatingPointError: a loss or a picture is not finite.
+        InputError: data, checkpoint or workdir do not suit; nothing has been written then.
+        FloatingPointError: a loss or an image is not finite.
     """
     workdir = Path(workdir)
     job = prepare(config, workdir, shared)
@@ -75,10 +75,10 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
             synthetic = pool_training_set(job, row_generation, pool)
             weighting = METHODS[row].weighting
             values[row] = appraise(job, metrics, f"value_{row}", weighting, real, synthetic, classifiers["real"])
-            if METHODS[row].labels == "consensus":
+            if METHODS[row].labels == "ensemble":
                 said = made.soft_labels
                 if said is None:
-                    said = consensus_labels(job, metrics, row_generation, real, synthetic)
+                    said = ensemble_labels(job, metrics, row_generation, real, synthetic)
                 values[row]["soft_label"] = said
             classifiers[row] = _train(job, metrics, row, real, weighted(synthetic, values[row]))
         if generation is not None and shared is None:
@@ -112,21 +112,21 @@ def run(config: ConfigDict, workdir: str | Path, shared: Shared | None = None) -
 def _train(
     job: Job, metrics: report.MetricsWriter, row: str, real: TrainingSet, synthetic: TrainingSet | None
 ) -> Params:
-    """The classifier of one row of the table, on real and, if any, synthetic pictures."""
+    """The classifier of one row of the table, on real and, if any, synthetic images."""
     name = f"classifier_{row}"
 
     def compute() -> dict[str, np.ndarray]:
-        with log_stage(metrics, name, job.recipe.steps, job.config.log_every_steps) as on_step:
+        with log_stage(metrics, name, job.classifier_config.steps, job.config.log_every_steps) as on_step:
             params = classification.train_classifier(
-                job.classifier, job.recipe_of_row(row), real, synthetic, job.key(CLASSIFIER_KEY), on_step
+                job.classifier, job.config_of_row(row), real, synthetic, job.key(CLASSIFIER_KEY), on_step
             )
-        return {path: parallel.to_host(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
+        return {path: sharding.to_host(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
 
     return unflatten_dict(job.stages.run(name, compute), sep="/")
 
 
 def _measure_difficulty(job: Job, params: Params, real: TrainingSet) -> np.ndarray:
-    """How hard the classifier of the real pictures finds each of them."""
+    """How hard the classifier of the real images finds each of them."""
 
     def compute() -> dict[str, np.ndarray]:
         return {"real": difficulty(predict(job, params, real.images), job.split.real.labels)}
@@ -137,9 +137,9 @@ def _measure_difficulty(job: Job, params: Params, real: TrainingSet) -> np.ndarr
 def _cross_fitted_difficulty(
     job: Job, metrics: report.MetricsWriter, real: TrainingSet, plain: TrainingSet
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How hard each shot and each plain synthetic picture is for a classifier that was not trained on it.
+    """How hard each shot and each plain synthetic image is for a classifier that was not trained on it.
 
-    Each is trained on shots and synthetic pictures of the other folds: those trained on a picture know it, and from a
+    Each is trained on shots and synthetic images of the other folds: those trained on an image know it, and from a
     handful of shots alone they know too little of the others. (Digits, 2 shots: Spearman's correlation with an
     independent classifier's verdict on the plain pool is 0.68 so, and 0.30 by the classifier of the shots alone.)
     """
@@ -148,27 +148,27 @@ def _cross_fitted_difficulty(
         hard = {"real": np.zeros(len(real.labels), np.float32), "plain": np.zeros(len(plain.labels), np.float32)}
         # Pools hold the classes in turn: whole turns go to a fold.
         folds_of_plain = np.arange(len(plain.labels)) // job.num_classes % len(job.folds)
-        total = job.recipe.steps * len(job.folds)
+        total = job.classifier_config.steps * len(job.folds)
         with log_stage(metrics, "difficulty_of_shots", total, job.config.log_every_steps) as on_step:
             for number, fold in enumerate(job.folds):
 
-                def on_fold_step(step: int, loss: jax.Array, done: int = number * job.recipe.steps) -> None:
+                def on_fold_step(step: int, loss: jax.Array, done: int = number * job.classifier_config.steps) -> None:
                     on_step(done + step, loss)
 
                 params = classification.train_classifier(
                     job.classifier,
-                    job.recipe,
+                    job.classifier_config,
                     real.take(fold.train_indices),
                     plain.take(np.flatnonzero(folds_of_plain != number)),
                     job.key(CLASSIFIER_KEY),
                     on_fold_step,
                 )
-                for name, pictures, chosen in (
+                for name, images, chosen in (
                     ("real", real, fold.validation_indices),
                     ("plain", plain, np.flatnonzero(folds_of_plain == number)),
                 ):
-                    logits = predict(job, params, pictures.images[chosen])
-                    hard[name][chosen] = difficulty(logits, parallel.to_host(pictures.labels)[chosen])
+                    logits = predict(job, params, images.images[chosen])
+                    hard[name][chosen] = difficulty(logits, sharding.to_host(images.labels)[chosen])
         return hard
 
     found = job.stages.run("difficulty_of_shots", compute)
@@ -191,12 +191,12 @@ def _make_pools(
             base = make(generation.refines)
             pools[generation] = refine_pool(job, metrics, load_own, generation, base, real, real_classifier)
             return pools[generation]
-        # A generator is adapted beside pictures of its own.
+        # A generator is adapted beside images of its own.
         plain = make(PLAIN).pool if generation.adaptation != "none" else None
         difficulties = None
         if plain is not None and generation.adaptation == "difficulty":
-            pictures = training_set(as_classifier_input(job.config, plain.images), plain.labels)
-            difficulties = _cross_fitted_difficulty(job, metrics, real, pictures)
+            images = training_set(as_classifier_input(job.config, plain.images), plain.labels)
+            difficulties = _cross_fitted_difficulty(job, metrics, real, images)
         pools[generation] = make_pool(job, metrics, load_own, generation, plain, difficulties)
         return pools[generation]
 
@@ -208,7 +208,7 @@ def _make_pools(
 
 
 def _note_values(job: Job, generation: Generation, round_number: int, values: dict[str, np.ndarray]) -> data.Pool:
-    """Writes what is known of the pool's pictures beside them, for a person to read."""
+    """Writes what is known of the pool's images beside them, for a person to read."""
     folder = job.pool_folder(generation, round_number)
     if job.is_first:
         columns = {name: values[name].tolist() for name in ("difficulty", "weight", "soft_label") if name in values}
@@ -217,7 +217,7 @@ def _note_values(job: Job, generation: Generation, round_number: int, values: di
 
 
 def _evaluate(job: Job, row: str, params: Params) -> float:
-    """The accuracy on the test pictures, which nothing but this reads."""
+    """The accuracy on the test images, which nothing but this reads."""
 
     def compute() -> dict[str, np.ndarray]:
         logits = predict(job, params, to_float(job.split.test.images))

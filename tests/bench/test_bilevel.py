@@ -27,7 +27,7 @@ def test_torch_computes_the_same_and_the_outer_level_costs_what_it_may(capsys, m
         *("train_loss", "params", "validation_loss", "weighting_change")
     }
     assert "torch" not in results["saflex"]
-    # Norms and activations count here and not there, and at four pictures the optimiser's additions weigh much.
+    # Norms and activations count here and not there, and at four images the optimiser's additions weigh much.
     assert 0.9 < results["plain"]["compiled_flops"] / results["plain"]["torch_flops"] < 1.5
     assert results["weight_network"]["flops_multiple"] < 4.2
     assert results["saflex"]["flops_multiple"] < 3.7

@@ -10,8 +10,11 @@ from utilgen_jax.bilevel.weightings import uniform
 
 
 def test_groups_are_named_by_the_first_two_parts_of_the_path():
-    tree = {"params": {"conv1": {"kernel": 1, "bias": 2}, "fc": {"kernel": 3}}, "policy": {"loras": {"unet": {"a": 4}}}}
-    assert tensor_groups(tree) == {"params/conv1": [2, 1], "params/fc": [3], "policy/loras": [4]}
+    tree = {
+        "params": {"conv1": {"kernel": 1, "bias": 2}, "fc": {"kernel": 3}},
+        "adapter": {"loras": {"unet": {"a": 4}}},
+    }
+    assert tensor_groups(tree) == {"params/conv1": [2, 1], "params/fc": [3], "adapter/loras": [4]}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -26,7 +29,7 @@ def test_the_first_step_is_kept(bad):
 
 
 def test_causes_come_before_effects():
-    record = {"policy/loras": 4, "params/b": 3, "params/a": 3, "losses": 3, "generated inputs": -1, "weighting/x": 3}
+    record = {"adapter/loras": 4, "params/b": 3, "params/a": 3, "losses": 3, "generated inputs": -1, "weighting/x": 3}
     with pytest.raises(
         FloatingPointError, match="step 3: NaN or infinity in losses, then params/a, params/b, weighting/x"
     ):

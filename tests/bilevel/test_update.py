@@ -12,17 +12,17 @@ from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples, concatenate
 from utilgen_jax.bilevel.hypergradients import ESTIMATORS
 from utilgen_jax.bilevel.weightings import (
-    Signals,
     Weighting,
+    WeightingInputs,
     feature_network,
     loss_network,
     relative_weights,
     saflex,
     uniform,
 )
-from utilgen_jax.classifier.train import Recipe, make_optimizer
+from utilgen_jax.classifier.train import ClassifierConfig, make_optimizer
 
-RECIPE = Recipe(
+CONFIG = ClassifierConfig(
     steps=20,
     batch_size=8,
     synthetic_fraction=0.5,
@@ -34,11 +34,13 @@ RECIPE = Recipe(
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
     "nesterov, clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)),
-    "the classifier's": make_optimizer(RECIPE),
+    "the classifier's": make_optimizer(CONFIG),
 }
 NUM_CLASSES, WIDTH = 3, 4
 # One free weight an example: the outer gradient is then the hypergradient of the weights themselves.
-FREE = Weighting(init=lambda key: jnp.ones(8), apply=lambda params, signals: (params, signals.examples.targets))
+FREE = Weighting(
+    init=lambda key: jnp.ones(8), apply=lambda params, weighting_inputs: (params, weighting_inputs.examples.targets)
+)
 NETWORK = loss_network(5)
 
 
@@ -52,10 +54,10 @@ def apply(params, inputs):
     return jnp.tanh(inputs @ params["in"] + params["bias"]) @ params["out"]
 
 
-def generate(policy, requests):
+def generate(adapter, sample_inputs):
     """Stands for a generator: noise and label to inputs, through parameters."""
-    noise, labels = requests
-    inputs = jnp.tanh(noise @ policy["mix"]) + policy["means"][labels]
+    noise, labels = sample_inputs
+    inputs = jnp.tanh(noise @ adapter["mix"]) + adapter["means"][labels]
     return Examples(inputs, jax.nn.one_hot(labels, NUM_CLASSES, dtype=inputs.dtype))
 
 
@@ -66,28 +68,28 @@ def draw(rng, *shape):
 
 
 @cache
-def world():
-    """Parameters of both levels, a batch of 8, 6 requests, and 5 validation examples."""
+def domain():
+    """Parameters of both levels, a batch of 8, 6 sample inputs, and 5 validation examples."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         params = {"in": rng.normal(size=(WIDTH, 6)), "bias": rng.normal(size=6), "out": rng.normal(size=(6, 3))}
-        policy = {"mix": rng.normal(size=(2, WIDTH)), "means": rng.normal(size=(NUM_CLASSES, WIDTH))}
+        adapter = {"mix": rng.normal(size=(2, WIDTH)), "means": rng.normal(size=(NUM_CLASSES, WIDTH))}
         weighting = jax.tree.map(
             lambda leaf: rng.normal(size=leaf.shape), jax.eval_shape(NETWORK.init, jax.random.key(0))
         )
-        requests = jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.integers(NUM_CLASSES, size=6))
+        sample_inputs = jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.integers(NUM_CLASSES, size=6))
         return SimpleNamespace(
             params=jax.tree.map(jnp.asarray, params),
-            outer=jax.tree.map(jnp.asarray, {"weighting": weighting, "policy": policy}),
+            outer=jax.tree.map(jnp.asarray, {"weighting": weighting, "adapter": adapter}),
             examples=draw(rng, 8),
             validation=draw(rng, 5),
-            requests=requests,
+            sample_inputs=sample_inputs,
         )
 
 
 def moved_state(optimizer, outer, outer_optimizer=None):
     """A state whose classifier has gone some steps, so that moments and schedule are not at zero."""
-    it = world()
+    it = domain()
     outer_optimizer = outer_optimizer or optax.sgd(1.0)  # old minus new is then the outer gradient
     state = init_bilevel(it.params, optimizer, outer, outer_optimizer)
     update = jax.jit(make_bilevel_update(apply, uniform(), optimizer, outer_optimizer))
@@ -109,7 +111,7 @@ def step_with(optimizer, state, examples, weights, targets=None):
 
 
 def validation_loss(params):
-    it = world()
+    it = domain()
     return jnp.mean(optax.softmax_cross_entropy(apply(params, it.validation.inputs), it.validation.targets))
 
 
@@ -123,19 +125,19 @@ def assert_close(found, expected, rtol=1e-9):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_gradient_to_weighting_and_policy_is_that_of_central_differences(name):
+def test_the_gradient_to_weighting_and_adapter_is_that_of_central_differences(name):
     # Real examples of weight 1, generated ones weighed by a network that sees their losses as they are at first.
-    optimizer, it = OPTIMIZERS[name], world()
+    optimizer, it = OPTIMIZERS[name], domain()
     real = dataclasses.replace(it.examples, is_weighted=jnp.zeros(8, bool))
     state = moved_state(optimizer, it.outer)
-    before = generate(it.outer["policy"], it.requests)
+    before = generate(it.outer["adapter"], it.sample_inputs)
     losses = optax.softmax_cross_entropy(apply(state.params, before.inputs), before.targets)
     vector, unravel = jax.flatten_util.ravel_pytree(it.outer)
 
     @jax.jit
     def value(vector):
         outer = unravel(vector)
-        generated = generate(outer["policy"], it.requests)
+        generated = generate(outer["adapter"], it.sample_inputs)
         hidden = jax.nn.relu(
             losses[:, None] @ outer["weighting"]["hidden"]["kernel"] + outer["weighting"]["hidden"]["bias"]
         )
@@ -150,9 +152,9 @@ def test_the_gradient_to_weighting_and_policy_is_that_of_central_differences(nam
     expected = np.array(differences) / (2 * size)
 
     update = make_bilevel_update(apply, NETWORK, optimizer, optax.sgd(1.0), generate=generate)
-    new, metrics = jax.jit(update)(state, real, it.validation, it.requests)
+    new, metrics = jax.jit(update)(state, real, it.validation, it.sample_inputs)
     found = vector - flat(new.outer)
-    for part in (slice(0, 20), slice(20, None)):  # policy, weighting
+    for part in (slice(0, 20), slice(20, None)):  # adapter, weighting
         assert np.linalg.norm(expected[part]) > 1e-6
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.linalg.norm(expected))
     np.testing.assert_allclose(metrics.validation_loss, value(vector), rtol=1e-12)
@@ -164,7 +166,7 @@ def test_the_gradient_to_weighting_and_policy_is_that_of_central_differences(nam
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_more_weight_on_an_example_of_positive_utility_lowers_the_validation_loss(name):
-    optimizer, it = OPTIMIZERS[name], world()
+    optimizer, it = OPTIMIZERS[name], domain()
     state = moved_state(optimizer, {})
     update = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0))
     new, metrics = jax.jit(update)(state, it.examples, it.validation)
@@ -172,8 +174,11 @@ def test_more_weight_on_an_example_of_positive_utility_lowers_the_validation_los
     assert (metrics.utilities > 0).any() and (metrics.utilities < 0).any()
 
     @jax.jit
-    def change(nudges):
-        return validation_loss(step_with(optimizer, state, it.examples, jnp.ones(8) + nudges)) - metrics.validation_loss
+    def change(weight_perturbations):
+        return (
+            validation_loss(step_with(optimizer, state, it.examples, jnp.ones(8) + weight_perturbations))
+            - metrics.validation_loss
+        )
 
     for one, utility in zip(np.eye(8), metrics.utilities, strict=True):
         assert np.sign(change(1e-3 * one)) == -np.sign(utility)
@@ -183,7 +188,7 @@ def test_more_weight_on_an_example_of_positive_utility_lowers_the_validation_los
 
 
 def test_no_gradient_reaches_the_classifier_through_the_weights():
-    optimizer, it = OPTIMIZERS["sgd"], world()
+    optimizer, it = OPTIMIZERS["sgd"], domain()
     state = moved_state(optimizer, {"weighting": it.outer["weighting"]})
     update = make_bilevel_update(apply, NETWORK, optimizer, optax.sgd(1.0))
     new, metrics = jax.jit(update)(state, it.examples, it.validation)
@@ -192,7 +197,7 @@ def test_no_gradient_reaches_the_classifier_through_the_weights():
     @jax.jit
     def leaking(params):
         logits = apply(params, it.examples.inputs)
-        raw, _ = NETWORK.apply(state.outer["weighting"], Signals(it.examples, logits))
+        raw, _ = NETWORK.apply(state.outer["weighting"], WeightingInputs(it.examples, logits))
         losses = optax.softmax_cross_entropy(logits, it.examples.targets)
         return jnp.mean(relative_weights(raw, it.examples.weighted) * losses)
 
@@ -201,13 +206,13 @@ def test_no_gradient_reaches_the_classifier_through_the_weights():
 
 
 def test_without_validation_the_outer_level_stays():
-    optimizer, it = OPTIMIZERS["the classifier's"], world()
+    optimizer, it = OPTIMIZERS["the classifier's"], domain()
     state = moved_state(optimizer, it.outer)
     update = make_bilevel_update(apply, NETWORK, optimizer, optax.adam(0.1), generate=generate)
-    new, metrics = jax.jit(update)(state, it.examples, None, it.requests)
+    new, metrics = jax.jit(update)(state, it.examples, None, it.sample_inputs)
     assert_close(new.outer, state.outer, rtol=0)
     assert metrics.validation_loss is None and metrics.utilities is None
-    everything = concatenate(it.examples, generate(it.outer["policy"], it.requests))
+    everything = concatenate(it.examples, generate(it.outer["adapter"], it.sample_inputs))
     assert_close(new.params, step_with(optimizer, state, everything, metrics.weights))
     # Both sorts are weighed here, the given and the generated.
     assert metrics.weights.shape == (14,) and np.ptp(metrics.weights[:8]) > 0.01
@@ -215,10 +220,10 @@ def test_without_validation_the_outer_level_stays():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_reaches_weights_and_policy(name):
+def test_every_estimator_reaches_weights_and_adapter(name):
     # At a small step, one step of lookahead and the series' first term are the same up to the optimiser's rate.
     options = {"implicit": {"num_terms": 1, "step_size": 1e-3}, "finite_difference": {"epsilon": 1e-4}}
-    optimizer, it = optax.sgd(1e-3), world()
+    optimizer, it = optax.sgd(1e-3), domain()
     state = moved_state(optimizer, it.outer)
     new = {}
     for estimator in ("unrolled", name):
@@ -227,7 +232,7 @@ def test_every_estimator_reaches_weights_and_policy(name):
             generate=generate,
             estimator=partial(ESTIMATORS[estimator], **options.get(estimator, {})),
         )
-        new[estimator], _ = jax.jit(update)(state, it.examples, it.validation, it.requests)
+        new[estimator], _ = jax.jit(update)(state, it.examples, it.validation, it.sample_inputs)
     exact, found = (flat(state.outer) - flat(new[each].outer) for each in ("unrolled", name))
     np.testing.assert_allclose(found, exact, atol=0.01 * np.abs(exact).max())
     assert np.abs(exact[:20]).max() > 1e-6
@@ -235,30 +240,30 @@ def test_every_estimator_reaches_weights_and_policy(name):
 
 @pytest.mark.slow
 def test_microbatches_change_nothing():
-    optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], domain()
     state = moved_state(optimizer, it.outer)
-    requests = jax.tree.map(lambda leaf: leaf[:4], it.requests)
+    sample_inputs = jax.tree.map(lambda leaf: leaf[:4], it.sample_inputs)
     results = {}
     for number in (1, 3):
         update = make_bilevel_update(
             apply, NETWORK, optimizer, optax.sgd(0.1), generate=generate, num_microbatches=number
         )
-        results[number] = jax.jit(update)(state, it.examples, it.validation, requests)
+        results[number] = jax.jit(update)(state, it.examples, it.validation, sample_inputs)
     assert_close(results[3], results[1])
     with pytest.raises(ValueError, match="a batch of 14 does not divide into 3 microbatches"):
-        update(state, it.examples, it.validation, it.requests)
+        update(state, it.examples, it.validation, it.sample_inputs)
 
 
 @pytest.mark.slow
 def test_several_inner_steps_are_looked_through_together():
-    optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], domain()
     state = moved_state(optimizer, it.outer)
     rng = np.random.default_rng(3)
     examples = draw(rng, 2, 4)
-    requests = jax.tree.map(lambda leaf: leaf.reshape(2, 3, *leaf.shape[1:]), it.requests)
+    sample_inputs = jax.tree.map(lambda leaf: leaf.reshape(2, 3, *leaf.shape[1:]), it.sample_inputs)
     outer_optimizer = optax.sgd(1.0)
     update = make_bilevel_update(apply, NETWORK, optimizer, outer_optimizer, generate=generate, num_inner_steps=2)
-    new, metrics = jax.jit(update)(state, examples, it.validation, requests)
+    new, metrics = jax.jit(update)(state, examples, it.validation, sample_inputs)
     assert new.step == state.step + 2 and metrics.losses.shape == (7,)
 
     single = make_bilevel_update(apply, NETWORK, optimizer, outer_optimizer, generate=generate)
@@ -267,7 +272,7 @@ def test_several_inner_steps_are_looked_through_together():
     def value(outer):
         one = dataclasses.replace(state, outer=outer)
         for index in range(2):
-            batch, asked = jax.tree.map(lambda leaf, index=index: leaf[index], (examples, requests))
+            batch, asked = jax.tree.map(lambda leaf, index=index: leaf[index], (examples, sample_inputs))
             one, _ = single(one, batch, None, asked)
         return validation_loss(one.params), one.params
 
@@ -280,14 +285,14 @@ def test_several_inner_steps_are_looked_through_together():
         jax.jit(jax.grad(lambda outer: value(outer)[0]))(state.outer),
     )
 
-    plain, _ = jax.jit(update)(state, examples, None, requests)
+    plain, _ = jax.jit(update)(state, examples, None, sample_inputs)
     assert_close(plain.params, params)
     with pytest.raises(ValueError, match="num_inner_steps must be 1"):
         make_bilevel_update(apply, saflex(), optimizer, outer_optimizer, num_inner_steps=2)
 
 
 def test_the_average_follows_the_parameters():
-    it, optimizer = world(), OPTIMIZERS["sgd"]
+    it, optimizer = domain(), OPTIMIZERS["sgd"]
     state = init_bilevel(it.params, optimizer, {}, optax.sgd(1.0), ema=True)
     update = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0), ema_decay=0.7)
     first, _ = update(state, it.examples)
@@ -300,7 +305,7 @@ def test_the_average_follows_the_parameters():
 
 @pytest.mark.slow
 def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
-    optimizer, it = OPTIMIZERS["nesterov, clipped"], world()
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], domain()
     state = moved_state(optimizer, {})
     weighting = saflex(temperature=0.7)
     update = make_bilevel_update(apply, weighting, optimizer, optax.sgd(1.0))
@@ -317,7 +322,9 @@ def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
         return validation_loss(step_with(optimizer, state, it.examples, jnp.ones(8), targets))
 
     matrix = -8 * jax.grad(loss_of)(it.examples.targets)
-    weights, targets = weighting.apply({}, Signals(it.examples, apply(state.params, it.examples.inputs), matrix))
+    weights, targets = weighting.apply(
+        {}, WeightingInputs(it.examples, apply(state.params, it.examples.inputs), matrix)
+    )
     expected = step_with(optimizer, state, it.examples, relative_weights(weights, jnp.ones(8, bool)), targets)
     assert_close(new.params, expected)
     assert np.abs(flat(new.params) - flat(plain.params)).max() > 1e-3
@@ -325,23 +332,23 @@ def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
     assert validation_loss(new.params) < metrics.validation_loss
 
 
-def test_saflex_and_a_policy_go_together():
-    optimizer, it = OPTIMIZERS["sgd"], world()
-    state = moved_state(optimizer, {"policy": it.outer["policy"]})
+def test_saflex_and_a_adapter_go_together():
+    optimizer, it = OPTIMIZERS["sgd"], domain()
+    state = moved_state(optimizer, {"adapter": it.outer["adapter"]})
     update = make_bilevel_update(apply, saflex(), optimizer, optax.sgd(0.5), generate=generate)
-    new, _ = jax.jit(update)(state, None, it.validation, it.requests)
-    # With weights and labels held, a step of the policy along the gradient makes the classifier's step better.
-    again, _ = jax.jit(update)(dataclasses.replace(state, outer=new.outer), None, it.validation, it.requests)
+    new, _ = jax.jit(update)(state, None, it.validation, it.sample_inputs)
+    # With weights and labels held, a step of the adapter along the gradient makes the classifier's step better.
+    again, _ = jax.jit(update)(dataclasses.replace(state, outer=new.outer), None, it.validation, it.sample_inputs)
     assert validation_loss(again.params) < validation_loss(new.params)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "finite"),
-    [(optax.adam(0.1, eps_root=1e-8), True), (make_optimizer(RECIPE), True), (optax.adam(0.1), False)],
+    [(optax.adam(0.1, eps_root=1e-8), True), (make_optimizer(CONFIG), True), (optax.adam(0.1), False)],
 )
 def test_parameters_whose_gradient_is_zero_need_eps_root(optimizer, finite):
     # As a LoRA at its start: the second factor is zero, so the gradient of the first is exactly zero.
-    it = world()
+    it = domain()
     params = it.params | {"down": jnp.ones((WIDTH, 2)), "up": jnp.zeros((2, 6))}
 
     def with_lora(params, inputs):
@@ -361,7 +368,7 @@ def test_parameters_whose_gradient_is_zero_need_eps_root(optimizer, finite):
 
 @pytest.mark.slow
 def test_half_precision_logits_are_weighed_in_float32():
-    it = world()
+    it = domain()
 
     def half(params, inputs):
         return apply(*jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, inputs)))
@@ -385,7 +392,7 @@ def test_half_precision_logits_are_weighed_in_float32():
 @pytest.mark.slow
 def test_fifty_steps_compile_once_with_and_once_without_validation_on_donated_buffers():
     traces = []
-    it = world()
+    it = domain()
 
     def counted(params, inputs):
         traces.append(None)
@@ -400,7 +407,7 @@ def test_fifty_steps_compile_once_with_and_once_without_validation_on_donated_bu
     seen, told = [], []
     for step in range(50):
         before = state
-        state, metrics = in_place(state, it.examples, it.validation if step % 5 == 0 else None, it.requests)
+        state, metrics = in_place(state, it.examples, it.validation if step % 5 == 0 else None, it.sample_inputs)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
         seen.append(len(traces))
         told.append(metrics)
@@ -411,9 +418,9 @@ def test_fifty_steps_compile_once_with_and_once_without_validation_on_donated_bu
 
 @pytest.mark.slow
 def test_one_and_eight_devices_agree():
-    # In float32: the order of additions differs. Eight examples and requests, one of each a device.
-    it = world()
-    requests = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:2]]), it.requests)
+    # In float32: the order of additions differs. Eight examples and sample inputs, one of each a device.
+    it = domain()
+    sample_inputs = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:2]]), it.sample_inputs)
     validation = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:3]]), it.validation)
     optimizer, outer_optimizer = OPTIMIZERS["nesterov, clipped"], optax.sgd(1.0)
     weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES, 5)
@@ -421,7 +428,7 @@ def test_one_and_eight_devices_agree():
     outer = it.outer | {"weighting": weighting.init(jax.random.key(0))}
 
     def run(mesh):
-        arrays = (it.params, outer, it.examples, validation, requests)
+        arrays = (it.params, outer, it.examples, validation, sample_inputs)
         arrays = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, arrays)
         arrays = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P()))
         with jax.set_mesh(mesh):

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints import checkpoint_folder
 from utilgen_jax.errors import InputError
 
@@ -83,20 +83,20 @@ def as_half(folder, **options):
 
 
 def test_folder_is_taken_as_it_is(unclip_original, monkeypatch):
-    assert weights.resolve_checkpoint(str(unclip_original)) == unclip_original
+    assert checkpoints.resolve_checkpoint(str(unclip_original)) == unclip_original
     monkeypatch.chdir(unclip_original.parent)
-    assert weights.resolve_checkpoint(unclip_original.name).resolve() == unclip_original.resolve()
+    assert checkpoints.resolve_checkpoint(unclip_original.name).resolve() == unclip_original.resolve()
     monkeypatch.setenv("HOME", str(unclip_original.parent))
-    assert weights.resolve_checkpoint(f"~/{unclip_original.name}") == unclip_original
+    assert checkpoints.resolve_checkpoint(f"~/{unclip_original.name}") == unclip_original
 
 
 def test_glyphs_is_the_embedded_folder(tmp_path, monkeypatch):
     assert checkpoint_folder.GLYPHS.parts[-3:] == ("utilgen_jax", "assets", "glyphs")
     monkeypatch.setattr(checkpoint_folder, "GLYPHS", tmp_path)
     with pytest.raises(InputError, match="utilgen_jax.pretraining"):
-        weights.resolve_checkpoint("glyphs")
+        checkpoints.resolve_checkpoint("glyphs")
     (tmp_path / "model_index.json").write_text("{}")
-    assert weights.resolve_checkpoint("glyphs") == tmp_path
+    assert checkpoints.resolve_checkpoint("glyphs") == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -106,16 +106,16 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(name, hub, monkeypatch
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="hub id 'owner/name'"):
-        weights.resolve_checkpoint(name)
+        checkpoints.resolve_checkpoint(name)
     assert not hub.listed and not hub.downloads
 
 
 def test_folder_without_index_and_file_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no model_index\.json"):
-        weights.resolve_checkpoint(str(tmp_path))
+        checkpoints.resolve_checkpoint(str(tmp_path))
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(InputError, match="this is a file"):
-        weights.resolve_checkpoint(str(tmp_path / "model.ckpt"))
+        checkpoints.resolve_checkpoint(str(tmp_path / "model.ckpt"))
 
 
 FULL = {
@@ -131,23 +131,23 @@ HALF = {name.replace(".", ".fp16.", 1) if name.startswith(("unet", "vae")) else 
 @pytest.mark.parametrize(("revision", "asked"), [(None, None), ("", None), ("v1", "v1")])
 def test_of_a_repository_only_what_is_read_is_downloaded(hub, revision, asked):
     as_half(hub.repository)
-    folder = weights.resolve_checkpoint("owner/name", revision)
+    folder = checkpoints.resolve_checkpoint("owner/name", revision)
     assert folder == hub.cache and hub.weights == FULL
     assert hub.listed == hub.downloads == [("owner/name", asked)]
     for component in ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer"):
-        weights.load_component(folder / component)
+        checkpoints.load_component(folder / component)
 
 
 def test_variant_is_downloaded_and_read_where_it_is_asked_for(hub):
     as_half(hub.repository)
-    folder = weights.resolve_checkpoint("owner/name", variant="fp16")
+    folder = checkpoints.resolve_checkpoint("owner/name", variant="fp16")
     assert hub.weights == HALF
-    _, params = weights.load_component(folder / "unet", variant="fp16")
+    _, params = checkpoints.load_component(folder / "unet", variant="fp16")
     assert jax.tree.leaves(params)[0].dtype == jnp.float16
     with pytest.raises(InputError, match=r"no weights of variant 'bf16'.*found: unet/diffusion"):
-        weights.resolve_checkpoint("owner/name", variant="bf16")
+        checkpoints.resolve_checkpoint("owner/name", variant="bf16")
     with pytest.raises(InputError, match="no weights of variant 'bf16'"):
-        weights.resolve_checkpoint(str(hub.repository), variant="bf16")
+        checkpoints.resolve_checkpoint(str(hub.repository), variant="bf16")
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -155,48 +155,48 @@ def test_variant_is_downloaded_and_read_where_it_is_asked_for(hub):
 def test_repository_of_half_precision_alone_is_downloaded(hub, options, variant):
     for path in as_half(hub.repository, **options):
         path.unlink()
-    folder = weights.resolve_checkpoint("owner/name", variant=variant)
+    folder = checkpoints.resolve_checkpoint("owner/name", variant=variant)
     assert not hub.weights & {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"}
-    assert all(jax.tree.leaves(weights.load_component(folder / name)[1]) for name in ("unet", "vae"))
+    assert all(jax.tree.leaves(checkpoints.load_component(folder / name)[1]) for name in ("unet", "vae"))
 
 
 def test_configs_come_without_weights(hub):
     for path in hub.repository.glob("unet/*.safetensors"):
         path.unlink()
-    folder = weights.resolve_checkpoint("owner/name", configs_only=True)
+    folder = checkpoints.resolve_checkpoint("owner/name", configs_only=True)
     assert not hub.weights and (folder / "unet" / "config.json").is_file()
-    assert weights.resolve_checkpoint(str(hub.repository), configs_only=True) == hub.repository
+    assert checkpoints.resolve_checkpoint(str(hub.repository), configs_only=True) == hub.repository
 
 
 def test_pickles_alone_are_refused_before_the_download(hub):
     for path in hub.repository.glob("unet/*.safetensors"):
         path.unlink()
     with pytest.raises(InputError, match=r"in place of unet/diffusion_pytorch_model\.bin.*`save_pretrained`"):
-        weights.resolve_checkpoint("owner/name")
+        checkpoints.resolve_checkpoint("owner/name")
     assert not hub.downloads
     with pytest.raises(InputError, match="in place of unet/diffusion_pytorch_model.bin"):
-        weights.resolve_checkpoint(str(hub.repository))
+        checkpoints.resolve_checkpoint(str(hub.repository))
 
 
 def test_repository_that_is_no_checkpoint_is_refused_before_the_download(hub):
     (hub.repository / "model_index.json").unlink()
     with pytest.raises(InputError, match=r"owner/name: has no model_index\.json"):
-        weights.resolve_checkpoint("owner/name")
+        checkpoints.resolve_checkpoint("owner/name")
     assert not hub.downloads
 
 
 def test_single_component_is_found_here_and_on_the_hub(hub, unclip_original):
-    assert weights.resolve_component(str(unclip_original / "vae")) == unclip_original / "vae"
+    assert checkpoints.resolve_component(str(unclip_original / "vae")) == unclip_original / "vae"
     with pytest.raises(InputError, match=r"has no config\.json"):
-        weights.resolve_component(str(unclip_original))
+        checkpoints.resolve_component(str(unclip_original))
     hub.repository = unclip_original / "vae"
-    assert weights.load_component(weights.resolve_component("owner/name"))[0]["_class_name"] == "AutoencoderKL"
+    assert checkpoints.load_component(checkpoints.resolve_component("owner/name"))[0]["_class_name"] == "AutoencoderKL"
 
 
 def test_what_was_downloaded_before_serves_without_a_connection(hub):
-    weights.resolve_checkpoint("owner/name")
+    checkpoints.resolve_checkpoint("owner/name")
     hub.offline = True
-    assert weights.resolve_checkpoint("owner/name") == hub.cache
+    assert checkpoints.resolve_checkpoint("owner/name") == hub.cache
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_what_was_downloaded_before_serves_without_a_connection(hub):
 def test_hub_failure_says_the_way_out(hub, error, says):
     hub.error = error
     with pytest.raises(InputError, match=says) as caught:
-        weights.resolve_checkpoint("owner/name", "v1")
+        checkpoints.resolve_checkpoint("owner/name", "v1")
     assert str(caught.value).startswith("owner/name: ")
 
 
@@ -221,4 +221,4 @@ def test_offline_hub_is_an_input_error(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="pass FOLDER"):
-        weights.resolve_checkpoint("owner/surely-not-cached-here")
+        checkpoints.resolve_checkpoint("owner/surely-not-cached-here")

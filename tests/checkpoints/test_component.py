@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints import torch_names
 from utilgen_jax.errors import InputError
 
@@ -47,19 +47,19 @@ def test_torch_opens_what_we_write(unclip_original, tmp_path, component):
     torch_class = TORCH_CLASSES[component]
     original = torch_class.from_pretrained(unclip_original / component).state_dict()
 
-    config, params = weights.load_component(unclip_original / component)
-    weights.save_component(tmp_path / component, config, params)
+    config, params = checkpoints.load_component(unclip_original / component)
+    checkpoints.save_component(tmp_path / component, config, params)
     model, info = torch_class.from_pretrained(tmp_path / component, output_loading_info=True)
 
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     written = model.state_dict()
     assert written.keys() == original.keys()
     assert all(torch.equal(written[name], original[name]) for name in original)
-    assert weights.load_config(tmp_path / component) == weights.load_config(unclip_original / component)
+    assert checkpoints.load_config(tmp_path / component) == checkpoints.load_config(unclip_original / component)
 
 
 def test_names_and_layout(unclip_original):
-    _, params = weights.load_component(unclip_original / "unet")
+    _, params = checkpoints.load_component(unclip_original / "unet")
     stored = load_file(weight_file(unclip_original / "unet"))
     np.testing.assert_array_equal(
         params["down_blocks.0"]["resnets.0"]["conv1"]["kernel"],
@@ -84,11 +84,11 @@ def test_clip_text_with_and_without_prefix(unclip, tmp_path, model_class, prefix
     tensors["text_model.embeddings.position_ids" if prefixed else "embeddings.position_ids"] = torch.arange(77)[None]
     save_file(tensors, path, metadata={"format": "pt"})
 
-    _, params = weights.load_component(tmp_path / "text")
+    _, params = checkpoints.load_component(tmp_path / "text")
 
     assert set(params) == {"text_model", *(["text_projection"] if model_class is CLIPTextModelWithProjection else [])}
     assert set(params["text_model"]["embeddings"]) == {"token_embedding", "position_embedding"}
-    weights.save_component(tmp_path / "again", weights.load_config(tmp_path / "text"), params)
+    checkpoints.save_component(tmp_path / "again", checkpoints.load_config(tmp_path / "text"), params)
     again, info = model_class.from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
@@ -99,9 +99,9 @@ def test_half_precision_files(unclip, tmp_path, torch_dtype, dtype):
     exact = load_file(weight_file(unclip / "vae"))
     AutoencoderKL.from_pretrained(unclip / "vae").to(torch_dtype).save_pretrained(tmp_path / "vae")
 
-    config, stored = weights.load_component(tmp_path / "vae")
-    _, cast = weights.load_component(tmp_path / "vae", dtype=jnp.float32)
-    weights.save_component(tmp_path / "again", config, cast, dtype=dtype)
+    config, stored = checkpoints.load_component(tmp_path / "vae")
+    _, cast = checkpoints.load_component(tmp_path / "vae", dtype=jnp.float32)
+    checkpoints.save_component(tmp_path / "again", config, cast, dtype=dtype)
 
     assert {leaf.dtype for leaf in jax.tree.leaves(stored)} == {jnp.dtype(dtype)}
     assert {leaf.dtype for leaf in jax.tree.leaves(cast)} == {jnp.dtype(jnp.float32)}
@@ -118,22 +118,22 @@ def test_sharded_index_and_variant(unclip_original, tmp_path, variant):
     model.save_pretrained(tmp_path / "unet", max_shard_size="300KB", variant=variant)
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
 
-    _, sharded = weights.load_component(tmp_path / "unet")
+    _, sharded = checkpoints.load_component(tmp_path / "unet")
 
-    assert_trees_equal(sharded, weights.load_component(unclip_original / "unet")[1])
+    assert_trees_equal(sharded, checkpoints.load_component(unclip_original / "unet")[1])
 
 
 def test_single_variant_file_is_read_only_where_there_is_no_full_one(unclip):
     path = weight_file(unclip / "vae")
     half = {name: tensor.half() for name, tensor in load_file(path).items()}
     save_file(half, path.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert jax.tree.leaves(weights.load_component(unclip / "vae")[1])[0].dtype == jnp.float32
+    assert jax.tree.leaves(checkpoints.load_component(unclip / "vae")[1])[0].dtype == jnp.float32
     path.unlink()
-    assert jax.tree.leaves(weights.load_component(unclip / "vae")[1])[0].dtype == jnp.float16
+    assert jax.tree.leaves(checkpoints.load_component(unclip / "vae")[1])[0].dtype == jnp.float16
 
 
 def test_old_autoencoder_attention(unclip):
-    _, params = weights.load_component(unclip / "vae")
+    _, params = checkpoints.load_component(unclip / "vae")
     old_names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     path, old = weight_file(unclip / "vae"), {}
     for name, tensor in load_file(path).items():
@@ -144,7 +144,7 @@ def test_old_autoencoder_attention(unclip):
     assert any("proj_attn" in name for name in old)
     save_file(old, path)
 
-    _, loaded = weights.load_component(unclip / "vae", expected=shapes_of(params))
+    _, loaded = checkpoints.load_component(unclip / "vae", expected=shapes_of(params))
 
     assert_trees_equal(loaded, params)
 
@@ -166,7 +166,7 @@ def test_linear_file_fits_convolutional_model_and_the_reverse(tmp_path):
     def sharding_for(name, shape):
         placed[name] = shape
 
-    _, params = weights.load_component(folder, sharding_for=sharding_for, expected=expected)
+    _, params = checkpoints.load_component(folder, sharding_for=sharding_for, expected=expected)
 
     np.testing.assert_array_equal(params["a"]["kernel"], linear.numpy().T[None, None])
     np.testing.assert_array_equal(params["b"]["kernel"], linear.numpy().T)
@@ -175,10 +175,10 @@ def test_linear_file_fits_convolutional_model_and_the_reverse(tmp_path):
 
 def test_parameters_take_the_nesting_of_the_model(tmp_path):
     folder = write_component(tmp_path / "unet", {"ff.net.0.proj.bias": torch.ones(2)})
-    _, params = weights.load_component(folder)
+    _, params = checkpoints.load_component(folder)
     assert_trees_equal(params, {"ff": {"net.0": {"proj": {"bias": np.ones(2)}}}})
     expected = {"ff.net.0.proj": {"bias": jax.ShapeDtypeStruct((2,), np.float32)}}
-    _, params = weights.load_component(folder, expected=expected)
+    _, params = checkpoints.load_component(folder, expected=expected)
     assert_trees_equal(params, {"ff.net.0.proj": {"bias": np.ones(2)}})
 
 
@@ -199,7 +199,7 @@ def test_all_misfits_are_listed_at_once_before_any_tensor_is_read(tmp_path):
         raise AssertionError(f"{name} was read")
 
     with pytest.raises(InputError) as caught:
-        weights.load_component(folder, sharding_for=sharding_for, expected=expected)
+        checkpoints.load_component(folder, sharding_for=sharding_for, expected=expected)
     message = str(caught.value)
     assert message.startswith(f"{folder}: ")
     assert message.splitlines()[1:] == [
@@ -217,13 +217,13 @@ def test_tensors_go_where_they_are_sent(unclip_original):
         seen[name] = shape
         return device if name.endswith("kernel") else None
 
-    _, params = weights.load_component(unclip_original / "image_encoder", sharding_for=sharding_for)
+    _, params = checkpoints.load_component(unclip_original / "image_encoder", sharding_for=sharding_for)
     assert seen == {"/".join(path): leaf.shape for path, leaf in torch_names.flatten(params).items()}
 
 
 def test_a_second_save_replaces_the_first_and_leaves_nothing_behind(tmp_path):
     for value in (1.0, 2.0):
-        weights.save_component(
+        checkpoints.save_component(
             tmp_path, {"_class_name": "X"}, {"a": {"bias": jnp.full(2, value), "steps": jnp.int32(7)}}, jnp.float16
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
@@ -238,10 +238,10 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
     tensors = {f"layers.{index}.weight": torch.from_numpy(rows + index) for index in range(24)}  # 96 MiB, 48 as float16
     folder = write_component(tmp_path / "unet", tensors)
     del tensors
-    weights.load_component(folder, jnp.float16)  # what is allocated once
+    checkpoints.load_component(folder, jnp.float16)  # what is allocated once
     before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    _, params = weights.load_component(folder, jnp.float16)
+    _, params = checkpoints.load_component(folder, jnp.float16)
     assert len(jax.tree.leaves(params)) == 24
     assert resident_mib("VmHWM") - before < 1.3 * 48 + 16
 
@@ -308,13 +308,13 @@ def store_as_float8(folder):
 def test_broken_folder_is_named(unclip, damage, named, says):
     damage(unclip / "vae")
     with pytest.raises(InputError, match=says) as caught:
-        weights.load_component(unclip / "vae")
+        checkpoints.load_component(unclip / "vae")
     assert str(unclip / "vae") in str(caught.value) and named in str(caught.value)
 
 
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
-        weights.load_component(tmp_path / "nowhere")
+        checkpoints.load_component(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_missing_folder_is_named(tmp_path):
         ({"a.weight": "../secret.safetensors"}, "no safetensors file of its own folder"),
         ({"a.weight": "/etc/secret.safetensors"}, "no safetensors file of its own folder"),
         ({"a.weight": "sub\\secret.safetensors"}, "no safetensors file of its own folder"),
-        ({"a.weight": "weights.bin"}, "no safetensors file of its own folder"),
+        ({"a.weight": "checkpoints.bin"}, "no safetensors file of its own folder"),
         ({"a.weight": 3}, "no safetensors file of its own folder"),
         ({"a.weight": "gone.safetensors"}, "no such file"),
         ({"a.weight": "shard.safetensors", "b.weight": "shard.safetensors"}, "lacks tensor b.weight"),
@@ -340,5 +340,5 @@ def test_broken_index_is_named(tmp_path, weight_map, says):
     save_file(secret, folder / "shard.safetensors")
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(InputError, match=says) as caught:
-        weights.load_component(folder)
+        checkpoints.load_component(folder)
     assert str(folder) in str(caught.value)

@@ -4,31 +4,31 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 def test_one_tensor_under_the_tokens_name(tmp_path):
-    file = weights.save_learned_embeds(tmp_path / "new", "<toy>", ROWS)
+    file = checkpoints.save_learned_embeds(tmp_path / "new", "<toy>", ROWS)
     assert file.name == "learned_embeds.safetensors"
     assert {name: tensor.tolist() for name, tensor in load_file(file).items()} == {"<toy>": ROWS.tolist()}
     for path in (file, file.parent):
-        token, embeds = weights.load_learned_embeds(path)
+        token, embeds = checkpoints.load_learned_embeds(path)
         assert token == "<toy>" and embeds.dtype == np.float32
         np.testing.assert_array_equal(embeds, ROWS)
 
 
 def test_a_single_vector_is_a_row(tmp_path):
     save_file({"<toy>": ROWS[0].astype(np.float16)}, tmp_path / "toy.safetensors")
-    token, embeds = weights.load_learned_embeds(tmp_path / "toy.safetensors")
+    token, embeds = checkpoints.load_learned_embeds(tmp_path / "toy.safetensors")
     np.testing.assert_array_equal(embeds, ROWS[:1])
 
 
 def test_files_of_the_web_ui_are_named_as_their_token(tmp_path):
     save_file({"emb_params": ROWS, "steps": np.array([100])}, tmp_path / "easynegative.safetensors")
-    token, embeds = weights.load_learned_embeds(tmp_path / "easynegative.safetensors")
+    token, embeds = checkpoints.load_learned_embeds(tmp_path / "easynegative.safetensors")
     assert token == "easynegative"
     np.testing.assert_array_equal(embeds, ROWS)
 
@@ -38,7 +38,7 @@ def test_pickles_are_refused_with_the_way_out(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
     for path in (tmp_path / name, tmp_path):
         with pytest.raises(InputError, match=rf"{name}: a pickle.*safetensors\.torch\.save_file"):
-            weights.load_learned_embeds(path)
+            checkpoints.load_learned_embeds(path)
 
 
 @pytest.mark.parametrize("tensors", [{"<a>": ROWS, "<b>": ROWS}, {"<a>": ROWS[None]}, {}])
@@ -46,7 +46,7 @@ def test_anything_else_is_refused_and_listed(tmp_path, tensors):
     file = tmp_path / "learned_embeds.safetensors"
     save_file(tensors, file)
     with pytest.raises(InputError, match="no learned token") as caught:
-        weights.load_learned_embeds(file)
+        checkpoints.load_learned_embeds(file)
     assert all(name in str(caught.value) for name in tensors)
     with pytest.raises(InputError, match="no such file"):
-        weights.load_learned_embeds(tmp_path / "gone.safetensors")
+        checkpoints.load_learned_embeds(tmp_path / "gone.safetensors")

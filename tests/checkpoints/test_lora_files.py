@@ -215,11 +215,11 @@ def test_torch_reads_what_is_written_here(folder, params, tmp_path, targets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
-def test_the_picture_is_that_of_torch_in_both_directions(folder, tmp_path):
+def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
     latents = np.random.default_rng(0).standard_normal((1, 8, 8, 4), np.float32)
     prompt, steps, guidance_scale = "the photo of it", 5, 4.0
 
-    def torch_picture(pipeline):
+    def torch_image(pipeline):
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         return pipeline(
@@ -232,7 +232,7 @@ def test_the_picture_is_that_of_torch_in_both_directions(folder, tmp_path):
 
     trained = torch_pipeline(folder, UNET_CONFIG, TEXT_CONFIG)
     save_as_today(trained, tmp_path / "theirs")
-    expected = torch_picture(trained)
+    expected = torch_image(trained)
     generator, params = load_generator(folder)
     loras = load_lora(tmp_path / "theirs", params)
     condition = text_condition(generator, params, [prompt], loras=loras)
@@ -242,9 +242,9 @@ def test_the_picture_is_that_of_torch_in_both_directions(folder, tmp_path):
 
     save_lora(tmp_path / "ours", loras)
     read = torch_pipeline(folder)
-    assert relative_error(torch_picture(read), expected) > 0.05
+    assert relative_error(torch_image(read), expected) > 0.05
     read.load_lora_weights(tmp_path / "ours")
-    assert relative_error(torch_picture(read), ours) < 1e-3
+    assert relative_error(torch_image(read), ours) < 1e-3
 
 
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from tests.diffusers_checkpoint import END, MAX_LENGTH, START, write_tiny_tokenizer
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 def test_prompts_become_padded_ids(folder):
     vocab = json.loads((folder / "vocab.json").read_text())
-    ids = weights.tokenize(weights.load_tokenizer(folder), ["The digit 7", "", "x" * 200])
+    ids = checkpoints.tokenize(checkpoints.load_tokenizer(folder), ["The digit 7", "", "x" * 200])
 
     assert ids.shape == (3, MAX_LENGTH) and ids.dtype == np.int32
     words = [START, "the</w>", "digit</w>", "7</w>", END]
@@ -30,12 +30,12 @@ def test_prompts_become_padded_ids(folder):
 
 
 def test_newer_single_file_is_read_too(folder, tmp_path):
-    tokenizer = weights.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
     tokenizer.save_pretrained(tmp_path / "newer")
     assert not (tmp_path / "newer" / "vocab.json").exists()
     prompts = ["a photo of the digit 3", "Größe!"]
-    newer = weights.load_tokenizer(tmp_path / "newer")
-    np.testing.assert_array_equal(weights.tokenize(newer, prompts), weights.tokenize(tokenizer, prompts))
+    newer = checkpoints.load_tokenizer(tmp_path / "newer")
+    np.testing.assert_array_equal(checkpoints.tokenize(newer, prompts), checkpoints.tokenize(tokenizer, prompts))
 
 
 def test_padding_token_of_stable_diffusion_2(folder):
@@ -44,24 +44,24 @@ def test_padding_token_of_stable_diffusion_2(folder):
     config = folder / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": "!"}))
     vocab = json.loads((folder / "vocab.json").read_text())
-    ids = weights.tokenize(weights.load_tokenizer(folder), ["7"])[0]
+    ids = checkpoints.tokenize(checkpoints.load_tokenizer(folder), ["7"])[0]
     assert ids[:4].tolist() == [vocab[START], vocab["7</w>"], vocab[END], vocab["!"]]
 
 
 def test_missing_and_broken_files_are_named(folder):
     with pytest.raises(InputError, match=r"gone: no tokenizer; vocab\.json and merges\.txt missing"):
-        weights.load_tokenizer(folder / "gone")
+        checkpoints.load_tokenizer(folder / "gone")
     (folder / "vocab.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read") as caught:
-        weights.load_tokenizer(folder)
+        checkpoints.load_tokenizer(folder)
     assert str(folder) in str(caught.value)
 
 
 def test_length_that_is_not_written_down_is_the_models(folder):
     (folder / "tokenizer_config.json").unlink()
     prompts = ["the digit 7", "x" * 200]
-    assert weights.tokenize(weights.load_tokenizer(folder), prompts).shape == (2, 77)
-    assert weights.tokenize(weights.load_tokenizer(folder, max_length=16), prompts).shape == (2, 16)
+    assert checkpoints.tokenize(checkpoints.load_tokenizer(folder), prompts).shape == (2, 77)
+    assert checkpoints.tokenize(checkpoints.load_tokenizer(folder, max_length=16), prompts).shape == (2, 16)
 
 
 # Case, contractions, digits, accents in one and in two code points, scripts, emoji joined from several, control and
@@ -88,7 +88,7 @@ ODD_PROMPTS = [
 
 def assert_ids_are_those_of_transformers(folder, prompts):
     """Holds ours against what diffusers asks of transformers for a prompt, called on the folder."""
-    ours = weights.tokenize(weights.load_tokenizer(folder), prompts)
+    ours = checkpoints.tokenize(checkpoints.load_tokenizer(folder), prompts)
     theirs = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     encoded = [
         theirs(prompt, padding="max_length", truncation=True, max_length=MAX_LENGTH).input_ids for prompt in prompts
@@ -104,6 +104,6 @@ def test_odd_prompts_get_the_ids_of_transformers(folder):
 def test_with_clips_own_vocabulary():
     folder = os.environ["UTILGEN_CLIP_TOKENIZER"]
     # By hand, from OpenAI's CLIP.
-    [ids] = weights.tokenize(weights.load_tokenizer(folder), ["a photo of a cat"])
+    [ids] = checkpoints.tokenize(checkpoints.load_tokenizer(folder), ["a photo of a cat"])
     assert ids.tolist() == [49406, 320, 1125, 539, 320, 2368] + [49407] * 71
     assert_ids_are_those_of_transformers(folder, ODD_PROMPTS)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests import toy_pictures
+from tests import toy_images
 from tests.torch_parity import random_images, torch_state, variables_from_torch
-from tests.toy_pictures import NUM_CLASSES, WEIGHTS, draw_set
+from tests.toy_images import NUM_CLASSES, WEIGHTS, draw_set
 from utilgen_jax.classifier.model import Classifier, make_classifier, normalize
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.norms import FrozenBatchNorm
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.runtime import sharding
 from utilgen_jax.valuation.cross_fit import value_pool
 
-RECIPE = dataclasses.replace(toy_pictures.RECIPE, steps=6, max_shift=0)
+CONFIG = dataclasses.replace(toy_images.CONFIG, steps=6, max_shift=0)
 
 
 class Backbone(nn.Module):
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Module):
-    """The head alone, of features in the place of pictures."""
+    """The head alone, of features in the place of images."""
 
     @nn.compact
     def __call__(self, features):
@@ -51,16 +51,16 @@ HEAD_ONLY = Classifier(
 ON_FEATURES = Classifier(Head(), initial={"head": PARAMS["head"]})
 
 
-def features(pictures):
-    """The pictures as the frozen part shows them to the head."""
-    hidden = pictures.images.reshape(len(pictures.images), -1) @ PARAMS["hidden"]["kernel"] + PARAMS["hidden"]["bias"]
+def features(images):
+    """The images as the frozen part shows them to the head."""
+    hidden = images.images.reshape(len(images.images), -1) @ PARAMS["hidden"]["kernel"] + PARAMS["hidden"]["bias"]
     mean, variance = (STATISTICS["bn1"][f"running_{name}"] for name in ("mean", "var"))
     hidden = (hidden - mean) / np.sqrt(variance + 1e-5) * PARAMS["bn1"]["scale"] + PARAMS["bn1"]["bias"]
-    return dataclasses.replace(pictures, images=np.maximum(hidden, 0)[:, None, None].astype(np.float32))
+    return dataclasses.replace(images, images=np.maximum(hidden, 0)[:, None, None].astype(np.float32))
 
 
-def train(classifier, *pictures):
-    return train_classifier(classifier, RECIPE, *pictures, jax.random.key(0), lambda step, loss: None)
+def train(classifier, *images):
+    return train_classifier(classifier, CONFIG, *images, jax.random.key(0), lambda step, loss: None)
 
 
 def assert_close(found, expected, **tolerance):
@@ -92,7 +92,7 @@ def test_a_frozen_backbone_under_a_head_is_training_on_its_features(toy):
 
 def test_a_frozen_backbone_has_neither_optimizer_state_nor_gradient(toy):
     params = init_classifier(HEAD_ONLY, (8, 8, 1), jax.random.key(0))
-    moments = jax.tree.leaves(make_optimizer(RECIPE).init(params))
+    moments = jax.tree.leaves(make_optimizer(CONFIG).init(params))
     assert {leaf.shape for leaf in moments} == {(), (16, NUM_CLASSES), (NUM_CLASSES,)}
 
     def products(classifier):
@@ -113,7 +113,7 @@ def test_statistics_stay_while_everything_else_learns(toy):
 
 def test_training_can_start_from_the_same_weights_again(toy):
     # A step takes over the memory of the parameters that it is given: the classifier must keep its own.
-    placed = parallel.replicate(WHOLE)
+    placed = sharding.replicate(WHOLE)
     assert_close(train(placed, *toy), train(placed, *toy), rtol=0)
     assert_close(placed.initial, PARAMS, rtol=0)
 
@@ -131,7 +131,7 @@ def test_the_lookahead_goes_through_frozen_parts(toy):
     folds = cross_fit_folds(toy[0].labels, 2, 0)
 
     def value(classifier, real, pool):
-        arguments = RECIPE, WEIGHTS, 4, real, pool, folds, jax.random.key(0), lambda step, metrics: None
+        arguments = CONFIG, WEIGHTS, 4, real, pool, folds, jax.random.key(0), lambda step, metrics: None
         return value_pool(classifier, "weight_network", *arguments)
 
     found, expected = value(HEAD_ONLY, *toy), value(ON_FEATURES, *map(features, toy))
@@ -141,8 +141,8 @@ def test_the_lookahead_goes_through_frozen_parts(toy):
 
 def test_the_mesh_does_not_change_the_result(toy):
     expected = train(HEAD_ONLY, *toy)
-    with jax.set_mesh(parallel.make_mesh()):
-        found = train(*parallel.replicate((HEAD_ONLY, *toy)))
+    with jax.set_mesh(sharding.make_mesh()):
+        found = train(*sharding.replicate((HEAD_ONLY, *toy)))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(found))
     assert_close(found, expected, atol=1e-5)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toy_pictures import NUM_CLASSES, RECIPE, TinyClassifier, draw_set
+from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import (
     TrainingSet,
@@ -25,21 +25,21 @@ from utilgen_jax.classifier.train import (
     train_classifier,
 )
 from utilgen_jax.models.classifiers import SmallCNN
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.runtime import sharding
 
 draw = jax.jit(draw_batch, static_argnums=0)
 
 
 def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: None, **changes):
-    recipe = dataclasses.replace(RECIPE, **changes)
+    config = dataclasses.replace(CONFIG, **changes)
     return train_classifier(
-        Classifier(module or TinyClassifier()), recipe, real, synthetic, jax.random.key(seed), on_step
+        Classifier(module or TinyClassifier()), config, real, synthetic, jax.random.key(seed), on_step
     )
 
 
-def accuracy(params, pictures, module=None):
-    logits = predict_logits(Classifier(module or TinyClassifier()), params, pictures.images, 50)
-    return (logits.argmax(-1) == pictures.labels).mean()
+def accuracy(params, images, module=None):
+    logits = predict_logits(Classifier(module or TinyClassifier()), params, images.images, 50)
+    return (logits.argmax(-1) == images.labels).mean()
 
 
 def assert_equal(first, second, **tolerance):
@@ -52,7 +52,7 @@ def largest_difference(first, second):
 
 
 def numbered(start, count):
-    """Pictures of one grey each, by which they can be told apart after any shift; labels and weights tell the same."""
+    """Images of one grey each, by which they can be told apart after any shift; labels and weights tell the same."""
     numbers = np.arange(start, start + count)
     images = np.broadcast_to(numbers[:, None, None, None] / 100, (count, 8, 8, 1)).astype(np.float32)
     return TrainingSet(jnp.array(images), jnp.array(numbers, jnp.int32), jnp.array(numbers, jnp.float32))
@@ -63,15 +63,15 @@ def numbered(start, count):
     [(64, 0.5, 32), (64, 0.25, 16), (64, 0.001, 1), (64, 0.999, 63), (2, 0.9, 1), (64, 1.0, 64)],
 )
 def test_a_mixed_batch_has_both_kinds_unless_only_one_is_wanted(batch_size, fraction, expected):
-    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, synthetic_fraction=fraction, max_shift=0)
-    assert recipe.num_synthetic == expected
-    batch = draw(recipe, numbered(0, 5), numbered(50, 7), jax.random.key(0))
+    config = dataclasses.replace(CONFIG, batch_size=batch_size, synthetic_fraction=fraction, max_shift=0)
+    assert config.num_synthetic == expected
+    batch = draw(config, numbered(0, 5), numbered(50, 7), jax.random.key(0))
     is_synthetic = np.asarray(batch.labels) >= 50
     np.testing.assert_array_equal(is_synthetic, np.arange(batch_size) >= batch_size - expected)
 
 
-def test_batches_keep_pictures_labels_and_weights_together():
-    draws = [draw(RECIPE, numbered(0, 3), numbered(50, 7), jax.random.key(seed)) for seed in range(20)]
+def test_batches_keep_images_labels_and_weights_together():
+    draws = [draw(CONFIG, numbered(0, 3), numbered(50, 7), jax.random.key(seed)) for seed in range(20)]
     for batch in draws:
         assert batch.images.shape == (16, 8, 8, 1) and batch.labels.dtype == jnp.int32
         np.testing.assert_array_equal(batch.labels, batch.weights)
@@ -83,23 +83,23 @@ def test_batches_keep_pictures_labels_and_weights_together():
     assert counts[:3].min() > 30 and counts[50:].min() > 8
 
 
-def test_soft_labels_take_the_place_of_labels_also_beside_pictures_without():
+def test_soft_labels_take_the_place_of_labels_also_beside_images_without():
     soft = jnp.eye(60)[jnp.array([3, 4])] * 0.5 + 1 / 120
     synthetic = numbered(50, 2).replace(soft_labels=soft)
     assert numbered(0, 3).soft_labels is None
-    batch = draw(RECIPE, numbered(0, 3), synthetic, jax.random.key(0))
+    batch = draw(CONFIG, numbered(0, 3), synthetic, jax.random.key(0))
     numbers = np.asarray(batch.labels)
     expected = np.where(numbers[:, None] < 50, np.eye(60)[numbers % 50], np.asarray(soft)[numbers % 50 % 2])
     np.testing.assert_array_equal(batch.targets(60), expected.astype(np.float32))
-    np.testing.assert_array_equal(draw(RECIPE, numbered(0, 3), None, jax.random.key(0)).targets(3).sum(-1), 1)
+    np.testing.assert_array_equal(draw(CONFIG, numbered(0, 3), None, jax.random.key(0)).targets(3).sum(-1), 1)
 
 
 def test_batches_depend_on_the_key_alone():
     real, synthetic = numbered(0, 30), numbered(50, 30)
-    first, again, other = (draw(RECIPE, real, synthetic, jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (draw(CONFIG, real, synthetic, jax.random.key(seed)) for seed in (1, 1, 2))
     assert_equal(first, again)
     assert (first.labels != other.labels).any()
-    only_real = draw(RECIPE, real, None, jax.random.key(1))
+    only_real = draw(CONFIG, real, None, jax.random.key(1))
     assert only_real.labels.shape == (16,) and only_real.labels.max() < 30
 
 
@@ -111,7 +111,7 @@ def test_random_shift_against_numpy(max_shift):
     span = range(2 * max_shift + 1)
     crops = {(row, column): padded[:, row : row + 5, column : column + 6] for row in span for column in span}
     matches = {offset: (crop == shifted).all((1, 2, 3)) for offset, crop in crops.items()}
-    # Each picture has moved by exactly one of the offsets, and all offsets are about as frequent.
+    # Each image has moved by exactly one of the offsets, and all offsets are about as frequent.
     np.testing.assert_array_equal(sum(match.astype(int) for match in matches.values()), 1)
     expected = 500 / len(crops)
     assert all(abs(match.sum() - expected) < 5 * expected**0.5 for match in matches.values())
@@ -154,20 +154,20 @@ def test_balanced_softmax_is_the_cross_entropy_of_counted_probabilities():
 
 @pytest.mark.slow
 def test_rare_classes_are_found_again_with_balanced_softmax():
-    pictures, _ = draw_set(40, seed=0, noise=0.8)
+    images, _ = draw_set(40, seed=0, noise=0.8)
     test, _ = draw_set(100, seed=2, noise=0.8)
-    rare = np.asarray(pictures.labels) == 3
+    rare = np.asarray(images.labels) == 3
     chosen = np.concatenate([np.flatnonzero(~rare), np.flatnonzero(rare)[:3]])
     recalls = {}
     for loss in ("softmax", "balanced_softmax"):
-        logits = predict_logits(Classifier(TinyClassifier()), train(pictures.take(chosen), loss=loss), test.images, 50)
+        logits = predict_logits(Classifier(TinyClassifier()), train(images.take(chosen), loss=loss), test.images, 50)
         recalls[loss] = (logits.argmax(-1) == 3)[test.labels == 3].mean()
     assert recalls["balanced_softmax"] > recalls["softmax"] + 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
-def test_mixed_pictures_teach_too_and_weight_zero_stays_without_influence(mixing):
+def test_mixed_images_teach_too_and_weight_zero_stays_without_influence(mixing):
     real, _ = draw_set(20, seed=0)
     test, _ = draw_set(50, seed=2)
     params = train(real, mixing=mixing, steps=100)
@@ -185,11 +185,11 @@ def test_mixed_pictures_teach_too_and_weight_zero_stays_without_influence(mixing
     assert losses[0] == losses[1]
 
 
-def test_randaugment_changes_pictures_by_the_key_and_nothing_else():
-    batch = parallel.replicate(draw_set(10, seed=0)[0])
+def test_randaugment_changes_images_by_the_key_and_nothing_else():
+    batch = sharding.replicate(draw_set(10, seed=0)[0])
     augmented, again, other = (apply_randaugment(batch, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(augmented.images, again.images)
-    # Of 14 operations, some leave a picture as it is: none of two in a row does so to most.
+    # Of 14 operations, some leave an image as it is: none of two in a row does so to most.
     changed = (np.abs(augmented.images - batch.images) > 1 / 127).any((1, 2, 3))
     assert changed.mean() > 0.7 and (augmented.images != other.images).any()
     assert augmented.images.dtype == jnp.float32 and np.abs(augmented.images).max() <= 1
@@ -197,7 +197,7 @@ def test_randaugment_changes_pictures_by_the_key_and_nothing_else():
     np.testing.assert_array_equal(augmented.weights, batch.weights)
 
 
-def test_randaugment_reaches_real_and_synthetic_pictures_and_draws_anew_each_step(monkeypatch):
+def test_randaugment_reaches_real_and_synthetic_images_and_draws_anew_each_step(monkeypatch):
     seen = []
 
     def spy(images, rng):
@@ -220,16 +220,16 @@ def test_training_with_randaugment_depends_on_the_key_alone_and_not_on_the_mesh(
     trained, again = (train(real, synthetic, steps=5, augmentation="randaugment") for _ in range(2))
     assert largest_difference(trained, again) == 0
     assert largest_difference(trained, train(real, synthetic, steps=5)) > 0.01
-    with jax.set_mesh(parallel.make_mesh(2, 4)):
-        found = train(*parallel.replicate((real, synthetic)), steps=5, augmentation="randaugment")
+    with jax.set_mesh(sharding.make_mesh(2, 4)):
+        found = train(*sharding.replicate((real, synthetic)), steps=5, augmentation="randaugment")
     assert_equal(found, trained, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100])
 def test_the_learning_rate_warms_up_and_decays_to_zero(steps):
     # Where all gradients are 1, Adam's direction is 1: the update is -rate (1 + decay · parameter).
-    recipe = dataclasses.replace(RECIPE, steps=steps, weight_decay=0.5)
-    optimizer = make_optimizer(recipe)
+    config = dataclasses.replace(CONFIG, steps=steps, weight_decay=0.5)
+    optimizer = make_optimizer(config)
     params = {"x": jnp.array(2.0)}
     state, update, found = optimizer.init(params), jax.jit(optimizer.update), []
     for _ in range(steps):
@@ -253,7 +253,7 @@ def test_the_loss_is_the_weighted_mean_of_the_batch():
     module = TinyClassifier()
     params = init_classifier(Classifier(module), (8, 8, 1), jax.random.fold_in(key, 0))
     batch = draw(
-        dataclasses.replace(RECIPE, steps=3),
+        dataclasses.replace(CONFIG, steps=3),
         real,
         synthetic,
         jax.random.fold_in(jax.random.fold_in(key, 1), 0),
@@ -333,12 +333,12 @@ def test_rows_of_a_comparison_share_their_compilations():
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", [(8, 1), (2, 4)])
 def test_the_mesh_does_not_change_the_result(axes):
-    # The second time the 16 pictures of a step are 2 on each of 8 devices.
+    # The second time the 16 images of a step are 2 on each of 8 devices.
     real, _ = draw_set(4, seed=0)
     synthetic, _ = draw_set(10, seed=1)
     expected = train(real, synthetic, steps=10)
-    with jax.set_mesh(parallel.make_mesh(*axes)):
-        found = train(*parallel.replicate((real, synthetic)), steps=10)
+    with jax.set_mesh(sharding.make_mesh(*axes)):
+        found = train(*sharding.replicate((real, synthetic)), steps=10)
         logits = predict_logits(Classifier(TinyClassifier()), found, real.images, 5)
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(found))
     assert_equal(found, expected, rtol=1e-4, atol=1e-5)
@@ -360,8 +360,8 @@ def test_logits_do_not_depend_on_the_batches(batch_size):
 
 def losses_of_the_small_cnn() -> list[float]:
     losses: list[float] = []
-    with jax.set_mesh(parallel.make_mesh(8, 1)):
-        real = parallel.replicate(draw_set(30, seed=0)[0])
+    with jax.set_mesh(sharding.make_mesh(8, 1)):
+        real = sharding.replicate(draw_set(30, seed=0)[0])
         train(
             real, module=SmallCNN(10, 8), steps=6, batch_size=64, on_step=lambda step, loss: losses.append(float(loss))
         )

@@ -118,9 +118,9 @@ def test_a_comparison_continues_tells_how_far_it_is_and_shows_what_there_is(tmp_
     }
     assert [(run["shots"], run["seed"], run["method"]) for run in content["runs"]] == sorted(plan)
     assert content["missing"] == [] and content["best_published"] is None
-    assert "| 1 | + plain synthetic pictures | 75.0 ± 7.1 | +20.0 " in (tmp_path / "compare.md").read_text()
-    with Image.open(tmp_path / "compare.png") as picture:
-        assert picture.size[0] > 500
+    assert "| 1 | + plain synthetic images | 75.0 ± 7.1 | +20.0 " in (tmp_path / "compare.md").read_text()
+    with Image.open(tmp_path / "compare.png") as image:
+        assert image.size[0] > 500
 
 
 def test_runs_of_another_folder_are_told_and_not_run_again(tmp_path, capsys, pretended):
@@ -136,7 +136,7 @@ def test_runs_of_another_folder_are_told_and_not_run_again(tmp_path, capsys, pre
     assert pretended == [(2, 2, "real"), (2, 2, "vanilla")]
     content, brought = (json.loads((tmp_path / name / "compare.json").read_text()) for name in ("second", "first"))
     assert [run for run in content["runs"] if run["seed"] < 2] == brought["runs"] and content["missing"] == []
-    assert "| + plain synthetic pictures | 80.0 ± 10.0 |" in (tmp_path / "second" / "compare.md").read_text()
+    assert "| + plain synthetic images | 80.0 ± 10.0 |" in (tmp_path / "second" / "compare.md").read_text()
 
     capsys.readouterr()
     assert compare.main([*argv, "--config.classifier.steps=11"]) == 2
@@ -163,13 +163,13 @@ def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsy
         real, own = (json.loads((folder / name / "summary.json").read_text()) for name in ("real", run["method"]))
         assert own["accuracy"]["final"] == run["accuracy"]
         assert own["accuracy"]["real_only"] == real["accuracy"]["final"]
-    # One pool a seed, and one classifier of the real pictures a seed and number of shots.
+    # One pool a seed, and one classifier of the real images a seed and number of shots.
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["seed_0", "seed_1"]
     assert len(list(tmp_path.glob("**/classifier_real.safetensors"))) == 4
     # What the pool cost counts in each run that it is a part of.
     costs = {(run["seed"], run["seconds_by_stage"]["pool_plain"]) for run in first if run["method"] == "vanilla"}
     assert len(costs) == 2 and min(seconds for _, seconds in costs) > 0.1
-    assert "real pictures only, RandAugment" in (tmp_path / "compare.md").read_text()
+    assert "real images only, RandAugment" in (tmp_path / "compare.md").read_text()
 
     (tmp_path / "shots_2" / "seed_1" / "vanilla" / "summary.json").unlink()
     capsys.readouterr()

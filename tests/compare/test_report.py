@@ -43,16 +43,16 @@ def test_tables_in_text_and_markdown_say_the_same(written):
     case, told, markdown, content = written
     assert "minus saflex (best published)" in told and "minus saflex (best published)" in markdown
     if case == "whole":
-        line = "| + plain synthetic pictures | 60.0 ± 0.0 | +10.0 [+10.0, +10.0] |  | -20.0 [-20.0, -20.0] |"
+        line = "| + plain synthetic images | 60.0 ± 0.0 | +10.0 [+10.0, +10.0] |  | -20.0 [-20.0, -20.0] |"
         assert line in markdown
         # Above it what one looks at first: an accuracy for each number of shots.
         assert markdown.startswith("| accuracy, % | 1 shot | 2 shots |")
-        assert "\n| + synthetic pictures, SAFLEX | 80.0 ± 0.0 | 80.0 ± 0.0 |\n" in markdown
-        against_plain = "| + synthetic pictures, SAFLEX | +20.0 [+20.0, +20.0] | +20.0 [+20.0, +20.0] |"
+        assert "\n| + synthetic images, SAFLEX | 80.0 ± 0.0 | 80.0 ± 0.0 |\n" in markdown
+        against_plain = "| + synthetic images, SAFLEX | +20.0 [+20.0, +20.0] | +20.0 [+20.0, +20.0] |"
         assert f"\n\n| minus plain | 1 shot | 2 shots |\n| --- | ---: | ---: |\n{against_plain}\n\n" in markdown
         # Errors of 0.5 and 0.4 against 0.2; published rows are not in this table.
-        assert "| real pictures only | -150.0 [-150.0, -150.0] |" in markdown
-        assert "| + plain synthetic pictures | -100.0 [-100.0, -100.0] |" in markdown
+        assert "| real images only | -150.0 [-150.0, -150.0] |" in markdown
+        assert "| + plain synthetic images | -100.0 [-100.0, -100.0] |" in markdown
         assert list(content["error_reduction"]) == ["real", "vanilla"] and "Missing" not in told
     else:
         missing = {"without real": "Missing, 4 of 12 runs", "one run": "Missing, 11 of 12 runs"}[case]

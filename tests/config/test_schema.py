@@ -85,7 +85,7 @@ def test_every_choice_is_enforced(field: Field):
         ),
         (
             {"data__shots": 0, "data__imbalance_factor": 2.0},
-            "config.data.imbalance_factor: needs config.data.shots, the number of the first class's pictures",
+            "config.data.imbalance_factor: needs config.data.shots, the number of the first class's images",
         ),
         ({"data__source": "npz"}, "config.data.path: name the .npz file: --config.data.path=FILE"),
         ({"data__name": ""}, "config.data.name: must not be empty"),

@@ -15,7 +15,7 @@ def _save(path, shape=(6, 6, 3), seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, train and test, pictures of several kinds."""
+    """Two classes, train and test, images of several kinds."""
     _save(tmp_path / "train/rose/b.png")
     _save(tmp_path / "train/rose/a.JPG", (20, 30, 3))
     _save(tmp_path / "train/daisy/1.webp", (9, 7, 3))
@@ -23,13 +23,13 @@ def folder(tmp_path):
     _save(tmp_path / "train/daisy/3.jpeg", (64, 16))
     _save(tmp_path / "test/rose/z.png")
     _save(tmp_path / "test/daisy/y.png")
-    (tmp_path / "train/rose/notes.txt").write_text("not a picture")
+    (tmp_path / "train/rose/notes.txt").write_text("not an image")
     (tmp_path / "train/rose/.hidden.png").write_bytes(b"nor this")
     (tmp_path / "train/.cache").mkdir()
     return tmp_path
 
 
-def test_classes_and_pictures_are_sorted_and_others_passed_over(folder):
+def test_classes_and_images_are_sorted_and_others_passed_over(folder):
     sources = image_folder.load(str(folder), image_size=6, channels=3)
     train = sources.train
     assert train.class_names == sources.test.class_names == ("daisy", "rose")
@@ -48,11 +48,11 @@ def test_classes_and_pictures_are_sorted_and_others_passed_over(folder):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_and_rgb_of_any_size_come_out_alike(folder, channels):
     train = image_folder.load(str(folder), image_size=6, channels=channels).train
-    pictures = train.read([4, 0, 1, 2, 3])
-    assert pictures.shape == (5, 6, 6, channels) and pictures.dtype == np.uint8
+    images = train.read([4, 0, 1, 2, 3])
+    assert images.shape == (5, 6, 6, channels) and images.dtype == np.uint8
     if channels == 3:
-        np.testing.assert_array_equal(pictures[0], _save(folder / "again.png"))
-        assert (pictures[2] == pictures[2][..., :1]).all()
+        np.testing.assert_array_equal(images[0], _save(folder / "again.png"))
+        assert (images[2] == images[2][..., :1]).all()
 
 
 def test_val_stands_for_a_missing_test_and_neither_means_undivided(folder):
@@ -62,7 +62,7 @@ def test_val_stands_for_a_missing_test_and_neither_means_undivided(folder):
     assert image_folder.load(str(folder), 6, 3).test is None
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_read(folder):
+def test_a_image_that_cannot_be_decoded_is_named_when_it_is_read(folder):
     (folder / "train/rose/b.png").write_bytes(b"broken")
     train = image_folder.load(str(folder), 6, 3).train
     train.read([0, 1])
@@ -70,7 +70,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_read(folder):
         train.read([0, 4])
 
 
-def test_a_picture_removed_meanwhile_is_named(folder):
+def test_a_image_removed_meanwhile_is_named(folder):
     train = image_folder.load(str(folder), 6, 3).train
     (folder / "train/rose/b.png").unlink()
     with pytest.raises(InputError, match="train/rose/b.png"):
@@ -86,9 +86,9 @@ def test_a_folder_without_the_layout_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_without_a_picture_is_refused(folder, split):
+def test_a_class_without_a_image_is_refused(folder, split):
     (folder / split / "empty").mkdir()
-    with pytest.raises(InputError, match=f"{split}/empty holds no picture"):
+    with pytest.raises(InputError, match=f"{split}/empty holds no image"):
         image_folder.load(str(folder), 6, 3)
 
 
@@ -113,5 +113,5 @@ def test_links_that_leave_the_folder_are_refused(folder, tmp_path_factory, place
 def test_links_inside_the_folder_are_followed(folder):
     (folder / "train/rose/c.png").symlink_to(folder / "train/rose/b.png")
     train = image_folder.load(str(folder), 6, 3).train
-    pictures = train.read([4, 5])
-    np.testing.assert_array_equal(pictures[0], pictures[1])
+    images = train.read([4, 5])
+    np.testing.assert_array_equal(images[0], images[1])

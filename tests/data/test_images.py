@@ -29,25 +29,25 @@ def test_to_uint8_clips():
 
 
 def test_resize_by_a_whole_factor_is_the_block_mean():
-    picture = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-    np.testing.assert_allclose(images.resize(picture, 2)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]])
-    np.testing.assert_array_equal(images.resize(picture, 4), picture)
+    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    np.testing.assert_allclose(images.resize(image, 2)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(images.resize(image, 4), image)
 
 
 @pytest.mark.parametrize("size", [8, 12, 20, 32, 48])
-def test_generated_and_real_pictures_are_scaled_alike(size):
+def test_generated_and_real_images_are_scaled_alike(size):
     # Pillow is the oracle: down by whole factors, down by others, and up.
     pixels = _random((3, 32, 32, 3))
     scaled = images.to_uint8(jax.jit(images.resize, static_argnums=1)(images.to_float(pixels), size))
-    real = np.stack([images.fit_picture(Image.fromarray(image), size, 3) for image in pixels])
+    real = np.stack([images.fit_image(Image.fromarray(image), size, 3) for image in pixels])
     assert np.abs(np.asarray(scaled, int) - real).max() <= 1
 
 
-def test_generated_pictures_become_what_the_classifier_sees_under_jit():
+def test_generated_images_become_what_the_classifier_sees_under_jit():
     pixels = _random((2, 32, 32, 3))
     seen = jax.jit(lambda x: images.set_channels(images.resize(x, 8), 1))(images.to_float(pixels))
     assert seen.shape == (2, 8, 8, 1)
-    real = np.stack([images.fit_picture(Image.fromarray(image), 8, 1) for image in pixels])
+    real = np.stack([images.fit_image(Image.fromarray(image), 8, 1) for image in pixels])
     assert np.abs(np.asarray(images.to_uint8(seen), int) - real).max() <= 1
 
 
@@ -70,35 +70,35 @@ def test_shapes_that_make_no_sense_are_refused():
 def test_fit_keeps_the_middle_square():
     wide = np.zeros((4, 10, 3), np.uint8)
     wide[:, 3:7] = _random((4, 4, 3))
-    np.testing.assert_array_equal(images.fit_picture(Image.fromarray(wide), 4, 3), wide[:, 3:7])
+    np.testing.assert_array_equal(images.fit_image(Image.fromarray(wide), 4, 3), wide[:, 3:7])
     tall = wide.transpose(1, 0, 2)
-    np.testing.assert_array_equal(images.fit_picture(Image.fromarray(tall), 4, 3), tall[3:7])
+    np.testing.assert_array_equal(images.fit_image(Image.fromarray(tall), 4, 3), tall[3:7])
 
 
 def test_fit_scales_16_bit_greys_and_lays_transparency_over_white():
     deep = (np.arange(16, dtype=np.uint16).reshape(4, 4)) * 17 * 257
-    np.testing.assert_array_equal(images.fit_picture(Image.fromarray(deep), 4, 1)[..., 0], deep // 257)
+    np.testing.assert_array_equal(images.fit_image(Image.fromarray(deep), 4, 1)[..., 0], deep // 257)
     glass = np.zeros((4, 4, 4), np.uint8)
     glass[0, 0] = (10, 20, 30, 255)
-    fitted = images.fit_picture(Image.fromarray(glass), 4, 3)
+    fitted = images.fit_image(Image.fromarray(glass), 4, 3)
     np.testing.assert_array_equal(fitted[0, 0], (10, 20, 30))
     assert (fitted[1:] == 255).all()
 
 
-def test_decode_turns_a_picture_upright():
+def test_decode_turns_a_image_upright():
     pixels = _random((4, 4, 3))
     exif = Image.Exif()
     exif[0x0112] = 3  # Upside down.
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png", exif=exif)
-    np.testing.assert_array_equal(images.decode_picture(file, "it", 4, 3), pixels[::-1, ::-1])
+    np.testing.assert_array_equal(images.decode_image(file, "it", 4, 3), pixels[::-1, ::-1])
 
 
-@pytest.mark.parametrize("broken", [b"", b"no picture at all", "cut"])
+@pytest.mark.parametrize("broken", [b"", b"no image at all", "cut"])
 def test_decode_names_what_it_cannot_decode(broken):
     if broken == "cut":
         file = io.BytesIO()
         Image.fromarray(_random((32, 32, 3))).save(file, "png")
         broken = file.getvalue()[:500]
     with pytest.raises(InputError, match="daisy/7.png.*cannot be decoded"):
-        images.decode_picture(io.BytesIO(broken), "daisy/7.png", 8, 3)
+        images.decode_image(io.BytesIO(broken), "daisy/7.png", 8, 3)

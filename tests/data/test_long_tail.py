@@ -6,7 +6,7 @@ from utilgen_jax.errors import InputError
 
 
 def test_counts_are_those_of_the_public_code_for_cifar():
-    # CIFAR-10-LT and CIFAR-100-LT as published: 12,406 and 10,847 pictures at factor 100, 11,203 of CIFAR-10 at 200.
+    # CIFAR-10-LT and CIFAR-100-LT as published: 12,406 and 10,847 images at factor 100, 11,203 of CIFAR-10 at 200.
     counts = long_tail_counts(5000, 10, 100.0)
     assert counts.tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert counts.sum() == 12406 and long_tail_counts(500, 100, 100.0).sum() == 10847

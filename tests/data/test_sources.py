@@ -28,18 +28,18 @@ def test_digits_are_scikit_learns_with_their_full_range():
     assert train.labels.dtype == np.int32
     assert train.class_names[0] == "zero" and train.class_names[9] == "nine"
     assert train.ids[123] == "digits/0123" and len(set(train.ids)) == 1797
-    pictures = train.read([5, 0])
-    assert pictures.shape == (2, 8, 8, 1) and pictures.dtype == np.uint8
+    images = train.read([5, 0])
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
     expected = load_digits()
-    np.testing.assert_allclose(pictures[1, ..., 0] * (16 / 255), expected.images[0], atol=0.04)
+    np.testing.assert_allclose(images[1, ..., 0] * (16 / 255), expected.images[0], atol=0.04)
     assert train.read(np.arange(1797)).max() == 255
     np.testing.assert_array_equal(train.labels, expected.target)
 
 
 def test_digits_come_at_the_size_and_channels_asked_for():
-    pictures = digits.load(image_size=16, channels=3).train.read([7])
-    assert pictures.shape == (1, 16, 16, 3)
-    assert (pictures == pictures[..., :1]).all()
+    images = digits.load(image_size=16, channels=3).train.read([7])
+    assert images.shape == (1, 16, 16, 3)
+    assert (images == images[..., :1]).all()
     assert digits.load(image_size=16, channels=3).train.read([]).shape == (0, 16, 16, 3)
 
 
@@ -73,9 +73,9 @@ def test_unknown_source_is_refused():
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (_source([], ("a", "b")), None, "no pictures"),
+        (_source([], ("a", "b")), None, "no images"),
         (_source([0, 0], ("a",)), None, "two classes"),
-        (_source([0, 1, 0], ("a", "b", "c")), None, "no train picture for c"),
+        (_source([0, 1, 0], ("a", "b", "c")), None, "no train image for c"),
         (_source([0, 1, 2], ("a", "b")), None, "2 has label 2, outside 0..1"),
         (_source([0, 1], ("a", "b")), _source([0, -1], ("a", "b")), "1 has label -1"),
         (_source([0, 1], ("a", "b")), _source([0, 1], ("b", "a")), "different classes"),

@@ -7,7 +7,7 @@ from utilgen_jax.errors import InputError
 
 
 def _source(counts, prefix="train"):
-    """A source whose class k has counts[k] pictures, mixed up; the pixel at the corner is the picture's number."""
+    """A source whose class k has counts[k] images, mixed up; the pixel at the corner is the image's number."""
     labels = np.random.default_rng(9).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
     images = np.zeros((len(labels), 4, 4, 1), np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels))
@@ -20,7 +20,7 @@ DIVIDED = Sources(_source([5, 6, 7]), _source([10, 20, 30], "test"))
 
 
 def _consistent(part, source):
-    """The pictures, labels and names of a part belong together."""
+    """The images, labels and names of a part belong together."""
     positions = part.images[:, 0, 0, 0]
     np.testing.assert_array_equal(part.labels, source.labels[positions])
     assert part.ids == tuple(source.ids[position] for position in positions)
@@ -69,11 +69,11 @@ def test_no_shots_means_all_where_there_is_a_test_part():
         few_shot(UNDIVIDED, shots=0, seed=0)
 
 
-def test_more_shots_than_pictures_names_the_classes():
+def test_more_shots_than_images_names_the_classes():
     with pytest.raises(InputError, match=r"7 shots.*class 0 \(5\), class 1 \(6\)$"):
         few_shot(DIVIDED, shots=7, seed=0)
     assert len(few_shot(DIVIDED, shots=5, seed=0).real) == 15
-    # Of an undivided class one picture must be left to test on.
+    # Of an undivided class one image must be left to test on.
     with pytest.raises(InputError, match=r"class 0 \(20\), and the set has no test part"):
         few_shot(UNDIVIDED, shots=20, seed=0)
     assert np.bincount(few_shot(UNDIVIDED, shots=19, seed=0).test.labels)[0] == 1

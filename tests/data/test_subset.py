@@ -13,7 +13,7 @@ TEXT = "n01491361\ttiger shark\n\nn01443537 goldfish, Carassius auratus\n"
 
 @pytest.fixture
 def data(tmp_path):
-    """An image folder of four classes with three train and two test pictures each; the grey tells class and picture."""
+    """An image folder of four classes with three train and two test images each; the grey tells class and image."""
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(NAMES):
             folder = tmp_path / split / name

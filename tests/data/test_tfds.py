@@ -24,7 +24,7 @@ def _png(pixels):
 
 
 def _write(data_dir, splits, file_format="array_record", label_name="label"):
-    """splits: name -> list of (encoded picture, label); the set is called made_up, version 1.0.0."""
+    """splits: name -> list of (encoded image, label); the set is called made_up, version 1.0.0."""
     folder = data_dir / "made_up" / "1.0.0"
     folder.mkdir(parents=True)
     features = tensorflow_datasets.features
@@ -38,9 +38,9 @@ def _write(data_dir, splits, file_format="array_record", label_name="label"):
     infos = []
     for split, rows in splits.items():
         writer = ArrayRecordWriter(str(folder / f"made_up-{split}.array_record-00000-of-00001"), "group_size:1")
-        for picture, label in rows:
+        for image, label in rows:
             example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(picture)
+            example.features.feature["image"].bytes_list.value.append(image)
             example.features.feature["mask"].bytes_list.value.append(b"never decoded")
             example.features.feature[label_name].int64_list.value.append(label)
             writer.write(example.SerializeToString())
@@ -52,8 +52,8 @@ def _write(data_dir, splits, file_format="array_record", label_name="label"):
     return str(data_dir)
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-TRAIN = [(_png(picture), row % 2) for row, picture in enumerate(PICTURES)]
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+TRAIN = [(_png(image), row % 2) for row, image in enumerate(IMAGES)]
 
 
 def test_a_prepared_set_is_read(tmp_path):
@@ -62,7 +62,7 @@ def test_a_prepared_set_is_read(tmp_path):
     assert sources.train.class_names == ("ant", "bee")
     np.testing.assert_array_equal(sources.train.labels, [0, 1] * 3)
     assert sources.train.labels.dtype == np.int32
-    np.testing.assert_array_equal(sources.train.read(np.array([5, 0, 2])), PICTURES[[5, 0, 2]])
+    np.testing.assert_array_equal(sources.train.read(np.array([5, 0, 2])), IMAGES[[5, 0, 2]])
     assert sources.train.ids[5] == "train/00005"
     assert sources.test.ids == ("test/00000", "test/00001")
     assert tfds.load("made_up:1.0.0", data_dir, 4, 1).train.read([1]).shape == (1, 4, 4, 1)
@@ -74,7 +74,7 @@ def test_records_are_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "_RECORDS_AT_ONCE", 4)
     train = tfds.load("made_up", _write(tmp_path, {"train": TRAIN}), 8, 3).train
     np.testing.assert_array_equal(train.labels, [0, 1] * 3)
-    np.testing.assert_array_equal(train.read(np.arange(6)[::-1]), PICTURES[::-1])
+    np.testing.assert_array_equal(train.read(np.arange(6)[::-1]), IMAGES[::-1])
     assert train.read([]).shape == (0, 8, 8, 3)
 
 
@@ -84,7 +84,7 @@ def test_an_unlabelled_test_part_gives_way_to_validation(tmp_path):
     assert tfds.load("made_up", data_dir, 8, 3).test.ids[0] == "validation/00000"
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
+def test_a_image_that_cannot_be_decoded_is_named(tmp_path):
     sources = tfds.load("made_up", _write(tmp_path, {"train": [*TRAIN, (b"broken", 1)]}), 8, 3)
     with pytest.raises(InputError, match="made_up: train/00006.*cannot be decoded"):
         sources.train.read([0, 6])

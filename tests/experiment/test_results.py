@@ -27,7 +27,7 @@ def table_rows(capsys):
 def test_the_table_has_a_row_for_each_training_set(capsys):
     print_table(summary())
     out = capsys.readouterr().out
-    assert "digits, 2 labelled pictures a class, seed 3:" in out and "test accuracy" in out
+    assert "digits, 2 labelled images a class, seed 3:" in out and "test accuracy" in out
     print_table(summary())
     assert table_rows(capsys) == [
         [METHODS["real"].title, "4", "0", "79.5%"],
@@ -120,7 +120,7 @@ def test_the_report_has_the_figures_there_is_something_to_draw_for(
     assert page == tmp_path / "report" / "index.html"
     assert {file.stem for file in page.parent.glob("*.png")} == figures
     for name in figures:
-        with Image.open(page.parent / f"{name}.png") as picture:
-            assert min(picture.size) > 100
+        with Image.open(page.parent / f"{name}.png") as image:
+            assert min(image.size) > 100
     html = page.read_text(encoding="utf-8")
     assert "89.2 %" in html and "python -m utilgen_jax.main &#x27;--config=a b.py&#x27;" in html

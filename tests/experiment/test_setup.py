@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utilgen_jax.config.flags import read_config
+from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data import few_shot, load_source
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.setup import asked_of_classes, prepare, synthetic_fraction
@@ -48,9 +48,9 @@ def test_a_difficulty_can_be_asked_by_class():
 def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expected):
     assert synthetic_fraction(shots) == pytest.approx(expected)
     if shots < 100:
-        assert prepared(tmp_path, shots=shots).recipe.synthetic_fraction == pytest.approx(expected)
+        assert prepared(tmp_path, shots=shots).classifier_config.synthetic_fraction == pytest.approx(expected)
 
 
 def test_the_synthetic_part_can_be_set(tmp_path):
     config = read_config(DIGITS, [("classifier.synthetic_fraction", "1.0")])
-    assert prepare(config, tmp_path, None).recipe.num_synthetic == config.classifier.batch_size
+    assert prepare(config, tmp_path, None).classifier_config.num_synthetic == config.classifier.batch_size

@@ -1,4 +1,4 @@
-"""The policy: nothing at first, then differentiable in all its parts."""
+"""The adapter: nothing at first, then differentiable in all its parts."""
 
 import dataclasses
 from functools import partial
@@ -12,16 +12,16 @@ import pytest
 from tests.generator import toy
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import (
-    Policy,
-    asked_difficulty,
-    init_policy,
+    Adapter,
+    adapter_loras,
+    apply_adapter,
+    generate_images,
+    init_adapter,
     make_generate,
-    paint,
-    policy_loras,
-    steer,
+    requested_difficulty,
     unscaled_factors,
 )
-from utilgen_jax.generator.inputs import make_requests
+from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import init_lora
 
@@ -36,28 +36,30 @@ def generator_and_params():
 
 
 @pytest.fixture(scope="module")
-def requests():
+def sample_inputs():
     return toy.toy_requests(6)
 
 
-def disturbed(policy, scale=0.3):
+def disturbed(adapter, scale=0.3):
     rng = np.random.default_rng(50)
-    return jax.tree.map(lambda leaf: leaf + scale * rng.standard_normal(leaf.shape, np.float32), policy)
+    return jax.tree.map(lambda leaf: leaf + scale * rng.standard_normal(leaf.shape, np.float32), adapter)
 
 
 @pytest.mark.parametrize("changes", [{}, {"scheduler": "ddpm", "strength": 0.7}], ids=str)
-def test_a_fresh_policy_paints_what_is_painted_without_one(generator_and_params, requests, changes):
+def test_a_fresh_adapter_generates_what_is_generated_without_one(generator_and_params, sample_inputs, changes):
     generator, params = generator_and_params
     if "strength" in changes:
-        requests = requests.replace(clean_latents=0.3 * jnp.ones_like(requests.latents))
-    images = paint(generator, params, init_policy(params, requests, KEY, **TABLES), requests, **SETTINGS, **changes)
+        sample_inputs = sample_inputs.replace(clean_latents=0.3 * jnp.ones_like(sample_inputs.latents))
+    images = generate_images(
+        generator, params, init_adapter(params, sample_inputs, KEY, **TABLES), sample_inputs, **SETTINGS, **changes
+    )
     plain = sample(
         generator,
         params,
-        requests.condition,
-        requests.latents,
-        keys=requests.keys,
-        clean_latents=requests.clean_latents,
+        sample_inputs.condition,
+        sample_inputs.latents,
+        keys=sample_inputs.keys,
+        clean_latents=sample_inputs.clean_latents,
         **SETTINGS,
         **changes,
     )
@@ -66,25 +68,25 @@ def test_a_fresh_policy_paints_what_is_painted_without_one(generator_and_params,
 
 
 @pytest.mark.slow
-def test_the_gradient_is_that_of_finite_differences(generator_and_params, requests):
+def test_the_gradient_is_that_of_finite_differences(generator_and_params, sample_inputs):
     generator, params = generator_and_params
     asked = {"num_classes": toy.CLASSES, "difficulties": [0.3, 0.5, 0.7]}
-    fresh = init_policy(params, requests, KEY, **TABLES, **asked)
-    policy = disturbed(fresh).replace(difficulty_encoder=fresh.difficulty_encoder)
+    fresh = init_adapter(params, sample_inputs, KEY, **TABLES, **asked)
+    adapter = disturbed(fresh).replace(difficulty_encoder=fresh.difficulty_encoder)
     weights = toy.normal(3, 6, 8, 8, 3)
     settings = SETTINGS | {"num_differentiable_steps": None}
 
     @jax.jit
-    def total(policy):
-        return jnp.sum(weights * paint(generator, params, policy, requests, **settings))
+    def total(adapter):
+        return jnp.sum(weights * generate_images(generator, params, adapter, sample_inputs, **settings))
 
-    slopes = jax.jit(jax.grad(total))(policy)
-    for field in dataclasses.fields(policy):
+    slopes = jax.jit(jax.grad(total))(adapter)
+    for field in dataclasses.fields(adapter):
         length = 0.1 if field.name == "difficulty_logits" else 3e-3  # a small part of a small word
-        value, slope = getattr(policy, field.name), getattr(slopes, field.name)
+        value, slope = getattr(adapter, field.name), getattr(slopes, field.name)
         direction = jax.tree.map(lambda leaf: toy.normal(leaf.size, *leaf.shape), value)
         above, below = (
-            total(policy.replace(**{field.name: jax.tree.map(lambda leaf, d, s=step: leaf + s * d, value, direction)}))
+            total(adapter.replace(**{field.name: jax.tree.map(lambda leaf, d, s=step: leaf + s * d, value, direction)}))
             for step in (length, -length)
         )
         expected = (above - below) / (2 * length)
@@ -95,14 +97,16 @@ def test_the_gradient_is_that_of_finite_differences(generator_and_params, reques
 
 
 @pytest.mark.slow
-def test_the_last_step_alone_has_its_own_part_of_the_gradient(generator_and_params, requests):
+def test_the_last_step_alone_has_its_own_part_of_the_gradient(generator_and_params, sample_inputs):
     generator, params = generator_and_params
-    policy = disturbed(init_policy(params, requests, KEY, **TABLES))
+    adapter = disturbed(init_adapter(params, sample_inputs, KEY, **TABLES))
 
     def gradient(steps):
         settings = SETTINGS | {"num_differentiable_steps": steps}
-        total = jax.jit(jax.grad(lambda policy: jnp.sum(paint(generator, params, policy, requests, **settings))))
-        return total(policy)
+        total = jax.jit(
+            jax.grad(lambda adapter: jnp.sum(generate_images(generator, params, adapter, sample_inputs, **settings)))
+        )
+        return total(adapter)
 
     one, three, everything = (gradient(steps) for steps in (1, 3, None))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), three, everything)
@@ -110,78 +114,88 @@ def test_the_last_step_alone_has_its_own_part_of_the_gradient(generator_and_para
     assert optax.tree.norm(one.noise_offsets) == 0 < optax.tree.norm(three.noise_offsets)
 
 
-def test_a_row_is_moved_by_its_own_pictures(generator_and_params):
+def test_a_row_is_moved_by_its_own_images(generator_and_params):
     generator, params = generator_and_params
-    requests = toy.toy_requests(4).replace(rows=jnp.array([0, 0, 3, 1]))
-    policy = init_policy(params, requests, KEY, num_prompts=5)
-    painted = jax.jit(partial(paint, generator, params, **SETTINGS))
-    gradient = jax.jit(jax.grad(lambda policy: jnp.sum(painted(policy, requests))))(policy)
+    sample_inputs = toy.toy_requests(4).replace(rows=jnp.array([0, 0, 3, 1]))
+    adapter = init_adapter(params, sample_inputs, KEY, num_prompts=5)
+    generated = jax.jit(partial(generate_images, generator, params, **SETTINGS))
+    gradient = jax.jit(jax.grad(lambda adapter: jnp.sum(generated(adapter, sample_inputs))))(adapter)
     touched = np.abs(gradient.prompt_offsets).max((1, 2)) > 0
     np.testing.assert_array_equal(touched, [True, True, False, True, False])
-    moved = policy.replace(prompt_offsets=policy.prompt_offsets.at[3].add(1.0))
-    changes = painted(moved, requests) - painted(policy, requests)
+    moved = adapter.replace(prompt_offsets=adapter.prompt_offsets.at[3].add(1.0))
+    changes = generated(moved, sample_inputs) - generated(adapter, sample_inputs)
     np.testing.assert_array_equal(np.abs(changes).max((1, 2, 3)) > 1e-4, [False, False, True, False])
 
 
 @pytest.mark.slow
-def test_lora_gradients_are_finite_at_zero_also_through_adam(generator_and_params, requests):
+def test_lora_gradients_are_finite_at_zero_also_through_adam(generator_and_params, sample_inputs):
     """At first `up` is zero, so that `down` has a gradient of exactly zero: where Adam's square root has no slope."""
     generator, params = generator_and_params
-    policy = init_policy(params, requests, KEY, lora_rank=2)
+    adapter = init_adapter(params, sample_inputs, KEY, lora_rank=2)
     optimizer = optax.adam(0.1, eps_root=1e-8)
 
     @jax.jit
-    def loss(policy):
-        return jnp.sum(jnp.square(paint(generator, params, policy, requests, **SETTINGS)))
+    def loss(adapter):
+        return jnp.sum(jnp.square(generate_images(generator, params, adapter, sample_inputs, **SETTINGS)))
 
-    gradient = jax.grad(loss)(policy)
+    gradient = jax.grad(loss)(adapter)
     factors = gradient.unet_lora["mid.to_q"]
     assert optax.tree.norm(factors["down"]) == 0 < optax.tree.norm(factors["up"])
 
     @jax.jit
     def loss_after_step(scale):
-        updates, _ = optimizer.update(jax.grad(lambda policy: scale * loss(policy))(policy), optimizer.init(policy))
-        return loss(optax.apply_updates(policy, updates))
+        updates, _ = optimizer.update(jax.grad(lambda adapter: scale * loss(adapter))(adapter), optimizer.init(adapter))
+        return loss(optax.apply_updates(adapter, updates))
 
     assert np.isfinite(jax.grad(loss_after_step)(1.0))
-    assert loss_after_step(1.0) < loss(policy)
+    assert loss_after_step(1.0) < loss(adapter)
 
 
-def test_lora_scales_are_one_and_no_part_of_the_policy(generator_and_params, requests):
+def test_lora_scales_are_one_and_no_part_of_the_adapter(generator_and_params, sample_inputs):
     _, params = generator_and_params
-    policy = init_policy(params, requests, KEY, lora_rank=2)
-    assert sorted(leaf.shape for leaf in jax.tree.leaves(policy)) == [(2, 2), (2, 2), (2, 2), (4, 2)]
-    assert policy_loras(policy)["unet"].scales == {"mid.to_q": {"scale": 1.0}, "mid.to_k": {"scale": 1.0}}
-    assert policy_loras(init_policy(params, requests, KEY)) == {}
+    adapter = init_adapter(params, sample_inputs, KEY, lora_rank=2)
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(adapter)) == [(2, 2), (2, 2), (2, 2), (4, 2)]
+    assert adapter_loras(adapter)["unet"].scales == {"mid.to_q": {"scale": 1.0}, "mid.to_k": {"scale": 1.0}}
+    assert adapter_loras(init_adapter(params, sample_inputs, KEY)) == {}
 
 
-def test_the_scale_of_a_trained_lora_goes_into_its_factors(generator_and_params, requests):
+def test_the_scale_of_a_trained_lora_goes_into_its_factors(generator_and_params, sample_inputs):
     generator, params = generator_and_params
     lora = init_lora(params["unet"], KEY, rank=2, alpha=5.0, targets=["to_q", "to_k"])
     lora = dataclasses.replace(lora, factors=jax.tree.map(lambda leaf: leaf + 0.3, lora.factors))
     expected = sample(
-        generator, params, requests.condition, requests.latents, loras={"unet": lora}, keys=requests.keys, **SETTINGS
+        generator,
+        params,
+        sample_inputs.condition,
+        sample_inputs.latents,
+        loras={"unet": lora},
+        keys=sample_inputs.keys,
+        **SETTINGS,
     )
-    policy = Policy(unet_lora=unscaled_factors(lora))
-    np.testing.assert_allclose(paint(generator, params, policy, requests, **SETTINGS), expected, atol=1e-5)
+    adapter = Adapter(unet_lora=unscaled_factors(lora))
+    np.testing.assert_allclose(
+        generate_images(generator, params, adapter, sample_inputs, **SETTINGS), expected, atol=1e-5
+    )
 
 
-def test_the_difficulty_asked_for_becomes_one_more_word(generator_and_params, requests):
+def test_the_difficulty_asked_for_becomes_one_more_word(generator_and_params, sample_inputs):
     _, params = generator_and_params
-    policy = init_policy(params, requests, KEY, num_classes=toy.CLASSES, difficulties=[0.2, 0.5, 0.9])
-    np.testing.assert_allclose(asked_difficulty(policy, requests), [0.2, 0.5, 0.9] * 2, rtol=1e-6)
-    condition, _ = steer(policy, requests)
+    adapter = init_adapter(params, sample_inputs, KEY, num_classes=toy.CLASSES, difficulties=[0.2, 0.5, 0.9])
+    np.testing.assert_allclose(requested_difficulty(adapter, sample_inputs), [0.2, 0.5, 0.9] * 2, rtol=1e-6)
+    condition, _ = apply_adapter(adapter, sample_inputs)
     assert condition.prompt_embeds.shape == condition.negative_prompt_embeds.shape == (6, toy.WORDS + 1, toy.WIDTH)
-    np.testing.assert_array_equal(condition.prompt_embeds[:, :-1], requests.condition.prompt_embeds)
-    np.testing.assert_array_equal(condition.negative_prompt_embeds[:, :-1], requests.condition.negative_prompt_embeds)
+    np.testing.assert_array_equal(condition.prompt_embeds[:, :-1], sample_inputs.condition.prompt_embeds)
+    np.testing.assert_array_equal(
+        condition.negative_prompt_embeds[:, :-1], sample_inputs.condition.negative_prompt_embeds
+    )
     tokens = condition.prompt_embeds[:, -1]
     np.testing.assert_allclose(tokens[:3], tokens[3:], rtol=1e-5)  # same class, same difficulty
     # Guidance leads away from the opposite difficulty.
-    opposite, _ = steer(policy.replace(difficulty_logits=-policy.difficulty_logits), requests)
+    opposite, _ = apply_adapter(adapter.replace(difficulty_logits=-adapter.difficulty_logits), sample_inputs)
     np.testing.assert_allclose(condition.negative_prompt_embeds[:, -1], opposite.prompt_embeds[:, -1], rtol=1e-5)
     assert np.abs(condition.negative_prompt_embeds[0, -1] - tokens[0]).max() > 1e-3
-    wild = policy.replace(difficulty_logits=jnp.array([-1e4, 0.0, 1e4]))
-    np.testing.assert_array_equal(asked_difficulty(wild, requests), [0.0, 0.5, 1.0] * 2)
+    wild = adapter.replace(difficulty_logits=jnp.array([-1e4, 0.0, 1e4]))
+    np.testing.assert_array_equal(requested_difficulty(wild, sample_inputs), [0.0, 0.5, 1.0] * 2)
 
 
 @pytest.mark.parametrize(
@@ -192,26 +206,28 @@ def test_the_difficulty_asked_for_becomes_one_more_word(generator_and_params, re
         ({"num_classes": 3, "difficulties": [0.5, 1.0]}, r"difficulties=\[0.5, 1.0\] must be above 0 and below 1"),
     ],
 )
-def test_a_difficulty_that_cannot_be_asked_for_is_refused(generator_and_params, requests, settings, message):
+def test_a_difficulty_that_cannot_be_asked_for_is_refused(generator_and_params, sample_inputs, settings, message):
     with pytest.raises(InputError, match=message):
-        init_policy(generator_and_params[1], requests, KEY, **settings)
+        init_adapter(generator_and_params[1], sample_inputs, KEY, **settings)
 
 
-def test_generated_examples_are_what_the_classifier_sees(generator_and_params, requests):
+def test_generated_examples_are_what_the_classifier_sees(generator_and_params, sample_inputs):
     generator, params = generator_and_params
-    policy = init_policy(params, requests, KEY, num_classes=toy.CLASSES, difficulties=[0.2, 0.5, 0.9])
-    painted = partial(paint, generator, params, **SETTINGS)
-    requests = requests.replace(clip_anchors=toy.normal(4, 6, 3))
+    adapter = init_adapter(params, sample_inputs, KEY, num_classes=toy.CLASSES, difficulties=[0.2, 0.5, 0.9])
+    generated = partial(generate_images, generator, params, **SETTINGS)
+    sample_inputs = sample_inputs.replace(clip_anchors=toy.normal(4, 6, 3))
     generate = make_generate(
-        painted, toy.to_examples, lambda images, anchors: jnp.sum(images.mean((1, 2)) * anchors, 1)
+        generated, toy.to_examples, lambda images, anchors: jnp.sum(images.mean((1, 2)) * anchors, 1)
     )
-    examples = generate(policy, requests)
-    images = np.asarray(painted(policy, requests))
+    examples = generate(adapter, sample_inputs)
+    images = np.asarray(generated(adapter, sample_inputs))
     grey = (images * [0.299, 0.587, 0.114]).sum(-1, keepdims=True).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
     np.testing.assert_allclose(examples.inputs, grey, atol=1e-6)
     np.testing.assert_allclose(examples.targets, np.eye(3)[[0, 1, 2] * 2] * 0.9 + 0.1 / 3, atol=1e-6)
     np.testing.assert_allclose(examples.difficulty, [0.2, 0.5, 0.9] * 2, rtol=1e-6)
-    np.testing.assert_allclose(examples.similarity, (images.mean((1, 2)) * requests.clip_anchors).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        examples.similarity, (images.mean((1, 2)) * sample_inputs.clip_anchors).sum(1), rtol=1e-4
+    )
     assert examples.is_weighted is None
 
 
@@ -219,29 +235,29 @@ def test_generated_examples_are_what_the_classifier_sees(generator_and_params, r
 def test_with_a_real_unet(loaded):
     """That of diffusers' tiny checkpoint, in one step, as few-step generators have it."""
     generator, params = loaded("sd15")
-    requests = make_requests(generator, params, ["the digit 7", "a photo of it"], [0, 1], [5, 6], 16)
+    sample_inputs = make_sample_inputs(generator, params, ["the digit 7", "a photo of it"], [0, 1], [5, 6], 16)
     settings = {"num_steps": 1, "guidance_scale": 2.0, "scheduler": "lcm"}
-    policy = init_policy(params, requests, KEY, **TABLES)
+    adapter = init_adapter(params, sample_inputs, KEY, **TABLES)
     plain = sample(
         generator,
         params,
-        requests.condition,
-        requests.latents,
-        keys=requests.keys,
+        sample_inputs.condition,
+        sample_inputs.latents,
+        keys=sample_inputs.keys,
         **settings,
     )
 
     @jax.jit
-    def gradient(policy):
-        def loss(policy):
-            images = paint(generator, params, policy, requests, **settings)
+    def gradient(adapter):
+        def loss(adapter):
+            images = generate_images(generator, params, adapter, sample_inputs, **settings)
             return jnp.sum(jnp.square(images)), images
 
-        return jax.grad(loss, has_aux=True)(policy)
+        return jax.grad(loss, has_aux=True)(adapter)
 
-    slopes, images = gradient(policy)
+    slopes, images = gradient(adapter)
     np.testing.assert_allclose(images, plain, atol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
     assert optax.tree.norm(slopes.unet_lora) > 0 and optax.tree.norm(slopes.prompt_offsets) > 0
-    moved = dataclasses.replace(policy, prompt_offsets=policy.prompt_offsets + 1.0)
+    moved = dataclasses.replace(adapter, prompt_offsets=adapter.prompt_offsets + 1.0)
     assert np.abs(gradient(moved)[1] - images).max() > 1e-3

@@ -1,4 +1,4 @@
-"""The generator in the bilevel update: policy, weighting and classifier in one program."""
+"""The generator in the bilevel update: adapter, weighting and classifier in one program."""
 
 from functools import partial
 
@@ -22,9 +22,9 @@ from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import feature_network, uniform
-from utilgen_jax.generator.adapter import init_policy, labelled_examples, make_generate, paint
+from utilgen_jax.generator.adapter import generate_images, init_adapter, labelled_examples, make_generate
 from utilgen_jax.generator.finetune.draft import pathwise_loss
-from utilgen_jax.generator.inputs import make_requests
+from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.utility import influence_utility
 from utilgen_jax.models.classifiers import build_classifier
 
@@ -32,15 +32,15 @@ ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps_root=1
 SETTINGS = {"num_steps": 3, "guidance_scale": 2.0, "num_differentiable_steps": None}
 
 
-def pictures(number, seed):
+def images(number, seed):
     return to_examples(normal(seed, number, SIDE, SIDE, 3), np.arange(number) % CLASSES)
 
 
-def whole_policy(params, requests):
+def whole_adapter(params, sample_inputs):
     """Every part that there is."""
-    return init_policy(
+    return init_adapter(
         params,
-        requests,
+        sample_inputs,
         jax.random.key(0),
         lora_rank=2,
         num_prompts=CLASSES,
@@ -51,27 +51,27 @@ def whole_policy(params, requests):
 
 
 @pytest.mark.slow
-def test_the_policys_gradient_is_the_pathwise_one():
+def test_the_adapters_gradient_is_the_pathwise_one():
     generator, params = make_toy()
-    requests, validation, theta = toy_requests(6), pictures(5, seed=3), toy_classifier_params()
-    policy = whole_policy(params, requests)
-    painted = partial(paint, generator, params, **SETTINGS)
+    sample_inputs, validation, theta = toy_requests(6), images(5, seed=3), toy_classifier_params()
+    adapter = whole_adapter(params, sample_inputs)
+    generated = partial(generate_images, generator, params, **SETTINGS)
     # A large outer step: the gradient is read off the difference of new and old.
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9), optax.sgd(1e4)
     update = make_bilevel_update(
-        toy_classifier, uniform(), optimizer, outer_optimizer, generate=make_generate(painted, to_examples)
+        toy_classifier, uniform(), optimizer, outer_optimizer, generate=make_generate(generated, to_examples)
     )
-    state = init_bilevel(theta, optimizer, {"policy": policy}, outer_optimizer)
-    new, metrics = jax.jit(update)(state, None, validation, requests)
-    found = jax.tree.map(lambda old, new: (old - new) / 1e4, policy, new.outer["policy"])
+    state = init_bilevel(theta, optimizer, {"adapter": adapter}, outer_optimizer)
+    new, metrics = jax.jit(update)(state, None, validation, sample_inputs)
+    found = jax.tree.map(lambda old, new: (old - new) / 1e4, adapter, new.outer["adapter"])
 
     @jax.jit
     def expected():
-        examples = to_examples(painted(policy, requests), requests.labels)
+        examples = to_examples(generated(adapter, sample_inputs), sample_inputs.labels)
         ahead = influence(toy_classifier, optimizer, theta, optimizer.init(theta), examples, validation)
         utility = influence_utility(toy_classifier, theta, ahead.direction, to_examples)
-        gradient = jax.grad(pathwise_loss)(policy, requests, paint=painted, utility=utility)
-        return gradient, utility(examples.inputs, requests.labels), ahead.validation_loss
+        gradient = jax.grad(pathwise_loss)(adapter, sample_inputs, generate_images=generated, utility=utility)
+        return gradient, utility(examples.inputs, sample_inputs.labels), ahead.validation_loss
 
     gradient, utilities, loss = expected()
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
@@ -84,7 +84,7 @@ def test_the_policys_gradient_is_the_pathwise_one():
 @pytest.mark.slow
 def test_fifty_whole_updates_compile_once_and_stay_finite():
     generator, params = make_toy()
-    requests = toy_requests(6)
+    sample_inputs = toy_requests(6)
     weighting = feature_network(("loss", "margin", "entropy", "class", "difficulty"), CLASSES, 8)
     traces = []
 
@@ -93,15 +93,15 @@ def test_fifty_whole_updates_compile_once_and_stay_finite():
         return toy_classifier(theta, inputs)
 
     outer_optimizer = optax.adam(1e-2)
-    generate = make_generate(partial(paint, generator, params, **SETTINGS), to_examples)
+    generate = make_generate(partial(generate_images, generator, params, **SETTINGS), to_examples)
     update = jax.jit(
         make_bilevel_update(counted, weighting, ADAMW, outer_optimizer, generate=generate), donate_argnums=0
     )
-    outer = {"weighting": weighting.init(jax.random.key(1)), "policy": whole_policy(params, requests)}
+    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": whole_adapter(params, sample_inputs)}
     # The LoRA's second factors are zero at first, and so is the gradient of the first ones.
     state = init_bilevel(toy_classifier_params(), ADAMW, jax.tree.map(jnp.copy, outer), outer_optimizer)
     for step in range(50):
-        state, metrics = update(state, None, pictures(6, seed=3), toy_requests(6, seed=step))
+        state, metrics = update(state, None, images(6, seed=3), toy_requests(6, seed=step))
         if step == 0:
             first = len(traces)
     assert len(traces) == first
@@ -113,17 +113,17 @@ def test_fifty_whole_updates_compile_once_and_stay_finite():
 @pytest.mark.slow
 def test_eight_devices_share_one_update():
     generator, params = make_toy()
-    requests, validation, theta = toy_requests(8), pictures(8, seed=3), toy_classifier_params()
-    real = pictures(8, seed=4).replace(is_weighted=jnp.zeros(8, bool))
-    generate = make_generate(partial(paint, generator, params, **SETTINGS), to_examples)
+    sample_inputs, validation, theta = toy_requests(8), images(8, seed=3), toy_classifier_params()
+    real = images(8, seed=4).replace(is_weighted=jnp.zeros(8, bool))
+    generate = make_generate(partial(generate_images, generator, params, **SETTINGS), to_examples)
     weighting = feature_network(("loss", "class"), CLASSES, 8)
-    outer = {"weighting": weighting.init(jax.random.key(1)), "policy": whole_policy(params, requests)}
+    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": whole_adapter(params, sample_inputs)}
     update = make_bilevel_update(toy_classifier, weighting, ADAMW, optax.sgd(1.0), generate=generate)
     results = []
     for count in (1, 8):
         axes = (jax.sharding.AxisType.Auto,) * 2
         mesh = jax.make_mesh((count, 1), ("data", "fsdp"), axes, devices=jax.devices()[:count])
-        arguments = init_bilevel(theta, ADAMW, outer, optax.sgd(1.0)), real, validation, requests
+        arguments = init_bilevel(theta, ADAMW, outer, optax.sgd(1.0)), real, validation, sample_inputs
         arguments = jax.device_put(arguments, jax.NamedSharding(mesh, jax.P()))
         with jax.set_mesh(mesh):
             results.append(jax.device_get(jax.jit(update)(*arguments)))
@@ -133,9 +133,9 @@ def test_eight_devices_share_one_update():
 @pytest.mark.slow
 def test_with_stable_diffusion_and_a_convolutional_classifier(loaded):
     generator, params = loaded("sd15")
-    requests = make_requests(generator, params, ["a photo of a cat", "a photo of a dog"], [0, 1], [3, 4], 16)
-    policy = init_policy(
-        params, requests, jax.random.key(0), lora_rank=2, num_prompts=2, num_classes=2, difficulties=[0.4, 0.6]
+    sample_inputs = make_sample_inputs(generator, params, ["a photo of a cat", "a photo of a dog"], [0, 1], [3, 4], 16)
+    adapter = init_adapter(
+        params, sample_inputs, jax.random.key(0), lora_rank=2, num_prompts=2, num_classes=2, difficulties=[0.4, 0.6]
     )
     module = build_classifier("small_cnn", 2, 8, 16)
     view = partial(labelled_examples, num_classes=2, image_size=16, channels=3)
@@ -143,25 +143,25 @@ def test_with_stable_diffusion_and_a_convolutional_classifier(loaded):
     outer_optimizer = optax.adam(1e-3)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state, params, examples, validation, requests):
-        painted = partial(paint, generator, params, num_steps=2, guidance_scale=2.0, scheduler="ddim")
+    def step(state, params, examples, validation, sample_inputs):
+        generated = partial(generate_images, generator, params, num_steps=2, guidance_scale=2.0, scheduler="ddim")
         update = make_bilevel_update(
             lambda theta, images: module.apply({"params": theta}, images),
             weighting,
             ADAMW,
             outer_optimizer,
-            generate=make_generate(painted, view),
+            generate=make_generate(generated, view),
         )
-        return update(state, examples, validation, requests)
+        return update(state, examples, validation, sample_inputs)
 
     images = normal(0, 2, 16, 16, 3)
     examples = Examples(images, jnp.eye(2), is_weighted=jnp.zeros(2, bool), difficulty=jnp.array([0.2, 0.9]))
     theta = module.init(jax.random.key(2), images)["params"]
-    outer = {"weighting": weighting.init(jax.random.key(1)), "policy": policy}
+    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": adapter}
     before = jax.tree.map(np.asarray, outer)
     state = init_bilevel(theta, ADAMW, outer, outer_optimizer)
     for _ in range(3):
-        state, metrics = step(state, params, examples, view(normal(1, 2, 16, 16, 3), jnp.arange(2)), requests)
+        state, metrics = step(state, params, examples, view(normal(1, 2, 16, 16, 3), jnp.arange(2)), sample_inputs)
     check_finite(metrics.first_nonfinite)
     assert metrics.utilities.shape == (4,)
     # Adam moves what has a gradient; the first factors' is no longer zero once the second ones have moved.

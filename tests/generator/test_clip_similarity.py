@@ -1,11 +1,11 @@
-"""Words against pictures: in the embedded glyph world, a printed digit is nearest to its own name."""
+"""Words against images: in the embedded glyph domain, a printed digit is nearest to its own name."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.errors import InputError
@@ -17,7 +17,7 @@ from utilgen_jax.pretraining import glyphs
 
 @pytest.mark.slow
 def test_a_glyph_is_nearest_to_its_own_name():
-    folder = weights.resolve_checkpoint("glyphs")
+    folder = checkpoints.resolve_checkpoint("glyphs")
     generator, params = load_generator(folder)
     prompts = [f"a photo of the digit {name}" for name in CLASS_NAMES]
     anchors = embed_prompts(generator, params, load_text_projection(folder, generator), prompts)

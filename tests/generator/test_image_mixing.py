@@ -10,11 +10,11 @@ from utilgen_jax.generator.image_mixing import (
     WAYS,
     augmentation_keys,
     cutmix_embeds,
-    cutmix_pictures,
+    cutmix_images,
     drop_entries,
     find_way,
     mix_image_embeds,
-    mix_pictures,
+    mix_images,
     mixup_pairs,
     plan_sources,
 )
@@ -24,9 +24,9 @@ KEYS = augmentation_keys(np.arange(NUMBER))
 ZEROS, ONES = jnp.zeros((NUMBER, 8, 8, 1)), jnp.ones((NUMBER, 8, 8, 1))
 
 
-def encode(pictures: jax.Array) -> jax.Array:
-    """A stand-in for an image encoder: the mean of each picture, over 50 features that add their number."""
-    return pictures.mean(axis=(1, 2)) + jnp.arange(50.0)
+def encode(images: jax.Array) -> jax.Array:
+    """A stand-in for an image encoder: the mean of each image, over 50 features that add their number."""
+    return images.mean(axis=(1, 2)) + jnp.arange(50.0)
 
 
 def test_mixup_is_the_lambda_mean_of_two():
@@ -39,8 +39,8 @@ def test_mixup_is_the_lambda_mean_of_two():
     np.testing.assert_allclose(np.quantile(lam, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.06)
 
 
-def test_cutmix_of_pictures_pastes_a_box_of_the_share_that_it_returns():
-    mixed, lam = map(np.asarray, jax.jit(cutmix_pictures)(ONES, ZEROS, KEYS))
+def test_cutmix_of_images_pastes_a_box_of_the_share_that_it_returns():
+    mixed, lam = map(np.asarray, jax.jit(cutmix_images)(ONES, ZEROS, KEYS))
     assert set(np.unique(mixed)) == {0.0, 1.0}
     np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), lam, atol=1e-6)
     pasted = mixed[..., 0] == 0
@@ -54,7 +54,7 @@ def test_cutmix_of_embeddings_cuts_along_the_features():
     mixed, lam = map(np.asarray, jax.jit(cutmix_embeds)(jnp.ones((NUMBER, 50)), jnp.zeros((NUMBER, 50)), KEYS))
     np.testing.assert_allclose(mixed.mean(axis=1), lam, atol=1e-6)
     runs = np.abs(np.diff(mixed, axis=1, prepend=1, append=1)).sum(axis=1)
-    assert set(runs[lam < 1]) == {2}  # one run, and no row is another picture's
+    assert set(runs[lam < 1]) == {2}  # one run, and no row is another image's
     np.testing.assert_allclose(np.quantile(lam, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.06)
     assert (mixed == 0).any(axis=0).all()
 
@@ -75,7 +75,7 @@ def test_there_are_ten_ways_and_each_does_what_it_is_called():
     plain = {name: np.asarray(mix_image_embeds(WAYS[name], encode, first, second, keys)) for name in mixes}
     features = np.arange(50.0)
     np.testing.assert_allclose(plain["image"], np.broadcast_to(1 + features, (40, 50)), rtol=1e-6)
-    for name in ("cutmix", "mixup", "embed_mixup"):  # one number a picture, between the two, is added to the features
+    for name in ("cutmix", "mixup", "embed_mixup"):  # one number an image, between the two, is added to the features
         shift = plain[name] - features
         np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1], shift.shape), atol=1e-4)
         assert shift.min() >= -1.0001 and shift.max() <= 1.0001 and np.ptp(shift) > 1
@@ -86,13 +86,13 @@ def test_there_are_ten_ways_and_each_does_what_it_is_called():
         assert (dropped == 0).mean() == pytest.approx(0.4, abs=0.05)
 
 
-def test_pictures_are_cropped_before_they_are_mixed_and_only_then():
+def test_images_are_cropped_before_they_are_mixed_and_only_then():
     ramp = jnp.broadcast_to(jnp.linspace(-1, 1, 8)[None, :, None, None], (40, 8, 8, 1))
-    pictures = {name: np.asarray(mix_pictures(WAYS[name], ramp, ramp, KEYS[:40])) for name in find_all()}
-    np.testing.assert_array_equal(pictures["image"], ramp)
+    images = {name: np.asarray(mix_images(WAYS[name], ramp, ramp, KEYS[:40])) for name in find_all()}
+    np.testing.assert_array_equal(images["image"], ramp)
     for name in ("cutmix", "mixup"):
-        assert pictures[name].shape == ramp.shape and np.abs(pictures[name]).max() <= 1 + 1e-6
-        assert not np.allclose(pictures[name], ramp, atol=0.05)
+        assert images[name].shape == ramp.shape and np.abs(images[name]).max() <= 1 + 1e-6
+        assert not np.allclose(images[name], ramp, atol=0.05)
 
 
 def find_all() -> list[str]:
@@ -100,10 +100,10 @@ def find_all() -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_picture_is_mixed_the_same_way_whatever_stands_beside_it():
-    pictures = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32))
+def test_a_image_is_mixed_the_same_way_whatever_stands_beside_it():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32))
     order = np.array([4, 0, 5, 2, 1, 3])
-    first, second, keys = pictures, pictures[::-1], KEYS[:6]
+    first, second, keys = images, images[::-1], KEYS[:6]
     for name in ("mixup_dropout", "embed_cutmix"):
         mixed = mix_image_embeds(WAYS[name], encode, first, second, keys)
         again = mix_image_embeds(WAYS[name], encode, first[order], second[order], augmentation_keys(order))
@@ -131,5 +131,5 @@ def test_sources_are_two_of_the_class_where_it_has_two():
     pairs, counts = np.unique(sources[wanted == 2], axis=0, return_counts=True)
     assert len(pairs) == 6 and counts.min() > 120  # of 1,000: every ordered pair alike
     np.testing.assert_array_equal(sources, plan_sources(labels, wanted, np.random.default_rng(0)))
-    with pytest.raises(ValueError, match="class 3 has no real picture"):
+    with pytest.raises(ValueError, match="class 3 has no real image"):
         plan_sources(labels, np.array([3]), np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The whole chain from a prompt to a picture against torch's diffusers pipelines, from the same folder and latents."""
+"""The whole chain from a prompt to an image against torch's diffusers pipelines, from the same folder and latents."""
 
 import dataclasses
 from functools import partial
@@ -20,7 +20,7 @@ from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2i
 from PIL import Image
 
 from tests.torch_parity import relative_error
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
@@ -36,14 +36,14 @@ TOLERANCE = 1e-3
 LATENTS = np.random.default_rng(0).normal(size=(len(PROMPTS), 8, 8, 4)).astype(np.float32)
 
 
-def torch_pictures(pipeline, **arguments):
+def torch_images(pipeline, **arguments):
     """Float [B, H, W, 3] in [-1, 1], as `sample` returns them, by DDIM from the latents."""
     # Not the checkpoint's PNDM; diffusers' DDIM would clip latents where the config does not say otherwise.
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    return torch_pictures_of(pipeline, latents=nchw(LATENTS), **arguments)
+    return torch_images_of(pipeline, latents=nchw(LATENTS), **arguments)
 
 
-def torch_pictures_of(pipeline, **arguments):
+def torch_images_of(pipeline, **arguments):
     """The same, with the pipeline's own scheduler."""
     pipeline.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"} | arguments
@@ -55,15 +55,15 @@ def nchw(array):
     return torch.tensor(np.asarray(array).transpose(0, 3, 1, 2))
 
 
-def our_pictures(generator, params, condition, **arguments):
+def our_images(generator, params, condition, **arguments):
     settings = {"num_steps": STEPS, "guidance_scale": GUIDANCE} | arguments
     images = sample(generator, params, condition, jnp.asarray(LATENTS), **settings)
     assert images.dtype == jnp.float32 and images.min() >= -1 and images.max() <= 1
     return np.asarray(images)
 
 
-def assert_same_pictures(ours, theirs):
-    """Equal, of pictures that differ from each other and do not only show where they were clipped."""
+def assert_same_images(ours, theirs):
+    """Equal, of images that differ from each other and do not only show where they were clipped."""
     assert relative_error(ours, theirs) < TOLERANCE
     assert (np.abs(theirs) < 0.999).mean() > 0.2
     assert np.abs(theirs[0] - theirs[1]).max() > 0.1
@@ -76,14 +76,14 @@ def test_text_to_image(checkpoint, loaded, family, prediction):
     assert generator.schedule.prediction_type == prediction
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint(family))
     theirs_ids = pipeline.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77).input_ids
-    np.testing.assert_array_equal(weights.tokenize(generator.tokenizer, PROMPTS), theirs_ids)
+    np.testing.assert_array_equal(checkpoints.tokenize(generator.tokenizer, PROMPTS), theirs_ids)
     condition = text_condition(generator, params, PROMPTS, NEGATIVE)
     assert condition.class_labels is None
-    ours = our_pictures(generator, params, condition)
-    assert_same_pictures(ours, torch_pictures(pipeline, prompt=PROMPTS))
-    # The comparison would tell: with the prompts exchanged the pictures differ by more than it allows.
+    ours = our_images(generator, params, condition)
+    assert_same_images(ours, torch_images(pipeline, prompt=PROMPTS))
+    # The comparison would tell: with the prompts exchanged the images differ by more than it allows.
     exchanged = text_condition(generator, params, PROMPTS[::-1], NEGATIVE)
-    assert relative_error(our_pictures(generator, params, exchanged), ours) > 3 * TOLERANCE
+    assert relative_error(our_images(generator, params, exchanged), ours) > 3 * TOLERANCE
 
 
 # name, family, torch's scheduler, what the checkpoint's config is changed by, number of steps, guidance scale
@@ -100,15 +100,15 @@ OTHER_SCHEDULERS = [
 @pytest.mark.parametrize(("name", "family", "kind", "changes", "steps", "guidance"), OTHER_SCHEDULERS)
 def test_text_to_image_with_other_schedulers(checkpoint, loaded, name, family, kind, changes, steps, guidance):
     generator, params = loaded(family)
-    config = weights.load_config(checkpoint(family) / "scheduler", "scheduler_config.json") | changes
+    config = checkpoints.load_config(checkpoint(family) / "scheduler", "scheduler_config.json") | changes
     generator = dataclasses.replace(generator, schedule=load_schedule(config))
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint(family))
     pipeline.scheduler = kind.from_config(config)
     settings = {"prompt": PROMPTS, "num_inference_steps": steps, "guidance_scale": guidance}
-    theirs = torch_pictures_of(pipeline, latents=nchw(LATENTS), **settings)
+    theirs = torch_images_of(pipeline, latents=nchw(LATENTS), **settings)
     condition = text_condition(generator, params, PROMPTS, NEGATIVE)
-    ours = our_pictures(generator, params, condition, num_steps=steps, guidance_scale=guidance, scheduler=name)
-    assert_same_pictures(ours, theirs)
+    ours = our_images(generator, params, condition, num_steps=steps, guidance_scale=guidance, scheduler=name)
+    assert_same_images(ours, theirs)
 
 
 @pytest.mark.slow
@@ -122,15 +122,15 @@ def test_image_to_image(checkpoint, loaded, name, kind, monkeypatch):
     monkeypatch.setattr(pipeline_stable_diffusion_img2img, "randn_tensor", lambda *_, **__: nchw(LATENTS))
     mean = lambda posterior, **_: posterior.latent_dist.mode()
     monkeypatch.setattr(pipeline_stable_diffusion_img2img, "retrieve_latents", mean)
-    pictures = to_float(np.stack([picture_of(seed, 16) for seed in range(2)]))
-    theirs = torch_pictures_of(pipeline, prompt=PROMPTS, image=nchw(pictures) / 2 + 0.5, strength=0.6)
+    images = to_float(np.stack([image_of(seed, 16) for seed in range(2)]))
+    theirs = torch_images_of(pipeline, prompt=PROMPTS, image=nchw(images) / 2 + 0.5, strength=0.6)
     condition = text_condition(generator, params, PROMPTS, NEGATIVE)
-    clean_latents = encode_to_latents(generator, params, jnp.asarray(pictures))
+    clean_latents = encode_to_latents(generator, params, jnp.asarray(images))
     start = {"clean_latents": clean_latents, "strength": 0.6}
-    assert_same_pictures(our_pictures(generator, params, condition, scheduler=name, **start), theirs)
+    assert_same_images(our_images(generator, params, condition, scheduler=name, **start), theirs)
 
 
-def picture_of(seed, size):
+def image_of(seed, size):
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
 
 
@@ -138,12 +138,12 @@ def picture_of(seed, size):
 def test_image_embeddings(checkpoint, loaded, size):
     generator, params = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
-    pictures = np.stack([np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8) for seed in range(3)])
-    pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
+    images = np.stack([np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8) for seed in range(3)])
+    pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in images], return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = pipeline.image_encoder(pixels).image_embeds.numpy()
-    ours = encode_images(generator, params, jnp.asarray(to_float(pictures)))
-    # Pillow rounds resized pictures to whole grey levels.
+    ours = encode_images(generator, params, jnp.asarray(to_float(images)))
+    # Pillow rounds resized images to whole grey levels.
     assert relative_error(ours, expected) < (1e-4 if min(size) == 16 else 2e-2)
 
 
@@ -158,29 +158,29 @@ def test_noised_image_embeddings(checkpoint, loaded):
         assert relative_error(ours, expected) < 1e-4
 
 
-def compare_unclip(folder, generator, params, pictures):
-    """unCLIP from text and pictures, at noise level 0, where only the noise that is drawn needs to be the same."""
+def compare_unclip(folder, generator, params, images):
+    """unCLIP from text and images, at noise level 0, where only the noise that is drawn needs to be the same."""
     # Half-precision files are computed on in single precision by both.
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder).to(torch.float32)
-    embeds = encode_images(generator, params, jnp.asarray(to_float(pictures)))
+    embeds = encode_images(generator, params, jnp.asarray(to_float(images)))
     noise = np.random.default_rng(2).normal(size=embeds.shape).astype(np.float32)
-    labels = noise_image_embeds(generator, params, embeds, jnp.zeros(len(pictures), jnp.int32), noise)
+    labels = noise_image_embeds(generator, params, embeds, jnp.zeros(len(images), jnp.int32), noise)
     add = partial(pipeline.noise_image_embeddings, noise=torch.tensor(noise))
     pipeline.noise_image_embeddings = lambda image_embeds, noise_level, **_: add(image_embeds, noise_level)
-    pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
-    theirs = torch_pictures(pipeline, prompt=PROMPTS, image=pixels, noise_level=0)
+    pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in images], return_tensors="pt").pixel_values
+    theirs = torch_images(pipeline, prompt=PROMPTS, image=pixels, noise_level=0)
     text = text_condition(generator, params, PROMPTS, NEGATIVE)
-    ours = our_pictures(generator, params, text.replace(class_labels=labels))
-    assert_same_pictures(ours, theirs)
+    ours = our_images(generator, params, text.replace(class_labels=labels))
+    assert_same_images(ours, theirs)
     return text, ours
 
 
 @pytest.mark.slow
-def test_unclip_from_text_and_pictures(checkpoint, loaded):
+def test_unclip_from_text_and_images(checkpoint, loaded):
     generator, params = loaded("unclip")
-    pictures = np.stack([picture_of(seed, 16) for seed in range(2)])
-    text, ours = compare_unclip(checkpoint("unclip"), generator, params, pictures)
-    from_text = our_pictures(generator, params, text)
+    images = np.stack([image_of(seed, 16) for seed in range(2)])
+    text, ours = compare_unclip(checkpoint("unclip"), generator, params, images)
+    from_text = our_images(generator, params, text)
     assert relative_error(from_text, ours) > 3 * TOLERANCE
 
 
@@ -189,19 +189,19 @@ def test_unclip_from_text_alone_has_no_image_embedding_in_either_branch(checkpoi
     generator, params = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
     pipeline.noise_image_embeddings = lambda image_embeds, **_: torch.zeros(len(image_embeds), 32)
-    theirs = torch_pictures(pipeline, prompt=PROMPTS, image_embeds=torch.zeros(2, 16))
-    ours = our_pictures(generator, params, text_condition(generator, params, PROMPTS, NEGATIVE))
-    assert_same_pictures(ours, theirs)
+    theirs = torch_images(pipeline, prompt=PROMPTS, image_embeds=torch.zeros(2, 16))
+    ours = our_images(generator, params, text_condition(generator, params, PROMPTS, NEGATIVE))
+    assert_same_images(ours, theirs)
 
 
 @pytest.mark.slow
-def test_torch_opens_the_embedded_checkpoint_and_paints_the_same_pictures():
-    folder = weights.resolve_checkpoint("glyphs")
+def test_torch_opens_the_embedded_checkpoint_and_generates_the_same_images():
+    folder = checkpoints.resolve_checkpoint("glyphs")
     generator, params = load_generator(folder)
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 8e6
     grey, _, _ = glyphs.corpus(2, seed=0, start=7)
-    pictures = np.repeat(grey[..., None], 3, axis=-1)
-    compare_unclip(folder, generator, params, pictures)
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    compare_unclip(folder, generator, params, images)
 
 
 def test_equal_prompts_are_encoded_once_and_land_in_their_places(loaded):
@@ -212,7 +212,7 @@ def test_equal_prompts_are_encoded_once_and_land_in_their_places(loaded):
     assert relative_error(embeds[0], embeds[1]) > 0.01
 
 
-def test_pictures_condition_unclip_checkpoints_only(loaded):
+def test_images_condition_unclip_checkpoints_only(loaded):
     generator, params = loaded("sd15")
     with pytest.raises(InputError, match="no image_encoder"):
         encode_images(generator, params, jnp.zeros((1, 16, 16, 3)))

@@ -1,4 +1,4 @@
-"""Prompts that climb: the utility rises, and the CLIP term holds the picture where it is."""
+"""Prompts that climb: the utility rises, and the CLIP term holds the image where it is."""
 
 from functools import partial
 
@@ -10,11 +10,11 @@ import pytest
 
 from tests.generator import toy
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.adapter import init_policy, paint
+from utilgen_jax.generator.adapter import generate_images, init_adapter
 from utilgen_jax.generator.prompt_ascent import prompt_ascent_loss
 
 GENERATOR, PARAMS = toy.make_toy()
-PAINT = partial(paint, GENERATOR, PARAMS, num_steps=2, guidance_scale=2.0, num_differentiable_steps=1)
+GENERATE = partial(generate_images, GENERATOR, PARAMS, num_steps=2, guidance_scale=2.0, num_differentiable_steps=1)
 
 
 def similarity(images, anchors):
@@ -28,22 +28,25 @@ def brightness(images, labels):
 
 def ascend(clip_weight):
     """Ten steps of Adam; returns (utility, cosine), before and after."""
-    requests = toy.toy_requests(3)
-    policy = init_policy(PARAMS, requests, jax.random.key(0), num_prompts=3, lora_rank=2)
-    start = PAINT(policy, requests)
-    requests = requests.replace(clip_anchors=start.reshape(3, -1))
-    loss = partial(prompt_ascent_loss, paint=PAINT, utility=brightness, similarity=similarity, clip_weight=clip_weight)
+    sample_inputs = toy.toy_requests(3)
+    adapter = init_adapter(PARAMS, sample_inputs, jax.random.key(0), num_prompts=3, lora_rank=2)
+    start = GENERATE(adapter, sample_inputs)
+    sample_inputs = sample_inputs.replace(clip_anchors=start.reshape(3, -1))
+    loss = partial(
+        prompt_ascent_loss, generate_images=GENERATE, utility=brightness, similarity=similarity, clip_weight=clip_weight
+    )
     step = jax.jit(jax.value_and_grad(loss))
-    offsets, optimizer, losses = policy.prompt_offsets, optax.adam(0.1), []
+    offsets, optimizer, losses = adapter.prompt_offsets, optax.adam(0.1), []
     state = optimizer.init(offsets)
     for _ in range(10):
-        value, gradient = step(offsets, policy, requests)
+        value, gradient = step(offsets, adapter, sample_inputs)
         updates, state = optimizer.update(gradient, state)
         offsets = optax.apply_updates(offsets, updates)
         losses.append(float(value))
-    images = PAINT(policy.replace(prompt_offsets=offsets), requests)
+    images = GENERATE(adapter.replace(prompt_offsets=offsets), sample_inputs)
     return losses, [
-        (brightness(each, requests.labels), similarity(each, requests.clip_anchors)) for each in (start, images)
+        (brightness(each, sample_inputs.labels), similarity(each, sample_inputs.clip_anchors))
+        for each in (start, images)
     ]
 
 
@@ -53,14 +56,19 @@ def test_the_utility_rises_and_the_clip_term_holds_the_meaning():
     np.testing.assert_allclose(losses[0], -before.sum(), rtol=1e-5)
     assert losses[-1] < losses[0] and (free > before).all()
     losses, (_, (held, stayed)) = ascend(clip_weight=5.0)
-    np.testing.assert_allclose(losses[0], -before.sum(), atol=1e-4)  # a picture is as near to itself as can be
+    np.testing.assert_allclose(losses[0], -before.sum(), atol=1e-4)  # an image is as near to itself as can be
     assert stayed.mean() > strayed.mean() and held.mean() < free.mean()
 
 
 def test_without_anchors_it_is_refused():
-    requests = toy.toy_requests(3)
-    policy = init_policy(PARAMS, requests, jax.random.key(0), num_prompts=3)
+    sample_inputs = toy.toy_requests(3)
+    adapter = init_adapter(PARAMS, sample_inputs, jax.random.key(0), num_prompts=3)
     with pytest.raises(InputError, match="clip_anchors"):
         prompt_ascent_loss(
-            policy.prompt_offsets, policy, requests, paint=PAINT, utility=brightness, similarity=similarity
+            adapter.prompt_offsets,
+            adapter,
+            sample_inputs,
+            generate_images=GENERATE,
+            utility=brightness,
+            similarity=similarity,
         )

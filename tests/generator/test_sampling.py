@@ -1,4 +1,4 @@
-"""A picture follows from its prompt and seed alone: not from its batch, its device, or where a run broke off."""
+"""An image follows from its prompt and seed alone: not from its batch, its device, or where a run broke off."""
 
 import dataclasses
 from functools import partial
@@ -10,17 +10,17 @@ import pytest
 import scipy.stats
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.adapter import Policy
+from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.sampling import decode_latents, encode_to_latents, initial_latents, sample, step_keys
 from utilgen_jax.pool import generate as pool_generation
-from utilgen_jax.pool.generate import PaintingRecipe, generate_pool, plan_pool
+from utilgen_jax.pool.generate import SamplingConfig, generate_pool, plan_pool
 from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.runtime import sharding
 
 SETTINGS = {"num_steps": 2, "guidance_scale": 3.0}
 BATCH = 4
-RECIPE = PaintingRecipe(
+CONFIG = SamplingConfig(
     scheduler="ddim", steps=2, guidance_scale=3.0, negative_prompt="blurred", image_size=16, batch_size=BATCH
 )
 CLASSES = ("zero", "one", "two")
@@ -28,7 +28,7 @@ PROMPTS = [f"the digit {name}" for name in CLASSES]
 CLASS_PROMPTS = [[prompt] for prompt in PROMPTS]
 
 
-def paint(loaded, prompts, seeds):
+def generate_images(loaded, prompts, seeds):
     """With a sampler that draws noise at every step."""
     generator, params = loaded
     latents, keys = initial_latents(generator, np.array(seeds), 16), step_keys(np.array(seeds))
@@ -45,23 +45,25 @@ def test_latents_are_those_of_each_seed(loaded):
 
 
 @pytest.mark.slow
-def test_a_picture_does_not_depend_on_its_batch(loaded):
+def test_a_image_does_not_depend_on_its_batch(loaded):
     prompts, seeds = [PROMPTS[i % 3] for i in range(BATCH)], [11, 12, 13, 14]
-    together = paint(loaded("sd15"), prompts, seeds)
+    together = generate_images(loaded("sd15"), prompts, seeds)
     assert together.shape == (BATCH, 16, 16, 3) and together.dtype == jnp.float32
-    alone = paint(loaded("sd15"), [prompts[3]], [seeds[3]])
+    alone = generate_images(loaded("sd15"), [prompts[3]], [seeds[3]])
     np.testing.assert_allclose(together[3], alone[0], atol=1e-5)
     assert np.abs(together[3] - together[0]).max() > 0.05  # same prompt, another seed
 
 
 @pytest.mark.slow
-def test_eight_devices_paint_the_same_pictures(loaded):
+def test_eight_devices_generate_the_same_images(loaded):
     prompts, seeds = [PROMPTS[i % 3] for i in range(8)], list(range(8))
     generator, params = loaded("sd15")
-    expected = [paint(loaded("sd15"), prompts[rows], seeds[rows]) for rows in (slice(0, BATCH), slice(BATCH, 8))]
-    mesh = parallel.make_mesh(data=4, fsdp=2)
+    expected = [
+        generate_images(loaded("sd15"), prompts[rows], seeds[rows]) for rows in (slice(0, BATCH), slice(BATCH, 8))
+    ]
+    mesh = sharding.make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):
-        images = paint((generator, parallel.shard_params(params, mesh)), prompts, seeds)
+        images = generate_images((generator, sharding.shard_params(params, mesh)), prompts, seeds)
     assert {shard.data.shape[0] for shard in images.addressable_shards} == {1}  # the batch was split, one each
     np.testing.assert_allclose(images, np.concatenate(expected), atol=1e-4)
 
@@ -89,7 +91,7 @@ def test_encoding_can_draw_from_the_posterior_and_scales_it(loaded):
     np.testing.assert_allclose(encode_to_latents(generator, params, images, keys), expected, atol=1e-5)
 
 
-def test_only_a_picture_can_be_started_from_half_way(loaded):
+def test_only_a_image_can_be_started_from_half_way(loaded):
     generator, params = loaded("sd15")
     condition = text_condition(generator, params, PROMPTS[:1])
     with pytest.raises(InputError, match="strength=0.5 needs clean_latents"):
@@ -112,12 +114,12 @@ def test_a_plan_takes_a_classs_prompts_in_turn_and_asks_for_difficulties():
     prompts = (("a", "b"), ("c",))
     plan = plan_pool(prompts, 500, seed=3, round_number=0, difficulty=(0.5, 0.3))
     assert [record.prompt for record in plan[:6]] == ["a", "c", "b", "c", "a", "c"]
-    asked = np.array([record.difficulty_asked for record in plan])
+    asked = np.array([record.requested_difficulty for record in plan])
     assert asked.min() == 0 and asked.max() == 1
     inside = scipy.stats.norm(0.5, 0.3).cdf([0.2, 0.8])
     assert np.mean((asked > 0.2) & (asked < 0.8)) == pytest.approx(inside[1] - inside[0], abs=0.05)
-    # What is asked of a picture changes nothing else of it, and follows from its place.
-    plain = [dataclasses.replace(record, difficulty_asked=None) for record in plan]
+    # What is asked of an image changes nothing else of it, and follows from its place.
+    plain = [dataclasses.replace(record, requested_difficulty=None) for record in plan]
     assert plain == plan_pool(prompts, 500, seed=3, round_number=0)
     assert plan[:20] == plan_pool(prompts, 10, seed=3, round_number=0, difficulty=(0.5, 0.3))
 
@@ -135,12 +137,12 @@ def fill(loaded, folder, plan):
     """Generates into the folder; returns what `on_images` heard."""
     heard = []
     writer = PoolWriter(folder, CLASSES)
-    generate_pool(*loaded, writer, plan, Policy(), RECIPE, heard.append)
+    generate_pool(*loaded, writer, plan, Adapter(), CONFIG, heard.append)
     return heard
 
 
 @pytest.mark.slow
-def test_pool_holds_the_pictures_of_its_plan(loaded, tmp_path):
+def test_pool_holds_the_images_of_its_plan(loaded, tmp_path):
     plan = plan_pool(CLASS_PROMPTS, 3, seed=0, round_number=0)
     assert fill(loaded("sd15"), tmp_path, plan) == [4, 8, 9]
     pool = read_pool(tmp_path, CLASSES)
@@ -170,23 +172,23 @@ def test_a_pool_that_was_cut_off_is_completed_exactly(loaded, tmp_path, cut):
 
 
 @pytest.mark.slow
-def test_a_picture_that_is_not_finite_stops_the_pool_before_it_is_written(loaded, tmp_path, monkeypatch):
+def test_a_image_that_is_not_finite_stops_the_pool_before_it_is_written(loaded, tmp_path, monkeypatch):
     generator, params = loaded("sd15")
     plan = plan_pool(CLASS_PROMPTS, 2, seed=0, round_number=0)
-    real_paint = pool_generation.paint
+    real_generate = pool_generation.generate_images
 
-    def paint_with_a_hole(*arguments, **settings):
-        return real_paint(*arguments, **settings).at[1, 3, 3, 0].set(jnp.nan)
+    def generate_with_a_hole(*arguments, **settings):
+        return real_generate(*arguments, **settings).at[1, 3, 3, 0].set(jnp.nan)
 
     fill((generator, params), tmp_path, plan[:4])
-    monkeypatch.setattr(pool_generation, "paint", paint_with_a_hole)
-    with pytest.raises(FloatingPointError, match="picture 5 of the pool holds NaN"):
+    monkeypatch.setattr(pool_generation, "generate_images", generate_with_a_hole)
+    with pytest.raises(FloatingPointError, match="image 5 of the pool holds NaN"):
         fill((generator, params), tmp_path, plan)
     assert len(PoolWriter(tmp_path, CLASSES)) == 4
 
 
 @pytest.mark.slow
-def test_a_record_without_a_prompt_is_painted_from_the_empty_one(loaded, tmp_path):
+def test_a_record_without_a_prompt_is_generated_from_the_empty_one(loaded, tmp_path):
     fill(loaded("sd15"), tmp_path / "none", [PoolRecord(label=0, seed=7)])
     fill(loaded("sd15"), tmp_path / "empty", [PoolRecord(label=0, seed=7, prompt="")])
     np.testing.assert_array_equal(read_pool(tmp_path / "none").images, read_pool(tmp_path / "empty").images)

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from tests.torch_parity import relative_error
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import encode_prompts
 from utilgen_jax.generator.tokens import add_learned_embeds
@@ -21,7 +21,7 @@ def rows(count, seed=0):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_prompt_embeds_are_those_of_diffusers(checkpoint, loaded, tmp_path, count):
-    file = weights.save_learned_embeds(tmp_path, "<Cat-toy>", rows(count))
+    file = checkpoints.save_learned_embeds(tmp_path, "<Cat-toy>", rows(count))
     prompts = ["a photo of the <Cat-toy> digit", "<Cat-toy>", "the digit", "<Cat-toy>,<Cat-toy>! " * 12]
     pipe = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"), safety_checker=None)
     pipe.load_textual_inversion(file)
@@ -32,7 +32,7 @@ def test_prompt_embeds_are_those_of_diffusers(checkpoint, loaded, tmp_path, coun
 
     converted = [pipe.maybe_convert_prompt(prompt, pipe.tokenizer) for prompt in prompts]
     ids = pipe.tokenizer(converted, padding="max_length", truncation=True, max_length=77)["input_ids"]
-    assert weights.tokenize(generator.tokenizer, prompts).tolist() == ids
+    assert checkpoints.tokenize(generator.tokenizer, prompts).tolist() == ids
     assert relative_error(encode_prompts(generator, params, prompts), expected.numpy()) < 1e-5
 
 
@@ -54,7 +54,7 @@ def test_the_given_generator_and_weights_stay_as_they_are(loaded):
 
 def test_several_tokens_live_together_and_a_name_serves_once(loaded):
     both = add_learned_embeds(*add_learned_embeds(*loaded("sd15"), ("<a>", rows(1))), ("<b>", jax.numpy.ones(WIDTH)))
-    ids = weights.tokenize(both[0].tokenizer, ["<a> <b>"])[0]
+    ids = checkpoints.tokenize(both[0].tokenizer, ["<a> <b>"])[0]
     assert ids[1:3].tolist() == [len(both[0].tokenizer) - 2, len(both[0].tokenizer) - 1]
     for taken in ("<a>", "the</w>"):
         with pytest.raises(InputError, match=f"already knows '{taken}'"):
@@ -63,7 +63,7 @@ def test_several_tokens_live_together_and_a_name_serves_once(loaded):
 
 def test_the_end_of_text_is_still_found(loaded):
     generator, params = add_learned_embeds(*loaded("sd15"), ("<toy>", rows(1)))
-    ids = weights.tokenize(generator.tokenizer, ["a <toy> digit"])
+    ids = checkpoints.tokenize(generator.tokenizer, ["a <toy> digit"])
     # Not compiled as one program, in which XLA may compute a value twice and round it otherwise.
     output = generator.text_encoder.apply({"params": params["text_encoder"]}, ids)
     end = ids[0].tolist().index(generator.tokenizer.eos_token_id)
@@ -71,6 +71,6 @@ def test_the_end_of_text_is_still_found(loaded):
 
 
 def test_a_token_of_another_model_is_refused(loaded, tmp_path):
-    file = weights.save_learned_embeds(tmp_path, "<toy>", np.ones((1, 768)))
+    file = checkpoints.save_learned_embeds(tmp_path, "<toy>", np.ones((1, 768)))
     with pytest.raises(InputError, match=r"learned_embeds\.safetensors: .*\[1, 768\], the text encoder is 32 wide"):
         add_learned_embeds(*loaded("sd15"), file)

@@ -8,7 +8,7 @@ import numpy as np
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.generator.adapter import labelled_examples
 from utilgen_jax.generator.conditioning import Condition
-from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import Generator
 from utilgen_jax.generator.sampling import step_keys
 
@@ -45,7 +45,7 @@ class ToyUNet:
 
 
 class ToyDecoder:
-    """Pictures twice as large as their latents."""
+    """Images twice as large as their latents."""
 
     block_out_channels = (1, 1)
     scaling_factor = 0.5
@@ -79,10 +79,10 @@ def make_toy():
 
 
 def toy_requests(number, seed=0):
-    """Requests of the classes in turn, each class with a prompt of its own."""
+    """SampleInputs of the classes in turn, each class with a prompt of its own."""
     labels = np.arange(number) % CLASSES
     prompts = normal(1, CLASSES, WORDS, WIDTH)
-    return Requests(
+    return SampleInputs(
         condition=Condition(prompts[labels], jnp.zeros((number, WORDS, WIDTH)), None),
         latents=normal(100 + seed, number, SIDE, SIDE, CHANNELS),
         labels=jnp.asarray(labels),
@@ -92,7 +92,7 @@ def toy_requests(number, seed=0):
 
 
 def toy_classifier(params, inputs):
-    """Logits [B, CLASSES] of grey pictures [B, SIDE, SIDE, 1]."""
+    """Logits [B, CLASSES] of grey images [B, SIDE, SIDE, 1]."""
     hidden = jnp.tanh(inputs.reshape(len(inputs), -1) @ params["hidden"])
     return hidden @ params["head"]
 

@@ -47,7 +47,7 @@ def test_small_cnn(size, channels):
     np.testing.assert_allclose(logits, small_cnn_in_torch(params, images), atol=1e-4)
 
 
-def test_each_picture_is_classified_by_itself():
+def test_each_image_is_classified_by_itself():
     model = build_classifier("small_cnn", CLASSES, WIDTH, 8)
     images = np.random.default_rng(2).uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
     assert set(jax.eval_shape(model.init, jax.random.key(0), images)) == {"params"}  # no batch statistics
@@ -59,7 +59,7 @@ def test_each_picture_is_classified_by_itself():
     assert np.abs(logits[2] - others[2]).max() > 0.01
 
 
-def test_the_number_of_parameters_does_not_depend_on_the_size_of_the_pictures():
+def test_the_number_of_parameters_does_not_depend_on_the_size_of_the_images():
     def shapes(size):
         model = build_classifier("small_cnn", CLASSES, WIDTH, size)
         return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))

@@ -125,7 +125,7 @@ def test_numbers_of_parameters_are_the_published_ones():
     assert {name: number_of_parameters(name, 64) for name in published} == published
 
 
-def test_statistics_stay_and_pictures_do_not_see_one_another():
+def test_statistics_stay_and_images_do_not_see_one_another():
     module, images = ResNet(CLASSES, (1, 1), width=8, norm="batch"), random_images(8)
     variables = variables_from_torch(torch_state(module, images))
     logits, changed = module.apply(variables, images, mutable=["batch_stats"])

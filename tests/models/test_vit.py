@@ -97,13 +97,13 @@ def test_it_has_as_many_parameters_as_timms():
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(8, 4), (28, 49), (32, 64), (64, 16), (224, 196)])
-def test_small_pictures_have_small_patches(size, tokens):
+def test_small_images_have_small_patches(size, tokens):
     module = build_classifier("vit_s", CLASSES, 32, size)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     assert shapes["params"]["pos_embed"].shape == (1, tokens + 1, 384)
 
 
 @pytest.mark.parametrize("size", [30, 72])
-def test_patches_that_do_not_fill_the_picture_are_refused(size):
+def test_patches_that_do_not_fill_the_image_are_refused(size):
     with pytest.raises(InputError, match=f"config.data.image_size={size}: vit_s takes multiples of 4"):
         build_classifier("vit_s", CLASSES, 32, size)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.toy_pictures import NUM_CLASSES, TinyClassifier, draw_pictures
+from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_images
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.noisy_labels import __main__ as noisy_labels
 from utilgen_jax.noisy_labels import report as noisy_label_report
-from utilgen_jax.noisy_labels.train import WEIGHTINGS, Recipe, train_and_value
+from utilgen_jax.noisy_labels.train import WEIGHTINGS, ClassifierConfig, train_and_value
 
 NAMES = "one,two,three,four"
 CLASSES = np.arange(400) % NUM_CLASSES
@@ -20,11 +20,11 @@ TEST_CLASSES = np.arange(60) % NUM_CLASSES
 
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
-    """The command line of a run that takes seconds, on pictures in which a bright quadrant says the class."""
+    """The command line of a run that takes seconds, on images in which a bright quadrant says the class."""
     monkeypatch.setattr(noisy_label_report, "build_classifier", lambda name, num_classes, width, size: TinyClassifier())
-    pictures, test_pictures = (to_uint8(draw_pictures(k, seed)) for k, seed in ((CLASSES, 0), (TEST_CLASSES, 1)))
+    images, test_images = (to_uint8(draw_images(k, seed)) for k, seed in ((CLASSES, 0), (TEST_CLASSES, 1)))
     file = tmp_path / "toy.npz"
-    np.savez(file, x_train=pictures, y_train=CLASSES, x_test=test_pictures, y_test=TEST_CLASSES)
+    np.savez(file, x_train=images, y_train=CLASSES, x_test=test_images, y_test=TEST_CLASSES)
     flags = {
         "data": "npz",
         "data_path": file,
@@ -78,8 +78,8 @@ def test_every_weighting_tells_wrong_labels_and_a_second_run_continues(arguments
 
     run = tmp_path / "run"
     assert json.loads((run / "summary.json").read_text())["rows"] == second["rows"]
-    with Image.open(run / "weights.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(run / "weights.png") as image:
+        assert image.format == "PNG"
     stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
     assert stages == set(WEIGHTINGS)
 
@@ -89,8 +89,8 @@ def test_every_weighting_tells_wrong_labels_and_a_second_run_continues(arguments
 
 
 @pytest.mark.slow
-def test_uniform_alone_trains_on_the_validation_pictures_too(monkeypatch):
-    images = to_uint8(draw_pictures(CLASSES[:64], 0))
+def test_uniform_alone_trains_on_the_validation_images_too(monkeypatch):
+    images = to_uint8(draw_images(CLASSES[:64], 0))
     labels = CLASSES[:64].astype(np.int32)
     names = tuple(NAMES.split(","))
     everything = noisy_label_report.LabelledImages(images, labels, tuple(map(str, range(64))), names)
@@ -104,10 +104,10 @@ def test_uniform_alone_trains_on_the_validation_pictures_too(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
     rates = {"learning_rate": 0.1, "weight_decay": 0.0, "outer_learning_rate": 1e-3}
     sizes = {"steps": 4, "plain_steps": 0, "batch_size": 16, "validation_batch_size": 16, "outer_every": 1}
-    recipe = Recipe(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
+    config = ClassifierConfig(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
     for name, expected in (("uniform", images), ("loss_network", images[:32])):
         seen.clear()
-        train_and_value(TinyClassifier(), name, recipe, data, lambda *told, **scalars: None)
+        train_and_value(TinyClassifier(), name, config, data, lambda *told, **scalars: None)
         assert {image.tobytes() for image in seen} == {image.tobytes() for image in expected}
 
 

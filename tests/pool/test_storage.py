@@ -11,7 +11,7 @@ from utilgen_jax.pool import storage as pool
 
 NAMES = ("sea lion", "cat")
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
-PIXELS[2] = PIXELS[2, ..., :1]  # One grey picture.
+PIXELS[2] = PIXELS[2, ..., :1]  # One grey image.
 LABELS = [0, 1, 1, 0, 0, 1, 0]
 
 
@@ -29,7 +29,7 @@ def _files(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole pool of 7 pictures, written in two pieces."""
+    """A whole pool of 7 images, written in two pieces."""
     writer = PoolWriter(tmp_path / "pool", NAMES)
     _append(writer, 0, 4)
     _append(writer, 4, 7)
@@ -56,16 +56,16 @@ def test_what_was_written_is_read(folder):
 def test_metadata_has_every_field_on_every_line_and_null_for_the_unknown(folder):
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == 7
-    expected = "file_name label class_name prompt seed difficulty difficulty_asked weight soft_label round".split()
+    expected = "file_name label class_name prompt seed difficulty requested_difficulty weight soft_label round".split()
     assert all(list(line) == expected for line in lines)
     assert lines[0]["weight"] is None
 
 
-def test_grey_pictures_are_stored_as_grey(folder):
+def test_grey_images_are_stored_as_grey(folder):
     modes = {}
     for record in read_pool(folder).records:
-        with Image.open(folder / record.file_name) as picture:
-            modes[record.file_name] = picture.mode
+        with Image.open(folder / record.file_name) as image:
+            modes[record.file_name] = image.mode
     assert modes.pop("cat/00002.png") == "L"
     assert set(modes.values()) == {"RGB"}
 
@@ -73,8 +73,8 @@ def test_grey_pictures_are_stored_as_grey(folder):
 def test_an_interrupted_pool_is_continued_to_the_same_files(folder, tmp_path):
     again = tmp_path / "again"
     _append(PoolWriter(again, NAMES), 0, 4)
-    # What a process killed in its second append leaves: pictures without a line, a temporary file, half a line.
-    (again / "cat/00005.png").write_bytes(b"half a picture")
+    # What a process killed in its second append leaves: images without a line, a temporary file, half a line.
+    (again / "cat/00005.png").write_bytes(b"half an image")
     (again / "sea_lion/00006.png.tmp").write_bytes(b"")
     with open(again / "metadata.jsonl", "ab") as metadata:
         metadata.write((folder / "metadata.jsonl").read_bytes().splitlines()[4][:30])
@@ -184,7 +184,7 @@ def test_lines_that_are_no_json_are_refused(folder):
         read_pool(folder)
 
 
-def test_damaged_pictures_are_named(folder):
+def test_damaged_images_are_named(folder):
     (folder / "cat/00005.png").write_bytes(b"broken")
     with pytest.raises(InputError, match="cat/00005.png.*cannot be decoded"):
         read_pool(folder)

@@ -10,8 +10,8 @@ import torch
 from utilgen_jax.pretraining import fit as fit_module
 from utilgen_jax.pretraining.autoencoder import latent_scaling_factor
 from utilgen_jax.pretraining.clip import INITIAL_LOGIT_SCALE, contrastive_loss
-from utilgen_jax.pretraining.config import Training
 from utilgen_jax.pretraining.fit import batch_indices, fit
+from utilgen_jax.pretraining.sizes import Training
 
 TRAINING = Training(steps=60, batch_size=4, learning_rate=0.1)
 START = {"weight": jnp.zeros(3)}
@@ -29,7 +29,7 @@ def get_batch(step):
 
 
 def by_hand(training, ema_decay):
-    """The same recipe as a plain loop over optax, written apart."""
+    """The same config as a plain loop over optax, written apart."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, training.steps // 2, training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
     params = average = START
@@ -46,7 +46,7 @@ def by_hand(training, ema_decay):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_fit_is_the_recipe(tmp_path, ema_decay):
+def test_fit_is_the_config(tmp_path, ema_decay):
     params = fit("toy", loss_fn, START, get_batch, TRAINING, 9, tmp_path, ema_decay)
     np.testing.assert_allclose(params["weight"], by_hand(TRAINING, ema_decay)["weight"], rtol=1e-4)
 
@@ -92,7 +92,7 @@ def test_batches_follow_from_seed_and_step_and_cover_the_data():
     assert set(drawn) == set(range(10))
 
 
-EMBEDS = jax.random.normal(jax.random.key(1), (2, 4, 6))  # of 4 pictures and 4 captions
+EMBEDS = jax.random.normal(jax.random.key(1), (2, 4, 6))  # of 4 images and 4 captions
 DISTINCT = jnp.arange(4)[:, None] * jnp.ones((1, 3), jnp.int32)
 
 

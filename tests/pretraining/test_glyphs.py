@@ -1,4 +1,4 @@
-"""The pictures are what their attributes, hence their captions, say."""
+"""The images are what their attributes, hence their captions, say."""
 
 import dataclasses
 
@@ -17,16 +17,16 @@ def plain(index: int, **changes: float | str) -> GlyphAttributes:
     return dataclasses.replace(glyphs.sample_attributes(3, index), **changes)
 
 
-def ink_box(picture: np.ndarray) -> tuple[float, float, float, float]:
+def ink_box(image: np.ndarray) -> tuple[float, float, float, float]:
     """(left, right, top, bottom) in pixels."""
-    rows, columns = np.nonzero(picture > 127)
+    rows, columns = np.nonzero(image > 127)
     return columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
 
 
-def lean(picture: np.ndarray) -> float:
+def lean(image: np.ndarray) -> float:
     """Regression of the column on the height: the slant of an upright shape, up to the shape's own asymmetry."""
-    rows, columns = np.indices(picture.shape)
-    ink = picture / picture.sum()
+    rows, columns = np.indices(image.shape)
+    ink = image / image.sum()
     rows, columns = rows - (ink * rows).sum(), columns - (ink * columns).sum()
     return float(-(ink * rows * columns).sum() / (ink * rows**2).sum())
 
@@ -43,13 +43,13 @@ def test_the_seed_and_the_index_determine_everything():
 
 @pytest.mark.parametrize(("style", "name"), FONT_NAMES)
 def test_every_font_draws_ten_different_digits(style: str, name: str):
-    pictures = [
+    images = [
         glyphs.render(plain(digit, digit=digit, style=style, font=name, size=0.95, x=0.0, y=0.0, width=1.0))
         for digit in range(10)
     ]
-    ink = np.array([(picture > 127).mean() for picture in pictures])
+    ink = np.array([(image > 127).mean() for image in images])
     assert ((ink > 0.05) & (ink < 0.6)).all()
-    assert len({picture.tobytes() for picture in pictures}) == 10
+    assert len({image.tobytes() for image in images}) == 10
 
 
 def test_size_and_place_are_those_of_the_ink_box():
@@ -71,7 +71,7 @@ def test_width_is_that_of_the_upright_ink_box():
         assert aspect == pytest.approx(0.9, abs=0.2)
 
 
-def test_weight_slant_and_width_move_the_picture_their_way():
+def test_weight_slant_and_width_move_the_image_their_way():
     for index in range(30):
         base = {"size": 0.8, "x": 0.0, "y": 0.0, "weight": 0.15, "slant": 0.0, "width": 1.0}
         ink = [glyphs.render(plain(index, **{**base, "weight": weight})).mean() for weight in (0.09, 0.15, 0.23)]
@@ -94,7 +94,7 @@ def test_noise_is_what_it_says():
     clean = glyphs.render(plain(8, size=0.9))
     grainy = glyphs.render(plain(8, size=0.9, noise="grainy", grain=0.1))
     blurred = glyphs.render(plain(8, size=0.9, noise="blurred"))
-    cells = [picture.reshape(8, 4, 8, 4).mean((1, 3)).ravel() for picture in (blurred, clean)]
+    cells = [image.reshape(8, 4, 8, 4).mean((1, 3)).ravel() for image in (blurred, clean)]
     assert np.corrcoef(cells)[0, 1] > 0.97
     assert np.abs(np.diff(blurred.astype(float))).max() < 0.6 * np.abs(np.diff(clean.astype(float))).max()
     ground = clean == 0

@@ -1,13 +1,12 @@
-"""A world of one's own pictures: what is taught, what is said of it, and that no shot is among it."""
+"""A domain of one's own images: what is taught, what is said of it, and that no shot is among it."""
 
 import numpy as np
 import pytest
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax import data
-from utilgen_jax.config.flags import read_config
+from utilgen_jax import checkpoints, data
+from utilgen_jax.config.command_line import read_config
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.images import CAPTIONS_EACH, picture_world
+from utilgen_jax.pretraining.images import CAPTIONS_EACH, image_domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 from utilgen_jax.prompts.captions.tones import caption_tones
 
@@ -17,7 +16,7 @@ CLASSES = ("normal", "pneumonia")
 
 @pytest.fixture
 def npz(tmp_path):
-    """Twelve pictures of one class and eight of the other; of each the level says which it is."""
+    """Twelve images of one class and eight of the other; of each the level says which it is."""
     images = np.arange(20, dtype=np.uint8)[:, None, None] * np.full((1, 28, 28), 10, np.uint8)
     labels = np.arange(20) >= 12
     np.savez(
@@ -32,13 +31,13 @@ def config(npz):
 
 
 def test_a_share_of_each_class_is_taught_with_its_class_and_tones(config, tmp_path):
-    world, taught = picture_world(config, share=0.5, seed=1)
+    domain, taught = image_domain(config, share=0.5, seed=1)
     assert len(taught) == len(set(taught)) == 10
     assert sum(each < "train/00012" for each in taught) == 6
-    assert world.prompts == {name: f"a chest X-ray, {name}" for name in CLASSES}
-    write_tokenizer(tmp_path / "tokenizer", world.words)
-    tokenizer = weights.load_tokenizer(tmp_path / "tokenizer")
-    corpus = world.make_corpus(tokenizer)
+    assert domain.prompts == {name: f"a chest X-ray, {name}" for name in CLASSES}
+    write_tokenizer(tmp_path / "tokenizer", domain.words)
+    tokenizer = checkpoints.load_tokenizer(tmp_path / "tokenizer")
+    corpus = domain.make_corpus(tokenizer)
     assert len(corpus.captions) == CAPTIONS_EACH * 10 and corpus.images.shape == (CAPTIONS_EACH * 10, 32, 32, 3)
     for image, caption in zip(corpus.images, corpus.captions, strict=True):
         level = int(image.max()) // 10
@@ -53,7 +52,7 @@ def test_a_share_of_each_class_is_taught_with_its_class_and_tones(config, tmp_pa
 
 
 def test_what_is_taught_is_no_shot(config, tmp_path):
-    _, taught = picture_world(config, share=0.5, seed=1)
+    _, taught = image_domain(config, share=0.5, seed=1)
     (tmp_path / "taught.txt").write_text("\n".join(taught))
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -70,11 +69,11 @@ def test_what_is_taught_is_no_shot(config, tmp_path):
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_a_share_that_leaves_nothing_is_refused(config, share):
     with pytest.raises(InputError, match="--share"):
-        picture_world(config, share, seed=0)
+        image_domain(config, share, seed=0)
 
 
 @pytest.mark.parametrize(("text", "message"), [("train/99999\n", "train/99999"), (None, "cannot be read")])
-def test_a_wrong_list_of_pictures_is_refused(config, tmp_path, text, message):
+def test_a_wrong_list_of_images_is_refused(config, tmp_path, text, message):
     if text:
         (tmp_path / "taught.txt").write_text(text)
     config = config.copy_and_resolve_references()

@@ -34,7 +34,7 @@ def test_a_wordnet_id_is_no_name():
         class_prompts("a photo of a {class}", ["cat", "n01440764"])
 
 
-def test_class_and_caption_of_each_picture():
+def test_class_and_caption_of_each_image():
     prompts = caption_prompts("a photo of a {class}, {caption}", ["sea_lion", "cat", "cat"], ["on a rock", "", "{a}"])
     assert prompts == ["a photo of a sea lion, on a rock", "a photo of a cat", "a photo of a cat, {a}"]
     assert caption_prompts("{caption}, {class}", ["cat"], [""]) == ["cat"]

@@ -48,7 +48,7 @@ def real_of(images, labels):
     return LabelledImages(images, np.array(labels), tuple(map(str, labels)), ("zero", "one"))
 
 
-def real_pictures():
+def real_images():
     return real_of(np.zeros((4, 8, 8, 1), np.uint8), [0, 0, 1, 1])
 
 
@@ -59,7 +59,7 @@ def pool_of(weights, label=0, side=16):
 
 
 def written(tmp_path, pool, real=None, class_names=("zero", "one"), figures=None, config=None, **changes):
-    real = real or real_pictures()
+    real = real or real_images()
     path = page.write_report(tmp_path, summary(**changes), config or {}, pool, real, class_names, figures or {}, "run")
     assert path == tmp_path / "report" / "index.html"
     return Elements(path.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def test_text_from_data_is_escaped(tmp_path):
     pool = pool_of([0.5, 0.75])
     pool = replace(pool, records=tuple(replace(record, prompt=EVIL) for record in pool.records))
     evil = summary(method=EVIL, dataset=EVIL, seconds={EVIL: 1.0}, versions={EVIL: EVIL}, accuracy={EVIL: 0.5})
-    path = page.write_report(tmp_path, evil, {EVIL: {"x": EVIL}}, pool, real_pictures(), [EVIL, EVIL], {}, command=EVIL)
+    path = page.write_report(tmp_path, evil, {EVIL: {"x": EVIL}}, pool, real_images(), [EVIL, EVIL], {}, command=EVIL)
     html = Elements(path.read_text(encoding="utf-8"))
     assert not html.all("script")
     assert html.text.count("alert(") >= 10
@@ -90,8 +90,8 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     html = written(tmp_path, pool_of([0.5]))
     assert not html.all("link") and not html.all("script")
     assert all(image["src"].startswith("data:image/") for image in html.all("img"))
-    (policy,) = [meta["content"] for meta in html.all("meta") if "http-equiv" in meta]
-    assert policy.startswith("default-src 'none'")
+    (adapter,) = [meta["content"] for meta in html.all("meta") if "http-equiv" in meta]
+    assert adapter.startswith("default-src 'none'")
     assert "url(" not in page._STYLE and "@import" not in page._STYLE
 
 
@@ -121,13 +121,13 @@ def test_where_all_weigh_the_same_soft_labels_rank(tmp_path):
 
 
 @pytest.mark.parametrize("count", [3, 8, 11])
-def test_no_picture_is_shown_twice(tmp_path, count):
+def test_no_image_is_shown_twice(tmp_path, count):
     html = written(tmp_path, pool_of(np.linspace(1, 0, count)))
     shown = [image["title"] for image in html.all("img") if image["title"].startswith("prompt")]
     assert shown == [f"prompt {index}" for index in range(count)]
 
 
-def test_a_pool_without_weights_shows_its_first_pictures(tmp_path):
+def test_a_pool_without_weights_shows_its_first_images(tmp_path):
     html = written(tmp_path, pool_of([None] * 20), method="vanilla")
     shown = [image["title"] for image in html.all("img") if image["title"].startswith("prompt")]
     assert shown == [f"prompt {index}" for index in range(16)]
@@ -140,7 +140,7 @@ def test_without_a_pool(tmp_path):
     assert len(html.all("img")) == 4
 
 
-def test_small_pictures_are_exact_and_pixelated(tmp_path):
+def test_small_images_are_exact_and_pixelated(tmp_path):
     real = real_of(np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8), [0])
     (image,) = written(tmp_path, None, real, ["zero"]).all("img")
     assert image["class"] == "pixels" and image["src"].startswith("data:image/png;base64,")
@@ -148,7 +148,7 @@ def test_small_pictures_are_exact_and_pixelated(tmp_path):
         np.testing.assert_array_equal(np.asarray(opened), real.images[0, ..., 0])
 
 
-def test_large_pictures_are_shrunk(tmp_path):
+def test_large_images_are_shrunk(tmp_path):
     real = real_of(np.zeros((1, 300, 600, 3), np.uint8), [0])
     (image,) = written(tmp_path, None, real, ["zero"]).all("img")
     assert "class" not in image

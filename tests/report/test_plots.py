@@ -21,7 +21,7 @@ DRAW = {
         path,
         reference=0.0,
     ),
-    "separation": lambda path: plots.plot_separation(
+    "separation": lambda path: plots.plot_auc(
         {"a": RNG.uniform(size=50), "b": np.ones(50)},
         {"a": RNG.uniform(size=50) < 0.3, "b": np.ones(50, bool)},
         "w",
@@ -32,12 +32,12 @@ DRAW = {
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_png_is_a_picture_with_ink_on_white(tmp_path, name):
+def test_png_is_a_image_with_ink_on_white(tmp_path, name):
     path = DRAW[name](tmp_path / "figures" / f"{name}.png")
     assert path == tmp_path / "figures" / f"{name}.png"
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-    assert picture.format == "PNG" and min(pixels.shape[:2]) > 150
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert image.format == "PNG" and min(pixels.shape[:2]) > 150
     assert (pixels[0, 0] == 255).all() and 0.01 < (pixels != 255).any(-1).mean() < 0.9
 
 
@@ -61,7 +61,7 @@ def test_curves_hold_the_metrics(tmp_path, drawn):
 
 
 def test_separation_shows_shares_of_right_and_of_wrong_labels(tmp_path, drawn):
-    plots.plot_separation({"a": [0.05, 0.05, 0.95, 3.0]}, {"a": [True, True, False, False]}, "w", tmp_path / "a.svg")
+    plots.plot_auc({"a": [0.05, 0.05, 0.95, 3.0]}, {"a": [True, True, False, False]}, "w", tmp_path / "a.svg")
     right, wrong = (patch.get_data() for patch in drawn[0].axes[0].patches)
     assert right.edges[-1] == 3 and right.values.sum() == wrong.values.sum() == 100
     assert wrong.values[0] == 100 and right.values[0] == 0 and right.values[-1] == 50

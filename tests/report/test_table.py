@@ -7,21 +7,21 @@ from scipy import stats
 from utilgen_jax.report import table
 
 ROWS = [["real only", "79.5 ± 1.2", "–", 20], ["utilgen | new", "9.1", "+9.6", 1020]]
-HEADERS = ["method", "accuracy", "gain", "pictures"]
+HEADERS = ["method", "accuracy", "gain", "images"]
 
 
 def test_text_table():
     assert table.format_table(ROWS, HEADERS).splitlines() == [
-        "method           accuracy  gain  pictures",
-        "-------------  ----------  ----  --------",
-        "real only      79.5 ± 1.2     –        20",
-        "utilgen | new         9.1  +9.6      1020",
+        "method           accuracy  gain  images",
+        "-------------  ----------  ----  ------",
+        "real only      79.5 ± 1.2     –      20",
+        "utilgen | new         9.1  +9.6    1020",
     ]
 
 
 def test_markdown_table():
     assert table.format_markdown_table(ROWS, HEADERS).splitlines() == [
-        "| method | accuracy | gain | pictures |",
+        "| method | accuracy | gain | images |",
         "| --- | ---: | ---: | ---: |",
         "| real only | 79.5 ± 1.2 | – | 20 |",
         "| utilgen \\| new | 9.1 | +9.6 | 1020 |",

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.runtime import sharding
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,8 +54,8 @@ def test_two_processes(tmp_path):
 
 def eight_devices(tmp_path):
     """Runs on 8 devices."""
-    assert dict(parallel.make_mesh().shape) == {"data": 8, "fsdp": 1}
-    assert dict(parallel.make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4}
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1}
+    assert dict(sharding.make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4}
     for data, fsdp, named in [
         (3, 1, "data=3"),
         (-1, 3, "fsdp=3"),
@@ -64,16 +64,16 @@ def eight_devices(tmp_path):
         (16, -1, "data=16"),
     ]:
         with pytest.raises(InputError, match=named):
-            parallel.make_mesh(data, fsdp)
+            sharding.make_mesh(data, fsdp)
 
-    mesh = parallel.make_mesh(data=2, fsdp=4)
+    mesh = sharding.make_mesh(data=2, fsdp=4)
     rng = np.random.default_rng(0)
     params = {
         "conv": {"kernel": rng.normal(size=(3, 3, 64, 128)), "bias": np.zeros(2**17)},
         "odd": {"kernel": rng.normal(size=(511, 513))},
         "small": {"kernel": rng.normal(size=(8, 8))},
     }
-    placed = parallel.shard_params(params, mesh)
+    placed = sharding.shard_params(params, mesh)
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, placed)
     assert specs == {
         "conv": {"kernel": P(None, None, None, "fsdp"), "bias": P()},
@@ -83,63 +83,63 @@ def eight_devices(tmp_path):
     assert placed["conv"]["kernel"].addressable_shards[0].data.shape == (3, 3, 64, 32)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), placed, params)
 
-    by_rule = parallel.param_shardings(params, mesh, rules=[("^conv/kernel", lambda shape, mesh: P("data"))])
+    by_rule = sharding.param_shardings(params, mesh, rules=[("^conv/kernel", lambda shape, mesh: P("data"))])
     assert by_rule["conv"]["kernel"].spec == P("data") and by_rule["odd"]["kernel"].spec == P()
 
     batch = {"images": rng.normal(size=(16, 4, 4, 1)), "few": np.arange(3), "key": jax.random.key(0)}
-    placed_batch = parallel.shard_batch(batch, mesh)
+    placed_batch = sharding.shard_batch(batch, mesh)
     assert placed_batch["images"].addressable_shards[0].data.shape == (2, 4, 4, 1)
     assert placed_batch["few"].sharding.is_fully_replicated and placed_batch["key"].sharding.is_fully_replicated
     with pytest.raises(InputError, match="a batch of 12 does not divide among 8 devices"):
-        parallel.shard_batch(np.zeros((12, 2)), mesh)
+        sharding.shard_batch(np.zeros((12, 2)), mesh)
 
     def loss(kernel, images):
         out = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.mean(out**2)
 
     kernel, images = params["conv"]["kernel"].astype(np.float32), rng.normal(size=(8, 4, 4, 64)).astype(np.float32)
-    split = jax.jit(parallel.split_batch)
+    split = jax.jit(sharding.split_batch)
     whole = {"images": images, "few": images[:3]}
     with jax.set_mesh(mesh):
         assert [shard.data.shape[0] for shard in split(whole)["images"].addressable_shards] == [1] * 8
         np.testing.assert_array_equal(split(whole)["few"], images[:3])
-        sharded = jax.jit(jax.grad(loss))(placed["conv"]["kernel"], parallel.shard_batch(images, mesh))
+        sharded = jax.jit(jax.grad(loss))(placed["conv"]["kernel"], sharding.shard_batch(images, mesh))
     np.testing.assert_allclose(sharded, jax.grad(loss)(kernel, images), atol=1e-5)
 
-    weights.save_component(tmp_path, {"_class_name": "X"}, placed)
-    _, loaded = weights.load_component(tmp_path, sharding_for=parallel.sharding_for(mesh))
+    checkpoints.save_component(tmp_path, {"_class_name": "X"}, placed)
+    _, loaded = checkpoints.load_component(tmp_path, sharding_for=sharding.sharding_for(mesh))
     assert jax.tree.map(lambda leaf: leaf.sharding.spec, loaded) == specs
     jax.tree.map(np.testing.assert_array_equal, loaded, placed)
 
 
 def two_processes(tmp_path):
     """Runs in each of 2 processes with 2 devices each."""
-    assert parallel.initialize_distributed() and parallel.initialize_distributed()
+    assert sharding.initialize_distributed() and sharding.initialize_distributed()
     assert jax.process_count() == 2 and jax.device_count() == 4
-    mesh = parallel.make_mesh(data=2, fsdp=2)
+    mesh = sharding.make_mesh(data=2, fsdp=2)
     params = {"dense": {"kernel": np.arange(2.0**17, dtype=np.float32).reshape(2, -1)}}
-    placed = parallel.shard_params(params, mesh)
+    placed = sharding.shard_params(params, mesh)
     assert not placed["dense"]["kernel"].is_fully_addressable
     assert placed["dense"]["kernel"].addressable_shards[0].data.shape == (2, 2**15)
-    batch = parallel.shard_batch(np.arange(8.0), mesh)
+    batch = sharding.shard_batch(np.arange(8.0), mesh)
     assert [shard.data.shape for shard in batch.addressable_shards] == [(2,), (2,)]
     with jax.set_mesh(mesh):
         assert float(jax.jit(jnp.sum)(batch)) == 28
 
-    weights.save_component(tmp_path, {"_class_name": "X"}, placed)
+    checkpoints.save_component(tmp_path, {"_class_name": "X"}, placed)
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("saved")
-    _, loaded = weights.load_component(tmp_path, sharding_for=parallel.sharding_for(mesh))
-    np.testing.assert_array_equal(parallel.to_host(loaded["dense"]["kernel"]), params["dense"]["kernel"])
+    _, loaded = checkpoints.load_component(tmp_path, sharding_for=sharding.sharding_for(mesh))
+    np.testing.assert_array_equal(sharding.to_host(loaded["dense"]["kernel"]), params["dense"]["kernel"])
 
 
 def test_one_device():
-    mesh = parallel.make_mesh()
-    params = parallel.shard_params({"kernel": np.ones((512, 512))}, mesh)
+    mesh = sharding.make_mesh()
+    params = sharding.shard_params({"kernel": np.ones((512, 512))}, mesh)
     assert params["kernel"].sharding.spec == P()
-    np.testing.assert_array_equal(parallel.shard_batch(np.arange(3), mesh), np.arange(3))
-    np.testing.assert_array_equal(jax.jit(parallel.split_batch)(np.arange(3)), np.arange(3))
+    np.testing.assert_array_equal(sharding.shard_batch(np.arange(3), mesh), np.arange(3))
+    np.testing.assert_array_equal(jax.jit(sharding.split_batch)(np.arange(3)), np.arange(3))
 
 
 def test_parameters_are_born_in_their_shards():
@@ -147,12 +147,12 @@ def test_parameters_are_born_in_their_shards():
         return {"kernel": jax.random.normal(key, (512, 256)), "bias": jnp.zeros(2**17), "small": jnp.ones((8, 8))}
 
     key = jax.random.key(0)
-    expected = parallel.init_sharded(init, key)
+    expected = sharding.init_sharded(init, key)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(expected))
-    mesh = parallel.make_mesh(data=2, fsdp=4)
+    mesh = sharding.make_mesh(data=2, fsdp=4)
     with jax.set_mesh(mesh):
-        found = parallel.init_sharded(init, key)
-    assert {name: leaf.sharding for name, leaf in found.items()} == parallel.param_shardings(expected, mesh)
+        found = sharding.init_sharded(init, key)
+    assert {name: leaf.sharding for name, leaf in found.items()} == sharding.param_shardings(expected, mesh)
     assert found["kernel"].sharding.spec == P("fsdp", None)
     assert {shard.data.shape for shard in found["kernel"].addressable_shards} == {(128, 256)}
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -160,10 +160,10 @@ def test_parameters_are_born_in_their_shards():
 
 def test_replicate():
     tree = {"images": np.arange(6.0).reshape(3, 2), "labels": np.arange(3)}
-    here = parallel.replicate(tree)
+    here = sharding.replicate(tree)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(here))
-    with jax.set_mesh(parallel.make_mesh()):
-        everywhere = parallel.replicate(tree)
+    with jax.set_mesh(sharding.make_mesh()):
+        everywhere = sharding.replicate(tree)
     assert all(len(leaf.addressable_shards) == 8 for leaf in jax.tree.leaves(everywhere))
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(everywhere))
     for placed in (here, everywhere):
@@ -173,9 +173,9 @@ def test_replicate():
 
 def test_split_batch_keeps_the_values():
     batch = {"images": np.arange(48.0).reshape(16, 3), "few": np.arange(3), "odd": np.arange(12)}
-    split = jax.jit(parallel.split_batch)
+    split = jax.jit(sharding.split_batch)
     jax.tree.map(np.testing.assert_array_equal, split(batch), batch)
-    with jax.set_mesh(parallel.make_mesh(data=4, fsdp=2)):
+    with jax.set_mesh(sharding.make_mesh(data=4, fsdp=2)):
         found = split(batch)
     jax.tree.map(np.testing.assert_array_equal, found, batch)
     assert {shard.data.shape for shard in found["images"].addressable_shards} == {(2, 3)}
@@ -188,7 +188,7 @@ def test_split_batch_keeps_the_values():
 )
 def test_bad_mesh_sizes(data, fsdp, says):
     with pytest.raises(InputError, match=says) as caught:
-        parallel.make_mesh(data, fsdp)
+        sharding.make_mesh(data, fsdp)
     assert "config.parallel." in str(caught.value)
 
 
@@ -196,7 +196,7 @@ def test_bad_mesh_sizes(data, fsdp, says):
     ("environ", "joins"),
     [
         ({}, None),
-        ({"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_DOMAIN_SIZE": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"SLURM_STEP_NUM_TASKS": "4", "UTILGEN_DISTRIBUTED": "0"}, None),
         ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None, None)),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None, None)),
@@ -210,7 +210,7 @@ def test_bad_mesh_sizes(data, fsdp, says):
 def test_joins_other_processes_only_where_there_are_some(monkeypatch, environ, joins):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(tuple(options.values())))
-    assert parallel.initialize_distributed(environ) == (joins is not None)
+    assert sharding.initialize_distributed(environ) == (joins is not None)
     assert calls == ([joins] if joins else [])
 
 
@@ -224,7 +224,7 @@ def test_joins_other_processes_only_where_there_are_some(monkeypatch, environ, j
 )
 def test_bad_environment(environ, says):
     with pytest.raises(InputError, match=says):
-        parallel.initialize_distributed(environ)
+        sharding.initialize_distributed(environ)
 
 
 if __name__ == "__main__":

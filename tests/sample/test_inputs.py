@@ -1,4 +1,4 @@
-"""Files that pictures start from, against diffusers' VaeImageProcessor and numpy's own format."""
+"""Files that images start from, against diffusers' VaeImageProcessor and numpy's own format."""
 
 import numpy as np
 import pytest
@@ -6,21 +6,21 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.sample.inputs import image_size, read_latents, scale_picture
+from utilgen_jax.sample.inputs import image_size, read_latents, scale_image
 
 
 @pytest.mark.parametrize("asked", [(None, None), (24, None), (None, 40), (16, 16)])
 @pytest.mark.parametrize("own", [(23, 37), (64, 32), (9, 8)])
-def test_a_picture_to_start_from_is_scaled_as_in_diffusers(own, asked):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*own, 3), np.uint8))
-    height, width = image_size(picture, *asked, multiple=8)
-    expected = VaeImageProcessor(vae_scale_factor=8).preprocess(picture, *asked)
-    ours = scale_picture(picture, height, width)
+def test_a_image_to_start_from_is_scaled_as_in_diffusers(own, asked):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*own, 3), np.uint8))
+    height, width = image_size(image, *asked, multiple=8)
+    expected = VaeImageProcessor(vae_scale_factor=8).preprocess(image, *asked)
+    ours = scale_image(image, height, width)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected[0].permute(1, 2, 0), atol=1e-6)
 
 
-def test_a_picture_smaller_than_one_latent_is_enlarged_to_one():
+def test_a_image_smaller_than_one_latent_is_enlarged_to_one():
     assert image_size(Image.new("RGB", (3, 9)), None, None, multiple=8) == (8, 8)
 
 

@@ -1,4 +1,4 @@
-"""The command that paints: torch's pictures from the same folder, and one clear message for each mistake."""
+"""The command that generates: torch's images from the same folder, and one clear message for each mistake."""
 
 import functools
 import json
@@ -46,7 +46,7 @@ def latents(tmp_path):
     return tmp_path / "latents.npy"
 
 
-def paint(out: Path, *arguments: str) -> np.ndarray:
+def generate_images(out: Path, *arguments: str) -> np.ndarray:
     """Runs the command; returns its images.npy."""
     assert main(["sample", f"--out={out}", *arguments]) == 0
     images = np.load(out / "images.npy")
@@ -69,8 +69,8 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array.transpose(0, 3, 1, 2))
 
 
-def torch_pictures(pipeline, prompt: str = PROMPT, **arguments) -> np.ndarray:
-    """Two pictures of torch's pipeline, float [2, H, W, 3] in [0, 1]."""
+def torch_images(pipeline, prompt: str = PROMPT, **arguments) -> np.ndarray:
+    """Two images of torch's pipeline, float [2, H, W, 3] in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         prompt=[prompt] * 2,
@@ -82,34 +82,34 @@ def torch_pictures(pipeline, prompt: str = PROMPT, **arguments) -> np.ndarray:
     ).images
 
 
-def assert_same_pictures(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Equal, of pictures that differ from each other and do not only show where they were clipped."""
+def assert_same_images(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Equal, of images that differ from each other and do not only show where they were clipped."""
     assert relative_error(2 * ours - 1, 2 * theirs - 1) < TOLERANCE
     assert ((theirs > 0.001) & (theirs < 0.999)).mean() > 0.2
     assert np.abs(theirs[0] - theirs[1]).max() > 0.05
 
 
-def write_picture(file: Path, height: int, width: int, mode: str = "RGB") -> Image.Image:
-    """A smooth picture, so that little hangs on how a filter rounds."""
+def write_image(file: Path, height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """A smooth image, so that little hangs on how a filter rounds."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     channels = np.stack([np.sin(5 * x + phase) * np.cos(3 * y + phase) for phase in range(3)], axis=-1)
-    picture = Image.fromarray(np.uint8(127.5 + 127 * channels)).convert(mode)
-    picture.save(file)
-    return picture
+    image = Image.fromarray(np.uint8(127.5 + 127 * channels)).convert(mode)
+    image.save(file)
+    return image
 
 
 @pytest.mark.slow
 def test_the_checkpoints_own_scheduler(checkpoint, latents, tmp_path):
-    ours = paint(tmp_path / "out", *settings(checkpoint("sd15"), latents))
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents))
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
     assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
-    assert_same_pictures(ours, torch_pictures(pipeline, latents=to_torch(LATENTS)))
+    assert_same_images(ours, torch_images(pipeline, latents=to_torch(LATENTS)))
     record = json.loads((tmp_path / "out" / "sample.json").read_text())
     assert record["settings"]["scheduler"] == "pndm" and record["settings"]["num"] == 2
-    for index, row in enumerate(record["pictures"]):
+    for index, row in enumerate(record["images"]):
         assert row == {"file": f"00{index}.png", "prompt": PROMPT, "seed": index}
-        with Image.open(tmp_path / "out" / row["file"]) as picture:
-            np.testing.assert_allclose(np.asarray(picture), 255 * ours[index], atol=0.51)
+        with Image.open(tmp_path / "out" / row["file"]) as image:
+            np.testing.assert_allclose(np.asarray(image), 255 * ours[index], atol=0.51)
     with Image.open(tmp_path / "out" / "grid.png") as grid:
         assert grid.width > 2 * 128
 
@@ -118,18 +118,18 @@ def test_the_checkpoints_own_scheduler(checkpoint, latents, tmp_path):
 def test_v_prediction_with_another_scheduler_and_another_autoencoder(checkpoint, latents, tmp_path):
     vae = write_tiny_stable_diffusion(tmp_path / "other", seed=1) / "vae"
     others = ["--scheduler=dpmsolver++", f"--vae={vae}"]
-    ours = paint(tmp_path / "out", *settings(checkpoint("sd21"), latents), *others)
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd21"), latents), *others)
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd21"), vae=AutoencoderKL.from_pretrained(vae))
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    assert_same_pictures(ours, torch_pictures(pipeline, latents=to_torch(LATENTS)))
+    assert_same_images(ours, torch_images(pipeline, latents=to_torch(LATENTS)))
 
 
 @pytest.mark.slow
-def test_from_a_picture(checkpoint, tmp_path, monkeypatch):
+def test_from_a_image(checkpoint, tmp_path, monkeypatch):
     noise = np.random.default_rng(1).normal(size=(2, 11, 18, 4)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)
-    picture = write_picture(tmp_path / "photo.png", 23, 37)
-    ours = paint(
+    image = write_image(tmp_path / "photo.png", 23, 37)
+    ours = generate_images(
         tmp_path / "out",
         *settings(checkpoint("sd21"), tmp_path / "noise.npy"),
         f"--init_image={tmp_path / 'photo.png'}",
@@ -139,14 +139,14 @@ def test_from_a_picture(checkpoint, tmp_path, monkeypatch):
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(checkpoint("sd21"))
     monkeypatch.setattr(img2img, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
     monkeypatch.setattr(img2img, "randn_tensor", lambda *_, **__: to_torch(noise))
-    assert_same_pictures(ours, torch_pictures(pipeline, image=[picture] * 2, strength=0.6))
+    assert_same_images(ours, torch_images(pipeline, image=[image] * 2, strength=0.6))
 
 
 @pytest.mark.slow
-def test_variations_of_a_picture(checkpoint, latents, tmp_path):
-    picture = write_picture(tmp_path / "photo.png", 21, 37)
+def test_variations_of_a_image(checkpoint, latents, tmp_path):
+    image = write_image(tmp_path / "photo.png", 21, 37)
     level = ["--noise_level=200", "--seed=5"]
-    ours = paint(
+    ours = generate_images(
         tmp_path / "out",
         *settings(checkpoint("unclip"), latents),
         *level,
@@ -157,8 +157,8 @@ def test_variations_of_a_picture(checkpoint, latents, tmp_path):
     noise = torch.tensor(np.stack([jax.random.normal(key, (16,)) for key in keys]))
     add = functools.partial(pipeline.noise_image_embeddings, noise=noise)
     pipeline.noise_image_embeddings = lambda image_embeds, noise_level, **_: add(image_embeds, noise_level)
-    theirs = torch_pictures(pipeline, latents=to_torch(LATENTS), image=[picture] * 2, noise_level=200)
-    assert_same_pictures(ours, theirs)
+    theirs = torch_images(pipeline, latents=to_torch(LATENTS), image=[image] * 2, noise_level=200)
+    assert_same_images(ours, theirs)
 
 
 @pytest.mark.slow
@@ -174,12 +174,14 @@ def test_lora(checkpoint, latents, tmp_path):
     StableDiffusionPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(pipeline.unet))
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
     pipeline.load_lora_weights(tmp_path)
-    theirs = torch_pictures(pipeline, latents=to_torch(LATENTS), cross_attention_kwargs={"scale": 0.5})
+    theirs = torch_images(pipeline, latents=to_torch(LATENTS), cross_attention_kwargs={"scale": 0.5})
     file = tmp_path / "pytorch_lora_weights.safetensors"
-    ours = paint(tmp_path / "out", *settings(checkpoint("sd15"), latents), f"--lora={file}", "--lora_scale=0.5")
-    assert_same_pictures(ours, theirs)
+    ours = generate_images(
+        tmp_path / "out", *settings(checkpoint("sd15"), latents), f"--lora={file}", "--lora_scale=0.5"
+    )
+    assert_same_images(ours, theirs)
     pipeline.unload_lora_weights()
-    assert relative_error(torch_pictures(pipeline, latents=to_torch(LATENTS)), theirs) > 3 * TOLERANCE
+    assert relative_error(torch_images(pipeline, latents=to_torch(LATENTS)), theirs) > 3 * TOLERANCE
 
 
 @pytest.mark.slow
@@ -189,20 +191,22 @@ def test_a_learned_token(checkpoint, latents, tmp_path):
     prompt = "a photo of <seven>"
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
     pipeline.load_textual_inversion(str(tmp_path), weight_name="learned_embeds.safetensors")
-    theirs = torch_pictures(pipeline, prompt, latents=to_torch(LATENTS))
+    theirs = torch_images(pipeline, prompt, latents=to_torch(LATENTS))
     file = tmp_path / "learned_embeds.safetensors"
-    ours = paint(tmp_path / "out", *settings(checkpoint("sd15"), latents, prompt), f"--embeds={file}")
-    assert_same_pictures(ours, theirs)
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents, prompt), f"--embeds={file}")
+    assert_same_images(ours, theirs)
 
 
 @pytest.mark.slow
-def test_a_picture_follows_from_its_prompt_and_seed(checkpoint, tmp_path):
+def test_a_image_follows_from_its_prompt_and_seed(checkpoint, tmp_path):
     shared = [f"--checkpoint={checkpoint('sd15')}", "--steps=2", "--scheduler=ddim", "--eta=0.5", "--width=24"]
-    together = paint(tmp_path / "a", *shared, "--prompt=a", "--prompt=b", "--num=3", "--seed=7", "--batch_size=4")
+    together = generate_images(
+        tmp_path / "a", *shared, "--prompt=a", "--prompt=b", "--num=3", "--seed=7", "--batch_size=4"
+    )
     assert together.shape == (6, 16, 24, 3)
     record = json.loads((tmp_path / "a" / "sample.json").read_text())
-    assert [(row["prompt"], row["seed"]) for row in record["pictures"]] == [(p, s) for p in "ab" for s in (7, 8, 9)]
-    alone = paint(tmp_path / "b", *shared, "--prompt=b", "--num=1", "--seed=8")
+    assert [(row["prompt"], row["seed"]) for row in record["images"]] == [(p, s) for p in "ab" for s in (7, 8, 9)]
+    alone = generate_images(tmp_path / "b", *shared, "--prompt=b", "--num=1", "--seed=8")
     np.testing.assert_allclose(alone[0], together[4], atol=1e-5)
     assert np.abs(together[4] - together[3]).max() > 0.05  # another seed
 
@@ -210,15 +214,15 @@ def test_a_picture_follows_from_its_prompt_and_seed(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_lower_precision_is_near(checkpoint, latents, tmp_path):
     dtypes = ["--dtype=bfloat16", "--weights_dtype=float16", "--vae_dtype=float32"]
-    ours = paint(tmp_path / "out", *settings(checkpoint("sd15"), latents), *dtypes)
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents), *dtypes)
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
-    assert 1e-4 < np.abs(ours - torch_pictures(pipeline, latents=to_torch(LATENTS))).max() < 0.1
+    assert 1e-4 < np.abs(ours - torch_images(pipeline, latents=to_torch(LATENTS))).max() < 0.1
 
 
 def test_a_prompt_that_is_too_long_is_told(checkpoint, latents, tmp_path, capsys, monkeypatch):
     black = np.full((2, 16, 16, 3), -1, np.float32)
-    monkeypatch.setattr("utilgen_jax.sample.write.paint", lambda *_, **__: iter([black]))
-    paint(tmp_path / "out", *settings(checkpoint("sd15"), latents, "digit " * 75 + "bold 7"))
+    monkeypatch.setattr("utilgen_jax.sample.write.generate_images", lambda *_, **__: iter([black]))
+    generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents, "digit " * 75 + "bold 7"))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert line == "warning: the prompt is too long for the text encoder, which does not see: 'bold 7'"
 
@@ -274,17 +278,17 @@ MISTAKES = {
         ],
     ),
     "no unCLIP": (["--image_prompt=photo.png"], ["has no image_encoder; an unCLIP checkpoint has"]),
-    "noise without picture": (["--noise_level=3"], ["--noise_level: is of use with --image_prompt only"]),
+    "noise without image": (["--noise_level=3"], ["--noise_level: is of use with --image_prompt only"]),
     "latents' shape": (["--latents=noise.npy"], ["holds [1, 8, 8, 3], but num, height and width make it [1, 8, 8, 4]"]),
     "latents' number": (["--latents=noise.npy", "--num=3"], ["make it [3, 8, 8, 4]"]),
     "latents' dtype": (["--latents=double.npy"], ["one float32 array [N, h, w, channels], this holds float64 [1, 8]"]),
     "latents of objects": (["--latents=objects.npy"], ["objects.npy: cannot be read as an array that np.save wrote"]),
     "not finite": (["--latents=nan.npy"], ["nan.npy: holds NaN or infinity"]),
-    "broken picture": (["--init_image=broken.png"], ["--init_image: broken.png: the picture cannot be decoded"]),
+    "broken image": (["--init_image=broken.png"], ["--init_image: broken.png: the image cannot be decoded"]),
     "steps": (["--steps=1001", "--scheduler=ddim"], ["sampling steps must be between 1 and"]),
     "strength": (["--init_image=photo.png", "--strength=0.01"], ["--scheduler=pndm: strength=0.01 of 30"]),
     "eta": (["--eta=0.5"], ["--scheduler=pndm: eta=0.5 is of the scheduler 'ddim' alone"]),
-    "seed": (["--seed=2147483647", "--num=2"], ["--seed=2147483647: the last picture's seed would pass 2147483647"]),
+    "seed": (["--seed=2147483647", "--num=2"], ["--seed=2147483647: the last image's seed would pass 2147483647"]),
     "checkpoint": (["--checkpoint=."], ["has no model_index.json"]),
     "variant": (["--variant=fp16"], ["has no weights of variant 'fp16'"]),
     "hub": (["--checkpoint=owner/name", "--revision=main"], ["owner/name: not on this machine, and the Hugging Face"]),
@@ -297,7 +301,7 @@ MISTAKES = {
 def test_a_mistake_is_told(checkpoint, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("utilgen_jax.sample.write.load_generator", None)  # no weights may be loaded
-    write_picture(Path("photo.png"), 20, 20)
+    write_image(Path("photo.png"), 20, 20)
     Path("broken.png").write_bytes(Path("photo.png").read_bytes()[:100])
     arrays = {
         "noise": np.zeros((1, 8, 8, 3), np.float32),
@@ -316,24 +320,25 @@ def test_a_mistake_is_told(checkpoint, tmp_path, monkeypatch, capsys, name):
     assert not Path("out").exists()
 
 
-def test_pictures_are_read_as_a_person_sees_them(tmp_path):
-    from utilgen_jax.data.images import open_picture
+def test_images_are_read_as_a_person_sees_them(tmp_path):
+    from utilgen_jax.data.images import open_image
 
-    picture = write_picture(tmp_path / "plain.png", 20, 30)
+    image = write_image(tmp_path / "plain.png", 20, 30)
     rotated = Image.Exif()
     rotated[0x0112] = 6  # turn by 90 degrees to see it upright
-    picture.save(tmp_path / "turned.png", exif=rotated)
-    expected = np.asarray(picture.transpose(Image.Transpose.ROTATE_270))
-    np.testing.assert_array_equal(open_picture(tmp_path / "turned.png", "turned"), expected)
-    grey = write_picture(tmp_path / "grey.png", 4, 4, "L")
-    np.testing.assert_array_equal(open_picture(tmp_path / "grey.png", "grey"), np.stack([np.asarray(grey)] * 3, -1))
+    image.save(tmp_path / "turned.png", exif=rotated)
+    expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(open_image(tmp_path / "turned.png", "turned"), expected)
+    grey = write_image(tmp_path / "grey.png", 4, 4, "L")
+    np.testing.assert_array_equal(open_image(tmp_path / "grey.png", "grey"), np.stack([np.asarray(grey)] * 3, -1))
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (np.asarray(open_picture(tmp_path / "clear.png", "clear")) == 255).all()
+    assert (np.asarray(open_image(tmp_path / "clear.png", "clear")) == 255).all()
 
 
 def test_help_and_mistakes_touch_no_device():
     code = (
-        "import sys; from utilgen_jax.sample.__main__ import main; codes = main(['s', '--help']), main(['s', '--prompt=a']); "
+        "import sys; from utilgen_jax.sample.__main__ import main; "
+        "codes = main(['s', '--help']), main(['s', '--prompt=a']); "
         "from jax._src import xla_bridge; sys.exit(0 if codes == (0, 2) and not xla_bridge._backends else 1)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,18 +8,18 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from tests import toy_pictures
-from tests.toy_pictures import NUM_CLASSES, WEIGHTS, TinyClassifier, draw_pictures, draw_set
+from tests import toy_images
+from tests.toy_images import NUM_CLASSES, WEIGHTS, TinyClassifier, draw_images, draw_set
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
-from utilgen_jax.runtime import sharding as parallel
-from utilgen_jax.valuation.cross_fit import judged_weights, value_pool
+from utilgen_jax.runtime import sharding
+from utilgen_jax.valuation.cross_fit import predict_weights, value_pool
 
 # So many steps are never done: valuation has its own number.
-RECIPE = dataclasses.replace(toy_pictures.RECIPE, steps=10**6, synthetic_fraction=0.75)
+CONFIG = dataclasses.replace(toy_images.CONFIG, steps=10**6, synthetic_fraction=0.75)
 # A weighting that stays as it was drawn.
 FIXED = dataclasses.replace(WEIGHTS, learning_rate=0.0)
 
@@ -29,13 +29,13 @@ def value(
     pool,
     folds=None,
     seed=0,
-    recipe=RECIPE,
-    weight_recipe=WEIGHTS,
+    config=CONFIG,
+    valuation_config=WEIGHTS,
     on_step=lambda step, metrics: None,
     weighting="weight_network",
 ):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
-    settings = weighting, recipe, weight_recipe, NUM_CLASSES
+    settings = weighting, config, valuation_config, NUM_CLASSES
     return value_pool(Classifier(TinyClassifier()), *settings, real, pool, folds, jax.random.key(seed), on_step)
 
 
@@ -56,9 +56,9 @@ def valued(toy):
 def test_wrong_labels_are_found_out(seed):
     real, _ = draw_set(6, seed=10 + seed)
     pool, is_wrong = draw_set(40, seed=20 + seed, wrong=0.5)
-    recipe = dataclasses.replace(RECIPE, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02)
-    weight_recipe = dataclasses.replace(WEIGHTS, steps=300, hidden=50, learning_rate=0.002)
-    result = value(real, pool, seed=seed, recipe=recipe, weight_recipe=weight_recipe)
+    config = dataclasses.replace(CONFIG, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02)
+    valuation_config = dataclasses.replace(WEIGHTS, steps=300, hidden=50, learning_rate=0.002)
+    result = value(real, pool, seed=seed, config=config, valuation_config=valuation_config)
     assert roc_auc_score(~is_wrong, result.weights) > 0.9
     # A network that has learnt nothing may fall with the loss too, but hardly.
     assert result.weights[~is_wrong].mean() > result.weights[is_wrong].mean() + 0.15
@@ -69,9 +69,9 @@ def test_saflex_finds_the_right_labels_of_wrong_ones():
     real, _ = draw_set(6, seed=10)
     pool, is_wrong = draw_set(40, seed=20, wrong=0.3)
     truth = np.repeat(np.arange(NUM_CLASSES), 40)
-    recipe = dataclasses.replace(RECIPE, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02, max_shift=0)
-    weight_recipe = dataclasses.replace(WEIGHTS, steps=100, label_strength=2.0)
-    result = value(real, pool, recipe=recipe, weight_recipe=weight_recipe, weighting="saflex")
+    config = dataclasses.replace(CONFIG, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02, max_shift=0)
+    valuation_config = dataclasses.replace(WEIGHTS, steps=100, label_strength=2.0)
+    result = value(real, pool, config=config, valuation_config=valuation_config, weighting="saflex")
     assert result.soft_labels.shape == (160, NUM_CLASSES) and result.soft_labels.dtype == np.float32
     np.testing.assert_allclose(result.soft_labels.sum(-1), 1, rtol=1e-5)
     own = result.soft_labels[np.arange(160), pool.labels]
@@ -82,9 +82,9 @@ def test_saflex_finds_the_right_labels_of_wrong_ones():
 
 
 def test_saflex_leaves_the_smoothing_of_its_labels_to_the_final_classifier(toy):
-    recipe = dataclasses.replace(RECIPE, label_smoothing=0.9)
-    weight_recipe = dataclasses.replace(WEIGHTS, steps=2, label_strength=8.0)
-    result = value(*toy, recipe=recipe, weight_recipe=weight_recipe, weighting="saflex")
+    config = dataclasses.replace(CONFIG, label_smoothing=0.9)
+    valuation_config = dataclasses.replace(WEIGHTS, steps=2, label_strength=8.0)
+    result = value(*toy, config=config, valuation_config=valuation_config, weighting="saflex")
     assert result.soft_labels[np.arange(len(toy[1].labels)), toy[1].labels].mean() > 0.9  # 0.4, smoothed before
 
 
@@ -103,7 +103,7 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
     functions = SimpleNamespace(**{**vars(classification), "predict_logits": spy})
     monkeypatch.setattr("utilgen_jax.valuation.cross_fit.classification", functions)
     real, pool = toy
-    result = value(real, pool, weight_recipe=FIXED)
+    result = value(real, pool, valuation_config=FIXED)
     for array in (result.weights, result.losses):
         assert array.shape == (24,) and array.dtype == np.float32
     assert result.weights.min() >= 0 and result.weights.max() <= 1
@@ -125,13 +125,13 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
 
 
 @pytest.mark.slow
-def test_validation_pictures_teach_the_weighting_but_never_the_classifier(toy):
+def test_validation_images_teach_the_weighting_but_never_the_classifier(toy):
     real, pool = toy
     (fold, _) = cross_fit_folds(real.labels, 2, 0)
     others = real.images.copy()
-    others[fold.validation_indices] = draw_pictures((real.labels[fold.validation_indices] + 1) % NUM_CLASSES, seed=5)
+    others[fold.validation_indices] = draw_images((real.labels[fold.validation_indices] + 1) % NUM_CLASSES, seed=5)
     changed = dataclasses.replace(real, images=others)
-    fixed, fixed_changed = (value(shots, pool, [fold], weight_recipe=FIXED) for shots in (real, changed))
+    fixed, fixed_changed = (value(shots, pool, [fold], valuation_config=FIXED) for shots in (real, changed))
     np.testing.assert_array_equal(fixed.losses, fixed_changed.losses)
     np.testing.assert_array_equal(fixed.weights, fixed_changed.weights)
     learnt, learnt_changed = (value(shots, pool, [fold]) for shots in (real, changed))
@@ -155,11 +155,11 @@ def test_weights_that_the_pool_had_are_not_read(toy, valued):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 100])
 def test_validation_may_be_drawn_in_batches(toy, valued, size):
-    result = value(*toy, weight_recipe=dataclasses.replace(WEIGHTS, validation_batch_size=size))
+    result = value(*toy, valuation_config=dataclasses.replace(WEIGHTS, validation_batch_size=size))
     assert np.isfinite(result.weights).all() and np.abs(result.weights - valued[0].weights).max() > 0
 
 
-def test_metrics_are_of_the_batch_with_real_pictures_first(valued):
+def test_metrics_are_of_the_batch_with_real_images_first(valued):
     for _, metrics in valued[1]:
         assert metrics.losses.shape == metrics.weights.shape == (16,)
         np.testing.assert_array_equal(metrics.weights[:4], 1)
@@ -170,17 +170,17 @@ def test_metrics_are_of_the_batch_with_real_pictures_first(valued):
 
 @pytest.mark.slow
 def test_the_mesh_does_not_change_the_result(toy, valued):
-    with jax.set_mesh(parallel.make_mesh()):
-        found = value(*parallel.replicate(toy))
+    with jax.set_mesh(sharding.make_mesh()):
+        found = value(*sharding.replicate(toy))
     np.testing.assert_allclose(found.weights, valued[0].weights, atol=1e-4)
     np.testing.assert_allclose(found.losses, valued[0].losses, atol=1e-4)
 
 
-def test_the_judges_say_again_what_they_said(toy, valued):
+def test_the_fold_models_say_again_what_they_said(toy, valued):
     pool, result = toy[1], valued[0]
-    targets = optax.smooth_labels(pool.targets(NUM_CLASSES), RECIPE.label_smoothing)
-    weights = judged_weights(
-        Classifier(TinyClassifier()), "weight_network", WEIGHTS, result.judges, Examples(pool.images, targets)
+    targets = optax.smooth_labels(pool.targets(NUM_CLASSES), CONFIG.label_smoothing)
+    weights = predict_weights(
+        Classifier(TinyClassifier()), "weight_network", WEIGHTS, result.fold_models, Examples(pool.images, targets)
     )
     np.testing.assert_allclose(weights, result.weights, rtol=1e-5)
 
@@ -190,7 +190,7 @@ def test_the_weights_of_joint_see_what_was_asked_for():
     real, _ = draw_set(6, seed=10)
     pool, is_wrong = draw_set(40, seed=20, wrong=0.5)
     pool = dataclasses.replace(pool, attributes=np.eye(2, dtype=np.float32)[is_wrong.astype(int)])
-    recipe = dataclasses.replace(RECIPE, batch_size=32, learning_rate=0.02)
-    weight_recipe = dataclasses.replace(WEIGHTS, steps=100, hidden=50, learning_rate=0.005)
-    result = value(real, pool, recipe=recipe, weight_recipe=weight_recipe, weighting="joint")
+    config = dataclasses.replace(CONFIG, batch_size=32, learning_rate=0.02)
+    valuation_config = dataclasses.replace(WEIGHTS, steps=100, hidden=50, learning_rate=0.005)
+    result = value(real, pool, config=config, valuation_config=valuation_config, weighting="joint")
     assert roc_auc_score(~is_wrong, result.weights) > 0.95

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from utilgen_jax.valuation.difficulty import difficulty, spread_evenly
+from utilgen_jax.valuation.difficulty import balanced_resample, difficulty
 
 
 def draw(scale=3.0):
@@ -30,10 +30,10 @@ def test_extreme_logits_stay_in_the_unit_interval():
     np.testing.assert_array_equal(difficulty(logits, np.array([0, 1, 0])), [0, 1, 0.5])
 
 
-def test_easy_and_hard_pictures_are_drawn_equally_often():
+def test_easy_and_hard_images_are_drawn_equally_often():
     rng = np.random.default_rng(0)
     difficulties = np.concatenate([rng.uniform(0.1, 0.2, 900), rng.uniform(0.8, 0.9, 60), np.full(40, 1.0)])
-    chosen = spread_evenly(difficulties, 30_000, np.random.default_rng(1))
+    chosen = balanced_resample(difficulties, 30_000, np.random.default_rng(1))
     shares = np.histogram(difficulties[chosen], [0, 0.5, 0.95, 1])[0] / 30_000
     np.testing.assert_allclose(shares, np.full(3, 1 / 3), atol=0.02)
     # Within a part all are as likely.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from utilgen_jax.valuation.ensemble import calibrate
+from utilgen_jax.valuation.ensemble import temperature_scale
 
 
 @pytest.mark.parametrize("modesty", [0.5, 1.0, 4.0])
@@ -13,14 +13,14 @@ def test_probabilities_that_are_too_modest_or_too_sure_become_those_by_which_the
     true = softmax(2 * rng.normal(size=(20_000, 4)), axis=-1)
     labels = np.array([rng.choice(4, p=row) for row in true])
     said = softmax(np.log(true) / modesty, axis=-1)
-    calibrated = calibrate(said, labels)
+    calibrated = temperature_scale(said, labels)
     np.testing.assert_allclose(calibrated, true, atol=0.02)
     assert calibrated.dtype == np.float32
 
 
 def test_what_is_always_right_becomes_nearly_sure_and_what_never_is_nearly_even():
     said = np.array([[0.8, 0.2], [0.3, 0.7], [0.0, 1.0]])
-    right = calibrate(said, np.array([0, 1, 1]))
+    right = temperature_scale(said, np.array([0, 1, 1]))
     assert (right.max(-1) > 0.999).all() and (right.argmax(-1) == [0, 1, 1]).all()
-    wrong = calibrate(said[:2], np.array([1, 0]))
+    wrong = temperature_scale(said[:2], np.array([1, 0]))
     np.testing.assert_allclose(wrong, 0.5, atol=0.05)

@@ -17,15 +17,15 @@ from types import ModuleType
 
 from absl import flags
 
-from utilgen_jax.bench import bilevel, difficulty, policy, unet
-from utilgen_jax.config import flags as cli
+from utilgen_jax.bench import adapter, bilevel, difficulty, unet
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import nearest
 
 # A benchmark is a module with a docstring for --help and
 #   define_flags(values): adds its flags to the ones below,
 #   check_settings(settings) -> list of problems: of the flags' values, before a device is touched,
 #   run(settings) -> (table, figures): figures are JSON-ready; its 'agree' is False where the sides differ.
-BENCHMARKS: Mapping[str, ModuleType] = {"unet": unet, "bilevel": bilevel, "policy": policy, "difficulty": difficulty}
+BENCHMARKS: Mapping[str, ModuleType] = {"unet": unet, "bilevel": bilevel, "adapter": adapter, "difficulty": difficulty}
 
 _AGAINST = ("none", "torch")
 
@@ -44,13 +44,13 @@ def run(argv: Sequence[str]) -> bool:
     """Reads the command line and runs the benchmark.
 
     Args:
-      argv: the command line, its first entry the program, its second the benchmark.
+        argv: the command line, its first entry the program, its second the benchmark.
 
     Returns:
-      Whether both sides compute the same (True where there is only one).
+        Whether both sides compute the same (True where there is only one).
 
     Raises:
-      InputError: something the user gave is wrong.
+        InputError: something the user gave is wrong.
     """
     program, *words = argv
     values = define_flags()
@@ -60,22 +60,22 @@ def run(argv: Sequence[str]) -> bool:
     if benchmark is not None:
         benchmark.define_flags(values)
     elif not named and {"--help", "-h"} & set(words):
-        print(cli.help_text(f"{__doc__}\nBenchmarks: {', '.join(BENCHMARKS)}", values))
+        print(command_line.help_text(f"{__doc__}\nBenchmarks: {', '.join(BENCHMARKS)}", values))
         return True
     else:
         known = ", ".join(BENCHMARKS)
         wrong = f"{name}: no such benchmark; the nearest is {nearest(name, BENCHMARKS)}" if named else "say which"
-        raise cli.ConfigError([f"{wrong} (python -m utilgen_jax.bench BENCHMARK, one of {known})"])
-    _, problems = cli.parse_flags(values, [program, *words])
+        raise command_line.ConfigError([f"{wrong} (python -m utilgen_jax.bench BENCHMARK, one of {known})"])
+    _, problems = command_line.parse_flags(values, [program, *words])
     if values["help"].value:
-        print(cli.help_text(benchmark.__doc__ or "", values))
+        print(command_line.help_text(benchmark.__doc__ or "", values))
         return True
     settings = {flag: values[flag].value for flag in values if len(flag) > 1 and flag != "help"}
     if settings["against"] not in _AGAINST:
         problems.append(f"--against={settings['against']}: is not one of {', '.join(_AGAINST)}")
     problems += benchmark.check_settings(settings)
     if problems:
-        raise cli.ConfigError(problems)
+        raise command_line.ConfigError(problems)
     if settings["against"] != "none":
         # Two frameworks share one device: ours must not take most of its memory at the start.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal agree
         agree = run(sys.argv if argv is None else argv)
 
-    status = cli.exit_status(command, "nothing was kept; the same command begins anew")
+    status = command_line.exit_status(command, "nothing was kept; the same command begins anew")
     if not agree:
         print("error: the two sides do not compute the same; the ratio compares different things", file=sys.stderr)
         return 1

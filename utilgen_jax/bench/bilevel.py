@@ -3,7 +3,7 @@
   python -m utilgen_jax.bench bilevel --against=torch
   python -m utilgen_jax.bench bilevel --models=mlp --batch_size=256
 
-Three steps on 32×32 pictures, each with the same batch and as many validation pictures: the classifier's own (plain),
+Three steps on 32×32 images, each with the same batch and as many validation images: the classifier's own (plain),
 with a weight network on the loss (Meta-Weight-Net, UtilGen) and with SAFLEX. Torch computes the first two: the
 lookahead by `functional_call` and a graph of the gradient. What both compute is compared before the clock starts;
 then they take turns.
@@ -35,7 +35,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("models", list(MODELS), f"classifiers: {', '.join(MODELS)}", flag_values=values)
     flags.DEFINE_list("steps", list(STEPS), f"what to time: {', '.join(STEPS)}", flag_values=values)
     flags.DEFINE_integer(
-        "batch_size", 128, "pictures of a batch, and of a validation batch", lower_bound=1, flag_values=values
+        "batch_size", 128, "images of a batch, and of a validation batch", lower_bound=1, flag_values=values
     )
     flags.DEFINE_integer(
         "outer_every", 10, "M, inner steps to an outer one, in the amortised figures", lower_bound=1, flag_values=values
@@ -58,13 +58,13 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Times what the flags say.
 
     Args:
-      settings: values of all flags, checked.
+        settings: values of all flags, checked.
 
     Returns:
-      Tables for people, and all figures, JSON-ready.
+        Tables for people, and all figures, JSON-ready.
 
     Raises:
-      InputError: torch has no such device.
+        InputError: torch has no such device.
     """
     with_torch = settings["against"] == "torch"
     machine = sides.describe_machine(with_torch)

@@ -16,11 +16,11 @@ def compiled_flops(compiled: jax.stages.Compiled, traced: Any) -> float | None:
     fall on its padding. It sees nothing of kernels that XLA did not write, such as a GPU's or TPU's fused attention.
 
     Args:
-      compiled: the program.
-      traced: what it was compiled from, by `jax.jit(f).trace(...)`.
+        compiled: the program.
+        traced: what it was compiled from, by `jax.jit(f).trace(...)`.
 
     Returns:
-      Operations of one call; None where the backend gives no count.
+        Operations of one call; None where the backend gives no count.
     """
     analysis = compiled.cost_analysis()
     if not analysis or "flops" not in analysis:

@@ -3,9 +3,10 @@
   python -m utilgen_jax.main --config=configs/digits.py:method=difficulty --workdir=runs/difficulty
   python -m utilgen_jax.bench difficulty --workdir=runs/difficulty
 
-The generator of a finished run paints each class at nine difficulties from 0.1 to 0.9. The judge is a classifier that
-shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see `<workdir>/judge`. The
-figure is Spearman's correlation over single pictures. Nothing is timed: --repeats and --warmup say nothing here.
+The generator of a finished run makes each class at nine difficulties from 0.1 to 0.9. The fold model is a classifier
+that
+shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see `<workdir>/fold_model`. The
+figure is Spearman's correlation over single images. Nothing is timed: --repeats and --warmup say nothing here.
 """
 
 from __future__ import annotations
@@ -21,30 +22,29 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax import data, pipeline
+from utilgen_jax import checkpoints, data, pipeline
 from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.config.schema import from_json
 from utilgen_jax.config.validation import with_fields
 from utilgen_jax.data.images import resize, set_channels
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.setup import recipe_of
-from utilgen_jax.experiment.synthesis import policy_of
+from utilgen_jax.experiment.setup import config_of
+from utilgen_jax.experiment.synthesis import adapter_of
 from utilgen_jax.generator.loading import load_generator
-from utilgen_jax.pool.generate import PaintingRecipe, paint_records
+from utilgen_jax.pool.generate import SamplingConfig, generate_batches
 from utilgen_jax.report.table import format_table
 from utilgen_jax.valuation.difficulty import difficulty
 
 ASKED = np.linspace(0.1, 0.9, 9)
-JUDGE_SHOTS, JUDGE_SEED = 10, 1000  # the seed is counted from the run's
+FOLD_MODEL_SHOTS, FOLD_MODEL_SEED = 10, 1000  # the seed is counted from the run's
 _ADAPTATION = "checkpoints/adaptation_difficulty.safetensors"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this benchmark's flags."""
     flags.DEFINE_string("workdir", "", "of a finished run with method=difficulty", flag_values=values)
-    flags.DEFINE_integer("pictures", 10, "of each class at each difficulty", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("images", 10, "of each class at each difficulty", lower_bound=1, flag_values=values)
 
 
 def check_settings(settings: Mapping[str, Any]) -> list[str]:
@@ -58,46 +58,48 @@ def check_settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Trains the judge, paints and measures.
+    """Trains the fold model, generates and measures.
 
     Args:
-      settings: values of all flags, checked.
+        settings: values of all flags, checked.
 
     Returns:
-      A table for people, and all figures, JSON-ready.
+        A table for people, and all figures, JSON-ready.
 
     Raises:
-      InputError: the run's config cannot be read.
+        InputError: the run's config cannot be read.
     """
     workdir = Path(settings["workdir"])
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"{file}: is missing; --workdir should be a finished run's")
     config = from_json(file.read_text(encoding="utf-8"))
-    judged_by = {"method": "vanilla", "data.shots": JUDGE_SHOTS, "seed": config.seed + JUDGE_SEED}
-    judge_config = with_fields(config, judged_by)
-    pipeline.run(judge_config, workdir / "judge")
-    judge = unflatten_dict(load_file(workdir / "judge/checkpoints/classifier_vanilla.safetensors"), sep="/")
+    judged_by = {"method": "vanilla", "data.shots": FOLD_MODEL_SHOTS, "seed": config.seed + FOLD_MODEL_SEED}
+    fold_model_config = with_fields(config, judged_by)
+    pipeline.run(fold_model_config, workdir / "fold_model")
+    fold_model = unflatten_dict(load_file(workdir / "fold model/checkpoints/classifier_vanilla.safetensors"), sep="/")
 
     class_names = data.load_source(config.data).train.class_names
     prompts = data.class_prompts(config.generator.prompt, class_names)
-    folder = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
+    folder = checkpoints.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
     generator, params = load_generator(folder, jnp.dtype(config.generator.dtype))
-    number = settings["pictures"]
+    number = settings["images"]
     records = [
-        data.PoolRecord(label=label, prompt=prompts[label], seed=JUDGE_SEED * label + picture, difficulty_asked=value)
+        data.PoolRecord(
+            label=label, prompt=prompts[label], seed=FOLD_MODEL_SEED * label + image, requested_difficulty=value
+        )
         for label in range(len(class_names))
-        for picture in range(number)
+        for image in range(number)
         for value in ASKED.tolist()
     ]
-    labels, asked = (np.array([getattr(each, name) for each in records]) for name in ("label", "difficulty_asked"))
-    policy, recipe = policy_of(load_file(workdir / _ADAPTATION)), recipe_of(PaintingRecipe, config.generator)
-    images = np.concatenate([*paint_records(generator, params, records, policy, recipe)])
+    labels, asked = (np.array([getattr(each, name) for each in records]) for name in ("label", "requested_difficulty"))
+    adapter, sampling = adapter_of(load_file(workdir / _ADAPTATION)), config_of(SamplingConfig, config.generator)
+    images = np.concatenate([*generate_batches(generator, params, records, adapter, sampling)])
     settings_of_data = config.data
     seen = set_channels(resize(jnp.asarray(images), settings_of_data.image_size), settings_of_data.channels)
     architecture = len(class_names), settings_of_data.image_size, settings_of_data.channels
     classifier = make_classifier(config.classifier, *architecture)
-    logits = classification.predict_logits(classifier, judge, seen, config.classifier.eval_batch_size)
+    logits = classification.predict_logits(classifier, fold_model, seen, config.classifier.eval_batch_size)
     measured = difficulty(logits, labels)
 
     correlation = float(spearmanr(asked, measured).statistic)
@@ -108,9 +110,9 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "spearman": correlation,
         "asked": ASKED.round(3).tolist(),
         "measured": means,
-        "pictures": len(labels),
+        "images": len(labels),
         "recognised": float((logits.argmax(-1) == labels).mean()),
     }
     table = format_table(rows, ["asked", "measured, mean"])
-    recognised = f"{figures['recognised']:.1%} of the pictures are recognised"
+    recognised = f"{figures['recognised']:.1%} of the images are recognised"
     return f"{table}\n\nSpearman's correlation {correlation:.2f}; {recognised}\n", figures

@@ -31,10 +31,10 @@ class Inputs:
     """What both sides are given: numpy arrays.
 
     Attributes:
-      images: float32 [B, 32, 32, 3].
-      labels: int32 [B].
-      validation_images: likewise, as many.
-      validation_labels: likewise.
+        images: float32 [B, 32, 32, 3].
+        labels: int32 [B].
+        validation_images: likewise, as many.
+        validation_labels: likewise.
     """
 
     images: np.ndarray
@@ -60,8 +60,8 @@ class JaxBilevel:
     """A classifier and a weight network with random parameters.
 
     Attributes:
-      params: of the classifier, linen names.
-      weighting_params: of the weight network, likewise.
+        params: of the classifier, linen names.
+        weighting_params: of the weight network, likewise.
     """
 
     def __init__(self, model: str) -> None:

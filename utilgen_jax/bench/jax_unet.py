@@ -33,12 +33,12 @@ class Inputs:
     """What both sides are given: numpy arrays, batch-first, latents NHWC.
 
     Attributes:
-      latents: clean ones, float32 [B, h, w, C].
-      noisy_latents: float32 [B, h, w, C].
-      timesteps: int32 [B].
-      target: what the training step's prediction is compared with, float32 [B, h, w, C].
-      prompt_embeds: float32 [B, T, D].
-      class_labels: float32 [B, E], or None where the UNet takes none.
+        latents: clean ones, float32 [B, h, w, C].
+        noisy_latents: float32 [B, h, w, C].
+        timesteps: int32 [B].
+        target: what the training step's prediction is compared with, float32 [B, h, w, C].
+        prompt_embeds: float32 [B, T, D].
+        class_labels: float32 [B, E], or None where the UNet takes none.
     """
 
     latents: np.ndarray
@@ -53,8 +53,8 @@ class JaxUNet:
     """A UNet with random weights, and a random LoRA on its attention.
 
     Attributes:
-      params: nested dicts of arrays in the weights' dtype, linen names.
-      lora: factors float32.
+        params: nested dicts of arrays in the weights' dtype, linen names.
+        lora: factors float32.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class JaxUNet:
         """Draws the weights.
 
         Args:
-          unet_config: a parsed `config.json`.
-          scheduler_config: a parsed `scheduler_config.json`, for the training step's noise.
-          dtype: of activations.
-          weights_dtype: the weights are kept in it.
-          rank: of the LoRA.
-          attention: see `dot_product_attention`.
-          gradient_checkpointing: see `UNet2DConditionModel`.
+            unet_config: a parsed `config.json`.
+            scheduler_config: a parsed `scheduler_config.json`, for the training step's noise.
+            dtype: of activations.
+            weights_dtype: the weights are kept in it.
+            rank: of the LoRA.
+            attention: see `dot_product_attention`.
+            gradient_checkpointing: see `UNet2DConditionModel`.
         """
         module = UNet2DConditionModel.from_config(unet_config, jnp.dtype(dtype), gradient_checkpointing)
         self._module = module.clone(attention_implementation=attention)
@@ -172,11 +172,11 @@ def random_params(shapes: Any, dtype: str) -> Params:
     On the host: XLA takes minutes to compile the initialisation of a large model for a CPU.
 
     Args:
-      shapes: nested dicts of arrays or `jax.ShapeDtypeStruct`, linen names.
-      dtype: of the result.
+        shapes: nested dicts of arrays or `jax.ShapeDtypeStruct`, linen names.
+        dtype: of the result.
 
     Returns:
-      The same nesting: norms' scales around 1, biases around 0, all others of variance 1 / inputs.
+        The same nesting: norms' scales around 1, biases around 0, all others of variance 1 / inputs.
     """
     generator = np.random.default_rng(_SEED)
 

@@ -35,8 +35,8 @@ class Peak:
     """The peak of a device at a dtype.
 
     Attributes:
-      flops_per_second: None where it is not known.
-      source: 'data sheet', 'measured' or 'unknown'.
+        flops_per_second: None where it is not known.
+        source: 'data sheet', 'measured' or 'unknown'.
     """
 
     flops_per_second: float | None
@@ -57,8 +57,8 @@ def device_peak(device_kind: str, dtype: str) -> Peak:
     """The data sheet's peak.
 
     Args:
-      device_kind: as `jax.Device.device_kind` says it.
-      dtype: 'float32', 'bfloat16' or 'float16'.
+        device_kind: as `jax.Device.device_kind` says it.
+        dtype: 'float32', 'bfloat16' or 'float16'.
     """
     if (chip := _TPUS.get(device_kind.removeprefix("TPU "))) and dtype != "float16":
         return Peak(CHIPS[chip].flops, "data sheet")
@@ -72,8 +72,8 @@ def measured_peak(matmuls: Sequence[Callable[[int], Work]], repeats: int = 5) ->
     """The best that some implementations of a matrix product reach: for processors, whose sheets do not tell.
 
     Args:
-      matmuls: each makes, for a size n, the product of two n×n matrices.
-      repeats: runs of each; the fastest counts.
+        matmuls: each makes, for a size n, the product of two n×n matrices.
+        repeats: runs of each; the fastest counts.
     """
     seconds = []
     for matmul in matmuls:

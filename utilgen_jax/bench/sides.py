@@ -67,16 +67,16 @@ def measure(
     """Prepares all sides of one computation, compares what they compute, and times them in turns.
 
     Args:
-      prepare: by side.
-      repeats: timings of each side.
-      warmup: untimed runs of each side.
-      peak: of the device.
-      label: for the progress on standard error.
+        prepare: by side.
+        repeats: timings of each side.
+        warmup: untimed runs of each side.
+        peak: of the device.
+        label: for the progress on standard error.
 
     Returns:
-      JSON-ready. Operations: 'flops' as we count them, 'compiled_flops' as XLA does, 'torch_flops' as torch does.
-      For each side its seconds, and the rate of the operations as we count them. With torch also 'relative_errors'
-      (None where not finite) and 'ratio', torch's time over ours.
+        JSON-ready. Operations: 'flops' as we count them, 'compiled_flops' as XLA does, 'torch_flops' as torch does.
+        For each side its seconds, and the rate of the operations as we count them. With torch also 'relative_errors'
+        (None where not finite) and 'ratio', torch's time over ours.
     """
     prepared: dict[str, Prepared] = {}
     for side, make in prepare.items():

@@ -21,8 +21,8 @@ class Work:
     """One implementation, ready to run.
 
     Attributes:
-      start: begins a run and returns what it computes, perhaps before it is computed.
-      wait: returns when that is computed.
+        start: begins a run and returns what it computes, perhaps before it is computed.
+        wait: returns when that is computed.
     """
 
     start: Callable[[], Any]
@@ -42,12 +42,12 @@ class Prepared:
     """One implementation of a pass at one batch size, compiled and run once.
 
     Attributes:
-      work: what is timed.
-      outputs: named arrays of the first run, to compare with the other side's.
-      first_seconds: of the first run, with tracing and compiling.
-      flops: matrix products and convolutions of one run, without what gradient checkpointing computes again.
-      compiled_flops: see `costs.compiled_flops`; None where the side cannot tell.
-      peak_bytes: see `costs.peak_bytes`; None where the side cannot tell.
+        work: what is timed.
+        outputs: named arrays of the first run, to compare with the other side's.
+        first_seconds: of the first run, with tracing and compiling.
+        flops: matrix products and convolutions of one run, without what gradient checkpointing computes again.
+        compiled_flops: see `costs.compiled_flops`; None where the side cannot tell.
+        peak_bytes: see `costs.peak_bytes`; None where the side cannot tell.
     """
 
     work: Work
@@ -81,13 +81,13 @@ def time_in_turns(
     """Times all sides, one after the other in each repeat.
 
     Args:
-      sides: by name; each has run once, so that nothing compiles any more.
-      repeats: timings of each side. A short run is repeated within one until it takes 0.1 s.
-      warmup: untimed runs of each side before.
-      progress: told after each timing; its total is `repeats` times the number of sides.
+        sides: by name; each has run once, so that nothing compiles any more.
+        repeats: timings of each side. A short run is repeated within one until it takes 0.1 s.
+        warmup: untimed runs of each side before.
+        progress: told after each timing; its total is `repeats` times the number of sides.
 
     Returns:
-      Timings by name.
+        Timings by name.
     """
     number = {}
     for name, work in sides.items():

@@ -49,15 +49,15 @@ class TorchUNet:
         """Keeps what models are made of.
 
         Args:
-          config: diffusers' `config.json`.
-          params: nested dicts of arrays, linen names.
-          lora: of the attention, alpha = rank.
-          platform: JAX's name of the device, 'cpu' or 'gpu'.
-          dtype: to compute in.
-          weights_dtype: to keep the weights in.
-          rank: of the LoRA.
-          compile: by `torch.compile`; else run eagerly.
-          gradient_checkpointing: compute the blocks again in the backward pass.
+            config: diffusers' `config.json`.
+            params: nested dicts of arrays, linen names.
+            lora: of the attention, alpha = rank.
+            platform: JAX's name of the device, 'cpu' or 'gpu'.
+            dtype: to compute in.
+            weights_dtype: to keep the weights in.
+            rank: of the LoRA.
+            compile: by `torch.compile`; else run eagerly.
+            gradient_checkpointing: compute the blocks again in the backward pass.
         """
         self._config, self._params, self._lora, self._rank = dict(config), params, lora, rank
         self._device = torch.device("cuda" if platform == "gpu" else "cpu")

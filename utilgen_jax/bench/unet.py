@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.bench import peaks, sides
 from utilgen_jax.bench.jax_unet import JaxUNet
 from utilgen_jax.config.schema import choice_problems
@@ -102,13 +102,13 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Times what the flags say.
 
     Args:
-      settings: values of all flags, checked.
+        settings: values of all flags, checked.
 
     Returns:
-      A table for people, and all figures, JSON-ready.
+        A table for people, and all figures, JSON-ready.
 
     Raises:
-      InputError: the checkpoint is none, or torch has no such device.
+        InputError: the checkpoint is none, or torch has no such device.
     """
     machine = sides.describe_machine(with_torch=settings["against"] == "torch")
     unet_config, scheduler_config = _configs(settings)
@@ -170,6 +170,6 @@ def _configs(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[st
     """The UNet's and the scheduler's config."""
     if not settings["checkpoint"]:
         return CONFIGS[settings["architecture"] or _ARCHITECTURE]
-    folder = weights.resolve_checkpoint(settings["checkpoint"], configs_only=True)
-    schedule = weights.load_config(folder / "scheduler", "scheduler_config.json")
-    return weights.load_config(folder / "unet"), schedule
+    folder = checkpoints.resolve_checkpoint(settings["checkpoint"], configs_only=True)
+    schedule = checkpoints.load_config(folder / "scheduler", "scheduler_config.json")
+    return checkpoints.load_config(folder / "unet"), schedule

@@ -1,4 +1,4 @@
-"""The bilevel update: one pure function that teaches the classifier, the weighting and the generator's policy."""
+"""The bilevel update: one pure function that teaches the classifier, the weighting and the generator's adapter."""
 
 from utilgen_jax.bilevel.nan_check import check_finite
 from utilgen_jax.bilevel.state import BilevelMetrics, BilevelState, init_bilevel

@@ -29,10 +29,10 @@ class Influence:
     """What `influence` finds.
 
     Attributes:
-      matrix: Π, float32 [B, K]. Σ_k y_ik Π_ik > 0: more weight on example i lowers the validation loss.
-      direction: q, like the parameters.
-      validation_loss: scalar, after the lookahead step.
-      logits: float32 [B, K], before it.
+        matrix: Π, float32 [B, K]. Σ_k y_ik Π_ik > 0: more weight on example i lowers the validation loss.
+        direction: q, like the parameters.
+        validation_loss: scalar, after the lookahead step.
+        logits: float32 [B, K], before it.
     """
 
     matrix: jax.Array
@@ -64,13 +64,13 @@ def influence(
     """Looks one step of the optimiser ahead, and back along it: three plain gradients' work in all.
 
     Args:
-      apply: (params, inputs) -> logits [B, K]. Batch statistics, if the classifier has any, must be frozen in it.
-      optimizer: any optax transformation; its update is differentiated. Adam's kin need `eps_root` > 0.
-      params: θ before the step.
-      optimizer_state: likewise.
-      examples: of the step.
-      validation: what the step should be good for.
-      weights: of the examples, float32 [B]; None: all 1.
+        apply: (params, inputs) -> logits [B, K]. Batch statistics, if the classifier has any, must be frozen in it.
+        optimizer: any optax transformation; its update is differentiated. Adam's kin need `eps_root` > 0.
+        params: θ before the step.
+        optimizer_state: likewise.
+        examples: of the step.
+        validation: what the step should be good for.
+        weights: of the examples, float32 [B]; None: all 1.
     """
     weights = jnp.ones(examples.targets.shape[0]) if weights is None else weights
     gradient = jax.grad(lambda params: jnp.mean(weights * cross_entropies(apply, params, examples)))(params)

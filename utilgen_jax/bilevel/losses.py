@@ -13,7 +13,7 @@ from flax import struct
 from utilgen_jax.bilevel.examples import Examples, concatenate
 from utilgen_jax.bilevel.hypergradients.loops import remat_steps
 from utilgen_jax.bilevel.influence import Apply, cross_entropies, predict
-from utilgen_jax.bilevel.weightings import Signals, Weighting, relative_weights
+from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, relative_weights
 from utilgen_jax.runtime.sharding import split_batch
 
 Params = Any
@@ -21,18 +21,18 @@ PyTree = Any
 
 
 @struct.dataclass
-class Levers:
+class OuterVariables:
     """What the hypergradient is taken of.
 
     Attributes:
-      weighting: ψ.
-      inputs: generated inputs [K, M, ...] of K inner steps; None where there are none.
-      nudges: zeros [K, B], added to the weights: their gradient tells the utility of each example.
+        weighting: ψ.
+        inputs: generated inputs [K, M, ...] of K inner steps; None where there are none.
+        nudges: zeros [K, B], added to the weights: their gradient tells the utility of each example.
     """
 
     weighting: Params
     inputs: PyTree
-    nudges: jax.Array
+    weight_perturbations: jax.Array
 
 
 @struct.dataclass
@@ -40,12 +40,12 @@ class InnerBatch:
     """What one inner step is given.
 
     Attributes:
-      index: which of the K steps it is, int32.
-      examples: given ones, or None.
-      generated: generated ones, whose inputs are taken from the levers; or None.
-      logits: of all examples before the step, for the weighting to see, float32 [B, C]; None where they are not known
-        before the steps start.
-      influence: Π float32 [B, C], where the weighting needs it; or None.
+        index: which of the K steps it is, int32.
+        examples: given ones, or None.
+        generated: generated ones, whose inputs are taken from the levers; or None.
+        logits: of all examples before the step, for the weighting to see, float32 [B, C]; None where they are not known
+            before the steps start.
+        influence: Π float32 [B, C], where the weighting needs it; or None.
     """
 
     index: jax.Array
@@ -79,15 +79,15 @@ def make_predict(apply: Apply, num_microbatches: int) -> Callable[[Params, PyTre
 
 def make_inner_loss(
     apply: Apply, weighting: Weighting, num_microbatches: int
-) -> Callable[[Params, Levers, InnerBatch], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+) -> Callable[[Params, OuterVariables, InnerBatch], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
     """The weighted loss of a batch: (params, levers, batch) -> (scalar, (losses [B], relative weights [B])).
 
     The weighting sees numbers only: an example cannot gain weight by changing what the weighting looks at.
 
     Args:
-      apply: (params, inputs) -> logits.
-      weighting: its parameters are the levers'.
-      num_microbatches: parts of a batch, of which one at a time is in memory.
+        apply: (params, inputs) -> logits.
+        weighting: its parameters are the levers'.
+        num_microbatches: parts of a batch, of which one at a time is in memory.
     """
     predict_batch = make_predict(apply, num_microbatches)
 
@@ -101,24 +101,26 @@ def make_inner_loss(
         parts = _split((weights, examples), num_microbatches)
         return remat_steps(add, jnp.zeros((), weights.dtype), parts)[0] / len(weights)
 
-    def inner_loss(params: Params, levers: Levers, batch: InnerBatch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        examples = batch.all_examples(levers.inputs)
+    def inner_loss(
+        params: Params, outer_variables: OuterVariables, batch: InnerBatch
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        examples = batch.all_examples(outer_variables.inputs)
         logits = predict_batch(params, examples.inputs) if batch.logits is None else batch.logits
-        signals = jax.lax.stop_gradient(Signals(examples, logits, batch.influence))
-        weights, targets = weighting.apply(levers.weighting, signals)
+        weighting_inputs = jax.lax.stop_gradient(WeightingInputs(examples, logits, batch.influence))
+        weights, targets = weighting.apply(outer_variables.weighting, weighting_inputs)
         weights = relative_weights(weights, examples.weighted)
-        nudged = weights + levers.nudges[batch.index]
-        loss = loss_of(params, nudged, dataclasses.replace(examples, targets=targets))
-        return loss, (signals.losses, weights)
+        perturbed = weights + outer_variables.weight_perturbations[batch.index]
+        loss = loss_of(params, perturbed, dataclasses.replace(examples, targets=targets))
+        return loss, (weighting_inputs.losses, weights)
 
     return inner_loss
 
 
-def make_outer_loss(apply: Apply) -> Callable[[Params, Levers, Examples], jax.Array]:
+def make_outer_loss(apply: Apply) -> Callable[[Params, OuterVariables, Examples], jax.Array]:
     """The mean cross-entropy on validation examples: (params, levers, validation) -> scalar."""
 
-    def outer_loss(params: Params, levers: Levers, validation: Examples) -> jax.Array:
-        del levers
+    def outer_loss(params: Params, outer_variables: OuterVariables, validation: Examples) -> jax.Array:
+        del outer_variables
         return jnp.mean(cross_entropies(apply, params, split_batch(validation)))
 
     return outer_loss

@@ -14,11 +14,20 @@ import jax.numpy as jnp
 PyTree = Any
 
 # In the order in which one update computes them: of several that break at the same step, the first is the likely cause.
-_ORDER = ("generated inputs", "losses", "weights", "validation loss", "outer gradient", "params", "weighting", "policy")
+_ORDER = (
+    "generated inputs",
+    "losses",
+    "weights",
+    "validation loss",
+    "outer gradient",
+    "params",
+    "weighting",
+    "adapter",
+)
 
 
 def tensor_groups(tree: Mapping[str, PyTree]) -> dict[str, list[jax.Array]]:
-    """The leaves of a pytree by the first two parts of their path, e.g. 'params/layer1.0' or 'policy/loras'."""
+    """The leaves of a pytree by the first two parts of their path, e.g. 'params/layer1.0' or 'adapter/loras'."""
     groups: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         groups.setdefault(jax.tree_util.keystr(path[:2], simple=True, separator="/"), []).append(leaf)
@@ -36,9 +45,9 @@ def note_nonfinite(
     """The record after a step: `step` for each group that is not finite now and was before.
 
     Args:
-      record: by group, int32 scalars; -1 where all was finite so far.
-      groups: the tensors that this step computed; groups of the record that are missing here keep their entry.
-      step: int32 scalar.
+        record: by group, int32 scalars; -1 where all was finite so far.
+        groups: the tensors that this step computed; groups of the record that are missing here keep their entry.
+        step: int32 scalar.
     """
     new = dict(record)
     for name, leaves in groups.items():
@@ -53,7 +62,7 @@ def check_finite(record: Mapping[str, jax.Array]) -> None:
     """Stops a run that has broken; call it on `BilevelState.first_nonfinite` every now and then.
 
     Raises:
-      FloatingPointError: names the first step that was not finite, and its tensor groups, the likely cause first.
+        FloatingPointError: names the first step that was not finite, and its tensor groups, the likely cause first.
     """
     steps = {name: int(step) for name, step in jax.device_get(dict(record)).items()}
     broken = [step for step in steps.values() if step >= 0]

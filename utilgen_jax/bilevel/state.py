@@ -19,13 +19,13 @@ class BilevelState:
     """Both levels, from `init_bilevel`.
 
     Attributes:
-      step: inner steps done, int32.
-      params: the classifier's θ.
-      optimizer_state: of its optimiser.
-      outer: {'weighting': ψ, 'policy': φ}; either may be missing.
-      outer_optimizer_state: of the optimiser of `outer`.
-      ema_params: exponential moving average of θ, or None.
-      first_nonfinite: by tensor group, the first step at which it was not finite or -1; see `check_finite`.
+        step: inner steps done, int32.
+        params: the classifier's θ.
+        optimizer_state: of its optimiser.
+        outer: {'weighting': ψ, 'adapter': φ}; either may be missing.
+        outer_optimizer_state: of the optimiser of `outer`.
+        ema_params: exponential moving average of θ, or None.
+        first_nonfinite: by tensor group, the first step at which it was not finite or -1; see `check_finite`.
     """
 
     step: jax.Array
@@ -42,14 +42,14 @@ class BilevelMetrics:
     """What one update saw, before it. The batch is the examples and after them the generated ones.
 
     Attributes:
-      train_loss: scalar, the weighted loss of the batch; of several inner steps, of the first one's.
-      validation_loss: scalar, after the inner steps (of a weighting that needs influence and learns nothing: after the
-        plain step that it looks ahead); None without validation.
-      losses: float32 [B], with the labels as they came.
-      weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
-      utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
-        loss. It is what all objectives of the generator maximise; None without validation.
-      first_nonfinite: as in the state, but of this update too; for whoever logs.
+        train_loss: scalar, the weighted loss of the batch; of several inner steps, of the first one's.
+        validation_loss: scalar, after the inner steps (of a weighting that needs influence and learns nothing: after
+            the plain step that it looks ahead); None without validation.
+        losses: float32 [B], with the labels as they came.
+        weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
+        utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
+            loss. It is what all objectives of the generator maximise; None without validation.
+        first_nonfinite: as in the state, but of this update too; for whoever logs.
     """
 
     train_loss: jax.Array
@@ -70,11 +70,11 @@ def init_bilevel(
     """The state before the first update.
 
     Args:
-      params: of the classifier.
-      optimizer: its.
-      outer: {'weighting': `weighting.init(key)`, 'policy': ...}; what is not there is not learnt.
-      outer_optimizer: of `outer` as a whole.
-      ema: keep a moving average of the parameters; it starts at their copy.
+        params: of the classifier.
+        optimizer: its.
+        outer: {'weighting': `weighting.init(key)`, 'adapter': ...}; what is not there is not learnt.
+        outer_optimizer: of `outer` as a whole.
+        ema: keep a moving average of the parameters; it starts at their copy.
     """
     return BilevelState(
         step=jnp.zeros((), jnp.int32),

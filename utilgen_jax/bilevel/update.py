@@ -1,6 +1,6 @@
 """The update itself.
 
-With classifier parameters θ, weighting ψ and policy φ, a batch of given examples and of those that φ generates,
+With classifier parameters θ, weighting ψ and adapter φ, a batch of given examples and of those that φ generates,
 
     θ' = θ - step(∇_θ Σ_i w_i(ψ) ℓ(f(x_i(φ); θ), y_i) / B),      (ψ, φ) ← (ψ, φ) - step(∇ L_val(θ')).
 
@@ -25,13 +25,13 @@ import optax
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.hypergradients import Bilevel, Estimator, Hypergradient, inner_step, unrolled
 from utilgen_jax.bilevel.influence import Apply, influence
-from utilgen_jax.bilevel.losses import InnerBatch, Levers, make_inner_loss, make_outer_loss, make_predict
+from utilgen_jax.bilevel.losses import InnerBatch, OuterVariables, make_inner_loss, make_outer_loss, make_predict
 from utilgen_jax.bilevel.nan_check import note_nonfinite
 from utilgen_jax.bilevel.state import BilevelMetrics, BilevelState, watched
 from utilgen_jax.bilevel.weightings import Weighting
 
 Params = Any
-Requests = Any
+SampleInputs = Any
 Update = Callable[..., tuple[BilevelState, BilevelMetrics]]
 
 
@@ -41,7 +41,7 @@ def make_bilevel_update(
     optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation,
     *,
-    generate: Callable[[Params, Requests], Examples] | None = None,
+    generate: Callable[[Params, SampleInputs], Examples] | None = None,
     estimator: Estimator = unrolled,
     num_inner_steps: int = 1,
     num_microbatches: int = 1,
@@ -50,28 +50,30 @@ def make_bilevel_update(
     """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
 
     Args:
-      apply: (classifier params, inputs) -> logits [B, K], in any dtype; losses are float32. Batch statistics, if it has
-        any, must be frozen in it.
-      weighting: see `utility.weightings`; what it learns is `state.outer['weighting']`.
-      optimizer: of the classifier; any optax transformation, the outer gradient goes through its update. Adam's kin
-        need `eps_root` > 0, or a gradient of exactly zero makes NaN.
-      outer_optimizer: of weighting and policy together; `optax.partition` gives each its own.
-      generate: (policy, requests) -> examples, differentiable in the policy, which is `state.outer['policy']`.
-      estimator: of the hypergradient, see `hypergradients`.
-      num_inner_steps: K, inner steps an update; more than one needs an estimator that looks through them, and a leading
-        axis [K, ...] of examples and requests.
-      num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is that
-        of the whole batch, for one more forward pass or two.
-      ema_decay: of `state.ema_params`, where the state has them.
+        apply: (classifier params, inputs) -> logits [B, K], in any dtype; losses are float32. Batch statistics, if it
+            has any, must be frozen in it.
+        weighting: see `utility.weightings`; what it learns is `state.outer['weighting']`.
+        optimizer: of the classifier; any optax transformation, the outer gradient goes through its update. Adam's kin
+            need `eps_root` > 0, or a gradient of exactly zero makes NaN.
+        outer_optimizer: of weighting and adapter together; `optax.partition` gives each its own.
+        generate: (adapter, sample inputs) -> examples, differentiable in the adapter, which is
+            `state.outer['adapter']`.
+        estimator: of the hypergradient, see `hypergradients`.
+        num_inner_steps: K, inner steps an update; more than one needs an estimator that looks through them, and a
+            leading axis [K, ...] of examples and sample inputs.
+        num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is
+            that of the whole batch, for one more forward pass or two.
+        ema_decay: of `state.ema_params`, where the state has them.
 
     Returns:
-      update(state, examples, validation=None, requests=None) -> (new state, `BilevelMetrics`). Without validation it is
-      the inner step alone: pass validation every m-th time to update the outer level every m steps. (That makes two
-      programs; one with a condition in it would meet XLA's slow path for convolutions on CPU.) Without requests
-      nothing is generated; with some, examples may be None.
+        update(state, examples, validation=None, sample inputs=None) -> (new state, `BilevelMetrics`). Without
+            validation it is
+        the inner step alone: pass validation every m-th time to update the outer level every m steps. (That makes two
+        programs; one with a condition in it would meet XLA's slow path for convolutions on CPU.) Without sample inputs
+        nothing is generated; with some, examples may be None.
 
     Raises:
-      ValueError: the settings do not suit each other.
+        ValueError: the settings do not suit each other.
     """
     if weighting.needs_influence and num_inner_steps > 1:
         raise ValueError("a weighting that needs influence looks one step ahead: num_inner_steps must be 1")
@@ -82,23 +84,25 @@ def make_bilevel_update(
         state: BilevelState,
         examples: Examples | None,
         validation: Examples | None = None,
-        requests: Requests | None = None,
+        sample_inputs: SampleInputs | None = None,
     ) -> tuple[BilevelState, BilevelMetrics]:
-        generated, pull_back = _generate(generate, state.outer.get("policy"), requests, num_inner_steps)
+        generated, pull_back = _generate(generate, state.outer.get("adapter"), sample_inputs, num_inner_steps)
         if num_inner_steps == 1:
             examples = jax.tree.map(lambda leaf: leaf[None], examples)
         size = sum(part.targets.shape[1] for part in (examples, generated) if part is not None)
-        levers = Levers(
+        outer_variables = OuterVariables(
             weighting=state.outer.get("weighting", {}),
             inputs=None if generated is None else generated.inputs,
-            nudges=jnp.zeros((num_inner_steps, size), jnp.result_type(*jax.tree.leaves(state.params), jnp.float32)),
+            weight_perturbations=jnp.zeros(
+                (num_inner_steps, size), jnp.result_type(*jax.tree.leaves(state.params), jnp.float32)
+            ),
         )
         batches = InnerBatch(jnp.arange(num_inner_steps), examples, generated)
         start = (state.params, state.optimizer_state)
         utilities = gradient = None
         if num_inner_steps == 1:
             # Before the step: an estimator may evaluate the inner loss elsewhere, and what is detached must not move.
-            batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(levers.inputs)
+            batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(outer_variables.inputs)
             batches = dataclasses.replace(batches, logits=predict_batch(state.params, batch.inputs)[None])
         if weighting.needs_influence and validation is not None:
             ahead = influence(apply, optimizer, *start, batch, validation)
@@ -107,17 +111,17 @@ def make_bilevel_update(
 
         new = dataclasses.replace(state, step=state.step + num_inner_steps)
         if validation is None:
-            found = _inner_steps(problem, levers, *start, batches)
+            found = _inner_steps(problem, outer_variables, *start, batches)
         elif utilities is not None and not jax.tree.leaves(state.outer):
             # The influence has told all there is to know; nothing is learnt from the validation loss itself.
-            found = _inner_steps(problem, levers, *start, batches)
+            found = _inner_steps(problem, outer_variables, *start, batches)
             found = dataclasses.replace(found, outer_loss=ahead.validation_loss)
         else:
-            found = estimator(problem, levers, *start, batches, validation)
-            utilities = -size * found.gradient.nudges[0]
+            found = estimator(problem, outer_variables, *start, batches, validation)
+            utilities = -size * found.gradient.weight_perturbations[0]
             gradient = jax.tree.map(jnp.zeros_like, state.outer) | {"weighting": found.gradient.weighting}
             if pull_back is not None:
-                (gradient["policy"],) = pull_back(found.gradient.inputs)
+                (gradient["adapter"],) = pull_back(found.gradient.inputs)
             gradient = {name: gradient[name] for name in state.outer}
             updates, outer_optimizer_state = outer_optimizer.update(gradient, state.outer_optimizer_state, state.outer)
             outer = optax.apply_updates(state.outer, updates)
@@ -127,7 +131,7 @@ def make_bilevel_update(
         seen = watched(
             found.params,
             new.outer,
-            inputs=levers.inputs,
+            inputs=outer_variables.inputs,
             losses=losses,
             weights=weights,
             validation_loss=found.outer_loss,
@@ -154,33 +158,40 @@ def make_bilevel_update(
 
 
 def _generate(
-    generate: Callable[[Params, Requests], Examples] | None, policy: Params, requests: Requests, num_inner_steps: int
+    generate: Callable[[Params, SampleInputs], Examples] | None,
+    adapter: Params,
+    sample_inputs: SampleInputs,
+    num_inner_steps: int,
 ) -> tuple[Examples | None, Callable[[Any], tuple[Params]] | None]:
-    """Generated examples [K, M, ...], and what pulls a gradient of their inputs back to the policy."""
-    if requests is None:
+    """Generated examples [K, M, ...], and what pulls a gradient of their inputs back to the adapter."""
+    if sample_inputs is None:
         return None, None
     if generate is None:
-        raise ValueError("requests need a `generate` that fulfils them")
+        raise ValueError("sample inputs need a `generate` that fulfils them")
     if num_inner_steps > 1:
-        requests = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), requests)
+        sample_inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sample_inputs)
 
-    def paint(policy: Params) -> tuple[Any, Examples]:
-        examples = generate(policy, requests)
+    def generate_images(adapter: Params) -> tuple[Any, Examples]:
+        examples = generate(adapter, sample_inputs)
         examples = jax.tree.map(lambda leaf: leaf.reshape(num_inner_steps, -1, *leaf.shape[1:]), examples)
         return examples.inputs, examples
 
-    _, pull_back, generated = jax.vjp(paint, policy, has_aux=True)
+    _, pull_back, generated = jax.vjp(generate_images, adapter, has_aux=True)
     return generated, pull_back
 
 
 def _inner_steps(
-    problem: Bilevel, levers: Levers, params: Params, optimizer_state: optax.OptState, batches: InnerBatch
+    problem: Bilevel,
+    outer_variables: OuterVariables,
+    params: Params,
+    optimizer_state: optax.OptState,
+    batches: InnerBatch,
 ) -> Hypergradient:
     """The inner steps without an outer level, in the form of an estimator's answer."""
     seen = []
     for index in range(batches.index.shape[0]):
         batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
-        params, optimizer_state, loss, auxiliary = inner_step(problem, levers, params, optimizer_state, batch)
+        params, optimizer_state, loss, auxiliary = inner_step(problem, outer_variables, params, optimizer_state, batch)
         seen.append((loss, auxiliary))
     loss, auxiliary = seen[0]
     return Hypergradient(None, None, params, optimizer_state, loss, auxiliary)

@@ -26,18 +26,19 @@ def resolve_checkpoint(
     """Finds the folder of a Stable Diffusion checkpoint in diffusers' format, downloading it where need be.
 
     Args:
-      name: 'glyphs' for the embedded checkpoint, else an existing folder, else a hub id 'owner/name'.
-      revision: branch, tag or commit on the hub; None or '' for the newest. Only a hub id has one.
-      variant: weights to prefer where there are several, e.g. 'fp16'. Of a hub repository only those that
-        `load_component` will read are downloaded: without a variant full precision, or fp16 where there is no other.
-      configs_only: neither download weights nor ask for them.
+        name: 'glyphs' for the embedded checkpoint, else an existing folder, else a hub id 'owner/name'.
+        revision: branch, tag or commit on the hub; None or '' for the newest. Only a hub id has one.
+        variant: weights to prefer where there are several, e.g. 'fp16'. Of a hub repository only those that
+            `load_component` will read are downloaded: without a variant full precision, or fp16 where there is no
+            other.
+        configs_only: neither download weights nor ask for them.
 
     Returns:
-      The folder that holds `model_index.json`.
+        The folder that holds `model_index.json`.
 
     Raises:
-      InputError: there is no such folder, it is no checkpoint, it lacks the variant, it holds pickles only, or the hub
-        cannot give it.
+        InputError: there is no such folder, it is no checkpoint, it lacks the variant, it holds pickles only, or the
+            hub cannot give it.
     """
     if name == "glyphs":
         if not (GLYPHS / _INDEX).is_file():
@@ -56,9 +57,9 @@ def resolve_component(name: str, revision: str | None = None, variant: str | Non
     """Finds the folder of a single component, e.g. a VAE that is published alone; as `resolve_checkpoint`.
 
     Args:
-      name: a folder, or a hub id 'owner/name' of a repository, that holds `config.json` and weights.
-      revision: as there.
-      variant: as there.
+        name: a folder, or a hub id 'owner/name' of a repository, that holds `config.json` and weights.
+        revision: as there.
+        variant: as there.
     """
     return _resolve(name, revision, partial(_component_weights, variant=variant))
 

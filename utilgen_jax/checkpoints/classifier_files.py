@@ -29,9 +29,9 @@ class ClassifierFile:
     """A file of weights, opened.
 
     Attributes:
-      path: the file.
-      shapes: torch's shape of every tensor by name, less a prefix `module.`; counters of batches are left out.
-      read: a tensor of that name, in torch's layout.
+        path: the file.
+        shapes: torch's shape of every tensor by name, less a prefix `module.`; counters of batches are left out.
+        read: a tensor of that name, in torch's layout.
     """
 
     path: Path
@@ -64,16 +64,16 @@ def load_classifier_variables(
     """Reads all variables of a classifier, once every name and shape has been held against the file.
 
     Args:
-      file: from `open_classifier_file`.
-      expected: variables of a linen classifier, {"params": ...} and perhaps {"batch_stats": ...}: arrays or their
-        shapes, as `jax.eval_shape` of its init gives them.
-      may_replace_head: a file whose head is of another number of classes, or that has none, is read all the same.
+        file: from `open_classifier_file`.
+        expected: variables of a linen classifier, {"params": ...} and perhaps {"batch_stats": ...}: arrays or their
+            shapes, as `jax.eval_shape` of its init gives them.
+        may_replace_head: a file whose head is of another number of classes, or that has none, is read all the same.
 
     Returns:
-      (variables, replaced): float32 in host memory, nested as `expected`; whether the head is left out of them.
+        (variables, replaced): float32 in host memory, nested as `expected`; whether the head is left out of them.
 
     Raises:
-      InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
+        InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
     """
     collections = {path[1:]: path[0] for path in torch_names.flatten(expected)}
     leaves = {path[1:]: leaf for path, leaf in torch_names.flatten(expected).items()}

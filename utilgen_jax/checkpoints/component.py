@@ -38,23 +38,23 @@ def load_component(
     Reads `diffusion_pytorch_model` or `model`, `.safetensors` or a sharded index, or else their `.fp16.` variants.
 
     Args:
-      folder: the component's folder, e.g. checkpoint / 'unet'.
-      dtype: floating-point tensors are cast to it on the host; None keeps the stored one.
-      sharding_for: called with the parameter's path ('down_blocks.0/conv/kernel') and its linen shape, returns where
-        the tensor goes, each device getting its shard only; None, or no function, is the default device. See
-        `parallel.sharding_for`.
-      expected: the model's parameters, nested dicts of `jax.ShapeDtypeStruct` from `jax.eval_shape` of its init, which
-        the files are held against before any tensor is read. None takes what the files hold.
-      variant: files to prefer, e.g. 'fp16'.
+        folder: the component's folder, e.g. checkpoint / 'unet'.
+        dtype: floating-point tensors are cast to it on the host; None keeps the stored one.
+        sharding_for: called with the parameter's path ('down_blocks.0/conv/kernel') and its linen shape, returns where
+            the tensor goes, each device getting its shard only; None, or no function, is the default device. See
+            `parallel.sharding_for`.
+        expected: the model's parameters, nested dicts of `jax.ShapeDtypeStruct` from `jax.eval_shape` of its init,
+            which the files are held against before any tensor is read. None takes what the files hold.
+        variant: files to prefer, e.g. 'fp16'.
 
     Returns:
-      (config, params): the parsed `config.json`; nested dicts of jax arrays, nested as `expected`. Stable Diffusion 1
-      and 2 differ in whether a projection is a linear layer [in, out] or a 1x1 convolution [1, 1, in, out]: the same
-      matrix, which gets the shape that is expected.
+        (config, params): the parsed `config.json`; nested dicts of jax arrays, nested as `expected`. Stable Diffusion 1
+        and 2 differ in whether a projection is a linear layer [in, out] or a 1x1 convolution [1, 1, in, out]: the same
+        matrix, which gets the shape that is expected.
 
     Raises:
-      InputError: a file is missing, broken, or a pickle, or points out of its folder; or lists all missing, unexpected
-        and misshapen parameters under torch names, with torch's shapes.
+        InputError: a file is missing, broken, or a pickle, or points out of its folder; or lists all missing,
+            unexpected and misshapen parameters under torch names, with torch's shapes.
     """
     folder = Path(folder)
     config = load_config(folder)
@@ -86,11 +86,11 @@ def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: 
     """Writes a component that torch's `from_pretrained` opens: `config.json` and one safetensors file.
 
     Args:
-      folder: made if it does not exist; files of the same names are replaced, each at once.
-      config: JSON-ready; decides the file's name, 'model' where it is transformers' (has a `model_type`), else
-        'diffusion_pytorch_model'.
-      params: nested dicts of arrays, linen names and layouts. With several processes all call this, the first writes.
-      dtype: floating-point tensors are cast to it; None keeps each as it is.
+        folder: made if it does not exist; files of the same names are replaced, each at once.
+        config: JSON-ready; decides the file's name, 'model' where it is transformers' (has a `model_type`), else
+            'diffusion_pytorch_model'.
+        params: nested dicts of arrays, linen names and layouts. With several processes all call this, the first writes.
+        dtype: floating-point tensors are cast to it; None keeps each as it is.
     """
     tensors = {
         torch_names.to_torch_name(path): torch_names.to_torch_layout(to_host(leaf), path[-1])
@@ -121,12 +121,12 @@ def checked_targets(
     """Holds a checkpoint's tensors against a model's variables.
 
     Args:
-      shapes: torch's shape of each tensor, by its torch name.
-      leaves: of the model, by linen path: whatever has a shape.
-      refusal: the first line of the error.
+        shapes: torch's shape of each tensor, by its torch name.
+        leaves: of the model, by linen path: whatever has a shape.
+        refusal: the first line of the error.
 
     Raises:
-      InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
+        InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
     """
     wanted = {torch_names.to_torch_name(path): (path, tuple(leaf.shape)) for path, leaf in leaves.items()}
     problems = [f"missing {name}" for name in wanted if name not in shapes]

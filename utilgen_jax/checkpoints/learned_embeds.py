@@ -16,14 +16,14 @@ def load_learned_embeds(path: Path | str) -> tuple[str, np.ndarray]:
     """Reads a learned token.
 
     Args:
-      path: a safetensors file of diffusers (one tensor, named as the token) or of the AUTOMATIC1111 web UI
-        ('emb_params'); or a folder that holds `learned_embeds.safetensors`.
+        path: a safetensors file of diffusers (one tensor, named as the token) or of the AUTOMATIC1111 web UI
+            ('emb_params'); or a folder that holds `learned_embeds.safetensors`.
 
     Returns:
-      The token, e.g. '<cat-toy>', and its embeddings float32 [n, D]: n vectors that stand in a row in the prompt.
+        The token, e.g. '<cat-toy>', and its embeddings float32 [n, D]: n vectors that stand in a row in the prompt.
 
     Raises:
-      InputError: the file is missing, broken, a pickle, or holds anything else.
+        InputError: the file is missing, broken, a pickle, or holds anything else.
     """
     path = Path(path)
     if path.is_dir():
@@ -45,12 +45,12 @@ def save_learned_embeds(folder: Path | str, token: str, embeds: np.ndarray) -> P
     """Writes `learned_embeds.safetensors`, which diffusers' `load_textual_inversion` opens.
 
     Args:
-      folder: made if it does not exist.
-      token: e.g. '<cat-toy>'.
-      embeds: float [n, D].
+        folder: made if it does not exist.
+        token: e.g. '<cat-toy>'.
+        embeds: float [n, D].
 
     Returns:
-      The file.
+        The file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,16 +36,16 @@ def load_lora(path: Path | str, params: Mapping[str, Any]) -> dict[str, Lora]:
     `adapter_config.json` beside it; else its rank, which scales it by 1.
 
     Args:
-      path: the file; or its folder, where it is called as diffusers or peft call it, or is the only safetensors file.
-      params: {component: its parameters}, as arrays or `jax.ShapeDtypeStruct`; components other than the UNet and the
-        text encoder have no LoRA.
+        path: the file; or its folder, where it is called as diffusers or peft call it, or is the only safetensors file.
+        params: {component: its parameters}, as arrays or `jax.ShapeDtypeStruct`; components other than the UNet and the
+            text encoder have no LoRA.
 
     Returns:
-      {component: Lora}, float32, of the components that the file has factors for.
+        {component: Lora}, float32, of the components that the file has factors for.
 
     Raises:
-      InputError: there is no such file; or it holds keys that are not understood, layers that the model lacks, or
-        factors that do not fit them: lists all.
+        InputError: there is no such file; or it holds keys that are not understood, layers that the model lacks, or
+            factors that do not fit them: lists all.
     """
     path = _find(Path(path).expanduser())
     tensors, metadata = open_file(path), _read_metadata(path)
@@ -75,11 +75,11 @@ def save_lora(path: Path | str, loras: Mapping[str, Lora]) -> Path:
     """Writes the file that torch's `pipeline.load_lora_weights` opens, with the alphas in its header.
 
     Args:
-      path: the file, or (without `.safetensors` at its end) the folder for `LORA_FILE`; folders are made.
-      loras: by component. With several processes all call this, the first writes.
+        path: the file, or (without `.safetensors` at its end) the folder for `LORA_FILE`; folders are made.
+        loras: by component. With several processes all call this, the first writes.
 
     Returns:
-      The file.
+        The file.
     """
     path = Path(path).expanduser()
     path = path if path.suffix == ".safetensors" else path / LORA_FILE

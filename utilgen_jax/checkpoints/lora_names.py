@@ -48,12 +48,12 @@ def read_keys(
     """Finds out what the tensors of a LoRA file are.
 
     Args:
-      keys: of all tensors in the file.
-      layers: {component: torch's names of its layers}.
+        keys: of all tensors in the file.
+        layers: {component: torch's names of its layers}.
 
     Returns:
-      {layer: {'down', 'up' or 'alpha': key}}, and a line for each key that is not understood or whose layer is not
-      among `layers`.
+        {layer: {'down', 'up' or 'alpha': key}}, and a line for each key that is not understood or whose layer is not
+        among `layers`.
     """
     known = {
         spelling: Layer(component, name)

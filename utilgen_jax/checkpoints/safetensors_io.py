@@ -55,7 +55,7 @@ class TensorFiles:
     """The tensors of safetensors files; their headers are read at once, a tensor when it is asked for.
 
     Attributes:
-      shapes: torch's shape of every tensor, by its name in the files, in the order in which they stand there.
+        shapes: torch's shape of every tensor, by its name in the files, in the order in which they stand there.
     """
 
     def __init__(self, entries: Mapping[str, _Entry]):
@@ -76,7 +76,7 @@ def open_component(folder: Path, variant: str | None = None) -> TensorFiles:
     """Opens a component's single safetensors file, or its shards and their index; see `choose_weight_files`.
 
     Raises:
-      InputError: there are no such files (but perhaps pickles), or they are broken.
+        InputError: there are no such files (but perhaps pickles), or they are broken.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -105,10 +105,10 @@ def write_tensors(
     """Writes one safetensors file that torch opens; the file appears whole or not at all.
 
     Args:
-      path: the file; its folder exists.
-      tensors: arrays by torch name, in torch's layout; views are made dense one at a time.
-      dtype: floating-point tensors are cast to it; None keeps each as it is.
-      metadata: texts for the file's header.
+        path: the file; its folder exists.
+        tensors: arrays by torch name, in torch's layout; views are made dense one at a time.
+        dtype: floating-point tensors are cast to it; None keeps each as it is.
+        metadata: texts for the file's header.
     """
     # Wide types first, so that each tensor begins at a multiple of its type's size.
     plan = {name: _stored_dtype(tensor, dtype) for name, tensor in tensors.items()}

@@ -20,11 +20,11 @@ def load_tokenizer(folder: Path | str, max_length: int = 77) -> "CLIPTokenizer":
     """Loads the tokenizer of a checkpoint from this machine; runs no code that the folder may bring.
 
     Args:
-      folder: e.g. checkpoint / 'tokenizer'; holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
-      max_length: tokens of a prompt where the folder does not say it (`model_max_length` in `tokenizer_config.json`).
+        folder: e.g. checkpoint / 'tokenizer'; holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
+        max_length: tokens of a prompt where the folder does not say it (`model_max_length` in `tokenizer_config.json`).
 
     Raises:
-      InputError: files are missing or broken.
+        InputError: files are missing or broken.
     """
     # transformers would advise on import to install PyTorch, which a tokenizer does not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -49,11 +49,11 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> np.ndarray:
     """Token ids of prompts, each with start and end token, padded or cut (as in diffusers) to the tokenizer's length.
 
     Args:
-      tokenizer: from `load_tokenizer`.
-      prompts: B strings; a learned token of several vectors (textual inversion) stands in them by its first name.
+        tokenizer: from `load_tokenizer`.
+        prompts: B strings; a learned token of several vectors (textual inversion) stands in them by its first name.
 
     Returns:
-      int32 [B, model_max_length].
+        int32 [B, model_max_length].
     """
     texts = [_expand_learned_tokens(tokenizer, prompt) for prompt in prompts]
     encoded = tokenizer(

@@ -35,11 +35,11 @@ def to_linen_path(name: str, ndim: int) -> tuple[str, ...]:
     """The linen path of a torch parameter.
 
     Args:
-      name: torch's name, e.g. 'down_blocks.0.conv.weight'.
-      ndim: number of dimensions of the tensor; a `weight` is called by it.
+        name: torch's name, e.g. 'down_blocks.0.conv.weight'.
+        ndim: number of dimensions of the tensor; a `weight` is called by it.
 
     Returns:
-      Path into the linen parameters, e.g. ('down_blocks.0', 'conv', 'kernel').
+        Path into the linen parameters, e.g. ('down_blocks.0', 'conv', 'kernel').
     """
     *modules, leaf = name.split(".")
     path: list[str] = []
@@ -91,10 +91,10 @@ def current_names(names: Iterable[str]) -> dict[str, str]:
     `vision_model.` prefix back. Buffers that hold no weights (`position_ids`) are left out.
 
     Args:
-      names: names of all tensors of the component, as they stand in its files.
+        names: names of all tensors of the component, as they stand in its files.
 
     Returns:
-      Map from the name in the file to today's torch name.
+        Map from the name in the file to today's torch name.
     """
     names = list(names)
     prefix = next((prefix for marker, prefix in _CLIP_TOWERS.items() if marker in names), "")

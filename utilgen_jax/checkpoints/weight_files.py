@@ -23,11 +23,11 @@ def choose_weight_files(names: Collection[str], variant: str | None = None) -> l
     """Chooses the safetensors files of one component.
 
     Args:
-      names: the names of all files of the component's folder.
-      variant: e.g. 'fp16', taken where it is there; else, or for None, the files without a variant, else fp16's.
+        names: the names of all files of the component's folder.
+        variant: e.g. 'fp16', taken where it is there; else, or for None, the files without a variant, else fp16's.
 
     Returns:
-      One safetensors file; or an index (`.json`) and then its shards, as far as their names tell; or nothing.
+        One safetensors file; or an index (`.json`) and then its shards, as far as their names tell; or nothing.
     """
     for wanted in dict.fromkeys((variant or None, None, _FALLBACK_VARIANT)):
         for stem in _STEMS:

@@ -16,7 +16,7 @@ from utilgen_jax.models.classifiers import build_classifier
 
 Params = Any
 
-# name -> mean and standard deviation of the channels in [0, 1]; None: pictures stay in [-1, 1].
+# name -> mean and standard deviation of the channels in [0, 1]; None: images stay in [-1, 1].
 NORMALIZATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
     "none": None,
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -28,10 +28,10 @@ class Classifier:
     """A network and its fixed part. A pytree: what is fixed is an argument of a jitted step, no constant in it.
 
     Attributes:
-      module: a linen classifier.
-      normalization: key of `NORMALIZATIONS`, of what the network is shown.
-      frozen: variables of the module that no step changes: of "params" whole scopes, of "batch_stats" all.
-      initial: parameters from which training starts, whole scopes; those in neither are drawn at random.
+        module: a linen classifier.
+        normalization: key of `NORMALIZATIONS`, of what the network is shown.
+        frozen: variables of the module that no step changes: of "params" whole scopes, of "batch_stats" all.
+        initial: parameters from which training starts, whole scopes; those in neither are drawn at random.
     """
 
     module: Any = struct.field(pytree_node=False)
@@ -61,16 +61,16 @@ def make_classifier(settings: Any, num_classes: int, image_size: int, channels: 
     classes, the head starts from random weights, and standard error is told so.
 
     Args:
-      settings: `config.classifier`: name, width, dtype, pretrained, trainable, normalization.
-      num_classes: K.
-      image_size: side of the pictures in pixels.
-      channels: of the pictures.
+        settings: `config.classifier`: name, width, dtype, pretrained, trainable, normalization.
+        num_classes: K.
+        image_size: side of the images in pixels.
+        channels: of the images.
 
     Returns:
-      The classifier; its arrays are in host memory.
+        The classifier; its arrays are in host memory.
 
     Raises:
-      InputError: the network does not suit the pictures, or the file not the network.
+        InputError: the network does not suit the images, or the file not the network.
     """
     architecture = settings.name, num_classes, settings.width, image_size, jnp.dtype(settings.dtype)
     if not settings.pretrained:

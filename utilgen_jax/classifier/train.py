@@ -1,4 +1,4 @@
-"""Trains and applies the downstream classifier: every row of a comparison goes through here, with the same recipe."""
+"""Trains and applies the downstream classifier: every row of a comparison goes through here, with the same config."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ClassifierConfig:
     """How a classifier is trained; the same for all methods, or a comparison means nothing.
 
     Attributes:
-      steps: optimiser steps.
-      batch_size: pictures a step.
-      synthetic_fraction: part of a batch that is synthetic, where there are synthetic pictures; 1: synthetic ones only.
-      learning_rate: peak, after a warm-up of 5 % of the steps; cosine decay to zero.
-      weight_decay: decoupled (AdamW).
-      label_smoothing: share of the target spread over all classes.
-      max_shift: a random shift of at most so many pixels each way; what is shifted in repeats the edge.
-      augmentation: "none", or "randaugment", after the shift; of training alone, not of a pool's valuation.
-      mixing: key of `batch_mixing.MIXINGS`, of the pictures of a batch and their targets.
-      mixing_alpha: of its Beta distribution.
-      loss: "softmax", or "balanced_softmax", which reckons with the classes' numbers of real pictures.
+        steps: optimiser steps.
+        batch_size: images a step.
+        synthetic_fraction: part of a batch that is synthetic, where there are synthetic images; 1: synthetic ones only.
+        learning_rate: peak, after a warm-up of 5 % of the steps; cosine decay to zero.
+        weight_decay: decoupled (AdamW).
+        label_smoothing: share of the target spread over all classes.
+        max_shift: a random shift of at most so many pixels each way; what is shifted in repeats the edge.
+        augmentation: "none", or "randaugment", after the shift; of training alone, not of a pool's valuation.
+        mixing: key of `batch_mixing.MIXINGS`, of the images of a batch and their targets.
+        mixing_alpha: of its Beta distribution.
+        loss: "softmax", or "balanced_softmax", which reckons with the classes' numbers of real images.
     """
 
     steps: int
@@ -56,21 +56,21 @@ class Recipe:
 
     @property
     def num_synthetic(self) -> int:
-        """Synthetic pictures in a batch: at least one, and at least one real beside them, unless all are asked for."""
+        """Synthetic images in a batch: at least one, and at least one real beside them, unless all are asked for."""
         most = self.batch_size if self.synthetic_fraction == 1 else self.batch_size - 1
         return min(max(round(self.batch_size * self.synthetic_fraction), 1), most)
 
 
 @struct.dataclass
 class TrainingSet:
-    """Labelled pictures in device memory.
+    """Labelled images in device memory.
 
     Attributes:
-      images: float32 [N, H, W, C] in [-1, 1].
-      labels: int32 [N].
-      weights: float32 [N], mean 1: how much each counts.
-      soft_labels: float32 [N, K], what is trained towards in place of the labels; None: the labels themselves.
-      attributes: float32 [N, A], what the generator was asked for, see `Examples`; None: not known.
+        images: float32 [N, H, W, C] in [-1, 1].
+        labels: int32 [N].
+        weights: float32 [N], mean 1: how much each counts.
+        soft_labels: float32 [N, K], what is trained towards in place of the labels; None: the labels themselves.
+        attributes: float32 [N, A], what the generator was asked for, see `Examples`; None: not known.
     """
 
     images: jax.Array
@@ -80,7 +80,7 @@ class TrainingSet:
     attributes: jax.Array | None = None
 
     def take(self, indices: Array) -> TrainingSet:
-        """Some of the pictures, in the order of `indices` [n]."""
+        """Some of the images, in the order of `indices` [n]."""
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
     def targets(self, num_classes: int) -> jax.Array:
@@ -107,10 +107,10 @@ def concatenate(first: TrainingSet, second: TrainingSet) -> TrainingSet:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def make_optimizer(config: ClassifierConfig) -> optax.GradientTransformation:
     """AdamW with warm-up and cosine decay; `eps_root` keeps a lookahead through it differentiable at zero gradients."""
-    schedule = warmup_cosine(recipe.learning_rate, recipe.steps)
-    return optax.adamw(schedule, eps_root=1e-8, weight_decay=recipe.weight_decay)
+    schedule = warmup_cosine(config.learning_rate, config.steps)
+    return optax.adamw(schedule, eps_root=1e-8, weight_decay=config.weight_decay)
 
 
 def smoothed_cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> jax.Array:
@@ -129,14 +129,14 @@ def balance_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Balanced softmax (Ren et al. 2020, arXiv 2007.10740, eq. 3).
 
     Args:
-      logits: z, float [B, K].
-      labels: of the *real* training pictures, int [N], each class at least once: n_k of them are k.
+        logits: z, float [B, K].
+        labels: of the *real* training images, int [N], each class at least once: n_k of them are k.
     """
     return logits + jnp.log(jnp.bincount(labels, length=logits.shape[-1]).astype(logits.dtype))
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
-    """Shifts each picture of [B, H, W, C] by up to `max_shift` pixels each way, repeating its edge."""
+    """Shifts each image of [B, H, W, C] by up to `max_shift` pixels each way, repeating its edge."""
     if max_shift == 0:
         return images
     margin = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
@@ -149,28 +149,30 @@ def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array
     return jax.vmap(crop)(padded, offsets)
 
 
-def draw_batch(recipe: Recipe, real: TrainingSet, synthetic: TrainingSet | None, key: jax.Array) -> TrainingSet:
-    """One batch of shifted pictures, real ones first; drawn with replacement, so a handful of shots fills it too.
+def draw_batch(
+    config: ClassifierConfig, real: TrainingSet, synthetic: TrainingSet | None, key: jax.Array
+) -> TrainingSet:
+    """One batch of shifted images, real ones first; drawn with replacement, so a handful of shots fills it too.
 
     Returns:
-      `batch_size` pictures; where there are synthetic ones, the last `recipe.num_synthetic` are.
+        `batch_size` images; where there are synthetic ones, the last `config.num_synthetic` are.
     """
-    number = recipe.num_synthetic if synthetic is not None else 0
-    num_real = recipe.batch_size - number
+    number = config.num_synthetic if synthetic is not None else 0
+    num_real = config.batch_size - number
     batch = real.take(jax.random.randint(jax.random.fold_in(key, 0), (num_real,), 0, real.labels.shape[0]))
     if synthetic is not None:
         chosen = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, synthetic.labels.shape[0])
         batch = concatenate(batch, synthetic.take(chosen))
     batch = split_batch(batch)
-    shifted = random_shift(batch.images, jax.random.fold_in(key, 2), recipe.max_shift)
+    shifted = random_shift(batch.images, jax.random.fold_in(key, 2), config.max_shift)
     return dataclasses.replace(batch, images=shifted)
 
 
-_draw_batch = jax.jit(draw_batch, static_argnames="recipe")
+_draw_batch = jax.jit(draw_batch, static_argnames="config")
 
 
 def apply_randaugment(batch: TrainingSet, key: jax.Array) -> TrainingSet:
-    """RandAugment of a batch's pictures, by Pillow and so on the host, as uint8; they come back to where they were.
+    """RandAugment of a batch's images, by Pillow and so on the host, as uint8; they come back to where they were.
 
     Deterministic in the key. With several processes all of them do the same, to the whole batch.
     """
@@ -179,10 +181,10 @@ def apply_randaugment(batch: TrainingSet, key: jax.Array) -> TrainingSet:
     return dataclasses.replace(batch, images=place(augmented, batch.images.sharding))
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames=("params", "optimizer_state"))
+@partial(jax.jit, static_argnames="config", donate_argnames=("params", "optimizer_state"))
 def _train_step(
     classifier: Classifier,
-    recipe: Recipe,
+    config: ClassifierConfig,
     params: Params,
     optimizer_state: optax.OptState,
     batch: TrainingSet,
@@ -191,24 +193,24 @@ def _train_step(
 ) -> tuple[Params, optax.OptState, jax.Array]:
     num_classes = jax.eval_shape(classifier.apply, params, batch.images).shape[-1]
     images, targets, weights = batch.images, batch.targets(num_classes), batch.weights
-    if recipe.mixing != "none":
-        # A picture's weight goes with its targets into the mix: the loss is linear in both.
+    if config.mixing != "none":
+        # An image's weight goes with its targets into the mix: the loss is linear in both.
         targets, weights = weights[:, None] * targets, jnp.ones_like(weights)
-        images, targets = MIXINGS[recipe.mixing](images, targets, jax.random.fold_in(key, 4), recipe.mixing_alpha)
+        images, targets = MIXINGS[config.mixing](images, targets, jax.random.fold_in(key, 4), config.mixing_alpha)
 
     def loss_fn(params: Params) -> jax.Array:
         logits = classifier.apply(params, images)
-        if recipe.loss == "balanced_softmax":
+        if config.loss == "balanced_softmax":
             logits = balance_logits(logits, real_labels)
-        return jnp.mean(weights * smoothed_cross_entropy(logits, targets, recipe.label_smoothing))
+        return jnp.mean(weights * smoothed_cross_entropy(logits, targets, config.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
-    updates, optimizer_state = make_optimizer(recipe).update(gradients, optimizer_state, params)
+    updates, optimizer_state = make_optimizer(config).update(gradients, optimizer_state, params)
     return optax.apply_updates(params, updates), optimizer_state, loss
 
 
 def init_classifier(classifier: Classifier, image_shape: tuple[int, ...], key: jax.Array) -> Params:
-    """Initial parameters for pictures of `image_shape` (H, W, C): the classifier's own, the rest random."""
+    """Initial parameters for images of `image_shape` (H, W, C): the classifier's own, the rest random."""
     given = frozenset({*classifier.initial, *classifier.frozen.get("params", {})})
     drawn = init_sharded(_make_init(classifier.module, image_shape, given), key)
     return {**init_sharded(_copy, classifier.initial), **drawn}
@@ -232,7 +234,7 @@ def _copy(params: Params) -> Params:
 
 def train_classifier(
     classifier: Classifier,
-    recipe: Recipe,
+    config: ClassifierConfig,
     real: TrainingSet,
     synthetic: TrainingSet | None,
     key: jax.Array,
@@ -241,27 +243,27 @@ def train_classifier(
     """Trains a classifier from its initial parameters.
 
     Args:
-      classifier: what to train.
-      recipe: how.
-      real: the real pictures.
-      synthetic: synthetic ones, mixed into each batch; None trains on real ones alone.
-      key: of random initial weights, batches and augmentation. Rows of a comparison share it.
-      on_step: called after each step with (steps done, loss on the device).
+        classifier: what to train.
+        config: how.
+        real: the real images.
+        synthetic: synthetic ones, mixed into each batch; None trains on real ones alone.
+        key: of random initial weights, batches and augmentation. Rows of a comparison share it.
+        on_step: called after each step with (steps done, loss on the device).
 
     Returns:
-      The trained parameters; what is frozen is not among them.
+        The trained parameters; what is frozen is not among them.
     """
     params = init_classifier(classifier, real.images.shape[1:], jax.random.fold_in(key, 0))
-    optimizer_state = init_sharded(make_optimizer(recipe).init, params)
+    optimizer_state = init_sharded(make_optimizer(config).init, params)
     batch_key = jax.random.fold_in(key, 1)
     # Steps are dispatched one by one: XLA's CPU backend is slow on convolution gradients inside a scan.
-    for step in range(recipe.steps):
+    for step in range(config.steps):
         step_key = jax.random.fold_in(batch_key, step)
-        batch = _draw_batch(recipe, real, synthetic, step_key)
-        if recipe.augmentation == "randaugment":
+        batch = _draw_batch(config, real, synthetic, step_key)
+        if config.augmentation == "randaugment":
             batch = apply_randaugment(batch, jax.random.fold_in(step_key, 5))
         params, optimizer_state, loss = _train_step(
-            classifier, recipe, params, optimizer_state, batch, real.labels, step_key
+            classifier, config, params, optimizer_state, batch, real.labels, step_key
         )
         on_step(step + 1, loss)
     return params
@@ -273,7 +275,7 @@ def _apply(classifier: Classifier, params: Params, images: jax.Array) -> jax.Arr
 
 
 def predict_logits(classifier: Classifier, params: Params, images: Array, batch_size: int) -> np.ndarray:
-    """Logits of all pictures, in batches of one shape: float32 [N, K] of images float32 [N, H, W, C]."""
+    """Logits of all images, in batches of one shape: float32 [N, K] of images float32 [N, H, W, C]."""
     images = to_host(images)
     size = min(batch_size, len(images))
     parts = []

@@ -4,7 +4,7 @@
       --seeds=10 --workdir=runs/compare
   python -m utilgen_jax.compare --config=configs/digits.py --ablate=joint --workdir=runs/compare
 
-All methods of a seed see the same real pictures and the same classifier recipe; what they share, such as a pool, is
+All methods of a seed see the same real images and the same classifier config; what they share, such as a pool, is
 computed once. Rerunning the command continues; with --norun it only tells of the runs that are done. It writes
 compare.json, compare.md and compare.png. Exit status: 0 done, 2 bad input, 130 interrupted.
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.config.validation import with_fields
 from utilgen_jax.errors import InputError
@@ -36,11 +36,11 @@ Plan = Sequence[tuple[int, int, str]]
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = cli.common_flags("folder for all runs and the table; made if missing")
+    values = command_line.common_flags("folder for all runs and the table; made if missing")
     default = [name for name, method in METHODS.items() if not method.only_in_ablations]
     flags.DEFINE_list("methods", default, "rows of the table", flag_values=values)
     flags.DEFINE_string("ablate", None, "in place of --methods: the rows that take a method apart", flag_values=values)
-    flags.DEFINE_list("shots", [], "labelled pictures a class, one or several; empty: the config's", flag_values=values)
+    flags.DEFINE_list("shots", [], "labelled images a class, one or several; empty: the config's", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "how many, counted up from the config's", lower_bound=1, flag_values=values)
     flags.DEFINE_list(
         "join", [], "compare.json of other folders: what they have is not run again, but told", flag_values=values
@@ -59,9 +59,9 @@ def run(argv: Sequence[str]) -> None:
         InputError: Something the user gave is wrong.
     """
     values = define_flags()
-    overrides, problems = cli.parse_flags(values, argv)
+    overrides, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     methods = _rows(values, problems)
     shots_texts: list[str] = values["shots"].value or []
@@ -70,8 +70,8 @@ def run(argv: Sequence[str]) -> None:
         if not values[name].value:
             problems.append(f"--{name}: say which, such as --config=configs/digits.py --workdir=runs/compare")
     if not values["config"].value:
-        raise cli.ConfigError(problems)
-    config = cli.read_config(values["config"].value, overrides, problems)
+        raise command_line.ConfigError(problems)
+    config = command_line.read_config(values["config"].value, overrides, problems)
     workdir = Path(str(values["workdir"].value))
     shots = [int(text) for text in shots_texts] or [config.data.shots]
     seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
@@ -84,12 +84,12 @@ def run(argv: Sequence[str]) -> None:
     from utilgen_jax.compare.join import shared_settings
     from utilgen_jax.compare.report import write_comparison
     from utilgen_jax.compare.statistics import run_of
-    from utilgen_jax.runtime import sharding as parallel
+    from utilgen_jax.runtime import sharding
 
     joined = _joined_runs([Path(name) for name in values["join"].value or []], config, plan)
     own = [entry for entry in plan if entry not in joined]
     if values["run"].value and own:
-        parallel.initialize_distributed()
+        sharding.initialize_distributed()
         run_all(config, workdir, own)
     if jax.process_index() == 0:
         found = [read_done(config, workdir, entry) for entry in own]
@@ -190,7 +190,7 @@ def _config_of(config: ConfigDict, entry: tuple[int, int, str]) -> ConfigDict:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
     interrupted = "the same command continues; with --norun it tells of the runs that are done"
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

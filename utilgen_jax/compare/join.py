@@ -36,11 +36,11 @@ def read_runs(file: Path, config: ConfigDict) -> list[Run]:
     """The runs in the `compare.json` of a comparison with this config.
 
     Args:
-      file: as `comparison_report.write_comparison` writes it.
-      config: the comparison's own; which method, seed and number of shots it names does not matter.
+        file: as `comparison_report.write_comparison` writes it.
+        config: the comparison's own; which method, seed and number of shots it names does not matter.
 
     Raises:
-      InputError: the file is missing, damaged or of another config (names the fields that differ).
+        InputError: the file is missing, damaged or of another config (names the fields that differ).
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
 
 _NOTE = (
     "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals;\nplain are synthetic pictures as they come. Seconds are of all stages of a run; those that rows share "
+    "intervals;\nplain are synthetic images as they come. Seconds are of all stages of a run; those that rows share "
     "count in each."
 )
 
@@ -39,10 +39,10 @@ def write_comparison(
     """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png`.
 
     Args:
-      folder: where to.
-      settings: what the runs have in common, as JSON takes it; see `comparison_join.shared_settings`.
-      runs: those that are done, one at least.
-      plan: all runs that belong to it: (shots, seed, method), methods in the order of the rows.
+        folder: where to.
+        settings: what the runs have in common, as JSON takes it; see `comparison_join.shared_settings`.
+        runs: those that are done, one at least.
+        plan: all runs that belong to it: (shots, seed, method), methods in the order of the rows.
     """
     methods = list(dict.fromkeys(method for _, _, method in plan))
     runs = sorted(runs, key=lambda run: (run.shots, run.seed, methods.index(run.method)))
@@ -70,14 +70,14 @@ def tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -> list
     """The comparison in words and numbers.
 
     Args:
-      runs: those that are done, one at least.
-      methods: in the order of the rows.
-      form: makes a table's text of its rows and its headers.
+        runs: those that are done, one at least.
+        methods: in the order of the rows.
+        form: makes a table's text of its rows and its headers.
 
     Returns:
-      Of several numbers of shots first two tables with a line for each method and a column for each of them: the
-      accuracies, and the differences to plain synthetic pictures. Then one with all that is known of each row, what it
-      means, and how much less error the rows make that are not published.
+        Of several numbers of shots first two tables with a line for each method and a column for each of them: the
+        accuracies, and the differences to plain synthetic images. Then one with all that is known of each row, what it
+        means, and how much less error the rows make that are not published.
     """
     best = best_published(runs)
     rows = table_rows(runs, methods)
@@ -160,11 +160,11 @@ def _plot(runs: Sequence[Run], rows: Sequence[Row], methods: Sequence[str], path
             title = f"shots: {row.shots}" + (f" (real {np.mean(real):.1f} %)" if has_real else "")
             panels.setdefault(title, {})[row.method] = (found.mean, found.low, found.high)
     groups = {method: _group(method) for method in methods if any(method in panel for panel in panels.values())}
-    label = "Accuracy minus that of real pictures only (points)" if has_real else "Test accuracy (%)"
+    label = "Accuracy minus that of real images only (points)" if has_real else "Test accuracy (%)"
     report.plot_intervals(panels, groups, label, path, reference=0.0 if has_real else None)
 
 
 def _group(method: str) -> str:
     if METHODS[method].generation is None:
-        return "real pictures only"
+        return "real images only"
     return "published" if method in PUBLISHED else "not published"

@@ -18,13 +18,13 @@ class Run:
     """What a comparison knows of one run.
 
     Attributes:
-      method: key of `methods.METHODS`.
-      shots: labelled pictures a class.
-      seed: the run's.
-      accuracy: on the test pictures, in [0, 1].
-      seconds: of all its stages; those it shares with other rows count in each of them.
-      num_synthetic: synthetic pictures that were added to the real ones.
-      seconds_by_stage: what `seconds` is the sum of.
+        method: key of `methods.METHODS`.
+        shots: labelled images a class.
+        seed: the run's.
+        accuracy: on the test images, in [0, 1].
+        seconds: of all its stages; those it shares with other rows count in each of them.
+        num_synthetic: synthetic images that were added to the real ones.
+        seconds_by_stage: what `seconds` is the sum of.
     """
 
     method: str
@@ -54,16 +54,16 @@ class Row:
     """One row of the table.
 
     Attributes:
-      method: key of `methods.METHODS`.
-      shots: labelled pictures a class.
-      seeds: of the runs there are.
-      accuracy: mean over the seeds, in per cent.
-      deviation: standard deviation, likewise; None of one seed.
-      minus_real: difference to the row `real` over the seeds that both have, in points; None where there is none.
-      minus_plain: difference to the row `vanilla`, likewise; None for rows without synthetic pictures.
-      minus_best: difference to the best published row, likewise.
-      num_synthetic: mean of the runs' synthetic pictures.
-      seconds: likewise.
+        method: key of `methods.METHODS`.
+        shots: labelled images a class.
+        seeds: of the runs there are.
+        accuracy: mean over the seeds, in per cent.
+        deviation: standard deviation, likewise; None of one seed.
+        minus_real: difference to the row `real` over the seeds that both have, in points; None where there is none.
+        minus_plain: difference to the row `vanilla`, likewise; None for rows without synthetic images.
+        minus_best: difference to the best published row, likewise.
+        num_synthetic: mean of the runs' synthetic images.
+        seconds: likewise.
     """
 
     method: str
@@ -148,11 +148,11 @@ def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
     """One row for each number of shots and method of which there are runs.
 
     Args:
-      runs: all of them, in any order; some may be missing.
-      methods: in the order of the rows.
+        runs: all of them, in any order; some may be missing.
+        methods: in the order of the rows.
     """
     best = best_published(runs)
-    with_pictures = {name for name, method in METHODS.items() if method.generation and name != "vanilla"}
+    with_images = {name for name, method in METHODS.items() if method.generation and name != "vanilla"}
     rows = []
     for shots in sorted({run.shots for run in runs}):
         for method in methods:
@@ -169,7 +169,7 @@ def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
                     accuracy=mean,
                     deviation=deviation if len(values) > 1 else None,
                     minus_real=None if method == "real" else difference(runs, method, "real", shots),
-                    minus_plain=difference(runs, method, "vanilla", shots) if method in with_pictures else None,
+                    minus_plain=difference(runs, method, "vanilla", shots) if method in with_images else None,
                     minus_best=None if best in (None, method) else difference(runs, method, best, shots),
                     num_synthetic=round(np.mean([run.num_synthetic for run in own])),
                     seconds=float(np.mean([run.seconds for run in own])),

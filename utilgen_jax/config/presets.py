@@ -1,4 +1,4 @@
-"""What the configs for Stable Diffusion have in common, and their variants `runlocal` and `world`."""
+"""What the configs for Stable Diffusion have in common, and their variants `runlocal` and `domain`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,13 +32,13 @@ RUNLOCAL: Mapping[str, Any] = {
     "adaptation.steps": 10,
     "difficulty.steps": 10,
     "difficulty.batch_size": 16,
-    "consensus.members": 1,
+    "ensemble.members": 1,
     "inversion.steps": 10,
     "preference.rounds": 1,
     "preference.steps": 5,
     "instance.steps": 1,
     "joint.steps": 10,
-    "joint.painted": 2,
+    "joint.generated": 2,
     "joint.sampler_steps": 2,
     "classifier.name": "small_cnn",
     "classifier.width": 16,
@@ -48,7 +48,7 @@ RUNLOCAL: Mapping[str, Any] = {
     "utility.steps": 20,
 }
 
-# What the captioner `tones` says of any picture, and a small generator of one's own pictures is taught.
+# What the captioner `tones` says of any image, and a small generator of one's own images is taught.
 TONES = (
     "dark|medium brightness|bright",
     "low contrast|medium contrast|high contrast",
@@ -56,7 +56,7 @@ TONES = (
     "brighter on the right|evenly lit|brighter on the left",
 )
 
-# The variant `world`: a small generator of one's own pictures, made by `python -m utilgen_jax.pretraining`, and with it
+# The variant `domain`: a small generator of one's own images, made by `python -m utilgen_jax.pretraining`, and with it
 # all that suits the embedded one, in a training of minutes on a laptop.
 _OF_SMALL_GENERATORS = (
     "data.shots",
@@ -71,7 +71,7 @@ _OF_SMALL_GENERATORS = (
     "difficulty.prior_fraction",
     "difficulty.learning_rate",
     "preference.learning_rate",
-    "joint.painted",
+    "joint.generated",
     "joint.lora_learning_rate",
     "classifier.name",
     "classifier.dtype",
@@ -81,22 +81,22 @@ _OF_SMALL_GENERATORS = (
     "classifier.mixing",
     "utility.steps",
 )
-WORLD: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
+DOMAIN: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
     "data.image_size": 32,
-    "data.exclude": "runs/world/training_pictures.txt",
-    "generator.checkpoint": "runs/world",
+    "data.exclude": "runs/domain/training_images.txt",
+    "generator.checkpoint": "runs/domain",
     "generator.phrases": TONES,
     "captions.source": "tones",
 }
 
 
 def stable_diffusion_config() -> ConfigDict:
-    """Returns the settings for RGB pictures of a tfds data set with Stable Diffusion 2.1 as the generator.
+    """Returns the settings for RGB images of a tfds data set with Stable Diffusion 2.1 as the generator.
 
     A config file adds the data set's name and what else is its own. From others: 16 shots a class, for a ResNet-50 with
-    five synthetic pictures to a real one (UtilGen, arXiv 2510.24262); captions by BLIP-2 (arXiv 2307.08526); 30
+    five synthetic images to a real one (UtilGen, arXiv 2510.24262); captions by BLIP-2 (arXiv 2307.08526); 30
     denoising steps, guidance 2 and the adaptation's learning rate (Real-Fake's public code). All else is ours. Training
-    pictures stand in the device's memory as float32: 10,000 of 224x224 take 6 GB.
+    images stand in the device's memory as float32: 10,000 of 224x224 take 6 GB.
     """
     config = default_config()
     config.data.update(source="tfds", shots=16, image_size=224, channels=3)
@@ -115,7 +115,7 @@ def stable_diffusion_config() -> ConfigDict:
     config.adaptation.learning_rate = 1e-4
     config.difficulty.update(batch_size=8, prior_fraction=0.5, learning_rate=1e-4)
     config.preference.learning_rate = 1e-5
-    config.joint.update(painted=2, lora_learning_rate=1e-5)
+    config.joint.update(generated=2, lora_learning_rate=1e-5)
     config.classifier.update(name="resnet50", dtype="bfloat16", steps=3000, batch_size=128, max_shift=16, mixing="none")
     config.utility.steps = 1000
     return config

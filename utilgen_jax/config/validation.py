@@ -121,7 +121,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     (
         ("data.shots", "data.imbalance_factor"),
         lambda shots, factor: shots > 0 or factor == 1,
-        "config.data.imbalance_factor: needs config.data.shots, the number of the first class's pictures",
+        "config.data.imbalance_factor: needs config.data.shots, the number of the first class's images",
     ),
     (("generator.checkpoint",), bool, "config.generator.checkpoint: give 'glyphs', a folder, or a hub id"),
     (
@@ -162,7 +162,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     (
         ("pool.fill_to", "data.shots"),
         lambda goal, shots: goal == 0 or goal > shots,
-        "config.pool.fill_to: must be more than config.data.shots, or no class gets synthetic pictures",
+        "config.pool.fill_to: must be more than config.data.shots, or no class gets synthetic images",
     ),
     (("parallel.data",), bool, "config.parallel.data: must be -1 or at least 1"),
     (("parallel.fsdp",), bool, "config.parallel.fsdp: must be -1 or at least 1"),

@@ -1,4 +1,4 @@
-"""Real pictures, how they are split, prompts, and the synthetic pool on disk."""
+"""Real images, how they are split, prompts, and the synthetic pool on disk."""
 
 from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.sources import load_source

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 pictures of 8x8 grey pixels that come with the package, undivided."""
+"""scikit-learn's handwritten digits: 1,797 images of 8x8 grey pixels that come with the package, undivided."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -12,7 +12,7 @@ def load(image_size: int, channels: int) -> Sources:
     """Reads the digits.
 
     Args:
-        image_size: Side in pixels of the pictures read; 8 is their own.
+        image_size: Side in pixels of the images read; 8 is their own.
         channels: 1 or 3.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The flags by which a command without a config says which pictures it wants, and how the loaders hear of them."""
+"""The flags by which a command without a config says which images it wants, and how the loaders hear of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def define_data_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data", None, kinds, flag_values=values)
     flags.DEFINE_string("data_path", "", paths, flag_values=values)
     flags.DEFINE_list("class_names", [], "words for the classes, where the data have none", flag_values=values)
-    size = "side in pixels to which pictures are scaled"
+    size = "side in pixels to which images are scaled"
     flags.DEFINE_integer("image_size", 32, size, lower_bound=8, flag_values=values)
     flags.DEFINE_integer("channels", 3, "1 grey, 3 colour", lower_bound=1, flag_values=values)
 
@@ -37,10 +37,10 @@ def load_flagged_source(settings: dict[str, Any]) -> Any:
     """Opens the data set: `image_source.Sources`.
 
     Args:
-      settings: the flags of `define_data_flags` by name.
+        settings: the flags of `define_data_flags` by name.
 
     Raises:
-      InputError: the data cannot be had.
+        InputError: the data cannot be had.
     """
     from utilgen_jax.data.sources import LOADERS, load_source
 

@@ -1,9 +1,9 @@
-"""A folder of pictures sorted into classes, the easiest way to bring one's own.
+"""A folder of images sorted into classes, the easiest way to bring one's own.
 
     <folder>/train/<class>/*.jpg        png, jpg, jpeg, bmp and webp; grey or RGB, any size
-    <folder>/test/<class>/*.jpg         or val/; with neither, all train pictures but the shots can be test
+    <folder>/test/<class>/*.jpg         or val/; with neither, all train images but the shots can be test
 
-A class is called what its folder is called, classes are numbered in sorted order, and so are pictures. Hidden files and
+A class is called what its folder is called, classes are numbered in sorted order, and so are images. Hidden files and
 files of other kinds are passed over. Symbolic links are followed only where they stay inside <folder>.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from utilgen_jax.data.image_source import Sources
-from utilgen_jax.data.images import decode_picture
+from utilgen_jax.data.images import decode_image
 from utilgen_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -37,23 +37,23 @@ class FolderSource:
         out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
         for row, index in enumerate(indices):
             path = self.folder / self.ids[index]
-            out[row] = decode_picture(path, str(path), self.image_size, self.channels)
+            out[row] = decode_image(path, str(path), self.image_size, self.channels)
         return out
 
 
 def load(path: str, image_size: int, channels: int) -> Sources:
-    """Lists the pictures of a folder; none is decoded yet.
+    """Lists the images of a folder; none is decoded yet.
 
     Args:
         path: The folder that holds `train/`.
-        image_size: Side in pixels of the pictures read: the shorter side is scaled to it, the middle is kept.
+        image_size: Side in pixels of the images read: the shorter side is scaled to it, the middle is kept.
         channels: 1 or 3.
 
     Returns:
         Train and test (`test/`, else `val/`, else None).
 
     Raises:
-        InputError: No such layout, a class without a picture, other classes in test than in train, a link that leaves
+        InputError: No such layout, a class without an image, other classes in test than in train, a link that leaves
             the folder.
     """
     folder = Path(path)
@@ -75,15 +75,15 @@ def _load_split(folder: Path, split: str, image_size: int, channels: int) -> Fol
     root = folder.resolve()
     class_folders = [entry for entry in _visible(folder / split, root) if entry.is_dir()]
     if not class_folders:
-        raise InputError(f"{folder / split} holds no class folder; put pictures into {folder / split}/<class>/")
+        raise InputError(f"{folder / split} holds no class folder; put images into {folder / split}/<class>/")
     labels: list[int] = []
     ids: list[str] = []
     for label, class_folder in enumerate(class_folders):
-        pictures = [entry for entry in _visible(class_folder, root) if entry.suffix.lower() in SUFFIXES]
-        if not pictures:
-            raise InputError(f"{class_folder} holds no picture ({', '.join(SUFFIXES)}); add some or remove the folder")
-        ids.extend(picture.relative_to(folder).as_posix() for picture in pictures)
-        labels.extend([label] * len(pictures))
+        images = [entry for entry in _visible(class_folder, root) if entry.suffix.lower() in SUFFIXES]
+        if not images:
+            raise InputError(f"{class_folder} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
+        ids.extend(image.relative_to(folder).as_posix() for image in images)
+        labels.extend([label] * len(images))
     return FolderSource(
         name=str(folder),
         class_names=tuple(class_folder.name for class_folder in class_folders),

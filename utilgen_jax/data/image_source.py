@@ -1,4 +1,4 @@
-"""What every set of labelled real pictures looks like to the rest of the program."""
+"""What every set of labelled real images looks like to the rest of the program."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from utilgen_jax.data.images import fit_picture
+from utilgen_jax.data.images import fit_image
 from utilgen_jax.errors import InputError
 
 
 class ImageSource(Protocol):
-    """Labelled pictures which are decoded only when read.
+    """Labelled images which are decoded only when read.
 
     Attributes:
         name: For messages, e.g. 'digits' or the folder.
         class_names: Words for the classes; K of them.
         labels: int32 [N], in 0..K-1.
-        ids: N stable names of the pictures, e.g. 'train/daisy/0200.jpg'.
+        ids: N stable names of the images, e.g. 'train/daisy/0200.jpg'.
     """
 
     @property
@@ -31,7 +31,7 @@ class ImageSource(Protocol):
     def ids(self) -> Sequence[str]: ...  # noqa: D102
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decodes some pictures.
+        """Decodes some images.
 
         Args:
             indices: n positions in 0..N-1.
@@ -40,21 +40,21 @@ class ImageSource(Protocol):
             uint8 [n, H, W, C], at the size and channels that the source was made for.
 
         Raises:
-            InputError: A picture cannot be decoded; the message names it.
+            InputError: An image cannot be decoded; the message names it.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """A data set: its train pictures and its test pictures, of the same classes.
+    """A data set: its train images and its test images, of the same classes.
 
     Attributes:
-        train: Labelled pictures to take the shots from.
+        train: Labelled images to take the shots from.
         test: Read once, by the final evaluation; None for an undivided set, where all but the shots can be test.
 
     Raises:
-        InputError: A class has no picture, a label is out of range, or the classes of the two differ.
+        InputError: A class has no image, a label is out of range, or the classes of the two differ.
     """
 
     train: ImageSource
@@ -66,7 +66,7 @@ class Sources:
         empty = np.bincount(self.train.labels, minlength=len(self.train.class_names)) == 0
         if empty.any():
             names = ", ".join(self.train.class_names[k] for k in np.flatnonzero(empty))
-            raise InputError(f"{self.train.name}: no train picture for {names}; add some, or leave the class out")
+            raise InputError(f"{self.train.name}: no train image for {names}; add some, or leave the class out")
         if self.test is not None:
             _check_labels(self.test)
             if self.train.class_names != self.test.class_names:
@@ -79,7 +79,7 @@ class Sources:
 def _check_labels(source: ImageSource) -> None:
     labels, num_classes = source.labels, len(source.class_names)
     if len(labels) == 0:
-        raise InputError(f"{source.name}: there are no pictures")
+        raise InputError(f"{source.name}: there are no images")
     if num_classes < 2:
         raise InputError(f"{source.name}: needs two classes at least, has {num_classes}")
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -89,7 +89,7 @@ def _check_labels(source: ImageSource) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Pictures that lie in memory at their own size; an `ImageSource`.
+    """Images that lie in memory at their own size; an `ImageSource`.
 
     Attributes:
         name: For messages.
@@ -114,6 +114,6 @@ class ArraySource:
         out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
         for row, index in enumerate(indices):
             pixels = self.images[index]
-            picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            out[row] = fit_picture(picture, self.image_size, self.channels)
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            out[row] = fit_image(image, self.image_size, self.channels)
         return out

@@ -1,6 +1,6 @@
-"""Pictures as arrays: decoding files, uint8 and float, size and channels.
+"""Images as arrays: decoding files, uint8 and float, size and channels.
 
-One rule of scaling holds for real pictures (Pillow, uint8) and generated ones (JAX, float), so that the classifier sees
+One rule of scaling holds for real images (Pillow, uint8) and generated ones (JAX, float), so that the classifier sees
 both through the same filter: a whole factor down is the mean of each block, anything else is linear interpolation with
 antialiasing.
 """
@@ -30,7 +30,7 @@ def to_uint8(images: Any) -> Any:
 
 
 def resize(images: jax.Array | np.ndarray, size: int) -> jax.Array:
-    """Scales square pictures; jittable and differentiable.
+    """Scales square images; jittable and differentiable.
 
     Args:
         images: float [B, S, S, C].
@@ -41,7 +41,7 @@ def resize(images: jax.Array | np.ndarray, size: int) -> jax.Array:
     """
     batch, height, width, channels = images.shape
     if height != width:
-        raise ValueError(f"resize takes square pictures, got {height}x{width}")
+        raise ValueError(f"resize takes square images, got {height}x{width}")
     images = jnp.asarray(images)
     if height == size:
         return images
@@ -73,55 +73,55 @@ def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
     raise ValueError(f"cannot make {channels} channels of {now}; only 1 and 3 are known")
 
 
-def plain_picture(picture: Image.Image, channels: int) -> Image.Image:
-    """A picture as 8-bit grey (Rec. 601 luma) or RGB, 16-bit greys scaled and what is transparent laid over white."""
-    if picture.mode.startswith("I"):
+def plain_image(image: Image.Image, channels: int) -> Image.Image:
+    """An image as 8-bit grey (Rec. 601 luma) or RGB, 16-bit greys scaled and what is transparent laid over white."""
+    if image.mode.startswith("I"):
         # Pillow's convert would clip 16-bit greys to 255 instead of scaling them.
-        picture = Image.fromarray(np.rint(np.asarray(picture, np.float64).clip(0, 65535) / 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("L" if channels == 1 else "RGB")
+        image = Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
 
 
-def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The middle square of a picture, scaled; the shorter side fits exactly.
+def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The middle square of an image, scaled; the shorter side fits exactly.
 
     Args:
-        picture: Any 8- or 16-bit picture, see `plain_picture`.
+        image: Any 8- or 16-bit image, see `plain_image`.
         size: Side of the result in pixels.
         channels: 1 or 3 (RGB).
 
     Returns:
         uint8 [size, size, channels].
     """
-    picture = plain_picture(picture, channels)
-    if picture.size != (size, size):
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    image = plain_image(image, channels)
+    if image.size != (size, size):
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
         kernel = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BILINEAR
-        picture = picture.resize((size, size), kernel, box=(left, top, left + side, top + side))
-    return np.asarray(picture).reshape(size, size, channels)
+        image = image.resize((size, size), kernel, box=(left, top, left + side, top + side))
+    return np.asarray(image).reshape(size, size, channels)
 
 
-def open_picture(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Image:
-    """Decodes a picture file the way a person sees it (EXIF rotation applied), see `plain_picture`.
+def open_image(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Image:
+    """Decodes an image file the way a person sees it (EXIF rotation applied), see `plain_image`.
 
     Args:
         file: Path or open binary file, in any format that Pillow reads.
-        where: What the picture is called in an error.
+        where: What the image is called in an error.
         channels: 1 or 3.
 
     Raises:
         InputError: It cannot be read or decoded.
     """
     try:
-        with Image.open(file) as picture:
-            return plain_picture(ImageOps.exif_transpose(picture), channels)
+        with Image.open(file) as image:
+            return plain_image(ImageOps.exif_transpose(image), channels)
     except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
-        raise InputError(f"{where}: the picture cannot be decoded ({error}); replace or remove it") from error
+        raise InputError(f"{where}: the image cannot be decoded ({error}); replace or remove it") from error
 
 
-def decode_picture(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
-    """Decodes and fits a picture file: uint8 [size, size, channels]; see `open_picture` and `fit_picture`."""
-    return fit_picture(open_picture(file, where, channels), size, channels)
+def decode_image(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
+    """Decodes and fits an image file: uint8 [size, size, channels]; see `open_image` and `fit_image`."""
+    return fit_image(open_image(file, where, channels), size, channels)

@@ -10,13 +10,13 @@ def add_label_noise(labels: np.ndarray, num_classes: int, share: float, seed: in
     share · (K - 1) / K of the labels are wrong in the mean: 36 % of ten classes' at share 0.4.
 
     Args:
-      labels: int [N] in 0..K-1, right.
-      num_classes: K.
-      share: in [0, 1].
-      seed: of the draws.
+        labels: int [N] in 0..K-1, right.
+        num_classes: K.
+        share: in [0, 1].
+        seed: of the draws.
 
     Returns:
-      int32 [N], in 0..K-1.
+        int32 [N], in 0..K-1.
     """
     rng = np.random.default_rng(seed)
     is_drawn = rng.random(len(labels)) < share

@@ -6,15 +6,15 @@ from utilgen_jax.errors import InputError
 
 
 def long_tail_counts(largest: int, num_classes: int, factor: float) -> np.ndarray:
-    """How many pictures of each class: n_k = largest · factor^(-k / (K - 1)), cut to a whole number, and 1 at least.
+    """How many images of each class: n_k = largest · factor^(-k / (K - 1)), cut to a whole number, and 1 at least.
 
     >>> long_tail_counts(100, 3, 100.0)
     array([100,  10,   1])
 
     Args:
-        largest: Pictures of the first class, 1 or more.
+        largest: Images of the first class, 1 or more.
         num_classes: K, 2 or more.
-        factor: The imbalance factor, 1 or more: the first class has so many times the pictures of the last.
+        factor: The imbalance factor, 1 or more: the first class has so many times the images of the last.
 
     Returns:
         int64 [K], falling.
@@ -25,30 +25,28 @@ def long_tail_counts(largest: int, num_classes: int, factor: float) -> np.ndarra
 
 
 def long_tail_indices(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Chooses so many pictures of each class; those of a smaller count are among those of a larger one.
+    """Chooses so many images of each class; those of a smaller count are among those of a larger one.
 
     Args:
         labels: int [N] in 0..K-1.
         counts: int [K].
-        seed: Chooses the pictures.
+        seed: Chooses the images.
 
     Returns:
         int64 [sum of counts] into the labels, one class after the other.
 
     Raises:
-        InputError: A class has fewer pictures than asked for.
+        InputError: A class has fewer images than asked for.
     """
     chosen = []
     for label, count in enumerate(counts):
         members = np.flatnonzero(labels == label)
         if len(members) < count:
-            raise InputError(
-                f"long tail: class {label} has {len(members)} pictures, not the {count} asked for; lower it"
-            )
+            raise InputError(f"long tail: class {label} has {len(members)} images, not the {count} asked for; lower it")
         chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
     return np.concatenate(chosen)
 
 
 def fill_counts(counts: np.ndarray, goal: int) -> np.ndarray:
-    """How many synthetic pictures bring each class to `goal` pictures: int64 [K] of int [K], 0 where it has as many."""
+    """How many synthetic images bring each class to `goal` images: int64 [K] of int [K], 0 where it has as many."""
     return np.maximum(goal - np.asarray(counts, np.int64), 0)

@@ -1,7 +1,7 @@
-"""Pictures and labels in one NumPy .npz file, such as MedMNIST's.
+"""Images and labels in one NumPy .npz file, such as MedMNIST's.
 
 The arrays are `x_train`, `y_train` (or MedMNIST's `train_images`, `train_labels`), likewise for `test`, and for `val`,
-which stands for test where there is none. Pictures are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3; labels are whole
+which stands for test where there is none. Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3; labels are whole
 numbers, [N] or [N, 1], counted from 0. An array of strings `class_names`, if there, names the classes.
 """
 
@@ -21,7 +21,7 @@ def load(path: str, image_size: int, channels: int, class_names: Sequence[str] =
 
     Args:
         path: The file.
-        image_size: Side in pixels of the pictures read.
+        image_size: Side in pixels of the images read.
         channels: 1 or 3.
         class_names: Words for the classes; empty: the file's own.
 
@@ -77,7 +77,7 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
 
 def _check_images(images: np.ndarray, where: str) -> np.ndarray:
     if images.dtype != np.uint8:
-        raise InputError(f"{where} is {images.dtype}; pictures must be uint8, 0..255")
+        raise InputError(f"{where} is {images.dtype}; images must be uint8, 0..255")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -87,7 +87,7 @@ def _check_images(images: np.ndarray, where: str) -> np.ndarray:
 
 def _check_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
     if labels.shape not in ((count,), (count, 1)):
-        raise InputError(f"{where} has shape {labels.shape}; one label a picture is needed, [{count}] or [{count}, 1]")
+        raise InputError(f"{where} has shape {labels.shape}; one label an image is needed, [{count}] or [{count}, 1]")
     if labels.dtype.kind not in "iu":
         raise InputError(f"{where} is {labels.dtype}; labels must be whole numbers, counted from 0")
     return labels.reshape(-1).astype(np.int32)

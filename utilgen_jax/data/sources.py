@@ -1,4 +1,4 @@
-"""From `config.data` to labelled pictures: the table of what `config.data.source` can be."""
+"""From `config.data` to labelled images: the table of what `config.data.source` can be."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ def load_source(data: Any) -> Sources:
     Args:
         data: `config.data`, see `utilgen_jax.config.schema`: source, name, path, image_size, channels, class_names,
             classes_file, max_classes, exclude. The class names, where given, replace the data set's own; classes that
-            the file does not list, or beyond the first max_classes, are left out, and so are excluded train pictures.
+            the file does not list, or beyond the first max_classes, are left out, and so are excluded train images.
 
     Returns:
-        Train and test pictures; test is None for an undivided set, see `splits.few_shot`.
+        Train and test images; test is None for an undivided set, see `splits.few_shot`.
 
     Raises:
         InputError: The data set cannot be had, or the class names or the file do not fit it.
@@ -49,7 +49,7 @@ def _chosen(sources: Sources, words: Mapping[str, str]) -> Sources:
 
 
 def _renamed(sources: Sources, names: tuple[str, ...]) -> Sources:
-    """The same pictures with other words for their classes, if any are given."""
+    """The same images with other words for their classes, if any are given."""
     if not names:
         return sources
     if len(names) != len(sources.train.class_names) or len(set(names)) != len(names):

@@ -1,8 +1,8 @@
-"""Who may see which picture; the one place where that is decided.
+"""Who may see which image; the one place where that is decided.
 
-Fairness rules: the labelled real pictures are k shots a class, the same for every method at the same seed. Validation
-pictures (D_v, see `cross_fit_folds`), conditioning pictures and whatever is adapted to real data come out of these
-shots only. The test pictures are read once, by the final evaluation.
+Fairness rules: the labelled real images are k shots a class, the same for every method at the same seed. Validation
+images (D_v, see `cross_fit_folds`), conditioning images and whatever is adapted to real data come out of these
+shots only. The test images are read once, by the final evaluation.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from utilgen_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """Decoded pictures in memory.
+    """Decoded images in memory.
 
     Attributes:
         images: uint8 [N, H, W, C].
@@ -35,7 +35,7 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
-        """Some of the pictures, in the order of indices [n]."""
+        """Some of the images, in the order of indices [n]."""
         indices = np.asarray(indices, np.int64)
         return dataclasses.replace(
             self,
@@ -47,7 +47,7 @@ class LabelledImages:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotSplit:
-    """The real pictures that methods may use, and the test pictures that only the final evaluation may."""
+    """The real images that methods may use, and the test images that only the final evaluation may."""
 
     real: LabelledImages
     test: LabelledImages
@@ -62,29 +62,29 @@ class Fold:
 
 
 def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewShotSplit:
-    """Chooses the shots, and the test pictures.
+    """Chooses the shots, and the test images.
 
     The shots of a seed are nested: the k-shot set is the beginning of the (k+1)-shot set. Of an undivided set every
-    picture but the shots is test.
+    image but the shots is test.
 
     Args:
         sources: The data set.
-        shots: Pictures a class; 0: all train pictures, which needs a set with a test part.
-        seed: Chooses the pictures.
-        max_test: Test pictures at most, in the proportions of the classes; 0: all.
+        shots: Images a class; 0: all train images, which needs a set with a test part.
+        seed: Chooses the images.
+        max_test: Test images at most, in the proportions of the classes; 0: all.
 
     Returns:
-        Decoded pictures: `real` one of each class after the other, `test` in the order of the source.
+        Decoded images: `real` one of each class after the other, `test` in the order of the source.
 
     Raises:
-        InputError: shots or max_test below 0, or a class with too few pictures.
+        InputError: shots or max_test below 0, or a class with too few images.
     """
     if shots < 0 or max_test < 0:
         raise InputError(f"shots={shots} and max_test={max_test} must not be negative")
     train, test = sources.train, sources.test
     counts = np.bincount(train.labels, minlength=len(train.class_names))
     if test is None and shots == 0:
-        raise InputError(f"{train.name} has no test part, so shots=0 (all pictures) would leave nothing to test on")
+        raise InputError(f"{train.name} has no test part, so shots=0 (all images) would leave nothing to test on")
     available = counts if test is not None else counts - 1
     if (available < shots).any():
         few = ", ".join(f"{train.class_names[k]} ({counts[k]})" for k in np.flatnonzero(available < shots))
@@ -98,7 +98,7 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         chosen = np.lexsort((train.labels, rank))
         chosen = chosen[rank[chosen] < shots]
     if test is None:
-        # From the far end of the same shuffle, so that the test pictures are nearly the same for every number of shots.
+        # From the far end of the same shuffle, so that the test images are nearly the same for every number of shots.
         test, rank = train, counts[train.labels] - 1 - rank
         candidates = np.setdiff1d(np.arange(len(train.labels)), chosen)
     else:
@@ -106,7 +106,7 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         candidates = np.arange(len(test.labels))
     if 0 < max_test < len(candidates):
         class_sizes = np.bincount(test.labels, minlength=len(test.class_names))
-        # Picture r of a class of n stands at (r + 1/2) / n: any beginning of this order is in proportion.
+        # Image r of a class of n stands at (r + 1/2) / n: any beginning of this order is in proportion.
         position = (rank[candidates] + 0.5) / class_sizes[test.labels[candidates]]
         candidates = np.sort(candidates[np.argsort(position, kind="stable")[:max_test]])
     return FewShotSplit(real=_read(train, chosen), test=_read(test, candidates))
@@ -121,7 +121,7 @@ def cross_fit_folds(labels: np.ndarray, num_folds: int, seed: int) -> list[Fold]
     Args:
         labels: int [N] of the shots.
         num_folds: 2..N.
-        seed: Deals the pictures out.
+        seed: Deals the images out.
 
     Returns:
         num_folds folds; every index is a validation index of exactly one.
@@ -131,7 +131,7 @@ def cross_fit_folds(labels: np.ndarray, num_folds: int, seed: int) -> list[Fold]
     """
     labels = np.asarray(labels)
     if not 2 <= num_folds <= len(labels):
-        raise InputError(f"{num_folds} folds do not fit {len(labels)} real pictures; take 2..{len(labels)}")
+        raise InputError(f"{num_folds} folds do not fit {len(labels)} real images; take 2..{len(labels)}")
     rng = np.random.default_rng(seed)
     # Dealing out class after class like cards, without starting anew at each class, keeps the folds even.
     dealt = np.concatenate([rng.permutation(np.flatnonzero(labels == k)) for k in rng.permutation(np.unique(labels))])
@@ -147,7 +147,7 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _rank_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
-    """int64 [N]: the place of each picture in a shuffle of its class that depends on the seed and the class alone."""
+    """int64 [N]: the place of each image in a shuffle of its class that depends on the seed and the class alone."""
     rank = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

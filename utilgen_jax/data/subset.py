@@ -1,4 +1,4 @@
-"""A part of a data set: the classes that a file lists, or the first few; or all but the pictures that a file lists."""
+"""A part of a data set: the classes that a file lists, or the first few; or all but the images that a file lists."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from utilgen_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some of another source's pictures; an `ImageSource`.
+    """Some of another source's images; an `ImageSource`.
 
     Attributes:
         name: For messages.
         class_names: K words.
         labels: int32 [N], in 0..K-1.
         ids: N names, the source's own.
-        source: Where the pictures are.
+        source: Where the images are.
         indices: int64 [N], their positions in it.
     """
 
@@ -32,7 +32,7 @@ class Subset:
 
     @classmethod
     def of(cls, source: ImageSource, indices: np.ndarray, class_names: tuple[str, ...], labels: np.ndarray) -> "Subset":
-        """The pictures at some positions, with classes that may be numbered and called anew; labels int32 [n]."""
+        """The images at some positions, with classes that may be numbered and called anew; labels int32 [n]."""
         ids = tuple(source.ids[int(index)] for index in indices)
         return cls(source.name, class_names, labels, ids, source, indices)
 
@@ -45,11 +45,11 @@ def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
     """Keeps some classes, in the order in which they are numbered, and numbers them anew.
 
     Args:
-        source: Labelled pictures.
+        source: Labelled images.
         words: {the source's name of a class: the word for it}, of the classes that are kept.
 
     Returns:
-        Their pictures, in the order of the source.
+        Their images, in the order of the source.
     """
     kept = [label for label, name in enumerate(source.class_names) if name in words]
     new_labels = np.full(len(source.class_names), -1, np.int32)
@@ -60,22 +60,22 @@ def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
 
 
 def leave_out(source: ImageSource, ids: Sequence[str]) -> Subset:
-    """All pictures of a source but some, in its order.
+    """All images of a source but some, in its order.
 
     Raises:
-        InputError: The source has no picture of that name.
+        InputError: The source has no image of that name.
     """
     unknown = set(ids) - set(source.ids)
     if unknown:
         raise InputError(
-            f"config.data.exclude: {source.name} has no picture {sorted(unknown)[0]!r}; its first is {source.ids[0]!r}"
+            f"config.data.exclude: {source.name} has no image {sorted(unknown)[0]!r}; its first is {source.ids[0]!r}"
         )
     indices = np.flatnonzero(~np.isin(np.asarray(source.ids), list(ids)))
     return Subset.of(source, indices, source.class_names, source.labels[indices])
 
 
 def read_ids(path: str) -> list[str]:
-    """Reads ids of pictures, a line each; InputError where there is no such text file."""
+    """Reads ids of images, a line each; InputError where there is no such text file."""
     return [line.strip() for line in _read_lines("config.data.exclude", path) if line.strip()]
 
 

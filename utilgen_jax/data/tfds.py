@@ -1,7 +1,7 @@
 """Data sets that tensorflow-datasets has prepared as ArrayRecord files; reading them needs no TensorFlow.
 
-tensorflow-datasets leaves the pictures encoded and they are decoded here: the labels of CIFAR-10's 50,000 pictures are
-then read in seconds, and a picture that cannot be decoded is named.
+tensorflow-datasets leaves the images encoded and they are decoded here: the labels of CIFAR-10's 50,000 images are
+then read in seconds, and an image that cannot be decoded is named.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from utilgen_jax.data.image_source import Sources
-from utilgen_jax.data.images import decode_picture
+from utilgen_jax.data.images import decode_image
 from utilgen_jax.errors import InputError
 
 # name, name/config, name:1.2.3. Nothing else: 'huggingface:...' and its like would run code from elsewhere.
@@ -40,7 +40,7 @@ class TfdsSource:
             chunk = [int(index) for index in indices[start : start + _RECORDS_AT_ONCE]]
             for row, record in enumerate(self.records.__getitems__(chunk)):
                 where = f"{self.name}: {self.ids[chunk[row]]}"
-                out[start + row] = decode_picture(io.BytesIO(record["image"]), where, self.image_size, self.channels)
+                out[start + row] = decode_image(io.BytesIO(record["image"]), where, self.image_size, self.channels)
         return out
 
 
@@ -50,7 +50,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     Args:
         name: As tensorflow-datasets has it: 'cifar10', 'name/config', 'name:1.2.3'.
         data_dir: The folder that holds `name/`; empty: tensorflow-datasets' own, ~/tensorflow_datasets.
-        image_size: Side in pixels of the pictures read.
+        image_size: Side in pixels of the images read.
         channels: 1 or 3.
 
     Returns:
@@ -58,7 +58,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
 
     Raises:
         InputError: tensorflow-datasets is missing, or the set is missing, not prepared as ArrayRecord, damaged, or not
-            one of pictures with one label each.
+            one of images with one label each.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"config.data.name={name!r} is no name of a data set, like 'cifar10' or 'name/config:1.2.3'")
@@ -117,7 +117,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
 
 
 def _read_labels(records: Any) -> np.ndarray:
-    """int32 [N]; in pieces, so that no more than a few encoded pictures are in memory."""
+    """int32 [N]; in pieces, so that no more than a few encoded images are in memory."""
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(labels), _RECORDS_AT_ONCE):
         stop = min(start + _RECORDS_AT_ONCE, len(labels))

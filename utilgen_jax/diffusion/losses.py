@@ -20,14 +20,14 @@ def denoising_loss(
     """Mean squared error of the prediction at one random timestep per sample (Ho et al. 2020, eq. 14).
 
     Args:
-      denoise: (noisy latents [B, h, w, C], timesteps int32 [B]) -> prediction [B, h, w, C].
-      schedule: the noise schedule.
-      latents: clean latents times the scaling factor, float32 [B, h, w, C].
-      key: PRNG key for timesteps and noise.
-      snr_gamma: γ of min-SNR weighting (Hang et al. 2023, section 3.4; 5 is usual); None for no weighting.
+        denoise: (noisy latents [B, h, w, C], timesteps int32 [B]) -> prediction [B, h, w, C].
+        schedule: the noise schedule.
+        latents: clean latents times the scaling factor, float32 [B, h, w, C].
+        key: PRNG key for timesteps and noise.
+        snr_gamma: γ of min-SNR weighting (Hang et al. 2023, section 3.4; 5 is usual); None for no weighting.
 
     Returns:
-      Loss per sample, float32 [B].
+        Loss per sample, float32 [B].
     """
     timesteps = jax.random.randint(jax.random.fold_in(key, 0), latents.shape[:1], 0, schedule.num_train_timesteps)
     noise = jax.random.normal(jax.random.fold_in(key, 1), latents.shape)
@@ -56,14 +56,14 @@ def diffusion_dpo_loss(
     """Diffusion-DPO (Wallace et al. 2023, eq. 14): the model should denoise winners better than the reference does.
 
     Args:
-      winner_errors: squared errors of the prediction, means over the elements, float32 [P].
-      loser_errors: likewise, at the same timestep and noise.
-      reference_winner_errors: those of the model that one starts from.
-      reference_loser_errors: likewise.
-      beta: half of it stands for β T ω(λ_t) of the paper, taken for constant as in the public code; 5000 for SD 1.5.
+        winner_errors: squared errors of the prediction, means over the elements, float32 [P].
+        loser_errors: likewise, at the same timestep and noise.
+        reference_winner_errors: those of the model that one starts from.
+        reference_loser_errors: likewise.
+        beta: half of it stands for β T ω(λ_t) of the paper, taken for constant as in the public code; 5000 for SD 1.5.
 
     Returns:
-      -log σ(-β/2 [(winner - reference winner) - (loser - reference loser)]), float32 [P].
+        -log σ(-β/2 [(winner - reference winner) - (loser - reference loser)]), float32 [P].
     """
     gained = (winner_errors - reference_winner_errors) - (loser_errors - reference_loser_errors)
     return -jax.nn.log_sigmoid(-0.5 * beta * gained)

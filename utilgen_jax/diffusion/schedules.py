@@ -23,9 +23,9 @@ class NoiseSchedule:
     """How much signal and noise a latent holds at each timestep.
 
     Attributes:
-      alphas_cumprod: float32 [num_train_timesteps], ᾱ_t of DDPM (Ho et al. 2020, eq. 4).
-      prediction_type: what the UNet predicts: one of `PREDICTION_TYPES`.
-      settings: whatever else `scheduler_config.json` says in numbers and words; each sampler reads its own fields.
+        alphas_cumprod: float32 [num_train_timesteps], ᾱ_t of DDPM (Ho et al. 2020, eq. 4).
+        prediction_type: what the UNet predicts: one of `PREDICTION_TYPES`.
+        settings: whatever else `scheduler_config.json` says in numbers and words; each sampler reads its own fields.
     """
 
     alphas_cumprod: jax.Array
@@ -44,10 +44,10 @@ def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     Settings that only matter to one sampler are checked where that sampler is made.
 
     Args:
-      config: the parsed file.
+        config: the parsed file.
 
     Raises:
-      InputError: a setting is unknown or is one that this code does not compute.
+        InputError: a setting is unknown or is one that this code does not compute.
     """
     if config.get("trained_betas") is not None:
         raise InputError("scheduler_config.json: trained_betas is not supported; only beta_schedule is")
@@ -102,12 +102,12 @@ def inference_timesteps(schedule: NoiseSchedule, num_steps: int, default_spacing
     """The timesteps to visit, from the noisiest to the cleanest: int32 [num_steps] (Lin et al. 2023, table 2).
 
     Args:
-      schedule: its settings may name the `timestep_spacing` and, for "leading", the `steps_offset`.
-      num_steps: how many.
-      default_spacing: where the settings name none; diffusers' schedulers differ in it.
+        schedule: its settings may name the `timestep_spacing` and, for "leading", the `steps_offset`.
+        num_steps: how many.
+        default_spacing: where the settings name none; diffusers' schedulers differ in it.
 
     Raises:
-      InputError: `num_steps` is not between 1 and what the schedule has timesteps for.
+        InputError: `num_steps` is not between 1 and what the schedule has timesteps for.
     """
     total = schedule.num_train_timesteps
     spacing = schedule.settings.get("timestep_spacing", default_spacing)
@@ -178,13 +178,13 @@ def clean_and_noise(
     """Splits noisy latents into the clean latents and the noise that the prediction implies.
 
     Args:
-      prediction_type: one of `PREDICTION_TYPES`.
-      prediction: the UNet's output, float32 [B, h, w, C].
-      noisy_latents: its input, float32 [B, h, w, C].
-      alpha_cumprod: ᾱ at the input's timestep, a scalar or [B].
+        prediction_type: one of `PREDICTION_TYPES`.
+        prediction: the UNet's output, float32 [B, h, w, C].
+        noisy_latents: its input, float32 [B, h, w, C].
+        alpha_cumprod: ᾱ at the input's timestep, a scalar or [B].
 
     Returns:
-      (predicted clean latents, predicted noise), both float32 [B, h, w, C].
+        (predicted clean latents, predicted noise), both float32 [B, h, w, C].
     """
     signal, sigma = signal_and_noise(alpha_cumprod, noisy_latents)
     if prediction_type == "epsilon":

@@ -1,4 +1,4 @@
-"""Stages that look at a pool with the eyes of a classifier: how hard its pictures are, and what they are worth."""
+"""Stages that look at a pool with the eyes of a classifier: how hard its images are, and what they are worth."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.train import TrainingSet
 from utilgen_jax.data.images import resize, set_channels, to_float
 from utilgen_jax.experiment.results import log_stage
-from utilgen_jax.experiment.setup import VALUE_KEY, Job, recipe_of
+from utilgen_jax.experiment.setup import VALUE_KEY, Job, config_of
 from utilgen_jax.methods import Generation
-from utilgen_jax.prompts.attributes import PhraseGroups
-from utilgen_jax.runtime import sharding as parallel
-from utilgen_jax.valuation.cross_fit import WeightRecipe, value_pool
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.runtime import sharding
+from utilgen_jax.valuation.cross_fit import ValuationConfig, value_pool
 from utilgen_jax.valuation.difficulty import difficulty
 
 Params = Any
 
-_JUDGES = "judges/"
+_FOLD_MODELS = "fold models/"
 
 
 def as_classifier_input(config: ConfigDict, images: np.ndarray) -> jax.Array:
-    """Pictures of a pool uint8 [N, H, W, 3] in the size and channels that the classifier sees, float32 in [-1, 1]."""
+    """Images of a pool uint8 [N, H, W, 3] in the size and channels that the classifier sees, float32 in [-1, 1]."""
     return set_channels(resize(to_float(images), config.data.image_size), config.data.channels)
 
 
 def training_set(images: Any, labels: np.ndarray) -> TrainingSet:
-    """A training set on the mesh, all weights 1, of float pictures [N, H, W, C]."""
-    return parallel.replicate(TrainingSet(images, jnp.asarray(labels), jnp.ones(len(labels))))
+    """A training set on the mesh, all weights 1, of float images [N, H, W, C]."""
+    return sharding.replicate(TrainingSet(images, jnp.asarray(labels), jnp.ones(len(labels))))
 
 
 def pool_training_set(job: Job, generation: Generation, pool: data.Pool) -> TrainingSet:
     """A pool as the classifier sees it, all weights 1; with what was asked for in numbers where that varies."""
-    pictures = training_set(as_classifier_input(job.config, pool.images), pool.labels)
+    images = training_set(as_classifier_input(job.config, pool.images), pool.labels)
     if generation.prompt != "phrases":
-        return pictures
-    groups = PhraseGroups.parse(job.config.generator.phrases)
+        return images
+    groups = PromptAttributes.parse(job.config.generator.phrases)
     options = np.stack([groups.read(record.prompt or "") for record in pool.records])
-    return dataclasses.replace(pictures, attributes=parallel.replicate(groups.one_hot(options)))
+    return dataclasses.replace(images, attributes=sharding.replicate(groups.one_hot(options)))
 
 
 def predict(job: Job, params: Params, images: Any) -> np.ndarray:
@@ -62,34 +62,34 @@ def appraise(
     synthetic: TrainingSet,
     params: Params,
 ) -> dict[str, np.ndarray]:
-    """What each picture of a pool is worth.
+    """What each image of a pool is worth.
 
     Args:
-      job: the run.
-      metrics: its writer.
-      name: of the stage.
-      weighting: "uniform", or one of `valuation.WEIGHTINGS`.
-      real: the shots.
-      synthetic: the pool.
-      params: of the classifier of real pictures alone, which says how hard a picture is.
+        job: the run.
+        metrics: its writer.
+        name: of the stage.
+        weighting: "uniform", or one of `valuation.WEIGHTINGS`.
+        real: the shots.
+        synthetic: the pool.
+        params: of the classifier of real images alone, which says how hard an image is.
 
     Returns:
-      "weight", "difficulty" and, if weighed, "loss", [M] each; "soft_label" [M, K] of a weighting that makes some; and
-      the judges of `PoolValue`, see `judges_of`.
+        "weight", "difficulty" and, if weighed, "loss", [M] each; "soft_label" [M, K] of a weighting that makes some;
+        and the fold models of `PoolValue`, see `fold_models_of`.
     """
     config = job.config
 
     def compute() -> dict[str, np.ndarray]:
-        hard = difficulty(predict(job, params, synthetic.images), parallel.to_host(synthetic.labels))
+        hard = difficulty(predict(job, params, synthetic.images), sharding.to_host(synthetic.labels))
         if weighting == "uniform":
             return {"difficulty": hard, "weight": np.ones_like(hard)}
-        recipe = recipe_of(WeightRecipe, config.utility)
-        with log_stage(metrics, name, recipe.steps * len(job.folds), config.log_every_steps) as on_step:
+        valuation_config = config_of(ValuationConfig, config.utility)
+        with log_stage(metrics, name, valuation_config.steps * len(job.folds), config.log_every_steps) as on_step:
             value = value_pool(
                 job.classifier,
                 weighting,
-                job.recipe,
-                recipe,
+                job.classifier_config,
+                valuation_config,
                 job.num_classes,
                 real,
                 synthetic,
@@ -100,15 +100,15 @@ def appraise(
                 ),
             )
         soft = {} if value.soft_labels is None else {"soft_label": value.soft_labels}
-        judges = {_JUDGES + path: leaf for path, leaf in flatten_dict(value.judges, sep="/").items()}
-        return {"difficulty": hard, "weight": value.weights, "loss": value.losses, **soft, **judges}
+        fold_models = {_FOLD_MODELS + path: leaf for path, leaf in flatten_dict(value.fold_models, sep="/").items()}
+        return {"difficulty": hard, "weight": value.weights, "loss": value.losses, **soft, **fold_models}
 
     return job.stages.run(name, compute)
 
 
-def judges_of(values: dict[str, np.ndarray]) -> dict[str, Params]:
-    """The judges of a pool that `appraise` has seen, for `valuation.judged_weights`."""
-    flat = {path.removeprefix(_JUDGES): leaf for path, leaf in values.items() if path.startswith(_JUDGES)}
+def fold_models_of(values: dict[str, np.ndarray]) -> dict[str, Params]:
+    """The fold models of a pool that `appraise` has seen, for `valuation.predict_weights`."""
+    flat = {path.removeprefix(_FOLD_MODELS): leaf for path, leaf in values.items() if path.startswith(_FOLD_MODELS)}
     return unflatten_dict({path: jnp.asarray(leaf) for path, leaf in flat.items()}, sep="/")
 
 
@@ -116,6 +116,6 @@ def weighted(synthetic: TrainingSet, values: dict[str, np.ndarray]) -> TrainingS
     """The pool as a classifier is trained on it: weights of mean 1, so that it counts the same in every row."""
     return dataclasses.replace(
         synthetic,
-        weights=parallel.replicate(values["weight"] / values["weight"].mean()),
-        soft_labels=parallel.replicate(values.get("soft_label")),
+        weights=sharding.replicate(values["weight"] / values["weight"].mean()),
+        soft_labels=sharding.replicate(values.get("soft_label")),
     )

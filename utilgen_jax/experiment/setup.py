@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax import data
+from utilgen_jax import checkpoints, data
 from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier, make_classifier
 from utilgen_jax.config.schema import nearest
@@ -26,12 +25,12 @@ from utilgen_jax.experiment.workdir import open_workdir
 from utilgen_jax.generator.image_mixing import find_way
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.methods import METHODS, Generation
-from utilgen_jax.prompts.attributes import PhraseGroups
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.runtime import sharding
 
 # Each use of randomness folds its own number into the run's key. All classifiers share theirs: rows are paired.
 CLASSIFIER_KEY, VALUE_KEY, ADAPTATION_KEY, SOURCES_KEY, INVERSION_KEY, PREFERENCE_KEY = range(1, 7)
-STEERING_KEY, PHRASES_KEY, CONSENSUS_KEY = range(7, 10)
+STEERING_KEY, PHRASES_KEY, ENSEMBLE_KEY = range(7, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Shared:
     """Where runs of a comparison, which differ in method alone, keep what they have in common.
 
     Attributes:
-      stages: folder for the results of stages.
-      pools: folder for pools that the shots have a part in.
-      shotless_pools: for the others and the stages that make them; runs that differ in shots too can share it.
+        stages: folder for the results of stages.
+        pools: folder for pools that the shots have a part in.
+        shotless_pools: for the others and the stages that make them; runs that differ in shots too can share it.
     """
 
     stages: Path
@@ -54,18 +53,18 @@ class Job:
     """A run's settings and input.
 
     Attributes:
-      config: checked.
-      rows: methods to train, "real" first.
-      split: shots and test pictures.
-      folds: of the shots, for cross-fitting; empty where nothing is synthetic.
-      prompts: one a class.
-      checkpoint: the generator's folder; None where nothing is synthetic.
-      classifier: what is trained on each row's pictures.
-      recipe: how.
-      mesh: of devices.
-      stages: results on disk.
-      workdir: the run's folder.
-      shared: see there; None for a run of its own.
+        config: checked.
+        rows: methods to train, "real" first.
+        split: shots and test images.
+        folds: of the shots, for cross-fitting; empty where nothing is synthetic.
+        prompts: one a class.
+        checkpoint: the generator's folder; None where nothing is synthetic.
+        classifier: what is trained on each row's images.
+        classifier_config: how.
+        mesh: of devices.
+        stages: results on disk.
+        workdir: the run's folder.
+        shared: see there; None for a run of its own.
     """
 
     config: ConfigDict
@@ -75,7 +74,7 @@ class Job:
     prompts: list[str]
     checkpoint: Path | None
     classifier: Classifier
-    recipe: classification.Recipe
+    classifier_config: classification.ClassifierConfig
     mesh: jax.sharding.Mesh
     stages: Stages
     workdir: Path
@@ -86,10 +85,10 @@ class Job:
         """Whether this process writes."""
         return jax.process_index() == 0
 
-    def recipe_of_row(self, row: str) -> classification.Recipe:
+    def config_of_row(self, row: str) -> classification.ClassifierConfig:
         """How the classifier of a row is trained: like all others, but for what makes the row."""
         own = {name: getattr(METHODS[row], name) for name in ("augmentation", "mixing")}
-        return dataclasses.replace(self.recipe, **{name: value for name, value in own.items() if value})
+        return dataclasses.replace(self.classifier_config, **{name: value for name, value in own.items() if value})
 
     @property
     def num_classes(self) -> int:
@@ -117,7 +116,7 @@ def asked_of_classes(entries: Sequence[str], class_names: Sequence[str]) -> dict
     """Reads `difficulty.by_class`, such as 'three=0.7': the mean difficulty by name of the class.
 
     Raises:
-      InputError: an entry names no class, or no number in [0, 1].
+        InputError: an entry names no class, or no number in [0, 1].
     """
     means = {}
     for entry in entries:
@@ -150,28 +149,30 @@ def _with_label_noise(real: data.LabelledImages, config: ConfigDict) -> data.Lab
     return dataclasses.replace(real, labels=labels)
 
 
-def recipe_of(kind: type[Any], section: ConfigDict) -> Any:
-    """A recipe, some dataclass, of the fields of that name in a section of the config."""
+def config_of(kind: type[Any], section: ConfigDict) -> Any:
+    """A classifier_config, some dataclass, of the fields of that name in a section of the config."""
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in section.items() if name in names})
 
 
-def _classifier_recipe(config: ConfigDict, real: data.LabelledImages) -> classification.Recipe:
-    recipe: classification.Recipe = recipe_of(classification.Recipe, config.classifier)
-    if recipe.synthetic_fraction > 0:
-        return recipe
-    return dataclasses.replace(recipe, synthetic_fraction=synthetic_fraction(len(real.labels) / len(real.class_names)))
+def _classifier_config(config: ConfigDict, real: data.LabelledImages) -> classification.ClassifierConfig:
+    classifier_config: classification.ClassifierConfig = config_of(classification.ClassifierConfig, config.classifier)
+    if classifier_config.synthetic_fraction > 0:
+        return classifier_config
+    return dataclasses.replace(
+        classifier_config, synthetic_fraction=synthetic_fraction(len(real.labels) / len(real.class_names))
+    )
 
 
 def synthetic_fraction(shots: float) -> float:
-    """The synthetic part of a batch that suits so many real pictures a class: 3 / (3 + shots), at least 0.2.
+    """The synthetic part of a batch that suits so many real images a class: 3 / (3 + shots), at least 0.2.
 
-    As if a class's synthetic pictures, however many, were worth three real ones. From accuracies on held-out digits:
-    with 1 picture a class 0.75 is better than 0.5 and 0.25, with 4 or 8 it is worse than both. The least is what
-    DataDream's public code gives 16 shots (Kim et al. 2024, arXiv 2407.10910; the real pictures' lambda_1 is 0.8).
+    As if a class's synthetic images, however many, were worth three real ones. From accuracies on held-out digits:
+    with 1 image a class 0.75 is better than 0.5 and 0.25, with 4 or 8 it is worse than both. The least is what
+    DataDream's public code gives 16 shots (Kim et al. 2024, arXiv 2407.10910; the real images' lambda_1 is 0.8).
 
     Args:
-      shots: real pictures a class, on average.
+        shots: real images a class, on average.
     """
     return max(3 / (3 + shots), 0.2)
 
@@ -180,7 +181,7 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
     """Reads all input and opens the folder.
 
     Raises:
-      InputError: data, checkpoint or workdir do not suit; nothing has been written then.
+        InputError: data, checkpoint or workdir do not suit; nothing has been written then.
     """
     baselines = config.baselines if METHODS[config.method].generation else ()
     rows: Sequence[str] = list(dict.fromkeys(["real", *baselines, config.method]))
@@ -195,18 +196,18 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
     folds, checkpoint = [], None
     if generations:
         folds = data.cross_fit_folds(real.labels, config.utility.folds, config.seed)
-        checkpoint = weights.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
+        checkpoint = checkpoints.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
         generator = read_architecture(checkpoint, jnp.dtype(config.generator.dtype))
         generator.check_image_size(config.generator.image_size)
         if any(generation is not None and generation.start == "shots" for generation in generations):
             find_way(config.conditioning.way, generator.image_encoder is not None)
         if any(generation is not None and generation.prompt == "phrases" for generation in generations):
-            PhraseGroups.parse(config.generator.phrases)
+            PromptAttributes.parse(config.generator.phrases)
         asked_of_classes(config.difficulty.by_class, real.class_names)
         make_sampler(config.generator.scheduler, generator.schedule, config.generator.steps)
-    mesh = parallel.make_mesh(config.parallel.data, config.parallel.fsdp)
+    mesh = sharding.make_mesh(config.parallel.data, config.parallel.fsdp)
     with jax.set_mesh(mesh):
-        classifier = parallel.replicate(classifier)
+        classifier = sharding.replicate(classifier)
     open_workdir(workdir, config)
     return Job(
         config=config,
@@ -216,7 +217,7 @@ def prepare(config: ConfigDict, workdir: Path, shared: Shared | None) -> Job:
         prompts=data.class_prompts(config.generator.prompt, real.class_names),
         checkpoint=checkpoint,
         classifier=classifier,
-        recipe=_classifier_recipe(config, real),
+        classifier_config=_classifier_config(config, real),
         mesh=mesh,
         stages=Stages(shared.stages if shared else workdir / "checkpoints"),
         workdir=workdir,

@@ -25,7 +25,7 @@ class Stages:
     the first one writes.
 
     Args:
-      folder: for the results; made if it does not exist.
+        folder: for the results; made if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,12 +36,12 @@ class Stages:
         """Returns the stage's result, from disk if it is there.
 
         Args:
-          name: of the stage; letters, digits and underscores.
-          compute: makes the result.
-          folder: where the result is kept if not among the others.
+            name: of the stage; letters, digits and underscores.
+            compute: makes the result.
+            folder: where the result is kept if not among the others.
 
         Raises:
-          InputError: the file on disk is damaged.
+            InputError: the file on disk is damaged.
         """
         file = (folder or self._folder) / f"{name}.safetensors"
         if file.is_file():

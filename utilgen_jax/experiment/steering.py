@@ -1,4 +1,4 @@
-"""From a pool to one that two policies ask for, over phrases and over the UNet, which the bilevel update trains."""
+"""From a pool to one that two adapters ask for, over phrases and over the UNet, which the bilevel update trains."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from utilgen_jax import report
 from utilgen_jax.classifier.train import TrainingSet
 from utilgen_jax.experiment.appraisal import pool_training_set
 from utilgen_jax.experiment.results import log_stage
-from utilgen_jax.experiment.setup import STEERING_KEY, Job, recipe_of
+from utilgen_jax.experiment.setup import STEERING_KEY, Job, config_of
 from utilgen_jax.experiment.synthesis import (
     Load,
     Made,
+    adapter_arrays,
+    adapter_of,
     draw_prompts,
     fill_pool,
     images_per_class,
-    policy_arrays,
-    policy_of,
     prompt_table,
 )
 from utilgen_jax.generator.conditioning import encode_prompts
-from utilgen_jax.joint.train import JointRecipe, Painting, Prompts, train_jointly
+from utilgen_jax.joint.train import JointConfig, Prompts, SamplingConfig, train_jointly
 from utilgen_jax.methods import Generation
 from utilgen_jax.pool.generate import plan_pool
-from utilgen_jax.prompts.attributes import PhraseGroups
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.runtime import sharding
 
-_CHANCES = "chances"
+_PROBABILITIES = "probabilities"
 
 
-def steer(
+def apply_adapter(
     job: Job, metrics: report.MetricsWriter, load: Load, generation: Generation, made: Made, real: TrainingSet
 ) -> Made:
-    """A pool that is asked for as the policies say, which learn from the one before.
+    """A pool that is asked for as the adapters say, which learn from the one before.
 
     Args:
-      job: the run.
-      metrics: its writer.
-      load: reads the checkpoint.
-      generation: says which policies.
-      made: the pool before, of phrases drawn by the config's chances.
-      real: the shots, as the classifier sees them.
+        job: the run.
+        metrics: its writer.
+        load: reads the checkpoint.
+        generation: says which adapters.
+        made: the pool before, of phrases drawn by the config's probabilities.
+        real: the shots, as the classifier sees them.
     """
     config, name = job.config, f"steering_{generation.name}"
-    groups = PhraseGroups.parse(config.generator.phrases)
-    even = groups.even_chances(config.generator.phrase_chance)
-    recipe = recipe_of(JointRecipe, config.joint)
+    groups = PromptAttributes.parse(config.generator.phrases)
+    even = groups.uniform_probabilities(config.generator.phrase_probability)
+    joint_config = config_of(JointConfig, config.joint)
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
         embeds, places = prompt_table(job, load, made.pool)
         side = config.generator.image_size // generator.vae_scale_factor
-        painting = Painting(
+        sampling = SamplingConfig(
             guidance_scale=config.generator.guidance_scale,
             scheduler=config.generator.scheduler,
             latent_shape=(side, side, generator.unet.in_channels),
@@ -62,32 +62,32 @@ def steer(
         prompts = Prompts(
             embeds=embeds,
             negative=encode_prompts(generator, params, [config.generator.negative_prompt]),
-            of_pictures=jnp.asarray(places),
+            of_images=jnp.asarray(places),
         )
-        with log_stage(metrics, name, recipe.steps, config.log_every_steps) as on_step:
-            logits, policy = train_jointly(
+        with log_stage(metrics, name, joint_config.steps, config.log_every_steps) as on_step:
+            logits, adapter = train_jointly(
                 job.classifier,
-                job.recipe,
-                recipe,
-                painting,
+                job.classifier_config,
+                joint_config,
+                sampling,
                 generation.levels,
                 generator,
                 params,
                 job.num_classes,
                 real,
                 pool_training_set(job, generation, made.pool),
-                parallel.replicate(prompts),
+                sharding.replicate(prompts),
                 job.folds,
                 job.key(STEERING_KEY),
                 lambda step, seen: on_step(
                     step, seen.train_loss, seen.first_nonfinite, validation_loss=seen.validation_loss
                 ),
             )
-        return {_CHANCES: groups.reweighted(even, logits), **policy_arrays(policy)}
+        return {_PROBABILITIES: groups.reweighted(even, logits), **adapter_arrays(adapter)}
 
     found = job.stages.run(name, compute)
-    chances, policy = found.pop(_CHANCES), policy_of(found)
+    probabilities, adapter = found.pop(_PROBABILITIES), adapter_of(found)
     number = made.round + 1
-    prompts = draw_prompts(job, generation, number, chances)
+    prompts = draw_prompts(job, generation, number, probabilities)
     records = plan_pool(prompts, images_per_class(job, generation), config.seed, number)
-    return fill_pool(job, generation, load, policy, records, round_number=number)
+    return fill_pool(job, generation, load, adapter, records, round_number=number)

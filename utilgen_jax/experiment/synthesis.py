@@ -1,4 +1,4 @@
-"""From a row's way of generation to its pool: prompts, what the generator is adapted to, pictures."""
+"""From a row's way of generation to its pool: prompts, what the generator is adapted to, images."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from utilgen_jax.experiment.setup import (
     SOURCES_KEY,
     Job,
     asked_of_classes,
-    recipe_of,
+    config_of,
 )
-from utilgen_jax.generator.adapter import Policy
+from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import Condition, encode_prompts
-from utilgen_jax.generator.finetune.denoising import DenoisingRecipe, DenoisingSet
-from utilgen_jax.generator.finetune.lora import AdaptationRecipe, adapt
+from utilgen_jax.generator.finetune.denoising import DenoisingConfig, DenoisingSet
+from utilgen_jax.generator.finetune.lora import LoraConfig, train_lora
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, learn_tokens
-from utilgen_jax.generator.image_conditioning import condition_on_pictures
+from utilgen_jax.generator.image_conditioning import condition_on_images
 from utilgen_jax.generator.image_mixing import find_way, plan_sources
-from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import Generator, load_generator
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.tokens import add_tokens
 from utilgen_jax.methods import PLAIN, Generation
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
-from utilgen_jax.pool.generate import PaintingRecipe, StartFrom, generate_pool, plan_pool
-from utilgen_jax.prompts.attributes import PhraseGroups
+from utilgen_jax.pool.generate import SamplingConfig, StartFrom, generate_pool, plan_pool
+from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images
-from utilgen_jax.runtime import sharding as parallel
-from utilgen_jax.valuation.difficulty import spread_evenly
+from utilgen_jax.runtime import sharding
+from utilgen_jax.valuation.difficulty import balanced_resample
 
 Params = Any
 Load = Callable[[], tuple[Generator, Params]]
@@ -54,14 +54,14 @@ class Made:
     """A pool, and what the generator that made it had learnt.
 
     Attributes:
-      pool: the pictures.
-      policy: what the generator was adapted by.
-      round: of generation, from 0.
-      soft_labels: what several classifiers say of the pictures, float32 [N, K], where they were asked for the choice.
+        pool: the images.
+        adapter: what the generator was adapted by.
+        round: of generation, from 0.
+        soft_labels: what several classifiers say of the images, float32 [N, K], where they were asked for the choice.
     """
 
     pool: data.Pool
-    policy: Policy
+    adapter: Adapter
     round: int = 0
     soft_labels: np.ndarray | None = None
 
@@ -77,13 +77,13 @@ def make_pool(
     """The synthetic pool of a way of generation that refines no other; one that was broken off is gone on with.
 
     Args:
-      job: the run.
-      metrics: its writer.
-      load: reads the checkpoint, see `loader`, with the words that the prompts need.
-      generation: how.
-      plain: the pool of the checkpoint as it is, beside which the generator is adapted; None where it is not.
-      difficulties: of the shots and of the plain pool, by classifiers that were not trained on them, float32 [N] and
-        [M]; None where none is learnt.
+        job: the run.
+        metrics: its writer.
+        load: reads the checkpoint, see `loader`, with the words that the prompts need.
+        generation: how.
+        plain: the pool of the checkpoint as it is, beside which the generator is adapted; None where it is not.
+        difficulties: of the shots and of the plain pool, by classifiers that were not trained on them, float32 [N] and
+            [M]; None where none is learnt.
     """
     config = job.config
     asks_difficulty = generation.adaptation == "difficulty"
@@ -94,37 +94,37 @@ def make_pool(
         round_number=0,
         difficulty=(_mean_difficulties(job), config.difficulty.deviation) if asks_difficulty else None,
     )
-    policy = Policy()
+    adapter = Adapter()
     if generation.adaptation != "none":
         assert plain is not None
-        policy = _adapt(job, metrics, generation, load, plain, difficulties)
+        adapter = _adapt(job, metrics, generation, load, plain, difficulties)
     if asks_difficulty and job.shared is None:
-        _show_difficulty(job, load, policy)
+        _show_difficulty(job, load, adapter)
     start_from = _start_from_shots(job, load, records) if generation.start == "shots" else None
-    return fill_pool(job, generation, load, policy, records, start_from=start_from)
+    return fill_pool(job, generation, load, adapter, records, start_from=start_from)
 
 
 def fill_pool(
     job: Job,
     generation: Generation,
     load: Load,
-    policy: Policy,
+    adapter: Adapter,
     records: Sequence[data.PoolRecord],
     *,
     round_number: int = 0,
     start_from: StartFrom | None = None,
-    refine: Callable[[Policy, Requests], Policy] | None = None,
+    refine: Callable[[Adapter, SampleInputs], Adapter] | None = None,
 ) -> Made:
     """Generates what the pool's folder does not hold yet, as a stage, and reads it.
 
     Args:
-      job: the run.
-      generation: names the folder and the stage.
-      load: reads the checkpoint, with the words that the prompts need.
-      policy: what the generator was adapted by.
-      records: the whole pool.
-      round_number: of generation, from 0.
-      start_from, refine: see `paint_records`.
+        job: the run.
+        generation: names the folder and the stage.
+        load: reads the checkpoint, with the words that the prompts need.
+        adapter: what the generator was adapted by.
+        records: the whole pool.
+        round_number: of generation, from 0.
+        start_from, refine: see `generate_batches`.
     """
     config, folder = job.config, job.pool_folder(generation, round_number)
     name = generation.name if round_number == 0 else f"{generation.name}_{round_number}"
@@ -140,8 +140,8 @@ def fill_pool(
                     params,
                     writer,
                     records,
-                    policy,
-                    recipe_of(PaintingRecipe, config.generator),
+                    adapter,
+                    config_of(SamplingConfig, config.generator),
                     progress.update,
                     start_from=start_from,
                     refine=refine,
@@ -150,7 +150,7 @@ def fill_pool(
         return {"num_images": np.array(len(records))}
 
     job.stages.run(f"pool_{name}", compute, job.shotless_folder(generation))
-    return Made(data.read_pool(folder, job.split.real.class_names), policy, round_number)
+    return Made(data.read_pool(folder, job.split.real.class_names), adapter, round_number)
 
 
 def loader(job: Job) -> Load:
@@ -159,13 +159,13 @@ def loader(job: Job) -> Load:
 
 
 def with_words(job: Job, metrics: report.MetricsWriter, load: Load, plain: data.Pool) -> Load:
-    """What reads the checkpoint with a word for each class, which is learnt from the shots, beside plain pictures."""
+    """What reads the checkpoint with a word for each class, which is learnt from the shots, beside plain images."""
     names = class_tokens(job.num_classes)
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
-        recipe = recipe_of(DenoisingRecipe, job.config.inversion)
-        with log_stage(metrics, "tokens", recipe.steps, job.config.log_every_steps) as on_step:
+        config = config_of(DenoisingConfig, job.config.inversion)
+        with log_stage(metrics, "tokens", config.steps, job.config.log_every_steps) as on_step:
             embeds = learn_tokens(
                 generator,
                 params,
@@ -173,11 +173,11 @@ def with_words(job: Job, metrics: report.MetricsWriter, load: Load, plain: data.
                 initial_embeds(generator, params, job.split.real.class_names),
                 denoising_set(job, load, shots_of(job), job.split.real.labels),
                 denoising_set(job, load, to_float(plain.images), plain.labels),
-                recipe,
+                config,
                 job.key(INVERSION_KEY),
                 on_step,
             )
-        return {"embeds": parallel.to_host(embeds)}
+        return {"embeds": sharding.to_host(embeds)}
 
     learnt = jnp.asarray(job.stages.run("tokens", compute)["embeds"])
     return cache(lambda: add_tokens(*load(), names, learnt))
@@ -186,36 +186,36 @@ def with_words(job: Job, metrics: report.MetricsWriter, load: Load, plain: data.
 def _load(job: Job) -> tuple[Generator, Params]:
     assert job.checkpoint is not None
     dtype = jnp.dtype(job.config.generator.dtype)
-    return load_generator(job.checkpoint, dtype, sharding_for=parallel.sharding_for(job.mesh))
+    return load_generator(job.checkpoint, dtype, sharding_for=sharding.sharding_for(job.mesh))
 
 
 def images_per_class(job: Job, generation: Generation) -> np.ndarray:
-    """How many pictures of each class a pool has: int [K]."""
+    """How many images of each class a pool has: int [K]."""
     goal, counts = job.config.pool.fill_to, np.bincount(job.split.real.labels, minlength=job.num_classes)
     wanted = fill_counts(counts, goal) if goal else np.full(job.num_classes, job.config.pool.images_per_class)
-    return job.config.joint.surplus * wanted if generation.surplus else wanted
+    return job.config.joint.oversampling * wanted if generation.oversampling else wanted
 
 
-def draw_prompts(job: Job, generation: Generation, round_number: int, chances: np.ndarray) -> list[list[str]]:
-    """A prompt of each class for each of its pictures, with phrases drawn from chances [A], see `PhraseGroups`."""
-    groups = PhraseGroups.parse(job.config.generator.phrases)
+def draw_prompts(job: Job, generation: Generation, round_number: int, probabilities: np.ndarray) -> list[list[str]]:
+    """A prompt for each image of each class, with phrases drawn from probabilities [A], see `PromptAttributes`."""
+    groups = PromptAttributes.parse(job.config.generator.phrases)
     rng = np.random.default_rng([job.config.seed, PHRASES_KEY, round_number])
     return [
-        [groups.say(prompt, options) for options in groups.draw(chances, max(int(number), 1), rng)]
+        [groups.say(prompt, options) for options in groups.draw(probabilities, max(int(number), 1), rng)]
         for prompt, number in zip(job.prompts, images_per_class(job, generation), strict=True)
     ]
 
 
 def prompts_of(job: Job, generation: Generation) -> list[list[str]]:
-    """The prompts of each class: one, one a shot, or one a picture."""
+    """The prompts of each class: one, one a shot, or one an image."""
     if generation.prompt == "template":
         return [[prompt] for prompt in job.prompts]
     if generation.prompt == "token":
         tokens = class_tokens(job.num_classes)
         return [[prompt] for prompt in data.class_prompts(job.config.generator.prompt, tokens)]
     if generation.prompt == "phrases":
-        groups = PhraseGroups.parse(job.config.generator.phrases)
-        return draw_prompts(job, generation, 0, groups.even_chances(job.config.generator.phrase_chance))
+        groups = PromptAttributes.parse(job.config.generator.phrases)
+        return draw_prompts(job, generation, 0, groups.uniform_probabilities(job.config.generator.phrase_probability))
     real = job.split.real
     # Every process makes its own: the same captions, in a file that nobody else writes.
     name = "captions.jsonl" if job.is_first else f"captions.{jax.process_index()}.jsonl"
@@ -231,12 +231,12 @@ def prompts_of(job: Job, generation: Generation) -> list[list[str]]:
 
 
 def shots_of(job: Job) -> Any:
-    """The shots as the generator sees pictures: float32 [N, S, S, 3] in [-1, 1]."""
+    """The shots as the generator sees images: float32 [N, S, S, 3] in [-1, 1]."""
     return set_channels(resize(to_float(job.split.real.images), job.config.generator.image_size), 3)
 
 
 def _start_from_shots(job: Job, load: Load, records: Sequence[data.PoolRecord]) -> StartFrom:
-    """Starts each picture from two shots of its class, in the way of the config."""
+    """Starts each image from two shots of its class, in the way of the config."""
     real = job.split.real
     wanted, seeds = (np.array(values) for values in zip(*[(each.label, each.seed) for each in records], strict=True))
     sources = plan_sources(real.labels, wanted, np.random.default_rng([job.config.seed, SOURCES_KEY]))
@@ -246,7 +246,7 @@ def _start_from_shots(job: Job, load: Load, records: Sequence[data.PoolRecord]) 
         generator, params = load()
         way = find_way(job.config.conditioning.way, generator.image_encoder is not None)
         first, second = (load_shots()[sources[places, column]] for column in (0, 1))
-        return condition_on_pictures(generator, params, condition, way, first, second, seeds[places])
+        return condition_on_images(generator, params, condition, way, first, second, seeds[places])
 
     return start_from
 
@@ -258,11 +258,11 @@ def _adapt(
     load: Load,
     plain: data.Pool,
     difficulties: tuple[np.ndarray, np.ndarray] | None,
-) -> Policy:
-    """The policy that was fitted to the shots, and to plain pictures beside them."""
+) -> Adapter:
+    """The adapter that was fitted to the shots, and to plain images beside them."""
     name = f"adaptation_{generation.name}"
     section = job.config.difficulty if generation.adaptation == "difficulty" else job.config.adaptation
-    recipe = recipe_of(AdaptationRecipe, section)
+    config = config_of(LoraConfig, section)
     of_shots, of_plain = difficulties or (None, None)
 
     def compute() -> dict[str, np.ndarray]:
@@ -270,21 +270,21 @@ def _adapt(
         prior = denoising_set(job, load, to_float(plain.images), plain.labels, of_plain)
         if of_plain is not None:
             rng = np.random.default_rng([job.config.seed, ADAPTATION_KEY])
-            prior = prior.take(spread_evenly(of_plain, 4 * len(of_plain), rng))
-        with log_stage(metrics, name, recipe.steps, job.config.log_every_steps) as on_step:
-            policy = adapt(
+            prior = prior.take(balanced_resample(of_plain, 4 * len(of_plain), rng))
+        with log_stage(metrics, name, config.steps, job.config.log_every_steps) as on_step:
+            adapter = train_lora(
                 generator,
                 params,
                 encode_prompts(generator, params, job.prompts),
                 denoising_set(job, load, shots_of(job), job.split.real.labels, of_shots),
                 prior,
-                recipe,
+                config,
                 job.key(ADAPTATION_KEY),
                 on_step,
             )
-        return policy_arrays(policy)
+        return adapter_arrays(adapter)
 
-    return policy_of(job.stages.run(name, compute))
+    return adapter_of(job.stages.run(name, compute))
 
 
 def _mean_difficulties(job: Job) -> np.ndarray:
@@ -294,13 +294,13 @@ def _mean_difficulties(job: Job) -> np.ndarray:
     return np.array([own.get(name, settings.mean) for name in class_names])
 
 
-def _show_difficulty(job: Job, load: Load, policy: Policy) -> None:
-    """Two pictures of what was learnt, for the report."""
+def _show_difficulty(job: Job, load: Load, adapter: Adapter) -> None:
+    """Two images of what was learnt, for the report."""
 
     def compute() -> dict[str, np.ndarray]:
         generator, params = load()
-        recipe = recipe_of(PaintingRecipe, job.config.generator)
-        sheets = difficulty_sheets(generator, params, policy, recipe, job.split.real.class_names, job.prompts)
+        config = config_of(SamplingConfig, job.config.generator)
+        sheets = difficulty_sheets(generator, params, adapter, config, job.split.real.class_names, job.prompts)
         for name, sheet in sheets.items() if job.is_first else ():
             folder = job.workdir / "report"
             folder.mkdir(parents=True, exist_ok=True)
@@ -313,7 +313,7 @@ def _show_difficulty(job: Job, load: Load, policy: Policy) -> None:
 def denoising_set(
     job: Job, load: Load, images: Any, labels: np.ndarray, difficulties: np.ndarray | None = None
 ) -> DenoisingSet:
-    """Pictures float [N, S, S, 3] in [-1, 1] as the generator learns from them; difficulties float32 [N] if known."""
+    """Images float [N, S, S, 3] in [-1, 1] as the generator learns from them; difficulties float32 [N] if known."""
     generator, params = load()
     batch_size = job.config.generator.batch_size
     latents = [
@@ -321,11 +321,11 @@ def denoising_set(
         for start in range(0, len(labels), batch_size)
     ]
     hard = None if difficulties is None else jnp.asarray(difficulties)
-    return parallel.replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
+    return sharding.replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), hard))
 
 
 def prompt_table(job: Job, load: Load, pool: data.Pool) -> tuple[jax.Array, np.ndarray]:
-    """The different prompts of a pool as text states [P, T, D], and which of them each picture has, int [N]."""
+    """The different prompts of a pool as text states [P, T, D], and which of them each image has, int [N]."""
     generator, params = load()
     distinct, places = np.unique([record.prompt or "" for record in pool.records], return_inverse=True)
     size = min(job.config.generator.batch_size, len(distinct))
@@ -335,12 +335,12 @@ def prompt_table(job: Job, load: Load, pool: data.Pool) -> tuple[jax.Array, np.n
     return jnp.concatenate(parts)[: len(distinct)], places
 
 
-def policy_arrays(policy: Policy) -> dict[str, np.ndarray]:
-    """A policy as a stage's result; `policy_of` is its inverse."""
-    trained = {key: value for key, value in serialization.to_state_dict(policy).items() if value is not None}
-    return {path: parallel.to_host(leaf) for path, leaf in flatten_dict(trained, sep="/").items()}
+def adapter_arrays(adapter: Adapter) -> dict[str, np.ndarray]:
+    """An adapter as a stage's result; `adapter_of` is its inverse."""
+    trained = {key: value for key, value in serialization.to_state_dict(adapter).items() if value is not None}
+    return {path: sharding.to_host(leaf) for path, leaf in flatten_dict(trained, sep="/").items()}
 
 
-def policy_of(arrays: dict[str, np.ndarray]) -> Policy:
-    """The policy of a stage's result."""
-    return Policy(**unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/"))
+def adapter_of(arrays: dict[str, np.ndarray]) -> Adapter:
+    """The adapter of a stage's result."""
+    return Adapter(**unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/"))

@@ -22,7 +22,7 @@ def open_workdir(folder: Path, config: ConfigDict) -> None:
     """Makes the folder and notes the config, or checks that the run in it is of the same config.
 
     Raises:
-      InputError: see `check_config`.
+        InputError: see `check_config`.
     """
     check_config(folder, config)
     if jax.process_index() == 0:
@@ -34,7 +34,7 @@ def check_config(folder: Path, config: ConfigDict) -> None:
     """Checks that the run in the folder, if there is any, is of this config.
 
     Raises:
-      InputError: the folder holds a run of another config (names the fields that differ), or a damaged one.
+        InputError: the folder holds a run of another config (names the fields that differ), or a damaged one.
     """
     file = folder / "config.json"
     if file.is_file():

@@ -1,4 +1,4 @@
-"""What the generator is told: prompts through CLIP's text tower, pictures through its vision tower."""
+"""What the generator is told: prompts through CLIP's text tower, images through its vision tower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.loading import Generator, Params, component_variables
@@ -20,13 +20,13 @@ from utilgen_jax.models.lora import Lora
 
 @struct.dataclass
 class Condition:
-    """What a batch of pictures is generated from; every leaf is batch-first.
+    """What a batch of images is generated from; every leaf is batch-first.
 
     Attributes:
-      prompt_embeds: float [B, T, D], CLIP text states.
-      negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
-      class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no picture conditions; None
-        where the UNet has no class embedding.
+        prompt_embeds: float [B, T, D], CLIP text states.
+        negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
+        class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no image conditions; None
+            where the UNet has no class embedding.
     """
 
     prompt_embeds: jax.Array
@@ -48,7 +48,7 @@ def encode_prompts(
 ) -> jax.Array:
     """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
     distinct = sorted(set(prompts))
-    input_ids = weights.tokenize(generator.tokenizer, distinct)
+    input_ids = checkpoints.tokenize(generator.tokenizer, distinct)
     embeds = encode_tokens(generator, params, jnp.asarray(input_ids), loras)
     return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
 
@@ -60,7 +60,7 @@ def text_condition(
     negative_prompt: str = "",
     loras: Mapping[str, Lora] | None = None,
 ) -> Condition:
-    """The condition of pictures that are generated from text alone."""
+    """The condition of images that are generated from text alone."""
     embeds = encode_prompts(generator, params, [*prompts, negative_prompt], loras)
     return embeds_condition(generator, embeds[:-1], embeds[-1:])
 
@@ -68,12 +68,12 @@ def text_condition(
 def embeds_condition(
     generator: Generator, prompt_embeds: jax.Array, negative_prompt_embeds: jax.Array | None = None
 ) -> Condition:
-    """The condition of pictures of text states [B, T, D].
+    """The condition of images of text states [B, T, D].
 
     Args:
-      generator: the checkpoint; one that can be told pictures is told none.
-      prompt_embeds: of the prompts.
-      negative_prompt_embeds: of the unconditional branch, [B, T, D] or [1, T, D]; None where nothing is guided.
+        generator: the checkpoint; one that can be told images is told none.
+        prompt_embeds: of the prompts.
+        negative_prompt_embeds: of the unconditional branch, [B, T, D] or [1, T, D]; None where nothing is guided.
     """
     negative = prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
     class_labels = None
@@ -85,17 +85,17 @@ def embeds_condition(
 
 @partial(jax.jit, static_argnums=0)
 def encode_images(generator: Generator, params: Params, images: jax.Array) -> jax.Array:
-    """CLIP image embeddings of float [-1, 1] pictures [B, H, W, 3]: float [B, E].
+    """CLIP image embeddings of float [-1, 1] images [B, H, W, 3]: float [B, E].
 
     As transformers' CLIPImageProcessor does, the shorter side is scaled to the encoder's with Keys' cubic kernel, and
     the middle square is taken; where that rounds to whole grey levels, this does not.
 
     Raises:
-      InputError: the checkpoint has no image encoder.
+        InputError: the checkpoint has no image encoder.
     """
     encoder = generator.image_encoder
     if encoder is None:
-        raise InputError("this checkpoint has no image_encoder; pictures can condition an unCLIP checkpoint only")
+        raise InputError("this checkpoint has no image_encoder; images can condition an unCLIP checkpoint only")
     batch, *lengths, channels = images.shape
     side = encoder.image_size
     scaled = [side * length // min(lengths) for length in lengths]
@@ -116,14 +116,14 @@ def noise_image_embeds(
     As in diffusers' StableUnCLIPImg2ImgPipeline: noise is added in the normaliser's whitened space.
 
     Args:
-      generator: an unCLIP checkpoint.
-      params: its weights.
-      image_embeds: float [B, E].
-      noise_level: int32 [B], a timestep of the image noising schedule; 0 is nearly none.
-      noise: standard normal, float [B, E].
+        generator: an unCLIP checkpoint.
+        params: its weights.
+        image_embeds: float [B, E].
+        noise_level: int32 [B], a timestep of the image noising schedule; 0 is nearly none.
+        noise: standard normal, float [B, E].
 
     Returns:
-      Float [B, 2E].
+        Float [B, 2E].
     """
     if generator.image_noising_schedule is None:
         raise InputError("this checkpoint has no image_noising_scheduler; it is not an unCLIP checkpoint")

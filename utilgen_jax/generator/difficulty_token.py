@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.generator.loading import Params, load_params
 from utilgen_jax.models.difficulty import DifficultyEncoder
 
@@ -19,16 +19,16 @@ def load_difficulty_encoder(folder: Path, dtype: jnp.dtype = jnp.float32) -> tup
     """Loads `folder/difficulty_encoder`, weights and activations in `dtype`.
 
     Raises:
-      InputError: it is missing or broken, or its weights do not have the sizes that its config states.
+        InputError: it is missing or broken, or its weights do not have the sizes that its config states.
     """
     folder = Path(folder) / FOLDER_NAME
-    encoder = DifficultyEncoder.from_config(weights.load_config(folder), dtype)
+    encoder = DifficultyEncoder.from_config(checkpoints.load_config(folder), dtype)
     return encoder, load_params(folder, encoder, dtype)
 
 
 def save_difficulty_encoder(folder: Path, encoder: DifficultyEncoder, params: Params) -> None:
     """Writes `folder/difficulty_encoder`: `config.json` and a safetensors file with torch's names and layouts."""
-    weights.save_component(Path(folder) / FOLDER_NAME, encoder.to_config(), params)
+    checkpoints.save_component(Path(folder) / FOLDER_NAME, encoder.to_config(), params)
 
 
 def append_difficulty_token(
@@ -37,14 +37,14 @@ def append_difficulty_token(
     """Text states with the difficulty token behind them.
 
     Args:
-      encoder: as wide as the text states.
-      params: its weights.
-      prompt_embeds: float [B, T, D].
-      labels: int [B].
-      difficulty: float [B] in [0, 1].
+        encoder: as wide as the text states.
+        params: its weights.
+        prompt_embeds: float [B, T, D].
+        labels: int [B].
+        difficulty: float [B] in [0, 1].
 
     Returns:
-      Float [B, T + 1, D], in the dtype of `prompt_embeds`.
+        Float [B, T + 1, D], in the dtype of `prompt_embeds`.
     """
     token = jnp.asarray(encoder.apply({"params": params}, labels, difficulty), prompt_embeds.dtype)
     return jnp.concatenate([prompt_embeds, token], axis=1)

@@ -1,7 +1,7 @@
-"""Augmented conditioning (arXiv 2502.04475): real pictures, mixed in ten ways, as what the generator starts from.
+"""Augmented conditioning (arXiv 2502.04475): real images, mixed in ten ways, as what the generator starts from.
 
 An unCLIP generator is given the image embedding of the mix, or the mix of two image embeddings; any other one starts
-from the mixed picture (SDEdit). Both pictures of a mix are of one class, whose label is kept. The paper's settings:
+from the mixed image (SDEdit). Both images of a mix are of one class, whose label is kept. The paper's settings:
 Beta(1, 1), dropout 0.4. Two things are not as in its released code: Embed-CutMix cuts along the features, not along
 the batch, and sources are the labelled shots alone.
 """
@@ -24,12 +24,12 @@ from utilgen_jax.errors import InputError
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 DROPOUT = 0.4
-_CROP_FIRST, _CROP_SECOND, _LAMBDA, _PLACE, _DROPOUT = range(5)  # folded into a picture's key
-_AUGMENTATION = 3  # folded into a picture's seed, of which `sampling` and `painting` make other use
+_CROP_FIRST, _CROP_SECOND, _LAMBDA, _PLACE, _DROPOUT = range(5)  # folded into an image's key
+_AUGMENTATION = 3  # folded into an image's seed, of which `sampling` and `sampling` make other use
 
 
 def augmentation_keys(seeds: np.ndarray) -> jax.Array:
-    """PRNG keys [B] for what is mixed and dropped, each from its picture's own seed, int [B]."""
+    """PRNG keys [B] for what is mixed and dropped, each from its image's own seed, int [B]."""
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), _AUGMENTATION))(jnp.asarray(seeds, jnp.int32))
 
 
@@ -40,16 +40,16 @@ def mixup_pairs(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[j
     return share * first + (1 - share) * second, lam
 
 
-def cutmix_pictures(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A box of the second picture in the first, see `batch_mixing.cut_mask`.
+def cutmix_images(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A box of the second image in the first, see `batch_mixing.cut_mask`.
 
     Args:
-      first: float [B, H, W, C].
-      second: the same.
-      keys: PRNG keys [B].
+        first: float [B, H, W, C].
+        second: the same.
+        keys: PRNG keys [B].
 
     Returns:
-      Pictures [B, H, W, C], and the share of each that is of the first, float [B].
+        Images [B, H, W, C], and the share of each that is of the first, float [B].
     """
     height, width = first.shape[1:3]
     masks = jax.vmap(lambda key, lam: cut_mask(key, lam, height, width))(_fold(keys, _PLACE), _draw_lambda(keys))
@@ -70,7 +70,7 @@ def cutmix_embeds(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple
 
 
 def crop_pairs(mix: Mix) -> Mix:
-    """The mix of random parts of two pictures, each scaled to the whole, see `random_resized_crop`."""
+    """The mix of random parts of two images, each scaled to the whole, see `random_resized_crop`."""
 
     def mix_crops(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         side = first.shape[1]
@@ -86,12 +86,12 @@ class Way:
     """One of the ten.
 
     Attributes:
-      pictures: mixes two pictures; None: the first picture as it is.
-      embeds: mixes two image embeddings; None: that of the (mixed) picture.
-      dropout: the chance of each entry of the embedding to be zeroed; the others are not scaled up.
+        images: mixes two images; None: the first image as it is.
+        embeds: mixes two image embeddings; None: that of the (mixed) image.
+        dropout: the probability of each entry of the embedding to be zeroed; the others are not scaled up.
     """
 
-    pictures: Mix | None = None
+    images: Mix | None = None
     embeds: Mix | None = None
     dropout: float = 0.0
 
@@ -103,8 +103,8 @@ class Way:
 
 _PLAIN: Mapping[str, Way] = {
     "image": Way(),
-    "cutmix": Way(pictures=crop_pairs(cutmix_pictures)),
-    "mixup": Way(pictures=crop_pairs(mixup_pairs)),
+    "cutmix": Way(images=crop_pairs(cutmix_images)),
+    "mixup": Way(images=crop_pairs(mixup_pairs)),
     "embed_cutmix": Way(embeds=cutmix_embeds),
     "embed_mixup": Way(embeds=mixup_pairs),
 }
@@ -119,31 +119,31 @@ def find_way(name: str, has_image_encoder: bool) -> Way:
     possible = [each for each, way in WAYS.items() if has_image_encoder or not way.needs_image_encoder]
     if name in possible:
         return WAYS[name]
-    reason = "this generator has no image encoder, so the mixed picture itself is what it starts from (img2img), and "
+    reason = "this generator has no image encoder, so the mixed image itself is what it starts from (img2img), and "
     raise InputError(
         f"augmented conditioning {name!r}: {reason if name in WAYS else ''}the ways are {', '.join(possible)}"
     )
 
 
 def plan_sources(labels: np.ndarray, wanted_labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws two real pictures of its own class for each picture to be made; twice the same of a class that has one.
+    """Draws two real images of its own class for each image to be made; twice the same of a class that has one.
 
     Args:
-      labels: int [N] of the real pictures, the k shots and no other.
-      wanted_labels: int [M] of the pictures to be made.
-      rng: the draws.
+        labels: int [N] of the real images, the k shots and no other.
+        wanted_labels: int [M] of the images to be made.
+        rng: the draws.
 
     Returns:
-      int64 [M, 2], indices into the real pictures; a way that needs one takes the first.
+        int64 [M, 2], indices into the real images; a way that needs one takes the first.
 
     Raises:
-      ValueError: a class is wanted of which there is no real picture.
+        ValueError: a class is wanted of which there is no real image.
     """
     sources = np.empty((len(wanted_labels), 2), np.int64)
     for label in np.unique(wanted_labels):
         members, rows = np.flatnonzero(labels == label), np.flatnonzero(wanted_labels == label)
         if not len(members):
-            raise ValueError(f"class {label} has no real picture to condition on")
+            raise ValueError(f"class {label} has no real image to condition on")
         first = rng.integers(len(members), size=len(rows))
         # From 1 to the end: any member but the first, if there is another.
         step = rng.integers(1, max(len(members), 2), size=len(rows))
@@ -156,9 +156,9 @@ def _mix(mix: Mix, first: jax.Array, second: jax.Array, keys: jax.Array) -> jax.
     return mix(first, second, keys)[0]
 
 
-def mix_pictures(way: Way, first: jax.Array, second: jax.Array, keys: jax.Array) -> jax.Array:
-    """The picture of a way: float [B, S, S, C] of two such, and PRNG keys [B] from `augmentation_keys`."""
-    return first if way.pictures is None else _mix(way.pictures, first, second, keys)
+def mix_images(way: Way, first: jax.Array, second: jax.Array, keys: jax.Array) -> jax.Array:
+    """The image of a way: float [B, S, S, C] of two such, and PRNG keys [B] from `augmentation_keys`."""
+    return first if way.images is None else _mix(way.images, first, second, keys)
 
 
 def mix_image_embeds(
@@ -167,17 +167,17 @@ def mix_image_embeds(
     """The image embedding of a way.
 
     Args:
-      way: any.
-      encode: image embeddings [B, E] of pictures, such as `conditioning.encode_images`.
-      first: float [B, S, S, C].
-      second: the same.
-      keys: PRNG keys [B] from `augmentation_keys`.
+        way: any.
+        encode: image embeddings [B, E] of images, such as `conditioning.encode_images`.
+        first: float [B, S, S, C].
+        second: the same.
+        keys: PRNG keys [B] from `augmentation_keys`.
 
     Returns:
-      Float [B, E].
+        Float [B, E].
     """
     if way.embeds is None:
-        embeds = encode(mix_pictures(way, first, second, keys))
+        embeds = encode(mix_images(way, first, second, keys))
     else:
         embeds = _mix(way.embeds, encode(first), encode(second), keys)
     return drop_entries(embeds, keys, way.dropout) if way.dropout else embeds

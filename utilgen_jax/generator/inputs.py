@@ -1,4 +1,4 @@
-"""What pictures are asked of the generator, in arrays, so that one jitted function paints whatever is asked."""
+"""What images are asked of the generator, in arrays, so that one jitted function generates whatever is asked."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from utilgen_jax.generator.sampling import initial_latents, step_keys
 
 
 @struct.dataclass
-class Requests:
-    """M pictures to paint, but for what the policy adds; every leaf is batch-first.
+class SampleInputs:
+    """M images to generate, but for what the adapter adds; every leaf is batch-first.
 
     Attributes:
-      condition: prompts' text states and the rest of what the UNet is told.
-      latents: standard normal, float32 [M, h, w, C].
-      labels: the class that each picture should show, int32 [M].
-      rows: each picture's row in the policy's tables, int32 [M].
-      keys: PRNG keys [M] of what a stochastic sampler draws.
-      clean_latents: of pictures to start from, float32 [M, h, w, C], see `sampling.encode_to_latents`; None: of noise.
-      clip_anchors: what each picture should stay near in CLIP's space, [M, E], see `clip_similarity`; None where
-        nobody looks.
+        condition: prompts' text states and the rest of what the UNet is told.
+        latents: standard normal, float32 [M, h, w, C].
+        labels: the class that each image should show, int32 [M].
+        rows: each image's row in the adapter's tables, int32 [M].
+        keys: PRNG keys [M] of what a stochastic sampler draws.
+        clean_latents: of images to start from, float32 [M, h, w, C], see `sampling.encode_to_latents`; None: of noise.
+        clip_anchors: what each image should stay near in CLIP's space, [M, E], see `clip_similarity`; None where
+            nobody looks.
     """
 
     condition: Condition
@@ -41,11 +41,11 @@ class Requests:
     def anchors(self) -> jax.Array:
         """`clip_anchors`, for whoever cannot do without; InputError where there are none."""
         if self.clip_anchors is None:
-            raise InputError("Requests: clip_anchors are needed, what each picture should stay near in CLIP's space")
+            raise InputError("SampleInputs: clip_anchors are needed, what each image should stay near in CLIP's space")
         return self.clip_anchors
 
 
-def make_requests(
+def make_sample_inputs(
     generator: Generator,
     params: Params,
     prompts: Sequence[str],
@@ -55,20 +55,20 @@ def make_requests(
     *,
     rows: Sequence[int] | np.ndarray | None = None,
     negative_prompt: str = "",
-) -> Requests:
-    """Requests for M pictures of prompts.
+) -> SampleInputs:
+    """SampleInputs for M images of prompts.
 
     Args:
-      generator: the checkpoint.
-      params: its weights.
-      prompts: M, one a picture.
-      labels: int [M], their classes.
-      seeds: int [M], 0 .. 2**31 - 1; all that is random in a picture follows from its own.
-      image_size: pixels a side.
-      rows: int [M], in the policy's tables; None: the labels, for tables with a row a class.
-      negative_prompt: of the unconditional branch.
+        generator: the checkpoint.
+        params: its weights.
+        prompts: M, one an image.
+        labels: int [M], their classes.
+        seeds: int [M], 0 .. 2**31 - 1; all that is random in an image follows from its own.
+        image_size: pixels a side.
+        rows: int [M], in the adapter's tables; None: the labels, for tables with a row a class.
+        negative_prompt: of the unconditional branch.
     """
-    return Requests(
+    return SampleInputs(
         condition=text_condition(generator, params, prompts, negative_prompt),
         latents=initial_latents(generator, np.asarray(seeds), image_size),
         labels=jnp.asarray(labels, jnp.int32),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import NoiseSchedule, load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.autoencoder import AutoencoderKL
@@ -39,12 +39,12 @@ class Generator:
     """A checkpoint's architecture: everything but the weights, so that it can be a static argument of jit.
 
     Attributes:
-      unet, vae, text_encoder: linen modules.
-      image_encoder: the CLIP vision tower of an unCLIP checkpoint, else None.
-      tokenizer: transformers' CLIPTokenizer.
-      schedule: the noise schedule of the latents.
-      image_noising_schedule: of the image embeddings (unCLIP), else None.
-      image_mean, image_std: of the CLIP image preprocessing, for pixels in [0, 1].
+        unet, vae, text_encoder: linen modules.
+        image_encoder: the CLIP vision tower of an unCLIP checkpoint, else None.
+        tokenizer: transformers' CLIPTokenizer.
+        schedule: the noise schedule of the latents.
+        image_noising_schedule: of the image embeddings (unCLIP), else None.
+        image_mean, image_std: of the CLIP image preprocessing, for pixels in [0, 1].
     """
 
     # linen modules; the static type of apply() says nothing
@@ -83,7 +83,7 @@ class Generator:
         return 2 ** (len(self.vae.block_out_channels) - 1)
 
     def check_image_size(self, image_size: int) -> None:
-        """Raises InputError where pictures of this side are no whole number of latents."""
+        """Raises InputError where images of this side are no whole number of latents."""
         if image_size % self.vae_scale_factor:
             raise InputError(
                 f"config.generator.image_size={image_size}: this checkpoint makes multiples of {self.vae_scale_factor}"
@@ -103,21 +103,21 @@ def load_generator(
     """Loads a checkpoint folder in diffusers' format (`model_index.json` and a folder per component).
 
     Args:
-      folder: the checkpoint's; `weights.resolve_checkpoint` finds it by name.
-      dtype: of activations; schedules, statistics and softmax stay float32.
-      param_dtype: the weights are stored in it, and cast to `dtype` where they are used; None is `dtype`.
-      vae_dtype: of the autoencoder's activations, float32 where float16 overflows in it; None is `dtype`.
-      sharding_for: gives each tensor its place, see `weights.load_component`.
-      gradient_checkpointing: what the UNet's and the autoencoder's backward passes compute again, see
-        `UNet2DConditionModel`.
-      components: folders to take components from instead, e.g. {'vae': folder of a VAE published alone}.
-      variant: weights to prefer, e.g. 'fp16'.
+        folder: the checkpoint's; `checkpoints.resolve_checkpoint` finds it by name.
+        dtype: of activations; schedules, statistics and softmax stay float32.
+        param_dtype: the weights are stored in it, and cast to `dtype` where they are used; None is `dtype`.
+        vae_dtype: of the autoencoder's activations, float32 where float16 overflows in it; None is `dtype`.
+        sharding_for: gives each tensor its place, see `checkpoints.load_component`.
+        gradient_checkpointing: what the UNet's and the autoencoder's backward passes compute again, see
+            `UNet2DConditionModel`.
+        components: folders to take components from instead, e.g. {'vae': folder of a VAE published alone}.
+        variant: weights to prefer, e.g. 'fp16'.
 
     Returns:
-      The generator and its weights, `{component name: params}`.
+        The generator and its weights, `{component name: params}`.
 
     Raises:
-      InputError: a component is missing, broken, of an unsupported kind, or its weights do not fit its config.
+        InputError: a component is missing, broken, of an unsupported kind, or its weights do not fit its config.
     """
     generator = read_architecture(folder, dtype, vae_dtype, gradient_checkpointing, components)
     folders = component_folders(folder, components)
@@ -180,24 +180,24 @@ def _read_architecture(
         )
     settings = dict.fromkeys(("unet", "vae"), {"gradient_checkpointing": gradient_checkpointing})
     modules = {
-        name: _MODULE_KINDS[name].from_config(weights.load_config(path), dtype=dtype, **settings.get(name, {}))
+        name: _MODULE_KINDS[name].from_config(checkpoints.load_config(path), dtype=dtype, **settings.get(name, {}))
         for name, path, dtype in components
         if name in present
     }
     _check_fit(folder, modules)
     image_noising_schedule = None
     if "image_encoder" in modules:
-        config = weights.load_config(folder / "image_noising_scheduler", "scheduler_config.json")
+        config = checkpoints.load_config(folder / "image_noising_scheduler", "scheduler_config.json")
         image_noising_schedule = load_schedule(config)
     preprocessor = folder / "feature_extractor" / "preprocessor_config.json"
-    preprocessing = weights.load_config(preprocessor.parent, preprocessor.name) if preprocessor.is_file() else {}
+    preprocessing = checkpoints.load_config(preprocessor.parent, preprocessor.name) if preprocessor.is_file() else {}
     return Generator(
         unet=modules["unet"],
         vae=modules["vae"],
         text_encoder=modules["text_encoder"],
         image_encoder=modules.get("image_encoder"),
-        tokenizer=weights.load_tokenizer(folder / "tokenizer", modules["text_encoder"].max_position_embeddings),
-        schedule=load_schedule(weights.load_config(folder / "scheduler", "scheduler_config.json")),
+        tokenizer=checkpoints.load_tokenizer(folder / "tokenizer", modules["text_encoder"].max_position_embeddings),
+        schedule=load_schedule(checkpoints.load_config(folder / "scheduler", "scheduler_config.json")),
         image_noising_schedule=image_noising_schedule,
         image_mean=tuple(preprocessing.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
         image_std=tuple(preprocessing.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
@@ -231,14 +231,14 @@ def load_params(
     variant: str | None = None,
 ) -> Params:
     """Loads the weights of one component's folder, checked against its module name by name; see `load_generator`."""
-    return weights.load_component(folder, dtype, sharding_for, expected_params(module), variant)[1]
+    return checkpoints.load_component(folder, dtype, sharding_for, expected_params(module), variant)[1]
 
 
 def load_image_normalizer(folder: Path, generator: Generator) -> Params:
     """Loads unCLIP's mean and deviation of image embeddings, float32 [1, E] each, from a checkpoint's folder."""
     statistic = jax.ShapeDtypeStruct((1, generator.image_encoder.projection_dim), jnp.float32)
     expected = {"mean": statistic, "std": statistic}
-    return weights.load_component(folder / "image_normalizer", jnp.float32, expected=expected)[1]
+    return checkpoints.load_component(folder / "image_normalizer", jnp.float32, expected=expected)[1]
 
 
 def component_variables(params: Params, loras: Mapping[str, Lora] | None, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Instance level of UtilGen (arXiv 2510.24262): a prompt, and then a starting noise, of each picture's own."""
+"""Instance level of UtilGen (arXiv 2510.24262): a prompt, and then a starting noise, of each image's own."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from utilgen_jax.generator.adapter import Policy, paint
+from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.generator.clip_similarity import clip_similarity
 from utilgen_jax.generator.golden_noise import golden_noise
-from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import Generator, Params
 from utilgen_jax.generator.prompt_ascent import prompt_ascent_loss
 from utilgen_jax.generator.utility import Utility
 
 
 @dataclasses.dataclass(frozen=True)
-class InstanceRecipe:
+class PerImageConfig:
     """How prompts and noises are found.
 
     Attributes:
-      steps: of Adam on the prompts.
-      learning_rate: likewise.
-      sampler_steps: denoising steps to a picture whose utility is looked at; fewer than the pool's save time.
-      differentiable_steps: through how many of the last of them gradients flow.
-      clip_weight: λ, how much nearness to the class's words in CLIP's space counts; nothing where a checkpoint cannot
-        compare pictures with words.
-      inversion_steps: how many of a sampler's steps, from the noise on, are taken there and back.
-      denoising_guidance: of the way there; 0: that of the pictures.
-      inversion_guidance: of the way back.
+        steps: of Adam on the prompts.
+        learning_rate: likewise.
+        sampler_steps: denoising steps to an image whose utility is looked at; fewer than the pool's save time.
+        differentiable_steps: through how many of the last of them gradients flow.
+        clip_weight: λ, how much nearness to the class's words in CLIP's space counts; nothing where a checkpoint cannot
+            compare images with words.
+        inversion_steps: how many of a sampler's steps, from the noise on, are taken there and back.
+        denoising_guidance: of the way there; 0: that of the images.
+        inversion_guidance: of the way back.
     """
 
     steps: int
@@ -45,44 +45,44 @@ class InstanceRecipe:
     inversion_guidance: float
 
 
-def with_own_prompts(
+def optimize_prompts(
     generator: Generator,
     params: Params,
-    policy: Policy,
-    requests: Requests,
+    adapter: Adapter,
+    sample_inputs: SampleInputs,
     utility: Utility,
-    recipe: InstanceRecipe,
+    config: PerImageConfig,
     *,
     guidance_scale: float,
     scheduler: str,
-) -> Policy:
-    """Moves each picture's prompt to where its utility is larger; jittable.
+) -> Adapter:
+    """Moves each image's prompt to where its utility is larger; jittable.
 
-    The text states are moved, by the same steps of Adam for each: what a picture gains does not depend on its batch.
+    The text states are moved, by the same steps of Adam for each: what an image gains does not depend on its batch.
 
     Args:
-      generator: the checkpoint's architecture.
-      params: its weights.
-      policy: of what is adapted already; without prompt offsets.
-      requests: M pictures with a row each, and `clip_anchors` where CLIP's nearness counts.
-      utility: of pictures, higher is better; differentiable.
-      recipe: how.
-      guidance_scale, scheduler: see `policy.paint`.
+        generator: the checkpoint's architecture.
+        params: its weights.
+        adapter: of what is adapted already; without prompt offsets.
+        sample inputs: M images with a row each, and `clip_anchors` where CLIP's nearness counts.
+        utility: of images, higher is better; differentiable.
+        config: how.
+        guidance_scale, scheduler: see `adapter.generate_images`.
 
     Returns:
-      The policy with `prompt_offsets` [M, T, D].
+        The adapter with `prompt_offsets` [M, T, D].
     """
-    short_paint = partial(
-        paint,
+    short_generate = partial(
+        generate_images,
         generator,
         params,
-        num_steps=recipe.sampler_steps,
+        num_steps=config.sampler_steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,
-        num_differentiable_steps=recipe.differentiable_steps,
+        num_differentiable_steps=config.differentiable_steps,
     )
-    no_words = requests.clip_anchors is None
-    anchored = dataclasses.replace(requests, clip_anchors=jnp.zeros((1, 1))) if no_words else requests
+    no_words = sample_inputs.clip_anchors is None
+    anchored = dataclasses.replace(sample_inputs, clip_anchors=jnp.zeros((1, 1))) if no_words else sample_inputs
 
     def similarity(images: jax.Array, anchors: jax.Array) -> jax.Array:
         return jnp.ones(len(images)) if no_words else clip_similarity(generator, params, images, anchors)
@@ -90,54 +90,54 @@ def with_own_prompts(
     def loss(offsets: jax.Array) -> jax.Array:
         return prompt_ascent_loss(
             offsets,
-            policy,
+            adapter,
             anchored,
-            paint=short_paint,
+            generate_images=short_generate,
             utility=utility,
             similarity=similarity,
-            clip_weight=recipe.clip_weight,
+            clip_weight=config.clip_weight,
         )
 
-    optimizer = optax.adam(recipe.learning_rate)
+    optimizer = optax.adam(config.learning_rate)
 
     def ascend(state: tuple[jax.Array, Any], _: Any) -> tuple[tuple[jax.Array, Any], None]:
         offsets, optimizer_state = state
         updates, optimizer_state = optimizer.update(jax.grad(loss)(offsets), optimizer_state)
         return (optax.apply_updates(offsets, updates), optimizer_state), None
 
-    offsets = jnp.zeros(requests.condition.prompt_embeds.shape)
-    (offsets, _), _ = jax.lax.scan(ascend, (offsets, optimizer.init(offsets)), None, recipe.steps)
-    return dataclasses.replace(policy, prompt_offsets=offsets)
+    offsets = jnp.zeros(sample_inputs.condition.prompt_embeds.shape)
+    (offsets, _), _ = jax.lax.scan(ascend, (offsets, optimizer.init(offsets)), None, config.steps)
+    return dataclasses.replace(adapter, prompt_offsets=offsets)
 
 
-def with_own_noises(
+def add_golden_noise(
     generator: Generator,
     params: Params,
-    policy: Policy,
-    requests: Requests,
-    recipe: InstanceRecipe,
+    adapter: Adapter,
+    sample_inputs: SampleInputs,
+    config: PerImageConfig,
     *,
     num_steps: int,
     guidance_scale: float,
-) -> Policy:
-    """Replaces each picture's noise by one that hints at its prompt, see `objectives.golden_noise`; jittable.
+) -> Adapter:
+    """Replaces each image's noise by one that hints at its prompt, see `objectives.golden_noise`; jittable.
 
     Args:
-      generator, params, policy, requests, recipe: as in `with_own_prompts`.
-      num_steps: DDIM steps between noise and picture.
-      guidance_scale: of the pictures.
+        generator, params, adapter, sample inputs, config: as in `optimize_prompts`.
+        num_steps: DDIM steps between noise and image.
+        guidance_scale: of the images.
 
     Returns:
-      The policy with `noise_offsets` [M, h, w, C].
+        The adapter with `noise_offsets` [M, h, w, C].
     """
     noises = golden_noise(
         generator,
         params,
-        policy,
-        requests,
+        adapter,
+        sample_inputs,
         num_steps=num_steps,
-        num_calls=recipe.inversion_steps,
-        denoising_guidance=recipe.denoising_guidance or guidance_scale,
-        inversion_guidance=recipe.inversion_guidance,
+        num_calls=config.inversion_steps,
+        denoising_guidance=config.denoising_guidance or guidance_scale,
+        inversion_guidance=config.inversion_guidance,
     )
-    return dataclasses.replace(policy, noise_offsets=noises - requests.latents)
+    return dataclasses.replace(adapter, noise_offsets=noises - sample_inputs.latents)

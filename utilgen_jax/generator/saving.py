@@ -11,8 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from utilgen_jax import __version__
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import __version__, checkpoints
 from utilgen_jax.checkpoints.checkpoint_folder import WEIGHTED_COMPONENTS, read_json
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.loading import Generator, component_folders, load_params
@@ -59,17 +58,17 @@ def write_diffusers_folder(
     The host holds one component's weights at a time. The folder appears whole or not at all.
 
     Args:
-      out: the folder; an earlier export is replaced.
-      checkpoint: the folder that is read.
-      generator: its architecture, with the same `components`.
-      dtype: weights are cast to it; None keeps each as it is stored.
-      components: see `load_generator`.
-      variant: see `load_generator`.
-      loras: {component: Lora} to merge into the weights.
-      on_written: called with the name of each component that is done.
+        out: the folder; an earlier export is replaced.
+        checkpoint: the folder that is read.
+        generator: its architecture, with the same `components`.
+        dtype: weights are cast to it; None keeps each as it is stored.
+        components: see `load_generator`.
+        variant: see `load_generator`.
+        loras: {component: Lora} to merge into the weights.
+        on_written: called with the name of each component that is done.
 
     Raises:
-      InputError: `out` holds something else, or the checkpoint's weights are broken or do not fit.
+        InputError: `out` holds something else, or the checkpoint's weights are broken or do not fit.
     """
     check_export_target(out)
     partial = out.with_name(f".{out.name}.partial")
@@ -84,7 +83,7 @@ def write_diffusers_folder(
                 config, params = _load(generator, name, source, variant)
                 if loras and name in loras:
                     params = merge_lora(params, loras[name])
-                weights.save_component(partial / name, config, params, dtype)
+                checkpoints.save_component(partial / name, config, params, dtype)
             else:
                 _copy_texts(source, partial / name)
             on_written(name)
@@ -102,8 +101,8 @@ def write_diffusers_folder(
 def _load(generator: Generator, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:
     module = getattr(generator, name, None)
     if module is None:  # unCLIP's statistics of image embeddings, which are no module
-        return weights.load_component(folder, variant=variant)
-    return weights.load_config(folder), load_params(folder, module, None, variant=variant)
+        return checkpoints.load_component(folder, variant=variant)
+    return checkpoints.load_config(folder), load_params(folder, module, None, variant=variant)
 
 
 def _copy_texts(source: Path, target: Path) -> None:

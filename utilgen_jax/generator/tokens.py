@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.loading import Generator, Params
 
@@ -22,21 +22,22 @@ def add_learned_embeds(
     """Adds a learned token to the tokenizer and its embeddings to the text encoder, as diffusers does.
 
     A token of n vectors becomes the tokens `<tok>`, `<tok>_1` ... `<tok>_{n-1}`; in a prompt `<tok>` alone stands for
-    them all (see `weights.tokenize`).
+    them all (see `checkpoints.tokenize`).
 
     Args:
-      generator: left as it is.
-      params: left as they are.
-      learned: a file or folder for `weights.load_learned_embeds`; or the token and its embeddings, float [D] or [n, D].
+        generator: left as it is.
+        params: left as they are.
+        learned: a file or folder for `checkpoints.load_learned_embeds`; or the token and its embeddings,
+            float [D] or [n, D].
 
     Returns:
-      A new generator, and weights that share all arrays but the text encoder's table of tokens.
+        A new generator, and weights that share all arrays but the text encoder's table of tokens.
 
     Raises:
-      InputError: the file is no learned token, its width is another model's, or the token is already known.
+        InputError: the file is no learned token, its width is another model's, or the token is already known.
     """
     where = f"{learned}: " if isinstance(learned, (str, Path)) else ""
-    token, embeds = weights.load_learned_embeds(learned) if isinstance(learned, (str, Path)) else learned
+    token, embeds = checkpoints.load_learned_embeds(learned) if isinstance(learned, (str, Path)) else learned
     embeds = jnp.atleast_2d(embeds)
     width = generator.text_encoder.hidden_size
     if embeds.ndim != 2 or embeds.shape[1] != width:

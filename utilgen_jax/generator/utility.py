@@ -1,4 +1,4 @@
-"""The utility that all objectives see: what a picture does to the validation loss, as a function of the picture."""
+"""The utility that all objectives see: what an image does to the validation loss, as a function of the image."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def influence_utility(
     direction: Params,
     to_examples: Callable[[jax.Array, jax.Array], Examples],
 ) -> Utility:
-    """Makes the utility Σ_k y_k Π_k of a picture, Π_k = <q, ∇_θ log p_k>, see `utilgen_jax.bilevel.influence`.
+    """Makes the utility Σ_k y_k Π_k of an image, Π_k = <q, ∇_θ log p_k>, see `utilgen_jax.bilevel.influence`.
 
-    It is linear in q. Where q is of the step on the very pictures that are valued, -mean(utility) has the same gradient
+    It is linear in q. Where q is of the step on the very images that are valued, -mean(utility) has the same gradient
     to them as the validation loss after that step.
 
     Args:
-      apply: (params, inputs) -> logits [M, K], the classifier.
-      params: θ before the step.
-      direction: q, `influence(...).direction`.
-      to_examples: (images, labels) -> what the classifier is trained on, see `policy.labelled_examples`.
+        apply: (params, inputs) -> logits [M, K], the classifier.
+        params: θ before the step.
+        direction: q, `influence(...).direction`.
+        to_examples: (images, labels) -> what the classifier is trained on, see `adapter.labelled_examples`.
     """
 
     def utility(images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -15,12 +15,12 @@ from utilgen_jax.models.vit import build_vit_small
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions, the last two pooled, and a hidden dense layer: for pictures of 8 to 64 pixels a side.
+    """Three convolutions, the last two pooled, and a hidden dense layer: for images of 8 to 64 pixels a side.
 
     Attributes:
-      num_classes: K.
-      width: channels of the first convolution; the others have twice as many.
-      dtype: of the activations; parameters and logits are float32.
+        num_classes: K.
+        width: channels of the first convolution; the others have twice as many.
+        dtype: of the activations; parameters and logits are float32.
     """
 
     num_classes: int
@@ -46,7 +46,7 @@ class SmallCNN(nn.Module):
             hidden = nn.relu(hidden)
             if index > 0:
                 hidden = max_pool_2x2(hidden)
-        # Larger pictures are averaged to the 2 x 2 that 8 pixels leave: the head's size does not depend on theirs.
+        # Larger images are averaged to the 2 x 2 that 8 pixels leave: the head's size does not depend on theirs.
         batch, height, width, channels = hidden.shape
         hidden = hidden.reshape(batch, 2, height // 2, 2, width // 2, channels).mean((2, 4)).reshape(batch, -1)
         hidden = nn.relu(nn.Dense(4 * self.width, dtype=self.dtype, name="hidden")(hidden))
@@ -57,9 +57,9 @@ class MLP(nn.Module):
     """A perceptron with two hidden layers, for features in a table and for comparisons.
 
     Attributes:
-      num_classes: K.
-      width: units of each hidden layer.
-      dtype: of the activations; parameters and logits are float32.
+        num_classes: K.
+        width: units of each hidden layer.
+        dtype: of the activations; parameters and logits are float32.
     """
 
     num_classes: int
@@ -68,7 +68,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns logits float32 [B, K] of inputs float32 [B, ...], pictures or rows of a table."""
+        """Returns logits float32 [B, K] of inputs float32 [B, ...], images or rows of a table."""
         hidden = inputs.reshape(len(inputs), -1)
         for index in range(2):
             hidden = nn.relu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden.{index}")(hidden))
@@ -96,15 +96,15 @@ def build_classifier(
     """Makes a classifier by name.
 
     Args:
-      name: one of `CLASSIFIERS`.
-      num_classes: K.
-      width: of small_cnn and mlp; the others have their own.
-      image_size: side of the pictures in pixels.
-      dtype: of the activations.
-      norm: of the published convolutional networks, a key of `norms.NORMS`.
+        name: one of `CLASSIFIERS`.
+        num_classes: K.
+        width: of small_cnn and mlp; the others have their own.
+        image_size: side of the images in pixels.
+        dtype: of the activations.
+        norm: of the published convolutional networks, a key of `norms.NORMS`.
 
     Raises:
-      InputError: the name is unknown, or the pictures' size does not suit the network.
+        InputError: the name is unknown, or the images' size does not suit the network.
     """
     if name in _PUBLISHED:
         return _PUBLISHED[name](num_classes, image_size, norm, dtype)

@@ -15,7 +15,7 @@ def convolution(
     """`lax.conv_general_dilated`, on CPUs otherwise where 3×3 kernels leave the size.
 
     Where pixels are fewer than channels, as `patches_convolution`: XLA's CPU backend reorders the kernel in every call,
-    above all for the gradient to the input; with few pixels that takes longer than the products. One picture in the
+    above all for the gradient to the input; with few pixels that takes longer than the products. One image in the
     deepest layers of Stable Diffusion 1.5, 1280 channels, on one core: at 8×8 patches take 29 ms for the result and 24
     ms for that gradient where `lax` takes 74 and 150, at 16×16 115 and 90 where it takes 156 and 252. At 32×32 and 640
     channels they are even, at 64×64 and 320 slower.
@@ -23,14 +23,14 @@ def convolution(
     Elsewhere with another gradient to the input, see `_with_copied_kernel`: no forward mode there (`jax.jvp`).
 
     Args:
-      inputs: [B, H, W, C].
-      kernel: [h, w, C, D].
-      strides: as linen passes them, and so on; for `nn.Conv(conv_general_dilated=...)`.
-      padding: of each side, or 'SAME'.
-      **options: dilations and the like.
+        inputs: [B, H, W, C].
+        kernel: [h, w, C, D].
+        strides: as linen passes them, and so on; for `nn.Conv(conv_general_dilated=...)`.
+        padding: of each side, or 'SAME'.
+        **options: dilations and the like.
 
     Returns:
-      [B, H', W', D].
+        [B, H', W', D].
     """
 
     def general(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def _with_copied_kernel(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -
 
     That gradient is a convolution with the kernel turned by 180° and its channels exchanged. Left to itself XLA's CPU
     backend turns it as it goes, and inside a loop (`lax.scan`) then falls back to plain loops over all numbers: 100
-    pictures of 32×32 and 32 channels take 1,339 ms there, 30 ms with the copy, 35 ms forwards (one core).
+    images of 32×32 and 32 channels take 1,339 ms there, 30 ms with the copy, 35 ms forwards (one core).
     """
 
     def forward(inputs: Any, kernel: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
@@ -87,16 +87,16 @@ def patches_convolution(inputs: jax.Array, kernel: jax.Array, *arguments: Any, *
     Inside a loop (`lax.scan`) XLA's CPU backend reaches a fraction of its speed in a convolution's weight gradient: a
     small network's step (16 channels, 8×8, batch 64) takes 87 ms there with `lax.conv` and `nn.max_pool`, 4.5 ms with
     patches and `max_pool_2x2`; outside loops they are even. Patches cost nine times the memory of the input, so this is
-    for small pictures.
+    for small images.
 
     Args:
-      inputs: [B, H, W, C].
-      kernel: [3, 3, C, D].
-      *arguments: strides and padding as linen passes them; only stride 1 and "SAME" are computed.
-      **options: dilations and the like; linen's defaults.
+        inputs: [B, H, W, C].
+        kernel: [3, 3, C, D].
+        *arguments: strides and padding as linen passes them; only stride 1 and "SAME" are computed.
+        **options: dilations and the like; linen's defaults.
 
     Returns:
-      [B, H, W, D].
+        [B, H, W, D].
     """
     del options
     strides, padding = arguments[:2]

@@ -33,9 +33,9 @@ class Lora:
     """The low-rank terms of one model, nested like its parameters: layer ('down_blocks.0', ..., 'to_q') by layer.
 
     Attributes:
-      factors: what is trained, float32. Of a dense layer {'down': [in, r], 'up': [r, out]}, of a convolution
-        {'down': [kh, kw, in, r], 'up': [1, 1, r, out]}.
-      scales: {'scale': float32 scalar}, alpha / r; constant.
+        factors: what is trained, float32. Of a dense layer {'down': [in, r], 'up': [r, out]}, of a convolution
+            {'down': [kh, kw, in, r], 'up': [1, 1, r, out]}.
+        scales: {'scale': float32 scalar}, alpha / r; constant.
     """
 
     factors: Mapping[str, Any]
@@ -60,15 +60,15 @@ def init_lora(
     compiling the draws of a hundred layers takes longer than making them.
 
     Args:
-      params: the model's, as arrays or `jax.ShapeDtypeStruct`.
-      key: PRNG key.
-      rank: r of every layer.
-      alpha: the terms are scaled by alpha / rank; None for `rank`.
-      targets: names of `TARGETS`, or regular expressions that are searched in torch's module names, such as
-        r'attn2\\.to_[kv]$' or r'^conv_in$'.
+        params: the model's, as arrays or `jax.ShapeDtypeStruct`.
+        key: PRNG key.
+        rank: r of every layer.
+        alpha: the terms are scaled by alpha / rank; None for `rank`.
+        targets: names of `TARGETS`, or regular expressions that are searched in torch's module names, such as
+            r'attn2\\.to_[kv]$' or r'^conv_in$'.
 
     Raises:
-      InputError: the rank is not positive, or a target is no regular expression or matches no layer.
+        InputError: the rank is not positive, or a target is no regular expression or matches no layer.
     """
     if rank < 1:
         raise InputError(f"LoRA: rank={rank} must be at least 1")
@@ -121,14 +121,14 @@ def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
     """Writes the low-rank terms into the weights: the model then computes the same without the LoRA.
 
     Args:
-      params: the model's; kernels keep their dtype (in less than float32 a small term is rounded away).
-      lora: of that model.
+        params: the model's; kernels keep their dtype (in less than float32 a small term is rounded away).
+        lora: of that model.
 
     Returns:
-      New parameters, nested as the old ones.
+        New parameters, nested as the old ones.
 
     Raises:
-      InputError: the model lacks a layer of the LoRA.
+        InputError: the model lacks a layer of the LoRA.
     """
     return _add_products(params, lora, 1.0)
 

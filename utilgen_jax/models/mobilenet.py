@@ -27,11 +27,11 @@ class InvertedResidual(nn.Module):
     """1×1 convolution to more channels, 3×3 on each channel by itself, and 1×1 to few, without an activation.
 
     Attributes:
-      features: channels of the result.
-      expansion: times the channels of the input are those in the middle; 1 leaves the first convolution out.
-      stride: of the 3×3 convolution.
-      norm: see `norms.NORMS`.
-      dtype: of the activations.
+        features: channels of the result.
+        expansion: times the channels of the input are those in the middle; 1 leaves the first convolution out.
+        stride: of the 3×3 convolution.
+        norm: see `norms.NORMS`.
+        dtype: of the activations.
     """
 
     features: int
@@ -65,12 +65,12 @@ class MobileNetV2(nn.Module):
     """The network.
 
     Attributes:
-      num_classes: K.
-      stages: (expansion, channels, blocks, stride) of each.
-      stem: channels of the first convolution, of stride 2.
-      last: channels of the last convolution.
-      norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
-      dtype: of the activations; parameters, statistics and logits are float32.
+        num_classes: K.
+        stages: (expansion, channels, blocks, stride) of each.
+        stem: channels of the first convolution, of stride 2.
+        last: channels of the last convolution.
+        norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
+        dtype: of the activations; parameters, statistics and logits are float32.
     """
 
     num_classes: int

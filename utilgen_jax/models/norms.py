@@ -16,11 +16,11 @@ _EPSILON = 1e-5
 class FrozenBatchNorm(nn.Module):
     """Batch norm with given statistics, which no step changes: they are variables of the collection `STATISTICS`.
 
-    A lookahead, a validation pass or a JVP with the statistics of its own batch would let the pictures of a batch, and
+    A lookahead, a validation pass or a JVP with the statistics of its own batch would let the images of a batch, and
     the passes of a bilevel step, see one another.
 
     Attributes:
-      dtype: of the result.
+        dtype: of the result.
     """
 
     dtype: Any = jnp.float32

@@ -25,12 +25,12 @@ def convolution(features: int, size: int, stride: int, dtype: Any, name: str, gr
     """A convolution without bias, padded as torch does: by (size - 1) / 2 on each side, whatever the stride.
 
     Args:
-      features: channels of the result.
-      size: side of the kernel.
-      stride: in both directions.
-      dtype: of the result.
-      name: of the layer.
-      groups: of channels that see one another alone.
+        features: channels of the result.
+        size: side of the kernel.
+        stride: in both directions.
+        dtype: of the result.
+        name: of the layer.
+        groups: of channels that see one another alone.
     """
     margin = ((size - 1) // 2,) * 2
     return nn.Conv(
@@ -50,12 +50,12 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions (He et al. 2015, figure 5, left).
 
     Attributes:
-      width: channels of the result.
-      stride: of the first convolution.
-      projects: a shortcut of another shape is a 1×1 convolution (option B); else it is subsampled and padded with zero
-        channels on both sides (option A).
-      norm: see `NORMS`.
-      dtype: of the activations.
+        width: channels of the result.
+        stride: of the first convolution.
+        projects: a shortcut of another shape is a 1×1 convolution (option B); else it is subsampled and padded with
+            zero channels on both sides (option A).
+        norm: see `NORMS`.
+        dtype: of the activations.
     """
 
     width: int
@@ -122,14 +122,14 @@ class ResNet(nn.Module):
     """A residual network.
 
     Attributes:
-      num_classes: K.
-      depths: blocks of each stage.
-      width: channels of the first stage, before the block's expansion; each later stage has twice as many.
-      block: `BasicBlock`, or `BottleneckBlock`, perhaps with its groups and their width.
-      imagenet: the stem is a 7×7 convolution of stride 2 and max pooling, shortcuts project, the head is called `fc`;
-        else CIFAR's: a 3×3 stem, parameter-free shortcuts, and a head called `linear`.
-      norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
-      dtype: of the activations; parameters, statistics and logits are float32.
+        num_classes: K.
+        depths: blocks of each stage.
+        width: channels of the first stage, before the block's expansion; each later stage has twice as many.
+        block: `BasicBlock`, or `BottleneckBlock`, perhaps with its groups and their width.
+        imagenet: the stem is a 7×7 convolution of stride 2 and max pooling, shortcuts project, the head is called `fc`;
+            else CIFAR's: a 3×3 stem, parameter-free shortcuts, and a head called `linear`.
+        norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
+        dtype: of the activations; parameters, statistics and logits are float32.
     """
 
     num_classes: int
@@ -181,13 +181,13 @@ def build_resnet(name: str, num_classes: int, norm: str = "group", dtype: Any = 
     """Makes a residual network by name.
 
     Args:
-      name: a key of `RESNETS`.
-      num_classes: K.
-      norm: a key of `NORMS`.
-      dtype: of the activations.
+        name: a key of `RESNETS`.
+        num_classes: K.
+        norm: a key of `NORMS`.
+        dtype: of the activations.
 
     Raises:
-      InputError: the name or the norm is unknown.
+        InputError: the name or the norm is unknown.
     """
     for what, value, table in (("residual network", name, RESNETS), ("norm", norm, NORMS)):
         if value not in table:

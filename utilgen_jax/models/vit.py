@@ -76,15 +76,15 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The network; its position embeddings are as many as the pictures that it is initialised with have patches.
+    """The network; its position embeddings are as many as the images that it is initialised with have patches.
 
     Attributes:
-      num_classes: K.
-      patch_size: side of a patch in pixels; divides the picture's.
-      width: D.
-      depth: blocks.
-      num_heads: of attention; divides `width`.
-      dtype: of the activations; parameters and logits are float32.
+        num_classes: K.
+        patch_size: side of a patch in pixels; divides the image's.
+        width: D.
+        depth: blocks.
+        num_heads: of attention; divides `width`.
+        dtype: of the activations; parameters and logits are float32.
     """
 
     num_classes: int
@@ -113,12 +113,12 @@ def build_vit_small(num_classes: int, image_size: int, dtype: Any = jnp.float32)
     """ViT-S (Touvron et al. 2020, arXiv 2012.12877): timm's vit_small_patch16, with patches of 4 under 64 pixels.
 
     Args:
-      num_classes: K.
-      image_size: side of the pictures in pixels.
-      dtype: of the activations.
+        num_classes: K.
+        image_size: side of the images in pixels.
+        dtype: of the activations.
 
     Raises:
-      InputError: patches of that size do not fill the pictures.
+        InputError: patches of that size do not fill the images.
     """
     patch_size = 16 if image_size >= 64 else 4
     if image_size % patch_size:

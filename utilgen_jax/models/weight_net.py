@@ -8,7 +8,7 @@ class WeightNet(nn.Module):
     """One hidden layer from features of a sample to a weight (Meta-Weight-Net, Shu et al. 2019, section 3; UtilGen).
 
     Attributes:
-      hidden: hidden units.
+        hidden: hidden units.
     """
 
     hidden: int = 100

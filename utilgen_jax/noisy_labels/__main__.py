@@ -7,17 +7,17 @@
 
 A share --noise of the training labels is drawn anew, uniformly from all classes, the right one among them, as in
 Meta-Weight-Net's public code (Shu et al. 2019): of ten classes' labels 36 % are then wrong at 0.4. --num_validation
-training pictures are held out with their labels as they are: the weightings learn from them which labels to trust. For
+training images are held out with their labels as they are: the weightings learn from them which labels to trust. For
 fairness `uniform` trains on them too. Each weighting trains the same classifier from the same initial weights:
 
-  uniform          every picture counts the same
+  uniform          every image counts the same
   loss_network     the weight is learnt as a function of the loss (Meta-Weight-Net, UtilGen)
   feature_network  likewise of loss, margin, entropy and class
   saflex           weight and soft label from the influence on the validation loss (SAFLEX, Ding et al. 2024)
 
-It prints accuracy on the test pictures, minus uniform's with a 95 % interval (paired, over the test pictures), and how
+It prints accuracy on the test images, minus uniform's with a 95 % interval (paired, over the test images), and how
 well the weight, the soft label's mass on the given label, and the loss tell right labels from wrong ones (area under
-the ROC curve, on up to 2,000 training pictures). The last line on standard output is one JSON object. The folder gets
+the ROC curve, on up to 2,000 training images). The last line on standard output is one JSON object. The folder gets
 config.json, metrics.jsonl, summary.json and weights.png; the same command continues after the last finished weighting,
 and may name others. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
@@ -32,7 +32,7 @@ from typing import Any
 
 from absl import flags
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.data.flags import define_data_flags
 
@@ -52,15 +52,15 @@ def define_flags() -> flags.FlagValues:
 
     define_data_flags(values)
     number("noise", 0.4, "share of the training labels that is drawn anew; 0 for data that are noisy already", 0.0, 1.0)
-    whole("num_train", 0, "training pictures; 0: all but the validation pictures", 0)
-    whole("num_validation", 1000, "pictures held out of training, with their labels as they are", 1)
+    whole("num_train", 0, "training images; 0: all but the validation images", 0)
+    whole("num_validation", 1000, "images held out of training, with their labels as they are", 1)
     text("classifier", "resnet20", "small_cnn, or a residual network such as resnet20, resnet56, resnet18, resnet50")
     flags.DEFINE_list("weightings", ["uniform", "loss_network"], "which of the above", flag_values=values)
-    text("augment", "flip_crop", "of training pictures: none, flip_crop, randaugment (after flip_crop)")
+    text("augment", "flip_crop", "of training images: none, flip_crop, randaugment (after flip_crop)")
     whole("steps", 20000, "of the optimiser", 1)
     whole("plain_steps", 1000, "the first steps, in which no weighting is used or learnt yet", 0)
-    whole("batch_size", 64, "pictures a step", 2)
-    whole("validation_batch_size", 64, "validation pictures a step; saflex wants several hundred", 1)
+    whole("batch_size", 64, "images a step", 2)
+    whole("validation_batch_size", 64, "validation images a step; saflex wants several hundred", 1)
     whole("outer_every", 5, "steps between two of the weight network's", 1)
     number("learning_rate", 0.1, "peak, of SGD with momentum", 0.0)
     number("weight_decay", 5e-4, "of the classifier", 0.0)
@@ -108,20 +108,20 @@ def run(argv: Sequence[str]) -> None:
     """Reads the command line, trains what is not yet trained, and reports.
 
     Args:
-      argv: the command line, its first entry the program.
+        argv: the command line, its first entry the program.
 
     Raises:
-      InputError: something the user gave is wrong.
+        InputError: something the user gave is wrong.
     """
     values = define_flags()
-    _, problems = cli.parse_flags(values, argv)
+    _, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     settings: dict[str, Any] = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
     problems += check_arguments(settings)
     if problems:
-        raise cli.ConfigError(problems)
+        raise command_line.ConfigError(problems)
 
     # JAX's devices are touched only from here on.
     from utilgen_jax.noisy_labels.report import run_experiment
@@ -134,7 +134,7 @@ def run(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
     interrupted = "the same command continues after the last finished weighting"
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

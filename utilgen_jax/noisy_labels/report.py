@@ -19,7 +19,7 @@ from utilgen_jax.experiment.results import log_stage
 from utilgen_jax.experiment.stages import Stages
 from utilgen_jax.experiment.workdir import versions, write_atomically, write_summary
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.noisy_labels.train import NoisyData, Recipe, train_and_value
+from utilgen_jax.noisy_labels.train import ClassifierConfig, NoisyData, train_and_value
 
 _WIDTH = 32  # of small_cnn and mlp
 _LOG_EVERY = 50
@@ -30,28 +30,28 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
     """Trains every weighting that is asked for and not yet done, and writes `summary.json` and `weights.png`.
 
     Args:
-      settings: the command's flags by name.
-      workdir: the run's folder; made if missing.
+        settings: the command's flags by name.
+        workdir: the run's folder; made if missing.
 
     Returns:
-      A table for people, and the figures: {"noise": ..., "rows": [...]}, JSON-ready.
+        A table for people, and the figures: {"noise": ..., "rows": [...]}, JSON-ready.
 
     Raises:
-      InputError: the data cannot be had or are too few, or the folder holds a run with other settings.
+        InputError: the data cannot be had or are too few, or the folder holds a run with other settings.
     """
     with named_as_flags():
         data = read_data(settings)
         module = build_classifier(settings["classifier"], data.num_classes, _WIDTH, settings["image_size"])
     _open(workdir, settings)
-    recipe = Recipe(**{name: settings[name] for name in Recipe.__dataclass_fields__})
+    config = ClassifierConfig(**{name: settings[name] for name in ClassifierConfig.__dataclass_fields__})
     stages = Stages(workdir / "stages")
     results = {}
     with report.MetricsWriter(workdir) as metrics:
         for name in dict.fromkeys(settings["weightings"]):
 
             def train(name: str = name) -> dict[str, np.ndarray]:
-                with log_stage(metrics, name, recipe.steps, _LOG_EVERY) as on_step:
-                    return train_and_value(module, name, recipe, data, on_step)
+                with log_stage(metrics, name, config.steps, _LOG_EVERY) as on_step:
+                    return train_and_value(module, name, config, data, on_step)
 
             results[name] = stages.run(name, train)
 
@@ -64,7 +64,7 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
         "rows": rows,
     }
     write_summary(workdir, {"settings": settings, **figures, "versions": versions()})
-    report.plot_separation(
+    report.plot_auc(
         {name: result["weight"] for name, result in results.items()},
         {name: result["is_wrong"] for name, result in results.items()},
         "Weight",
@@ -74,13 +74,13 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
 
 
 def read_data(settings: dict[str, Any]) -> NoisyData:
-    """Reads the pictures, holds the validation pictures out, and makes labels wrong.
+    """Reads the images, holds the validation images out, and makes labels wrong.
 
     Args:
-      settings: the command's flags by name.
+        settings: the command's flags by name.
 
     Raises:
-      InputError: the data cannot be had, are too few, or have no test part.
+        InputError: the data cannot be had, are too few, or have no test part.
     """
     sources = load_flagged_source(settings)
     if sources.test is None:
@@ -90,7 +90,7 @@ def read_data(settings: dict[str, Any]) -> NoisyData:
     least = num_train or settings["batch_size"]
     if available < least:
         raise InputError(
-            f"{sources.train.name} has {len(sources.train.labels)} training pictures: too few for --num_validation="
+            f"{sources.train.name} has {len(sources.train.labels)} training images: too few for --num_validation="
             f"{num_validation} and {least} to train on (--num_train, or a batch)"
         )
     order = stratified_order(sources.train.labels, settings["seed"])
@@ -108,12 +108,12 @@ def separation(scores: np.ndarray, is_wrong: np.ndarray) -> float | None:
     """How well scores tell right labels (high) from wrong ones (low): the area under the ROC curve in [0, 1].
 
     Args:
-      scores: float [M].
-      is_wrong: bool [M].
+        scores: float [M].
+        is_wrong: bool [M].
 
     Returns:
-      The probability that a picture with a right label has the higher score, ties counting half; None where all labels
-      are right or all wrong, or all scores the same: then nothing was to be told, or nothing told.
+        The probability that an image with a right label has the higher score, ties counting half; None where all labels
+        are right or all wrong, or all scores the same: then nothing was to be told, or nothing told.
     """
     if is_wrong.all() or not is_wrong.any() or np.ptp(scores) == 0:
         return None
@@ -152,7 +152,7 @@ def _open(workdir: Path, settings: dict[str, Any]) -> None:
     """Makes the folder and notes the settings, or checks that what is there was made with the same ones.
 
     Raises:
-      InputError: it was not; or its config.json cannot be read.
+        InputError: it was not; or its config.json cannot be read.
     """
     file = workdir / "config.json"
     if file.is_file():

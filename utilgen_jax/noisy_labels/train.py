@@ -13,7 +13,7 @@ import optax
 from utilgen_jax import bilevel
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
-from utilgen_jax.bilevel.weightings import Signals, Weighting, feature_network, loss_network, saflex, uniform
+from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network, saflex, uniform
 from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
@@ -23,19 +23,19 @@ from utilgen_jax.runtime.schedules import warmup_cosine
 
 Params = Any
 
-# Training pictures that are valued at the end: enough for an AUC to two digits, few beside the training.
+# Training images that are valued at the end: enough for an AUC to two digits, few beside the training.
 NUM_VALUED = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class NoisyData:
-    """Pictures of which nobody is told whose labels are wrong.
+    """Images of which nobody is told whose labels are wrong.
 
     Attributes:
-      train: with noisy labels.
-      is_wrong: bool [N], of train; for the figures alone.
-      validation: with right labels; no picture of train.
-      test: read once a weighting, at its end.
+        train: with noisy labels.
+        is_wrong: bool [N], of train; for the figures alone.
+        validation: with right labels; no image of train.
+        test: read once a weighting, at its end.
     """
 
     train: LabelledImages
@@ -50,24 +50,26 @@ class NoisyData:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ClassifierConfig:
     """How all classifiers of the experiment are trained.
 
     Attributes:
-      steps: optimiser steps.
-      plain_steps: the first ones, in which no weighting is used or learnt yet. While the classifier knows little, more
-        weight on high losses helps; a weight network that learns so is saturated when the tide turns. (ResNet-20 on
-        CIFAR-10 at 16×16 with 40 % noise, 3,000 steps: weights of AUC 0.11, the wrong way round, without plain steps.)
-      batch_size: pictures a step.
-      validation_batch_size: validation pictures in a step of the outer level.
-      outer_every: steps between two of the outer level. (SAFLEX has none: its influence is computed in every step.)
-      learning_rate: peak of SGD with Nesterov momentum 0.9, after a warm-up of 5 % of the steps; cosine decay to zero.
-      weight_decay: added to the gradient (L2).
-      outer_learning_rate: of Adam, for the weight network.
-      label_strength: of SAFLEX, see `weightings.saflex`.
-      temperature: likewise.
-      augment: key of `AUGMENTATIONS`, for training pictures.
-      seed: of initial weights, batches and augmentation.
+        steps: optimiser steps.
+        plain_steps: the first ones, in which no weighting is used or learnt yet. While the classifier knows little,
+            more weight on high losses helps; a weight network that learns so is saturated when the tide turns.
+            (ResNet-20 on CIFAR-10 at 16×16 with 40 % noise, 3,000 steps: weights of AUC 0.11, the wrong way round,
+            without plain steps.)
+        batch_size: images a step.
+        validation_batch_size: validation images in a step of the outer level.
+        outer_every: steps between two of the outer level. (SAFLEX has none: its influence is computed in every step.)
+        learning_rate: peak of SGD with Nesterov momentum 0.9, after a warm-up of 5 % of the steps; cosine decay to
+            zero.
+        weight_decay: added to the gradient (L2).
+        outer_learning_rate: of Adam, for the weight network.
+        label_strength: of SAFLEX, see `weightings.saflex`.
+        temperature: likewise.
+        augment: key of `AUGMENTATIONS`, for training images.
+        seed: of initial weights, batches and augmentation.
     """
 
     steps: int
@@ -95,38 +97,38 @@ class Recipe:
         return optax.chain(optax.add_decayed_weights(1e-4), optax.adam(self.outer_learning_rate))
 
 
-# name -> (recipe, number of classes) -> weighting
-WEIGHTINGS: Mapping[str, Callable[[Recipe, int], Weighting]] = {
-    "uniform": lambda recipe, num_classes: uniform(),
-    "loss_network": lambda recipe, num_classes: loss_network(),
-    "feature_network": lambda recipe, num_classes: feature_network(("loss", "margin", "entropy", "class"), num_classes),
-    "saflex": lambda recipe, num_classes: saflex(recipe.label_strength, recipe.temperature),
+# name -> (config, number of classes) -> weighting
+WEIGHTINGS: Mapping[str, Callable[[ClassifierConfig, int], Weighting]] = {
+    "uniform": lambda config, num_classes: uniform(),
+    "loss_network": lambda config, num_classes: loss_network(),
+    "feature_network": lambda config, num_classes: feature_network(("loss", "margin", "entropy", "class"), num_classes),
+    "saflex": lambda config, num_classes: saflex(config.label_strength, config.temperature),
 }
 
 
 def train_and_value(
-    module: Any, name: str, recipe: Recipe, data: NoisyData, on_step: Callable[..., None]
+    module: Any, name: str, config: ClassifierConfig, data: NoisyData, on_step: Callable[..., None]
 ) -> dict[str, np.ndarray]:
-    """Trains with one weighting from the seed's initial weights, tests, and values training pictures.
+    """Trains with one weighting from the seed's initial weights, tests, and values training images.
 
-    All weightings see the same labelled pictures: `uniform`, which has no other use for the validation pictures, trains
+    All weightings see the same labelled images: `uniform`, which has no other use for the validation images, trains
     on them too, with their right labels.
 
     Args:
-      module: a linen classifier without batch statistics.
-      name: key of `WEIGHTINGS`.
-      recipe: how.
-      data: on what.
-      on_step: called after each step with (steps done, loss on the device, `BilevelMetrics.first_nonfinite`), and by
-        name with the latest validation loss.
+        module: a linen classifier without batch statistics.
+        name: key of `WEIGHTINGS`.
+        config: how.
+        data: on what.
+        on_step: called after each step with (steps done, loss on the device, `BilevelMetrics.first_nonfinite`), and by
+            name with the latest validation loss.
 
     Returns:
-      "correct" bool [T], of the test pictures; and of the training pictures that are valued, [M] each: "is_wrong" bool,
-      "weight", "label_mass" (what the soft label gives to the label as it came) and "loss", float32.
+        "correct" bool [T], of the test images; and of the training images that are valued, [M] each: "is_wrong" bool,
+        "weight", "label_mass" (what the soft label gives to the label as it came) and "loss", float32.
     """
-    classifier, weighting = Classifier(module), WEIGHTINGS[name](recipe, data.num_classes)
-    key = jax.random.key(recipe.seed)
-    optimizer, outer_optimizer = recipe.optimizer(), recipe.outer_optimizer()
+    classifier, weighting = Classifier(module), WEIGHTINGS[name](config, data.num_classes)
+    key = jax.random.key(config.seed)
+    optimizer, outer_optimizer = config.optimizer(), config.outer_optimizer()
     params = classification.init_classifier(classifier, data.train.images.shape[1:], jax.random.fold_in(key, 0))
     outer = {"weighting": weighting.init(jax.random.fold_in(key, 1))}
     state = bilevel.init_bilevel(params, optimizer, outer, outer_optimizer)
@@ -136,28 +138,28 @@ def train_and_value(
     )
 
     is_uniform = not weighting.needs_influence and not outer["weighting"]
-    outer_every = 1 if weighting.needs_influence else recipe.outer_every
+    outer_every = 1 if weighting.needs_influence else config.outer_every
     train = _joined(data.train, data.validation) if is_uniform else data.train
-    rng = np.random.default_rng((recipe.seed, 0))
-    batches = _index_batches(len(train), recipe.batch_size, rng)
-    validation_rng = np.random.default_rng((recipe.seed, 1))
+    rng = np.random.default_rng((config.seed, 0))
+    batches = _index_batches(len(train), config.batch_size, rng)
+    validation_rng = np.random.default_rng((config.seed, 1))
     scalars: dict[str, Any] = {}
-    for step in range(recipe.steps):
+    for step in range(config.steps):
         indices = next(batches)
-        images = AUGMENTATIONS[recipe.augment](train.images[indices], rng)
+        images = AUGMENTATIONS[config.augment](train.images[indices], rng)
         examples = _examples(images, train.labels[indices], data.num_classes)
-        if is_uniform or step < recipe.plain_steps:
+        if is_uniform or step < config.plain_steps:
             state, metrics = plain_update(state, examples)
-        elif (step - recipe.plain_steps) % outer_every:
+        elif (step - config.plain_steps) % outer_every:
             state, metrics = weighted_update(state, examples)
         else:
-            validation = _draw(data.validation, recipe.validation_batch_size, data.num_classes, validation_rng)
+            validation = _draw(data.validation, config.validation_batch_size, data.num_classes, validation_rng)
             state, metrics = weighted_update(state, examples, validation)
             scalars = {"validation_loss": metrics.validation_loss}
         on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **scalars)
 
-    logits = classification.predict_logits(classifier, state.params, to_float(data.test.images), recipe.batch_size)
-    valued = value(classifier.apply, weighting, state, data, recipe, validation_rng)
+    logits = classification.predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
+    valued = value(classifier.apply, weighting, state, data, config, validation_rng)
     return {"correct": logits.argmax(-1) == data.test.labels, **valued}
 
 
@@ -166,14 +168,14 @@ def value(
     weighting: Weighting,
     state: bilevel.BilevelState,
     data: NoisyData,
-    recipe: Recipe,
+    config: ClassifierConfig,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Weight, label mass and loss of the first `NUM_VALUED` training pictures, as they are, by the trained classifier.
+    """Weight, label mass and loss of the first `NUM_VALUED` training images, as they are, by the trained classifier.
 
     Influence is looked for along a short step of plain descent: by its last step the training's own rate is zero. (At a
     rate of 1 the step spoils the classifier that is asked: ResNet-20's utilities had an AUC of 0.43, at 0.001 of 0.55,
-    and with 512 validation pictures in place of 64 of 0.73.)
+    and with 512 validation images in place of 64 of 0.73.)
     """
     descent = optax.sgd(1e-3)
 
@@ -182,16 +184,16 @@ def value(
         matrix = None
         if weighting.needs_influence:
             matrix = influence(apply, descent, state.params, descent.init(state.params), examples, validation).matrix
-        signals = Signals(examples, apply(state.params, examples.inputs), matrix)
-        weights, targets = weighting.apply(state.outer["weighting"], signals)
-        return {"weight": weights, "label_mass": (targets * examples.targets).sum(-1), "loss": signals.losses}
+        weighting_inputs = WeightingInputs(examples, apply(state.params, examples.inputs), matrix)
+        weights, targets = weighting.apply(state.outer["weighting"], weighting_inputs)
+        return {"weight": weights, "label_mass": (targets * examples.targets).sum(-1), "loss": weighting_inputs.losses}
 
-    size = recipe.batch_size
+    size = config.batch_size
     number = min(NUM_VALUED, len(data.train)) // size * size
     parts = []
     for start in range(0, number, size):
         images, labels = (array[start : start + size] for array in (data.train.images, data.train.labels))
-        validation = _draw(data.validation, recipe.validation_batch_size, data.num_classes, rng)
+        validation = _draw(data.validation, config.validation_batch_size, data.num_classes, rng)
         parts.append(jax.device_get(look(state, _examples(images, labels, data.num_classes), validation)))
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return found | {"is_wrong": data.is_wrong[:number]}
@@ -217,7 +219,7 @@ def _examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examp
     return Examples(to_float(images), np.eye(num_classes, dtype=np.float32)[labels])
 
 
-def _draw(pictures: LabelledImages, number: int, num_classes: int, rng: np.random.Generator) -> Examples:
-    """`number` pictures, with replacement: there may be fewer."""
-    indices = rng.integers(len(pictures), size=number)
-    return _examples(pictures.images[indices], pictures.labels[indices], num_classes)
+def _draw(images: LabelledImages, number: int, num_classes: int, rng: np.random.Generator) -> Examples:
+    """`number` images, with replacement: there may be fewer."""
+    indices = rng.integers(len(images), size=number)
+    return _examples(images.images[indices], images.labels[indices], num_classes)

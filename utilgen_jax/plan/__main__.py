@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.architectures import ARCHITECTURES
@@ -45,7 +45,7 @@ from utilgen_jax.plan.topology import topology_mesh
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = cli.common_flags(workdir_help=None)
+    values = command_line.common_flags(workdir_help=None)
     programs = "; ".join(f"{name}: {program.help}" for name, program in PROGRAMS.items())
     flags.DEFINE_string("topology", None, f"the chips: {', '.join(TOPOLOGIES)}", flag_values=values)
     flags.DEFINE_list("programs", list(PROGRAMS), f"what to compile ({programs})", flag_values=values)
@@ -75,15 +75,15 @@ def run(argv: Sequence[str]) -> None:
         InputError: Something the user gave is wrong, or libtpu is not installed.
     """
     values = define_flags()
-    overrides, problems = cli.parse_flags(values, argv)
+    overrides, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     settings: dict[str, Any] = {name: values[name].value for name in values}
     problems += check_arguments(settings)
     if not settings["config"]:
-        raise cli.ConfigError(problems)
-    config = cli.read_config(settings["config"], overrides, problems)
+        raise command_line.ConfigError(problems)
+    config = command_line.read_config(settings["config"], overrides, problems)
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
     job, architecture = make_job(config, settings)
@@ -174,7 +174,7 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
 
 
 if __name__ == "__main__":

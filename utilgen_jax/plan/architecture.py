@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
@@ -22,23 +22,23 @@ def find_architecture(
     """Finds a generator's architecture; no weights are read or downloaded.
 
     Args:
-      checkpoint: config.generator.checkpoint: 'glyphs', a folder, or a hub id.
-      revision: of a hub id.
-      architecture: one of `ARCHITECTURES`, in place of the checkpoint's; or None.
-      **settings: dtype and gradient_checkpointing, see `read_architecture`.
+        checkpoint: config.generator.checkpoint: 'glyphs', a folder, or a hub id.
+        revision: of a hub id.
+        architecture: one of `ARCHITECTURES`, in place of the checkpoint's; or None.
+        **settings: dtype and gradient_checkpointing, see `read_architecture`.
 
     Returns:
-      The generator, and where its architecture comes from, for people.
+        The generator, and where its architecture comes from, for people.
 
     Raises:
-      InputError: the checkpoint is none, or neither here nor published nor on a hub that can be reached.
+        InputError: the checkpoint is none, or neither here nor published nor on a hub that can be reached.
     """
     if architecture is None and not Path(checkpoint).expanduser().exists():
         architecture = HUB_IDS.get(checkpoint)
     if architecture is not None:
         return published_generator(architecture, **settings), f"{architecture}, as published"
     try:
-        folder = weights.resolve_checkpoint(checkpoint, revision, configs_only=True)
+        folder = checkpoints.resolve_checkpoint(checkpoint, revision, configs_only=True)
     except InputError as error:
         names = ", ".join(ARCHITECTURES)
         raise InputError(f"{error}; or plan for a published architecture, --architecture=NAME ({names})") from None
@@ -49,9 +49,9 @@ def published_generator(name: str, dtype: jnp.dtype = jnp.float32, gradient_chec
     """A published architecture without a tokenizer.
 
     Args:
-      name: one of `ARCHITECTURES`.
-      dtype: of activations.
-      gradient_checkpointing: see `UNet2DConditionModel`.
+        name: one of `ARCHITECTURES`.
+        dtype: of activations.
+        gradient_checkpointing: see `UNet2DConditionModel`.
     """
     configs = ARCHITECTURES[name]
     unclip = "image_encoder" in configs

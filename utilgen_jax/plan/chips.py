@@ -11,11 +11,11 @@ class Chip:
     """One kind of TPU chip, which JAX sees as one device.
 
     Attributes:
-      memory: GiB that XLA gives to a program; it keeps a little of the chip's for itself.
-      flops: dense bfloat16 operations a second at its peak, of its data sheet; float32 products run at it too, as JAX
-        computes them in bfloat16 by default.
-      cores: libtpu's name for what is one device; 'megacore' where the chip's two cores act as one.
-      layouts: the topologies that it is rented in.
+        memory: GiB that XLA gives to a program; it keeps a little of the chip's for itself.
+        flops: dense bfloat16 operations a second at its peak, of its data sheet; float32 products run at it too, as JAX
+            computes them in bfloat16 by default.
+        cores: libtpu's name for what is one device; 'megacore' where the chip's two cores act as one.
+        layouts: the topologies that it is rented in.
     """
 
     memory: float

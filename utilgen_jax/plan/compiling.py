@@ -28,9 +28,9 @@ class Call:
     """A jitted function and what it is called with.
 
     Attributes:
-      function: the result of `jax.jit`.
-      arguments: pytrees of sharded `jax.ShapeDtypeStruct`, and static arguments.
-      settings: the same, by name.
+        function: the result of `jax.jit`.
+        arguments: pytrees of sharded `jax.ShapeDtypeStruct`, and static arguments.
+        settings: the same, by name.
     """
 
     function: Any
@@ -43,13 +43,13 @@ class Figures:
     """What one program needs; bytes are those on one chip.
 
     Attributes:
-      argument_bytes: its arguments: weights, batch, optimiser state.
-      temporary_bytes: all else while it runs, such as activations and those results that do not replace arguments.
-      code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was asked for.
-      resident_bytes: weights of the generator's other components, which lie beside it.
-      needed_bytes: the sum.
-      flops: of all chips together, see `planning.flops.count_flops`.
-      compile_seconds: on this machine.
+        argument_bytes: its arguments: weights, batch, optimiser state.
+        temporary_bytes: all else while it runs, such as activations and those results that do not replace arguments.
+        code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was asked for.
+        resident_bytes: weights of the generator's other components, which lie beside it.
+        needed_bytes: the sum.
+        flops: of all chips together, see `planning.flops.count_flops`.
+        compile_seconds: on this machine.
     """
 
     argument_bytes: int
@@ -65,9 +65,9 @@ def compile_program(call: Call, resident_bytes: int, full: bool = False) -> Figu
     """Compiles a program, which can take minutes, and reads off what it needs.
 
     Args:
-      call: the program and the shapes of its arguments; their shardings say for which chips it is compiled.
-      resident_bytes: what else lies in a chip's memory.
-      full: generate code too, which is most of the time; otherwise stop where the least memory is known.
+        call: the program and the shapes of its arguments; their shardings say for which chips it is compiled.
+        resident_bytes: what else lies in a chip's memory.
+        full: generate code too, which is most of the time; otherwise stop where the least memory is known.
     """
     start = time.perf_counter()
     traced = call.function.trace(*call.arguments, **call.settings)

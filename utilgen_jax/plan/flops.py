@@ -20,9 +20,10 @@ def count_flops(jaxpr: Jaxpr | ClosedJaxpr, platform: str | None = None, repeat_
     once, since JAX does not say how often it runs.
 
     Args:
-      jaxpr: `jax.jit(f).trace(...).jaxpr`; its shapes are those of the whole program, before it is split over devices.
-      platform: 'cpu', 'cuda' or 'tpu': of branches for kinds of devices, this one's counts instead of the costliest.
-      repeat_loops: False counts the body of each loop once, as XLA does.
+        jaxpr: `jax.jit(f).trace(...).jaxpr`; its shapes are those of the whole program, before it is split over
+            devices.
+        platform: 'cpu', 'cuda' or 'tpu': of branches for kinds of devices, this one's counts instead of the costliest.
+        repeat_loops: False counts the body of each loop once, as XLA does.
     """
     equations = jaxpr.jaxpr.eqns if isinstance(jaxpr, ClosedJaxpr) else jaxpr.eqns
     return sum(_of_equation(equation, platform, repeat_loops) for equation in equations)
@@ -61,7 +62,7 @@ def _of_convolution(equation: JaxprEqn) -> int:
     # A strided convolution's gradient dilates its input: nobody multiplies the zeros between its elements.
     operations //= math.prod(equation.params["lhs_dilation"])
     for input_axis, kernel_axis, dilation in zip(axes.lhs_spec[2:], axes.rhs_spec[2:], dilations, strict=True):
-        # A gradient's gradient slides a picture over a kernel: XLA exchanges the two, and no padding is multiplied.
+        # A gradient's gradient slides an image over a kernel: XLA exchanges the two, and no padding is multiplied.
         wider = kernel[kernel_axis] > inputs[input_axis]
         operations = operations * inputs[input_axis] // dilation if wider else operations * kernel[kernel_axis]
     return operations

@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import feature_network
-from utilgen_jax.generator.adapter import Policy, labelled_examples, make_generate, paint
+from utilgen_jax.generator.adapter import Adapter, generate_images, labelled_examples, make_generate
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.finetune.lora_step import LoraBatch, LoraState, init_lora_state, make_lora_step
-from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import Generator, expected_params
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import init_lora
@@ -34,17 +34,17 @@ class Job:
     """What is to run, and on which chips.
 
     Attributes:
-      generator: the architecture; its modules' dtype is that of activations.
-      mesh: from `chips.topology_mesh`.
-      dtype: the weights are stored in it.
-      batch_size: pictures at once, over all chips.
-      image_size: pixels a side.
-      num_steps: denoising steps of the sampler.
-      guidance_scale: of classifier-free guidance.
-      scheduler: of the sampler.
-      classifier: a linen module, for `NUM_CLASSES` classes.
-      classifier_image_size: side in pixels of the pictures that it sees.
-      classifier_channels: of these pictures.
+        generator: the architecture; its modules' dtype is that of activations.
+        mesh: from `chips.topology_mesh`.
+        dtype: the weights are stored in it.
+        batch_size: images at once, over all chips.
+        image_size: pixels a side.
+        num_steps: denoising steps of the sampler.
+        guidance_scale: of classifier-free guidance.
+        scheduler: of the sampler.
+        classifier: a linen module, for `NUM_CLASSES` classes.
+        classifier_image_size: side in pixels of the images that it sees.
+        classifier_channels: of these images.
     """
 
     generator: Generator
@@ -76,12 +76,12 @@ class Job:
         return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
 
     def latents(self) -> Any:
-        """Latents of the pictures."""
+        """Latents of the images."""
         side = self.image_size // self.generator.vae_scale_factor
         return self.batch(side, side, self.generator.unet.in_channels)
 
     def prompt_embeds(self) -> Any:
-        """CLIP text states of the pictures' prompts."""
+        """CLIP text states of the images' prompts."""
         encoder, unet = self.generator.text_encoder, self.generator.unet
         return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype)
 
@@ -101,10 +101,10 @@ class Program:
     """A row of the plan.
 
     Attributes:
-      help: what it computes.
-      call: (job, the generator's weights by component) -> the program and its arguments.
-      components: whose weights it takes; the generator's others lie in memory beside it.
-      has_gradient: through the UNet, so that gradient checkpointing saves memory.
+        help: what it computes.
+        call: (job, the generator's weights by component) -> the program and its arguments.
+        components: whose weights it takes; the generator's others lie in memory beside it.
+        has_gradient: through the UNet, so that gradient checkpointing saves memory.
     """
 
     help: str
@@ -144,7 +144,7 @@ def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
 
 
 def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
-    """`batch_size` given, generated and validation pictures each; the sampler's last step is differentiated."""
+    """`batch_size` given, generated and validation images each; the sampler's last step is differentiated."""
     classifier, size, channels = job.classifier, job.classifier_image_size, job.classifier_channels
     weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
@@ -153,12 +153,12 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
     def init(key: jax.Array) -> BilevelState:
         images = jnp.zeros((1, size, size, channels))
         lora = init_lora(params["unet"], key, rank=LORA_RANK)
-        outer = {"weighting": weighting.init(key), "policy": Policy(unet_lora=lora.factors)}
+        outer = {"weighting": weighting.init(key), "adapter": Adapter(unet_lora=lora.factors)}
         return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
 
     def step(state: BilevelState, params: Mapping[str, Any], *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
-        painted = partial(
-            paint,
+        generated = partial(
+            generate_images,
             job.generator,
             params,
             num_steps=job.num_steps,
@@ -170,7 +170,7 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
             weighting,
             optimizer,
             outer_optimizer,
-            generate=make_generate(painted, to_examples),
+            generate=make_generate(generated, to_examples),
         )
         return update(state, *batches)
 
@@ -183,14 +183,14 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
         job.batch(size, size, channels), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
     )
     embeds, integers = job.prompt_embeds(), job.batch(dtype=jnp.int32)
-    requests = Requests(
+    sample_inputs = SampleInputs(
         condition=Condition(embeds, embeds, job.class_labels()),
         latents=job.latents(),
         labels=integers,
         rows=integers,
         keys=job.batch(dtype=_key_shape().dtype),
     )
-    return Call(jax.jit(step, donate_argnums=0), (state, params, examples, examples, requests))
+    return Call(jax.jit(step, donate_argnums=0), (state, params, examples, examples, sample_inputs))
 
 
 def _key_shape() -> jax.ShapeDtypeStruct:

@@ -33,8 +33,8 @@ def ways_out(plan: dict[str, Any], has_gradient: bool) -> str:
     """The settings that save memory and are not exhausted yet.
 
     Args:
-      plan: what the command prints as JSON.
-      has_gradient: whether gradient checkpointing makes a difference.
+        plan: what the command prints as JSON.
+        has_gradient: whether gradient checkpointing makes a difference.
     """
     chips, batch_size = plan["chips"], plan["batch_size"]
     ways = []

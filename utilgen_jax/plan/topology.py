@@ -28,12 +28,12 @@ def topology_mesh(topology: str, data: int, fsdp: int) -> Mesh:
     """The mesh of a topology's chips: programs can be compiled for it, not run.
 
     Args:
-      topology: one of `TOPOLOGIES`.
-      data: see `parallel.make_mesh`.
-      fsdp: see `parallel.make_mesh`.
+        topology: one of `TOPOLOGIES`.
+        data: see `parallel.make_mesh`.
+        fsdp: see `parallel.make_mesh`.
 
     Raises:
-      InputError: libtpu is not installed, or the axes' sizes do not fit the number of chips.
+        InputError: libtpu is not installed, or the axes' sizes do not fit the number of chips.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("the compiler for TPUs, libtpu, is not installed: `pip install -e .[tpu]` does so (200 MB)")

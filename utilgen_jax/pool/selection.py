@@ -1,4 +1,4 @@
-"""Of a pool with more pictures than are wanted, those that teach the most, as a pool of their own."""
+"""Of a pool with more images than are wanted, those that teach the most, as a pool of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utilgen_jax.experiment.appraisal import Params, appraise, pool_training_set
 from utilgen_jax.experiment.setup import Job
 from utilgen_jax.experiment.synthesis import Made, images_per_class
 from utilgen_jax.methods import Generation
-from utilgen_jax.valuation.ensemble import consensus_labels
+from utilgen_jax.valuation.ensemble import ensemble_labels
 
 
 def choose_useful(
@@ -25,15 +25,15 @@ def choose_useful(
     real: TrainingSet,
     real_classifier: Params,
 ) -> Made:
-    """The pictures of each class to which a weight network, trained by the bilevel update, gives the most weight.
+    """The images of each class to which a weight network, trained by the bilevel update, gives the most weight.
 
     Args:
-      job: the run.
-      metrics: its writer.
-      generation: how the new pool comes about.
-      made: the pool before.
-      real: the shots, as the classifier sees them.
-      real_classifier: of the shots alone.
+        job: the run.
+        metrics: its writer.
+        generation: how the new pool comes about.
+        made: the pool before.
+        real: the shots, as the classifier sees them.
+        real_classifier: of the shots alone.
     """
     synthetic = pool_training_set(job, generation, made.pool)
     name = f"value_{generation.name}_{made.round}"
@@ -44,22 +44,22 @@ def choose_useful(
 def choose_uncertain(
     job: Job, metrics: report.MetricsWriter, generation: Generation, made: Made, real: TrainingSet
 ) -> Made:
-    """The pictures of each class of which several classifiers together are the least sure, with what they say of them.
+    """The images of each class of which several classifiers together are the least sure, with what they say of them.
 
-    Uncertainty sampling (Lewis and Gale 1994, arXiv cmp-lg/9407020) by a committee's entropy; a generator's pictures
+    Uncertainty sampling (Lewis and Gale 1994, arXiv cmp-lg/9407020) by a committee's entropy; a generator's images
     cost no label, as the committee itself gives it.
 
     Args:
-      job, metrics, generation, made, real: see `choose_useful`.
+        job, metrics, generation, made, real: see `choose_useful`.
     """
     synthetic = pool_training_set(job, generation, made.pool)
-    said = consensus_labels(job, metrics, generation, real, synthetic)
+    said = ensemble_labels(job, metrics, generation, real, synthetic)
     chosen, places = _choose(job, generation, made, entropy(said, axis=1))
     return dataclasses.replace(chosen, soft_labels=said[places])
 
 
 def _choose(job: Job, generation: Generation, made: Made, scores: np.ndarray) -> tuple[Made, np.ndarray]:
-    """The pictures of each class with the highest scores [N], as a pool, and their places in the one before."""
+    """The images of each class with the highest scores [N], as a pool, and their places in the one before."""
     number = made.round + 1
     folder, class_names = job.pool_folder(generation, number), job.split.real.class_names
 
@@ -76,4 +76,4 @@ def _choose(job: Job, generation: Generation, made: Made, scores: np.ndarray) ->
         return {"chosen": chosen}
 
     chosen = job.stages.run(f"pool_{generation.name}_{made.round}", compute)["chosen"]
-    return Made(data.read_pool(folder, class_names), made.policy, number), chosen
+    return Made(data.read_pool(folder, class_names), made.adapter, number), chosen

@@ -1,11 +1,11 @@
 """The synthetic pool on disk: a folder that a person can open and any reader of image folders can read.
 
-    <folder>/<class>/00012.png      the picture; the number counts through the whole pool
-    <folder>/metadata.jsonl         one line a picture, the fields of `PoolRecord`
+    <folder>/<class>/00012.png      the image; the number counts through the whole pool
+    <folder>/metadata.jsonl         one line an image, the fields of `PoolRecord`
 
-A picture belongs to the pool once its line in metadata.jsonl is complete; pictures are written first, their lines
-after. Work that was cut off leaves at most pictures without a line and half a line, which the next `PoolWriter`
-removes. Only metadata.jsonl is forced to the disk: after a power cut `read_pool` names pictures that did not reach it.
+An image belongs to the pool once its line in metadata.jsonl is complete; images are written first, their lines
+after. Work that was cut off leaves at most images without a line and half a line, which the next `PoolWriter`
+removes. Only metadata.jsonl is forced to the disk: after a power cut `read_pool` names images that did not reach it.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ METADATA = "metadata.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolRecord:
-    """What is known of one picture; None: not known.
+    """What is known of one image; None: not known.
 
     Attributes:
         label: 0..K-1.
         prompt: What it was generated from.
-        seed: Together with the prompt gives the same picture again.
+        seed: Together with the prompt gives the same image again.
         difficulty: s in [0, 1], measured.
-        difficulty_asked: s in [0, 1] that the generator was asked for.
+        requested_difficulty: s in [0, 1] that the generator was asked for.
         weight: What it is worth in training, in [0, 1].
         soft_label: K probabilities.
         round: The round of generation that made it, from 0.
@@ -49,7 +49,7 @@ class PoolRecord:
     prompt: str | None = None
     seed: int | None = None
     difficulty: float | None = None
-    difficulty_asked: float | None = None
+    requested_difficulty: float | None = None
     weight: float | None = None
     soft_label: tuple[float, ...] | None = None
     round: int | None = None
@@ -61,7 +61,7 @@ _KINDS: dict[str, Any] = {
     "prompt": str,
     "seed": int,
     "difficulty": int | float,
-    "difficulty_asked": int | float,
+    "requested_difficulty": int | float,
     "weight": int | float,
     "soft_label": list,
     "round": int,
@@ -78,9 +78,9 @@ class Pool:
 
 
 class PoolWriter:
-    """Adds pictures to a pool folder, and continues one that was cut off.
+    """Adds images to a pool folder, and continues one that was cut off.
 
-    `len(writer)` pictures are safely there, in the order in which they were appended; a caller whose pictures depend on
+    `len(writer)` images are safely there, in the order in which they were appended; a caller whose images depend on
     their position alone goes on from that position and gets the pool that an unbroken run would have written.
     """
 
@@ -92,7 +92,7 @@ class PoolWriter:
             class_names: K words.
 
         Raises:
-            InputError: The folder holds a pool of other classes, a damaged one, or one that lacks a picture.
+            InputError: The folder holds a pool of other classes, a damaged one, or one that lacks an image.
         """
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
@@ -102,17 +102,17 @@ class PoolWriter:
         metadata.touch()
         records = _read_records(self.folder, self.class_names)
         for record in records:
-            _picture_path(self.folder, record)
+            _image_path(self.folder, record)
         os.truncate(metadata, metadata.read_bytes().rfind(b"\n") + 1)
         self._remove_orphans({record.file_name for record in records})
         self._count = len(records)
 
     def __len__(self) -> int:
-        """Pictures in the pool."""
+        """Images in the pool."""
         return self._count
 
     def append(self, images: np.ndarray, records: Sequence[PoolRecord]) -> None:
-        """Writes pictures, then commits their records.
+        """Writes images, then commits their records.
 
         Args:
             images: float [B, H, W, 3] in [-1, 1]; values beyond are clipped.
@@ -125,7 +125,7 @@ class PoolWriter:
         if images.ndim != 4 or images.shape[-1] != 3 or len(images) != len(records):
             raise ValueError(f"images {images.shape} should be [{len(records)}, H, W, 3], one for each record")
         if not np.isfinite(images).all():
-            raise ValueError("a generated picture holds NaN or infinity")
+            raise ValueError("a generated image holds NaN or infinity")
         if any(not 0 <= record.label < len(self.class_names) for record in records):
             raise ValueError(f"a label is outside 0..{len(self.class_names) - 1}")
         named = [
@@ -168,7 +168,7 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None) -> P
         The pool, in the order of its metadata.
 
     Raises:
-        InputError: No pool, a damaged line, a picture that is missing, lies outside the folder, cannot be decoded or
+        InputError: No pool, a damaged line, an image that is missing, lies outside the folder, cannot be decoded or
             has another size than the first, or a label that is no class.
     """
     folder = Path(folder)
@@ -177,12 +177,12 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None) -> P
         raise InputError(f"{folder}: the pool is empty")
     images: list[np.ndarray] = []
     for record in records:
-        path = _picture_path(folder, record)
+        path = _image_path(folder, record)
         try:
-            with Image.open(path) as picture:
-                images.append(np.asarray(picture.convert("RGB")))
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
         except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
-            raise InputError(f"{path}: the picture cannot be decoded ({error}); generate the pool again") from error
+            raise InputError(f"{path}: the image cannot be decoded ({error}); generate the pool again") from error
         if images[-1].shape != images[0].shape:
             raise InputError(f"{path} is {images[-1].shape[:2]} pixels, the first of the pool {images[0].shape[:2]}")
     return Pool(np.stack(images), np.array([record.label for record in records], np.int32), tuple(records))
@@ -205,7 +205,7 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
         if name not in FIELDS or name in ("label", "file_name", "class_name"):
             raise ValueError(f"{name!r} is not a field of a pool's records that can be replaced")
         if len(column) != len(records):
-            raise ValueError(f"column {name!r} has {len(column)} values for {len(records)} pictures")
+            raise ValueError(f"column {name!r} has {len(column)} values for {len(records)} images")
         values = column.tolist() if isinstance(column, np.ndarray) else column
         records = [dataclasses.replace(record, **{name: value}) for record, value in zip(records, values, strict=True)]
     lines = "".join(_to_line(record) for record in records)  # Before any file: a value JSON cannot hold raises here.
@@ -218,7 +218,7 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
 
 
 def _read_records(folder: Path, class_names: tuple[str, ...] | None) -> list[PoolRecord]:
-    """The committed records, checked against each other and against class_names; pictures are not looked at."""
+    """The committed records, checked against each other and against class_names; images are not looked at."""
     metadata = folder / METADATA
     if not metadata.is_file():
         raise InputError(f"{folder} is no pool: it has no {METADATA}")
@@ -251,8 +251,8 @@ def _read_records(folder: Path, class_names: tuple[str, ...] | None) -> list[Poo
     return records
 
 
-def _picture_path(folder: Path, record: PoolRecord) -> Path:
-    """The path of a record's picture, which exists and lies below the folder."""
+def _image_path(folder: Path, record: PoolRecord) -> Path:
+    """The path of a record's image, which exists and lies below the folder."""
     path = folder / record.file_name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{folder / METADATA}: file_name {record.file_name!r} leaves the pool's folder")

@@ -1,4 +1,4 @@
-"""Makes a small Stable Diffusion from nothing: the embedded glyph world, or one of your own pictures.
+"""Makes a small Stable Diffusion from nothing: the embedded glyph domain, or one of your own images.
 
   python -m utilgen_jax.pretraining --out=runs/glyphs
   python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/lungs
@@ -7,8 +7,8 @@ It makes the corpus, trains a tiny CLIP, an autoencoder and a UNet, one after th
 unCLIP checkpoint for 32x32 pixels in diffusers' folder format. Everything follows from the seed. A run that was cut off
 continues: finished components are read back from the folder, the one in training from its last checkpoint.
 
-With --config the corpus is a share of the config's train pictures, captioned by class and by tones. Their ids are
-written to OUT/training_pictures.txt: give that to the experiment as --config.data.exclude, so that no shot is one of
+With --config the corpus is a share of the config's train images, captioned by class and by tones. Their ids are
+written to OUT/training_images.txt: give that to the experiment as --config.data.exclude, so that no shot is one of
 them. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
 
@@ -27,32 +27,32 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax.config import flags as cli
+from utilgen_jax import checkpoints
+from utilgen_jax.config import command_line
 from utilgen_jax.generator.conditioning import encode_images
 from utilgen_jax.generator.loading import Generator, Params, load_image_normalizer, load_params, read_architecture
 from utilgen_jax.models.autoencoder import AutoencoderKL
 from utilgen_jax.models.clip_text import CLIPTextModelWithProjection
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
-from utilgen_jax.pretraining import config as recipe
+from utilgen_jax.pretraining import sizes
 from utilgen_jax.pretraining.autoencoder import encode_corpus, latent_scaling_factor, train_autoencoder
 from utilgen_jax.pretraining.clip import train_clip
 from utilgen_jax.pretraining.corpus import Corpus
-from utilgen_jax.pretraining.domain import World, glyph_world
+from utilgen_jax.pretraining.domain import Domain, glyph_domain
 from utilgen_jax.pretraining.gallery import write_gallery
-from utilgen_jax.pretraining.images import picture_world
+from utilgen_jax.pretraining.images import image_domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 from utilgen_jax.pretraining.unet import train_unet
 from utilgen_jax.report.progress import format_duration
 
-TRAINING_PICTURES = "training_pictures.txt"
+TRAINING_IMAGES = "training_images.txt"
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = cli.common_flags(None)
+    values = command_line.common_flags(None)
     flags.DEFINE_string("out", "runs/glyphs", "the checkpoint folder to write", flag_values=values)
-    flags.DEFINE_float("share", 0.5, "with --config: of the train pictures", 0.01, 0.99, flag_values=values)
+    flags.DEFINE_float("share", 0.5, "with --config: of the train images", 0.01, 0.99, flag_values=values)
     flags.DEFINE_integer("seed", 0, "of corpus, initial weights and order", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("shrink", 1, "divide corpus and steps, only to try it", lower_bound=1, flag_values=values)
     return values
@@ -63,7 +63,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _shrunk(training: recipe.Training, shrink: int) -> recipe.Training:
+def _shrunk(training: sizes.Training, shrink: int) -> sizes.Training:
     return dataclasses.replace(training, steps=max(training.steps // shrink, 1))
 
 
@@ -75,39 +75,41 @@ def _is_done(folder: Path) -> bool:
 def write_clip(out: Path, corpus: Corpus, text_config: dict[str, Any], seed: int, shrink: int) -> None:
     """Trains both CLIP towers and writes `text_encoder`, `image_encoder` and `text_projection`."""
     text_encoder = CLIPTextModelWithProjection.from_config(text_config)
-    image_encoder = CLIPVisionModelWithProjection.from_config(recipe.IMAGE_ENCODER_CONFIG)
-    training = _shrunk(recipe.CLIP_TRAINING, shrink)
+    image_encoder = CLIPVisionModelWithProjection.from_config(sizes.IMAGE_ENCODER_CONFIG)
+    training = _shrunk(sizes.CLIP_TRAINING, shrink)
     params = train_clip(corpus, text_encoder, image_encoder, seed, out / "training", training)
     text = dict(params["text"])
-    # Stable Diffusion's text encoder has no projection; utility terms that compare text with pictures read it here.
+    # Stable Diffusion's text encoder has no projection; utility terms that compare text with images read it here.
     projection = {"text_projection": text.pop("text_projection"), "logit_scale": params["logit_scale"]}
-    weights.save_component(out / "text_projection", {"projection_dim": recipe.EMBEDDING_SIZE}, projection, jnp.float16)
-    weights.save_component(out / "image_encoder", recipe.IMAGE_ENCODER_CONFIG, params["image"], jnp.float16)
-    weights.save_component(out / "text_encoder", text_config, text, jnp.float16)
+    checkpoints.save_component(
+        out / "text_projection", {"projection_dim": sizes.EMBEDDING_SIZE}, projection, jnp.float16
+    )
+    checkpoints.save_component(out / "image_encoder", sizes.IMAGE_ENCODER_CONFIG, params["image"], jnp.float16)
+    checkpoints.save_component(out / "text_encoder", text_config, text, jnp.float16)
 
 
 def write_vae(out: Path, corpus: Corpus, seed: int, shrink: int) -> None:
     """Trains the autoencoder and writes `vae`, with the scaling factor that its latents ask for."""
-    vae = AutoencoderKL.from_config(recipe.AUTOENCODER_CONFIG)
-    training = _shrunk(recipe.AUTOENCODER_TRAINING, shrink)
+    vae = AutoencoderKL.from_config(sizes.AUTOENCODER_CONFIG)
+    training = _shrunk(sizes.AUTOENCODER_TRAINING, shrink)
     params = train_autoencoder(corpus, vae, seed, out / "training", training)
     factor = latent_scaling_factor(encode_corpus(corpus, vae, params))
-    config = recipe.AUTOENCODER_CONFIG | {"scaling_factor": round(factor, 5)}
-    weights.save_component(out / "vae", config, params, jnp.float16)
+    config = sizes.AUTOENCODER_CONFIG | {"scaling_factor": round(factor, 5)}
+    checkpoints.save_component(out / "vae", config, params, jnp.float16)
 
 
 def write_normalizer(out: Path, image_embeds: np.ndarray) -> None:
     """Writes `image_normalizer`: mean and deviation of the corpus's image embeddings."""
     statistics = {"mean": image_embeds.mean(0, keepdims=True), "std": image_embeds.std(0, keepdims=True)}
-    config = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": recipe.EMBEDDING_SIZE}
-    weights.save_component(out / "image_normalizer", config, statistics, jnp.float32)
+    config = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": sizes.EMBEDDING_SIZE}
+    checkpoints.save_component(out / "image_normalizer", config, statistics, jnp.float32)
 
 
 def embed_corpus(corpus: Corpus, generator: Generator, params: Params, batch_size: int = 500) -> np.ndarray:
-    """CLIP image embeddings of all pictures: float32 [N, E]."""
+    """CLIP image embeddings of all images: float32 [N, E]."""
     number = len(corpus.images)
     parts = [
-        np.asarray(encode_images(generator, params, corpus.pictures(np.arange(start, min(start + batch_size, number)))))
+        np.asarray(encode_images(generator, params, corpus.float_images(np.arange(number)[start : start + batch_size])))
         for start in range(0, number, batch_size)
     ]
     return np.concatenate(parts)
@@ -117,33 +119,33 @@ def write_configs(out: Path, text_config: dict[str, Any]) -> None:
     """Writes all that is known before training: the components' configs, without weights."""
     configs = {
         "text_encoder": text_config,
-        "image_encoder": recipe.IMAGE_ENCODER_CONFIG,
-        "vae": recipe.AUTOENCODER_CONFIG,
-        "unet": recipe.UNET_CONFIG,
+        "image_encoder": sizes.IMAGE_ENCODER_CONFIG,
+        "vae": sizes.AUTOENCODER_CONFIG,
+        "unet": sizes.UNET_CONFIG,
     }
     for name, config in configs.items():
         if not _is_done(out / name):
             _write_json(out / name / "config.json", config)
-    _write_json(out / "scheduler" / "scheduler_config.json", recipe.SCHEDULER_CONFIG)
-    _write_json(out / "image_noising_scheduler" / "scheduler_config.json", recipe.IMAGE_NOISING_SCHEDULER_CONFIG)
-    _write_json(out / "feature_extractor" / "preprocessor_config.json", recipe.IMAGE_PREPROCESSING)
-    _write_json(out / "model_index.json", recipe.MODEL_INDEX)
+    _write_json(out / "scheduler" / "scheduler_config.json", sizes.SCHEDULER_CONFIG)
+    _write_json(out / "image_noising_scheduler" / "scheduler_config.json", sizes.IMAGE_NOISING_SCHEDULER_CONFIG)
+    _write_json(out / "feature_extractor" / "preprocessor_config.json", sizes.IMAGE_PREPROCESSING)
+    _write_json(out / "model_index.json", sizes.MODEL_INDEX)
 
 
-def make_foundation(out: Path, world: World, seed: int, shrink: int) -> None:
+def make_foundation(out: Path, domain: Domain, seed: int, shrink: int) -> None:
     """Runs all stages; each leaves its component in `out` and is skipped where that is already there.
 
     Args:
-      out: the checkpoint folder.
-      world: what is learnt.
-      seed: of initial weights and order.
-      shrink: divides the steps.
+        out: the checkpoint folder.
+        domain: what is learnt.
+        seed: of initial weights and order.
+        shrink: divides the steps.
     """
-    write_tokenizer(out / "tokenizer", world.words)
-    tokenizer = weights.load_tokenizer(out / "tokenizer")
-    text_config = recipe.text_encoder_config(len(tokenizer), tokenizer.model_max_length, tokenizer.eos_token_id)
+    write_tokenizer(out / "tokenizer", domain.words)
+    tokenizer = checkpoints.load_tokenizer(out / "tokenizer")
+    text_config = sizes.text_encoder_config(len(tokenizer), tokenizer.model_max_length, tokenizer.eos_token_id)
     write_configs(out, text_config)
-    corpus = world.make_corpus(tokenizer)
+    corpus = domain.make_corpus(tokenizer)
     if not _is_done(out / "text_encoder"):
         write_clip(out, corpus, text_config, seed, shrink)
     if not _is_done(out / "vae"):
@@ -159,10 +161,10 @@ def make_foundation(out: Path, world: World, seed: int, shrink: int) -> None:
         write_normalizer(out, image_embeds)
         params["image_normalizer"] = load_image_normalizer(out, generator)
         moments = encode_corpus(corpus, generator.vae, params["vae"])
-        training = _shrunk(recipe.UNET_TRAINING, shrink)
+        training = _shrunk(sizes.UNET_TRAINING, shrink)
         unet = train_unet(corpus, generator, params, moments, image_embeds, seed, out / "training", training)
-        weights.save_component(out / "unet", recipe.UNET_CONFIG, unet, jnp.float16)
-    write_gallery(out, world)
+        checkpoints.save_component(out / "unet", sizes.UNET_CONFIG, unet, jnp.float16)
+    write_gallery(out, domain)
     shutil.rmtree(out / "training", ignore_errors=True)
 
 
@@ -170,15 +172,15 @@ def run(argv: Sequence[str]) -> None:
     """Reads the command line and makes the checkpoint.
 
     Args:
-      argv: the command line, its first entry the program.
+        argv: the command line, its first entry the program.
 
     Raises:
-      InputError: something the user gave is wrong; nothing has been written then.
+        InputError: something the user gave is wrong; nothing has been written then.
     """
     values = define_flags()
-    overrides, problems = cli.parse_flags(values, argv)
+    overrides, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     settings = values.flag_values_dict()
     out, seed, shrink = Path(settings["out"]), settings["seed"], settings["shrink"]
@@ -186,22 +188,22 @@ def run(argv: Sequence[str]) -> None:
         if overrides:
             problems.append("--config: say which, as there are overrides of it")
         if problems:
-            raise cli.ConfigError(problems)
-        world, taught = glyph_world(seed, shrink), None
+            raise command_line.ConfigError(problems)
+        domain, taught = glyph_domain(seed, shrink), None
     else:
-        config = cli.read_config(settings["config"], overrides, problems)
-        world, taught = picture_world(config, settings["share"], seed)
+        config = command_line.read_config(settings["config"], overrides, problems)
+        domain, taught = image_domain(config, settings["share"], seed)
     start = time.monotonic()
     if taught is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / TRAINING_PICTURES).write_text("".join(f"{each}\n" for each in taught), encoding="utf-8")
-    make_foundation(out, world, seed, shrink)
-    print(f"The world is in {out} ({format_duration(time.monotonic() - start)}).")
+        (out / TRAINING_IMAGES).write_text("".join(f"{each}\n" for each in taught), encoding="utf-8")
+    make_foundation(out, domain, seed, shrink)
+    print(f"The domain is in {out} ({format_duration(time.monotonic() - start)}).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv))
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 if __name__ == "__main__":

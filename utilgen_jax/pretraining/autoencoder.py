@@ -1,4 +1,4 @@
-"""Trains the glyph world's autoencoder: 32x32 pictures to 8x8 latents and back."""
+"""Trains the glyph domain's autoencoder: 32x32 images to 8x8 latents and back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.models.autoencoder import kl_divergence, mode, sample_posterior
-from utilgen_jax.pretraining.config import AUTOENCODER_TRAINING, Training
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.fit import fit
+from utilgen_jax.pretraining.sizes import AUTOENCODER_TRAINING, Training
 
 Params = Any
 
@@ -29,17 +29,17 @@ def train_autoencoder(
     """Trains by squared and absolute error and a small KL term (Rombach et al. 2022, appendix G, no discriminator).
 
     Args:
-      corpus: pictures.
-      vae: an `AutoencoderKL`.
-      seed: of initial weights, posterior noise and order.
-      folder: for checkpoints.
-      training: steps, batch size, learning rate.
+        corpus: images.
+        vae: an `AutoencoderKL`.
+        seed: of initial weights, posterior noise and order.
+        folder: for checkpoints.
+        training: steps, batch size, learning rate.
 
     Returns:
-      The trained params.
+        The trained params.
     """
     key = jax.random.fold_in(jax.random.key(seed), 2)
-    params = jax.jit(vae.init)(key, corpus.pictures(np.arange(1)))["params"]
+    params = jax.jit(vae.init)(key, corpus.float_images(np.arange(1)))["params"]
 
     def loss_fn(params: Params, batch: Any, key: jax.Array) -> jax.Array:
         moments = vae.apply({"params": params}, batch["images"], method="encode")
@@ -55,11 +55,11 @@ def train_autoencoder(
 
 
 def encode_corpus(corpus: Corpus, vae: Any, params: Params, batch_size: int = 500) -> np.ndarray:
-    """The posterior's moments of all pictures: float32 [N, h, w, 2C]."""
+    """The posterior's moments of all images: float32 [N, h, w, 2C]."""
     encode = jax.jit(lambda images: vae.apply({"params": params}, images, method="encode"))
     number = len(corpus.images)
     parts = [
-        np.asarray(encode(corpus.pictures(np.arange(start, min(start + batch_size, number)))))
+        np.asarray(encode(corpus.float_images(np.arange(start, min(start + batch_size, number)))))
         for start in range(0, number, batch_size)
     ]
     return np.concatenate(parts)

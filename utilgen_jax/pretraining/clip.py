@@ -1,4 +1,4 @@
-"""Trains the glyph world's tiny CLIP: captions and pictures into one space (Radford et al. 2021)."""
+"""Trains the glyph domain's tiny CLIP: captions and images into one space (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from utilgen_jax.pretraining.config import CLIP_TRAINING, Training
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.fit import fit
+from utilgen_jax.pretraining.sizes import CLIP_TRAINING, Training
 
 Params = Any
 
@@ -23,18 +23,18 @@ LARGEST_LOGIT_SCALE = np.log(100.0)
 def contrastive_loss(
     image_embeds: jax.Array, text_embeds: jax.Array, input_ids: jax.Array, logit_scale: jax.Array
 ) -> jax.Array:
-    """CLIP's symmetric cross-entropy, where every picture with the same caption is a right answer.
+    """CLIP's symmetric cross-entropy, where every image with the same caption is a right answer.
 
     The controlled vocabulary is small, so that a batch holds many equal captions; plain CLIP would push them apart.
 
     Args:
-      image_embeds: float [B, P], unnormalised.
-      text_embeds: float [B, P], unnormalised.
-      input_ids: int [B, T], to tell which captions are equal.
-      logit_scale: logarithm of the inverse temperature, scalar.
+        image_embeds: float [B, P], unnormalised.
+        text_embeds: float [B, P], unnormalised.
+        input_ids: int [B, T], to tell which captions are equal.
+        logit_scale: logarithm of the inverse temperature, scalar.
 
     Returns:
-      Scalar loss, in nats.
+        Scalar loss, in nats.
     """
     image_embeds = image_embeds / jnp.linalg.norm(image_embeds, axis=-1, keepdims=True)
     text_embeds = text_embeds / jnp.linalg.norm(text_embeds, axis=-1, keepdims=True)
@@ -57,15 +57,15 @@ def train_clip(
     """Trains both towers.
 
     Args:
-      corpus: pictures and captions.
-      text_encoder: a `CLIPTextModelWithProjection`.
-      image_encoder: a `CLIPVisionModelWithProjection`.
-      seed: of initial weights and order.
-      folder: for checkpoints.
-      training: steps, batch size, learning rate.
+        corpus: images and captions.
+        text_encoder: a `CLIPTextModelWithProjection`.
+        image_encoder: a `CLIPVisionModelWithProjection`.
+        seed: of initial weights and order.
+        folder: for checkpoints.
+        training: steps, batch size, learning rate.
 
     Returns:
-      {"text": params, "image": params, "logit_scale": scalar}.
+        {"text": params, "image": params, "logit_scale": scalar}.
     """
     example = corpus.batch(seed, 0, 2)
     key = jax.random.fold_in(jax.random.key(seed), 1)

@@ -1,4 +1,4 @@
-"""The training corpus in memory: pictures, their captions' token ids, and batches by step number."""
+"""The training corpus in memory: images, their captions' token ids, and batches by step number."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.pretraining import glyphs
 from utilgen_jax.pretraining.fit import batch_indices
 from utilgen_jax.report.progress import Progress
 
-_CHUNK = 1000  # pictures between two updates of the progress line
+_CHUNK = 1000  # images between two updates of the progress line
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Pictures and what is said of them.
+    """Images and what is said of them.
 
     Attributes:
-      images: uint8 [N, 32, 32], or [N, 32, 32, 3] in colours.
-      input_ids: int32 [N, T], tokens of the captions.
-      captions: N strings.
-      empty_ids: int32 [T], tokens of the empty prompt.
+        images: uint8 [N, 32, 32], or [N, 32, 32, 3] in colours.
+        input_ids: int32 [N, T], tokens of the captions.
+        captions: N strings.
+        empty_ids: int32 [T], tokens of the empty prompt.
     """
 
     images: np.ndarray
@@ -35,7 +35,7 @@ class Corpus:
 
     @classmethod
     def of(cls, images: np.ndarray, captions: list[str], tokenize: Callable[[list[str]], Any]) -> Corpus:
-        """Pictures and their captions, each different one of which is tokenised once."""
+        """Images and their captions, each different one of which is tokenised once."""
         distinct = sorted(set(captions))
         ids = dict(zip(distinct, tokenize(distinct), strict=True))
         return cls(
@@ -46,12 +46,12 @@ class Corpus:
         )
 
     def float_images(self, indices: np.ndarray) -> np.ndarray:
-        """The pictures as a generator sees them: float32 [B, 32, 32, 3] in [-1, 1]."""
+        """The images as a generator sees them: float32 [B, 32, 32, 3] in [-1, 1]."""
         chosen = self.images[indices].astype(np.float32) / 127.5 - 1.0
         return chosen if chosen.ndim == 4 else np.repeat(chosen[..., None], 3, axis=-1)
 
     def batch(self, seed: int, step: int, batch_size: int) -> dict[str, Any]:
-        """One step's pictures and token ids, chosen by seed and step alone."""
+        """One step's images and token ids, chosen by seed and step alone."""
         indices = batch_indices(seed, step, len(self.images), batch_size)
         return {"images": self.float_images(indices), "input_ids": self.input_ids[indices]}
 
@@ -59,10 +59,10 @@ class Corpus:
 def make_corpus(size: int, seed: int, tokenizer: Any) -> Corpus:
     """Renders `size` glyphs and tokenises their captions; the same seed gives the same corpus."""
     images, captions = [], []
-    with Progress("foundation: corpus", size, unit="picture") as progress:
+    with Progress("foundation: corpus", size, unit="image") as progress:
         for start in range(0, size, _CHUNK):
             some_images, some_captions, _ = glyphs.corpus(min(_CHUNK, size - start), seed, start)
             images.append(some_images)
             captions += some_captions
             progress.update(len(captions))
-    return Corpus.of(np.concatenate(images), captions, partial(weights.tokenize, tokenizer))
+    return Corpus.of(np.concatenate(images), captions, partial(checkpoints.tokenize, tokenizer))

@@ -6,20 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from utilgen_jax.pretraining import config as recipe
-from utilgen_jax.pretraining import vocabulary
+from utilgen_jax.pretraining import sizes, vocabulary
 from utilgen_jax.pretraining.corpus import Corpus, make_corpus
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
-    """A world that a small Stable Diffusion can be taught.
+class Domain:
+    """A domain that a small Stable Diffusion can be taught.
 
     Attributes:
-      words: each becomes one token.
-      make_corpus: tokenizer -> pictures and captions.
-      prompts: of the gallery's columns, by title.
-      endings: what is said behind the prompts in the gallery's rows.
+        words: each becomes one token.
+        make_corpus: tokenizer -> images and captions.
+        prompts: of the gallery's columns, by title.
+        endings: what is said behind the prompts in the gallery's rows.
     """
 
     words: tuple[str, ...]
@@ -44,10 +43,10 @@ GLYPH_ENDINGS = (
 )
 
 
-def glyph_world(seed: int, shrink: int) -> World:
+def glyph_domain(seed: int, shrink: int) -> Domain:
     """Printed digits; `shrink` divides the corpus."""
-    size = max(recipe.CORPUS_SIZE // shrink, 1000)
-    return World(
+    size = max(sizes.CORPUS_SIZE // shrink, 1000)
+    return Domain(
         words=vocabulary.vocabulary_words(),
         make_corpus=lambda tokenizer: make_corpus(size, seed, tokenizer),
         prompts={name: vocabulary.class_prompt(digit) for digit, name in enumerate(vocabulary.DIGIT_NAMES)},

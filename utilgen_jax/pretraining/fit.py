@@ -1,4 +1,4 @@
-"""The training loop that the glyph world's models share."""
+"""The training loop that the glyph domain's models share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from utilgen_jax.pretraining.config import Training
+from utilgen_jax.pretraining.sizes import Training
 from utilgen_jax.report.progress import Progress
-from utilgen_jax.runtime import checkpointing as checkpoint
+from utilgen_jax.runtime import orbax_checkpoint
 
 Params = Any
 Batch = Any
@@ -22,7 +22,7 @@ CHECKPOINT_EVERY_STEPS = 500
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
-    """The pictures of one step, int [batch_size], by its number alone: a resumed run sees what a whole one would."""
+    """The images of one step, int [batch_size], by its number alone: a resumed run sees what a whole one would."""
     return np.random.default_rng(np.random.SeedSequence([seed, step])).integers(0, size, batch_size)
 
 
@@ -39,20 +39,20 @@ def fit(
     """Trains with AdamW under a warm-up and cosine schedule; continues from its last checkpoint in `folder`.
 
     Args:
-      name: of the model, for the progress line and the checkpoint.
-      loss_fn: (params, batch, key) -> scalar loss.
-      params: where to begin.
-      get_batch: step number -> batch.
-      training: steps and learning rate.
-      seed: of the loss's noise.
-      folder: for checkpoints.
-      ema_decay: of the exponential moving average of the weights; 0 returns the weights themselves.
+        name: of the model, for the progress line and the checkpoint.
+        loss_fn: (params, batch, key) -> scalar loss.
+        params: where to begin.
+        get_batch: step number -> batch.
+        training: steps and learning rate.
+        seed: of the loss's noise.
+        folder: for checkpoints.
+        ema_decay: of the exponential moving average of the weights; 0 returns the weights themselves.
 
     Returns:
-      The trained params (their moving average where asked for).
+        The trained params (their moving average where asked for).
 
     Raises:
-      FloatingPointError: the loss is not finite; names model and step.
+        FloatingPointError: the loss is not finite; names model and step.
     """
     warmup = min(100, training.steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, warmup, training.steps)
@@ -73,8 +73,8 @@ def fit(
     state = {"params": params, "average": params, "optimizer": optimizer.init(params)}
     start = 0
     saved = folder / f"{name}_training"
-    if checkpoint.exists(saved):
-        restored = checkpoint.restore(saved, {"state": state, "step": 0})
+    if orbax_checkpoint.exists(saved):
+        restored = orbax_checkpoint.restore(saved, {"state": state, "step": 0})
         state, start = restored["state"], int(restored["step"])
     with Progress(f"foundation: {name}", training.steps, initial=start) as progress:
         for step in range(start, training.steps):
@@ -84,5 +84,5 @@ def fit(
                     raise FloatingPointError(f"foundation: {name}: the loss is {loss} at step {step + 1}")
                 progress.update(step + 1, loss=float(loss))
             if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
-                checkpoint.save(saved, {"state": state, "step": step + 1})
+                orbax_checkpoint.save(saved, {"state": state, "step": step + 1})
     return state["average"] if ema_decay else state["params"]

@@ -1,8 +1,8 @@
-"""Printed digits, rendered deterministically: a seed and an index determine the picture and its caption.
+"""Printed digits, rendered deterministically: a seed and an index determine the image and its caption.
 
-Each font's digits are turned once into distance fields at a high resolution. A picture is then one lookup per sample:
+Each font's digits are turned once into distance fields at a high resolution. An image is then one lookup per sample:
 stroke weight is a threshold on the field, slant, width, size, place and rotation an affine map, the warp a smooth
-displacement. Framing follows the pictures of digit data sets: most digits are centred and fill the height.
+displacement. Framing follows the images of digit data sets: most digits are centred and fill the height.
 """
 
 import dataclasses
@@ -65,9 +65,9 @@ DOTTED_ZERO = ("dejavu-mono", "dejavu-mono-bold")  # their zero has a dot inside
 _FONT_SIZE = 160  # pixels to the em: the ink of a digit is then about 115 pixels high
 _MARGIN = 40  # pixels of ground kept around the ink, for bold strokes
 _SUPERSAMPLE = 2
-_WIDEST = 1.0  # of the picture's width
+_WIDEST = 1.0  # of the image's width
 _GAP = 0.07  # the ground between strokes stays this wide, over the ink height, if the font has it so wide
-_JITTER = 0.02  # how far off centre, over the picture's side, a centred glyph may be
+_JITTER = 0.02  # how far off centre, over the image's side, a centred glyph may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,21 +119,21 @@ def _outline(name: str, digit: int) -> _Outline:
 
 
 def sample_attributes(seed: int, index: int) -> GlyphAttributes:
-    """Draw the attributes of picture `index` of the corpus `seed`.
+    """Draw the attributes of image `index` of the corpus `seed`.
 
-    Digits take turns (`index % 10`), so that any run of pictures is balanced. The rest is drawn independently, with
-    three exceptions: a glyph off centre is small enough, and a wide one narrow enough, to stay inside the picture, and
+    Digits take turns (`index % 10`), so that any run of images is balanced. The rest is drawn independently, with
+    three exceptions: a glyph off centre is small enough, and a wide one narrow enough, to stay inside the image, and
     a small one is not blurred, since it could not be read.
 
     Args:
         seed: Any non-negative integer: the corpus.
-        index: Any non-negative integer: the picture.
+        index: Any non-negative integer: the image.
 
     Returns:
         The attributes: about two thirds large, 15 % off centre; half clean, the rest grainy or blurred.
     """
     # The ranges are what print shows and what the framing of digit data sets is documented to be: the ink fills the
-    # box. They were set once, by hand, and are not tuned to any real picture or to any accuracy on real pictures.
+    # box. They were set once, by hand, and are not tuned to any real image or to any accuracy on real images.
     rng = np.random.default_rng([seed, index])
     digit = index % 10
     style = str(rng.choice(vocabulary.STYLES))
@@ -165,11 +165,11 @@ def sample_attributes(seed: int, index: int) -> GlyphAttributes:
 
 
 class _Layout(NamedTuple):
-    matrix: np.ndarray  # [2, 2]; picture position in pixels = matrix @ outline coordinate + offset
+    matrix: np.ndarray  # [2, 2]; image position in pixels = matrix @ outline coordinate + offset
     offset: np.ndarray  # [2]
     grow: float  # how far the outline's edge moves out, in ink heights
     least: float  # half the width that every stroke keeps, in ink heights
-    width: float  # as `GlyphAttributes.width`, less where the ink would be too wide for the picture
+    width: float  # as `GlyphAttributes.width`, less where the ink would be too wide for the image
 
 
 def _lay_out(attributes: GlyphAttributes) -> _Layout:
@@ -200,7 +200,7 @@ def _lay_out(attributes: GlyphAttributes) -> _Layout:
 
 @functools.cache
 def _warp_basis(controls: int = 4) -> np.ndarray:
-    """[samples, controls] cubic interpolation from a row of control points to the row of samples across a picture."""
+    """[samples, controls] cubic interpolation from a row of control points to the row of samples across an image."""
     samples = np.linspace(0, controls - 1, IMAGE_SIZE * _SUPERSAMPLE)
     rows = [ndimage.map_coordinates(row, samples[None], order=3, mode="nearest") for row in np.eye(controls)]
     return np.stack(rows, axis=1)
@@ -210,7 +210,7 @@ def render(attributes: GlyphAttributes) -> np.ndarray:
     """Draw a glyph.
 
     Args:
-        attributes: What to draw; the picture is a pure function of it.
+        attributes: What to draw; the image is a pure function of it.
 
     Returns:
         uint8 [32, 32], bright ink (255) on a black ground (0).
@@ -231,16 +231,16 @@ def render(attributes: GlyphAttributes) -> np.ndarray:
     distance = ndimage.map_coordinates(field, rows_columns, order=1, mode="nearest")
     samples_per_height = np.sqrt(abs(np.linalg.det(layout.matrix))) * _SUPERSAMPLE
     coverage = np.clip(0.5 + distance * samples_per_height, 0.0, 1.0)
-    picture = coverage.reshape(IMAGE_SIZE, _SUPERSAMPLE, IMAGE_SIZE, _SUPERSAMPLE).mean((1, 3))
-    return _add_noise(picture, attributes, rng)
+    image = coverage.reshape(IMAGE_SIZE, _SUPERSAMPLE, IMAGE_SIZE, _SUPERSAMPLE).mean((1, 3))
+    return _add_noise(image, attributes, rng)
 
 
-def _add_noise(picture: np.ndarray, attributes: GlyphAttributes, rng: np.random.Generator) -> np.ndarray:
-    """Apply grain (additive, and speckle on the ink) or blur to a float picture in [0, 1]; return uint8."""
+def _add_noise(image: np.ndarray, attributes: GlyphAttributes, rng: np.random.Generator) -> np.ndarray:
+    """Apply grain (additive, and speckle on the ink) or blur to a float image in [0, 1]; return uint8."""
     if attributes.noise == "grainy":
-        additive, speckle = rng.normal(0.0, attributes.grain, size=(2, *picture.shape))
-        picture = picture * (1 + 2 * speckle) + additive
-    pixels = (np.clip(picture, 0.0, 1.0) * 255).round().astype(np.uint8)
+        additive, speckle = rng.normal(0.0, attributes.grain, size=(2, *image.shape))
+        image = image * (1 + 2 * speckle) + additive
+    pixels = (np.clip(image, 0.0, 1.0) * 255).round().astype(np.uint8)
     if attributes.noise == "blurred":
         small = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX)
         pixels = np.asarray(small.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
@@ -248,12 +248,12 @@ def _add_noise(picture: np.ndarray, attributes: GlyphAttributes, rng: np.random.
 
 
 def corpus(num: int, seed: int, start: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Render pictures `start` to `start + num` of a corpus, with training captions.
+    """Render images `start` to `start + num` of a corpus, with training captions.
 
     Args:
         num: How many.
-        seed: The corpus; the same seed gives the same pictures and captions, whatever the slice asked for.
-        start: Index of the first picture.
+        seed: The corpus; the same seed gives the same images and captions, whatever the slice asked for.
+        start: Index of the first image.
 
     Returns:
         images uint8 [num, 32, 32], captions (num strings), labels int32 [num].

@@ -1,6 +1,6 @@
-"""A world of one's own pictures: a share of a data set's train pictures, with captions by class and by tones.
+"""A domain of one's own images: a share of a data set's train images, with captions by class and by tones.
 
-The generator has then seen other pictures of the same kind, as Stable Diffusion has seen flowers and birds. Those that
+The generator has then seen other images of the same kind, as Stable Diffusion has seen flowers and birds. Those that
 it was taught are listed, so that no shot is taken from them (`config.data.exclude`).
 """
 
@@ -13,34 +13,33 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax import data
+from utilgen_jax import checkpoints, data
 from utilgen_jax.data.splits import stratified_order
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.config import IMAGE_SIZE
 from utilgen_jax.pretraining.corpus import Corpus
-from utilgen_jax.pretraining.domain import World
+from utilgen_jax.pretraining.domain import Domain
+from utilgen_jax.pretraining.sizes import IMAGE_SIZE
 from utilgen_jax.pretraining.vocabulary import KEEP_PHRASE, TEMPLATE_ONLY
 from utilgen_jax.prompts.captions.tones import BANDS, caption_tones
 
-CAPTIONS_EACH = 4  # of a picture, of different phrases
+CAPTIONS_EACH = 4  # of an image, of different phrases
 # As CLIP's tokenizer parts a text before it looks for tokens: words, single figures, marks.
 _PIECES = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
 
 
-def picture_world(config: ConfigDict, share: float, seed: int) -> tuple[World, list[str]]:
-    """A world of a config's data set.
+def image_domain(config: ConfigDict, share: float, seed: int) -> tuple[Domain, list[str]]:
+    """A domain of a config's data set.
 
     Args:
-      config: says the data set and the prompt.
-      share: of the train pictures that are taught, in (0, 1); each class keeps at least one for itself.
-      seed: chooses them.
+        config: says the data set and the prompt.
+        share: of the train images that are taught, in (0, 1); each class keeps at least one for itself.
+        seed: chooses them.
 
     Returns:
-      The world, and the ids of the pictures that are taught.
+        The domain, and the ids of the images that are taught.
 
     Raises:
-      InputError: the data cannot be had, or the share leaves nothing.
+        InputError: the data cannot be had, or the share leaves nothing.
     """
     settings = ConfigDict(config.data)
     settings.update(image_size=IMAGE_SIZE, channels=3)
@@ -48,17 +47,17 @@ def picture_world(config: ConfigDict, share: float, seed: int) -> tuple[World, l
     taught = np.sort(stratified_order(train.labels, seed)[: int(share * len(train.labels))])
     classes = range(len(train.class_names))
     if not all(0 < np.sum(train.labels[taught] == each) < np.sum(train.labels == each) for each in classes):
-        raise InputError(f"--share={share}: each class of {train.name} needs pictures both to teach and to leave")
+        raise InputError(f"--share={share}: each class of {train.name} needs images both to teach and to leave")
     prompts = data.class_prompts(config.generator.prompt, train.class_names)
     phrases = [phrase for bands in BANDS.values() for phrase, _ in bands]
     words = [piece for text in [*prompts, ",", *phrases] for piece in _PIECES.findall(text.lower())]
-    world = World(
+    domain = Domain(
         words=tuple(dict.fromkeys(words)),
         make_corpus=partial(_make_corpus, train, taught, prompts, seed),
         prompts=dict(zip(train.class_names, prompts, strict=True)),
         endings=("", *phrases),
     )
-    return world, [train.ids[int(place)] for place in taught]
+    return domain, [train.ids[int(place)] for place in taught]
 
 
 def _make_corpus(source: data.ImageSource, taught: np.ndarray, prompts: list[str], seed: int, tokenizer: Any) -> Corpus:
@@ -70,4 +69,4 @@ def _make_corpus(source: data.ImageSource, taught: np.ndarray, prompts: list[str
             kept = rng.random(len(BANDS)) < KEEP_PHRASE * (rng.random() >= TEMPLATE_ONLY)
             phrases = [phrase for phrase, is_kept in zip(said.split(", "), kept, strict=True) if is_kept]
             captions.append(", ".join([prompts[label], *phrases]))
-    return Corpus.of(np.repeat(images, CAPTIONS_EACH, axis=0), captions, partial(weights.tokenize, tokenizer))
+    return Corpus.of(np.repeat(images, CAPTIONS_EACH, axis=0), captions, partial(checkpoints.tokenize, tokenizer))

@@ -1,6 +1,6 @@
-"""A small world's tokenizer: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
+"""A small domain's tokenizer: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
 
-Each word of the world's vocabulary is one token; any other text falls back to shorter pieces, in the end to bytes.
+Each word of the domain's vocabulary is one token; any other text falls back to shorter pieces, in the end to bytes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Trains the glyph world's UNet on captions and unCLIP image embeddings, each dropped at random."""
+"""Trains the glyph domain's UNet on captions and unCLIP image embeddings, each dropped at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.generator.conditioning import encode_tokens, noise_image_embeds
 from utilgen_jax.generator.loading import Generator, Params, example_arguments
 from utilgen_jax.models.autoencoder import sample_posterior
-from utilgen_jax.pretraining.config import (
+from utilgen_jax.pretraining.corpus import Corpus
+from utilgen_jax.pretraining.fit import batch_indices, fit
+from utilgen_jax.pretraining.sizes import (
     CAPTION_DROPOUT,
     IMAGE_DROPOUT,
     SNR_GAMMA,
@@ -21,8 +23,6 @@ from utilgen_jax.pretraining.config import (
     UNET_TRAINING,
     Training,
 )
-from utilgen_jax.pretraining.corpus import Corpus
-from utilgen_jax.pretraining.fit import batch_indices, fit
 
 
 def train_unet(
@@ -38,17 +38,17 @@ def train_unet(
     """Trains on the denoising loss with min-SNR weighting; all other components stay as they are.
 
     Args:
-      corpus: pictures and captions.
-      generator: the architecture.
-      frozen: weights of `text_encoder` and `image_normalizer`.
-      moments: of the autoencoder's posterior, float32 [N, h, w, 2C].
-      image_embeds: CLIP image embeddings, float32 [N, E].
-      seed: of initial weights, noise and order.
-      folder: for checkpoints.
-      training: steps, batch size, learning rate.
+        corpus: images and captions.
+        generator: the architecture.
+        frozen: weights of `text_encoder` and `image_normalizer`.
+        moments: of the autoencoder's posterior, float32 [N, h, w, 2C].
+        image_embeds: CLIP image embeddings, float32 [N, E].
+        seed: of initial weights, noise and order.
+        folder: for checkpoints.
+        training: steps, batch size, learning rate.
 
     Returns:
-      The moving average of the UNet's weights.
+        The moving average of the UNet's weights.
     """
     key = jax.random.fold_in(jax.random.key(seed), 3)
     example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_arguments(generator.unet))

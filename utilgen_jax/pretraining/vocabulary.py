@@ -1,10 +1,10 @@
-"""The controlled vocabulary of the glyph world: what can be said about a picture, and from which measures.
+"""The controlled vocabulary of the glyph domain: what can be said about an image, and from which measures.
 
 A caption is the class template followed by attribute phrases in a fixed order, any of which may be left out:
 
     a photo of the digit three, bold, leaning left, narrow, large, centred, clean, sans
 
-Words follow from measures by the thresholds in `BANDS`, never the other way round, so that whoever measures a picture
+Words follow from measures by the thresholds in `BANDS`, never the other way round, so that whoever measures an image
 (a captioner of real digits) can speak the language in which the generator was trained.
 """
 
@@ -26,7 +26,7 @@ BANDS: dict[str, tuple[tuple[str, float], ...]] = {
     "width": (("narrow", 0.85), ("normal width", 1.18), ("wide", np.inf)),
     "size": (("small", 0.60), ("medium size", 0.82), ("large", np.inf)),
 }
-CENTRED_WITHIN = 0.07  # an ink box whose centre is nearer than this to the picture's, on both axes, is centred
+CENTRED_WITHIN = 0.07  # an ink box whose centre is nearer than this to the image's, on both axes, is centred
 POSITIONS = ("centred", "to the left", "to the right", "to the top", "to the bottom")
 NOISES = ("clean", "grainy", "blurred")
 STYLES = ("sans", "serif", "typewriter", "italic")
@@ -39,13 +39,13 @@ PHRASES: dict[str, tuple[str, ...]] = {
 }
 
 TEMPLATE_ONLY = 0.3  # the share of training captions that are the class template alone
-KEEP_PHRASE = 0.6  # the chance of each phrase in the other captions
+KEEP_PHRASE = 0.6  # the probability of each phrase in the other captions
 NUMERAL = 0.2  # the share of training captions that write '3' for 'three'
 
 
 @dataclasses.dataclass(frozen=True)
 class GlyphAttributes:
-    """All that determines a glyph picture; the caption follows from it too.
+    """All that determines a glyph image; the caption follows from it too.
 
     Attributes:
         digit: The class, 0 to 9.
@@ -54,13 +54,13 @@ class GlyphAttributes:
         weight: Stroke width over ink height.
         slant: Tangent of the angle by which upright strokes lean; positive leans right.
         width: Upright ink width over ink height, over the digit's `TYPICAL_ASPECT`.
-        size: Ink height over picture height.
-        x: Horizontal offset of the ink box's centre from the picture's, over the picture's width; positive is right.
+        size: Ink height over image height.
+        x: Horizontal offset of the ink box's centre from the image's, over the image's width; positive is right.
         y: The same vertically; positive is down.
         noise: One of `NOISES`.
-        grain: Standard deviation of a grainy picture's noise, of 1 for full ink; 0 in others.
+        grain: Standard deviation of a grainy image's noise, of 1 for full ink; 0 in others.
         rotation: Clockwise rotation in radians, contained in `slant`.
-        warp: Standard deviation of the elastic warp, over the picture's width.
+        warp: Standard deviation of the elastic warp, over the image's width.
         texture_seed: Seeds what has no name: the warp's field and the grain.
     """
 
@@ -86,7 +86,7 @@ def band(measure: str, value: float, bands: Mapping[str, tuple[tuple[str, float]
 
 
 def position(x: float, y: float) -> str:
-    """Return the phrase for the ink box's offset from the centre, in picture widths right and picture heights down."""
+    """Return the phrase for the ink box's offset from the centre, in image widths right and image heights down."""
     if max(abs(x), abs(y)) < CENTRED_WITHIN:
         return "centred"
     if abs(x) >= abs(y):

@@ -2,8 +2,8 @@
 
     a photo of the digit three, bold, leaning left
 
-Which phrases are said is drawn from chances, a number for each option of each group. A group's first option is to say
-nothing.
+Which phrases are said is drawn from probabilities, a number for each option of each group. A group's first option is to
+say nothing.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from utilgen_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class PhraseGroups:
+class PromptAttributes:
     """What can be said.
 
     Attributes:
-      groups: G of them, each with its phrases; no phrase stands in two.
+        groups: G of them, each with its phrases; no phrase stands in two.
     """
 
     groups: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> PhraseGroups:
+    def parse(cls, texts: Sequence[str]) -> PromptAttributes:
         """Reads groups such as 'thin|bold'.
 
         Raises:
-          InputError: there is no group, or a phrase is empty, stands there twice, or has a comma, which parts phrases.
+            InputError: there is no group, or a phrase is empty, stands there twice, or has a comma, which parts
+                phrases.
         """
         groups = tuple(tuple(phrase.strip() for phrase in text.split("|")) for text in texts)
         phrases = [phrase for group in groups for phrase in group]
@@ -46,18 +47,20 @@ class PhraseGroups:
         """Options of each group, silence among them."""
         return tuple(len(group) + 1 for group in self.groups)
 
-    def even_chances(self, said: float) -> np.ndarray:
-        """A chance for each option, float64 [A], A = sum of `sizes`: each group is said with the chance `said`."""
+    def uniform_probabilities(self, said: float) -> np.ndarray:
+        """Returns float64 [A], A = sum of `sizes`: some option of each group with the probability `said`, all alike."""
         return np.concatenate([[1 - said, *[said / len(group)] * len(group)] for group in self.groups])
 
-    def reweighted(self, chances: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def reweighted(self, probabilities: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """Chances times exp(logits), float [A] each, normalised in each group."""
-        raised = chances * np.exp(logits - np.max(logits))
+        raised = probabilities * np.exp(logits - np.max(logits))
         return np.concatenate([part / part.sum() for part in self._parts(raised)])
 
-    def draw(self, chances: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-        """Draws from chances [A]: an option of each group, int [number, G]."""
-        return np.stack([rng.choice(len(part), number, p=part / part.sum()) for part in self._parts(chances)], axis=1)
+    def draw(self, probabilities: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws from probabilities [A]: an option of each group, int [number, G]."""
+        return np.stack(
+            [rng.choice(len(part), number, p=part / part.sum()) for part in self._parts(probabilities)], axis=1
+        )
 
     def say(self, prompt: str, options: np.ndarray) -> str:
         """A prompt with the phrases of a row of options, int [G]."""

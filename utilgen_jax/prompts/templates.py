@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from utilgen_jax.errors import InputError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
-_MEANING = {"class": "name of the class", "caption": "picture's caption"}
+_MEANING = {"class": "name of the class", "caption": "image's caption"}
 
 
 def class_prompts(template: str, class_names: Sequence[str]) -> list[str]:
@@ -38,14 +38,14 @@ def class_prompts(template: str, class_names: Sequence[str]) -> list[str]:
 
 
 def caption_prompts(template: str, class_names: Sequence[str], captions: Sequence[str]) -> list[str]:
-    """Fills the class and the caption of each picture into a template.
+    """Fills the class and the caption of each image into a template.
 
     >>> caption_prompts("a photo of a {class}, {caption}", ["sea_lion", "cat"], ["on a rock", ""])
     ['a photo of a sea lion, on a rock', 'a photo of a cat']
 
     Args:
         template: Text with `{class}` and `{caption}`, see `class_prompts`.
-        class_names: N names, each picture's own; underscores become spaces.
+        class_names: N names, each image's own; underscores become spaces.
         captions: N texts; where one is empty, blanks and commas at the prompt's ends go too.
 
     Returns:

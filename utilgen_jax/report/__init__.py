@@ -2,7 +2,7 @@
 
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.report.page import write_report
-from utilgen_jax.report.plots import plot_curves, plot_difficulty, plot_intervals, plot_separation, plot_weight_curve
+from utilgen_jax.report.plots import plot_auc, plot_curves, plot_difficulty, plot_intervals, plot_weight_curve
 from utilgen_jax.report.progress import Progress, format_duration
 from utilgen_jax.report.table import format_markdown_table, format_table, mean_std, paired_difference
 
@@ -17,7 +17,7 @@ __all__ = [
     "plot_curves",
     "plot_difficulty",
     "plot_intervals",
-    "plot_separation",
+    "plot_auc",
     "plot_weight_curve",
     "read_metrics",
     "write_report",

@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures on one page, with titles."""
+"""Contact sheets: many small images on one page, with titles."""
 
 import math
 import textwrap
@@ -21,18 +21,18 @@ def contact_sheet(
     row_titles: Sequence[str] | None = None,
     column_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Lay pictures out in rows, on white paper.
+    """Lay images out in rows, on white paper.
 
     Args:
         images: uint8 [N, H, W] grey, [N, H, W, 1] grey or [N, H, W, 3] RGB.
-        columns: Pictures in a row; the last row may be shorter.
-        captions: One text for each picture, set below it and wrapped to its width.
+        columns: Images in a row; the last row may be shorter.
+        captions: One text for each image, set below it and wrapped to its width.
         scale: Each pixel becomes scale x scale pixels.
         row_titles: One text for each row, set to its left.
         column_titles: One text for each column, set above it.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     if images.shape[3:] == (1,):
         images = images[..., 0]

@@ -1,4 +1,4 @@
-"""The pictures of a run by class: the real shots beside the best and the worst synthetic pictures."""
+"""The images of a run by class: the real shots beside the best and the worst synthetic images."""
 
 import base64
 import io
@@ -13,26 +13,26 @@ from utilgen_jax.data import LabelledImages, Pool, PoolRecord
 
 # What a page shows at most, so that it stays small enough to mail whatever the run.
 MAX_CLASSES = 20
-PICTURES_PER_GROUP = 8
-MAX_SIDE = 128  # pixels; larger pictures are shrunk to it
+IMAGES_PER_GROUP = 8
+MAX_SIDE = 128  # pixels; larger images are shrunk to it
 
 
 def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str]) -> str:
-    """Shows the real and the synthetic pictures by class, `MAX_CLASSES` and `PICTURES_PER_GROUP` at most.
+    """Shows the real and the synthetic images by class, `MAX_CLASSES` and `IMAGES_PER_GROUP` at most.
 
     Args:
-      pool: the synthetic pictures; None for none.
-      real: the real pictures trained on.
-      class_names: the name of each label.
+        pool: the synthetic images; None for none.
+        real: the real images trained on.
+        class_names: the name of each label.
 
     Returns:
-      HTML with the pictures inside it as data URIs; all text is escaped.
+        HTML with the images inside it as data URIs; all text is escaped.
     """
     shown = class_names[:MAX_CLASSES]
     notes = []
     if pool is not None:
         notes.append(
-            "Under each synthetic picture: its weight or, where all weigh the same, the class's part of its soft "
+            "Under each synthetic image: its weight or, where all weigh the same, the class's part of its soft "
             "label; then its difficulty. Hover over it for its prompt."
         )
     if len(class_names) > len(shown):
@@ -40,7 +40,7 @@ def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str])
     blocks = []
     for label, name in enumerate(shown):
         shots = np.flatnonzero(real.labels == label)
-        groups = [_group(f"real, {shots.size}", real.images, shots[:PICTURES_PER_GROUP], lambda _: ("real shot", ""))]
+        groups = [_group(f"real, {shots.size}", real.images, shots[:IMAGES_PER_GROUP], lambda _: ("real shot", ""))]
         stats = ""
         if pool is not None:
             members = np.flatnonzero(pool.labels == label)
@@ -51,7 +51,7 @@ def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str])
 
 
 def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
-    """The best and the worst pictures of one class by weight; where all weigh the same, by what their soft labels say.
+    """The best and the worst images of one class by weight; where all weigh the same, by what their soft labels say.
 
     Where these are all the same too, or unknown, the first ones.
     """
@@ -72,12 +72,12 @@ def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
         return record.prompt or "", f"{_number(score(record))} · {_number(record.difficulty)}"
 
     if not varied:
-        return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * PICTURES_PER_GROUP], texts)]
+        return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * IMAGES_PER_GROUP], texts)]
     ranked = members[np.argsort(-_column([score(record) for record in records]), kind="stable")]  # NaN comes last
-    top, rest = ranked[:PICTURES_PER_GROUP], ranked[PICTURES_PER_GROUP:]
+    top, rest = ranked[:IMAGES_PER_GROUP], ranked[IMAGES_PER_GROUP:]
     groups = [_group(f"synthetic, {first}", pool.images, top, texts)]
     if rest.size:
-        groups.append(_group(f"synthetic, {last}", pool.images, rest[-PICTURES_PER_GROUP:], texts))
+        groups.append(_group(f"synthetic, {last}", pool.images, rest[-IMAGES_PER_GROUP:], texts))
     return groups
 
 
@@ -96,11 +96,11 @@ def _class_stats(records: Sequence[PoolRecord]) -> str:
 
 
 def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
-    """A strip of pictures under its name; `texts` gives the title and the caption of a picture by its index."""
+    """A strip of images under its name; `texts` gives the title and the caption of an image by its index."""
     figures = []
     for index in indices:
         title, caption = texts(int(index))
-        source, small = _picture(images[int(index)])
+        source, small = _image(images[int(index)])
         kind = ' class="pixels"' if small else ""
         text = escape(title)
         caption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
@@ -108,8 +108,8 @@ def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callabl
     return f'<div class="group"><h4>{escape(name)}</h4><div class="strip">{"".join(figures)}</div></div>'
 
 
-def _picture(image: np.ndarray) -> tuple[str, bool]:
-    """Returns the data URI of a uint8 [H, W, C] picture, and whether it is small enough to show its pixels."""
+def _image(image: np.ndarray) -> tuple[str, bool]:
+    """Returns the data URI of a uint8 [H, W, C] image, and whether it is small enough to show its pixels."""
     opened = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     small = max(opened.size) <= MAX_SIDE // 2
     opened.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)

@@ -20,8 +20,8 @@ class MetricsWriter:
     returns. A partial last line, left by a run that was killed while it wrote, is cut off on opening.
 
     Args:
-      workdir: the run's folder; made if it does not exist.
-      enabled: False on every process but the first: values are still checked, nothing is written.
+        workdir: the run's folder; made if it does not exist.
+        enabled: False on every process but the first: values are still checked, nothing is written.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], enabled: bool = True) -> None:
@@ -40,13 +40,13 @@ class MetricsWriter:
         """Writes the scalars of one step.
 
         Args:
-          step: steps done in this stage.
-          stage: name of the stage, e.g. "real classifier".
-          **scalars: numbers, or arrays of one element (NumPy or JAX), by name.
+            step: steps done in this stage.
+            stage: name of the stage, e.g. "real classifier".
+            **scalars: numbers, or arrays of one element (NumPy or JAX), by name.
 
         Raises:
-          FloatingPointError: a value is NaN or infinite. Raised on every process, so that all of them stop.
-          ValueError: a value is not one number, or has the name of one of the line's own fields.
+            FloatingPointError: a value is NaN or infinite. Raised on every process, so that all of them stop.
+            ValueError: a value is not one number, or has the name of one of the line's own fields.
         """
         numbers = {name: _number(value, name) for name, value in scalars.items()}
         for name, number in numbers.items():
@@ -80,14 +80,14 @@ def read_metrics(workdir: str | os.PathLike[str], stage: str | None = None) -> l
     line is left out.
 
     Args:
-      workdir: the run's folder.
-      stage: only the rows of this stage; None for all.
+        workdir: the run's folder.
+        stage: only the rows of this stage; None for all.
 
     Returns:
-      Rows with `step`, `stage`, `time` and the scalars; an empty list if the file does not exist.
+        Rows with `step`, `stage`, `time` and the scalars; an empty list if the file does not exist.
 
     Raises:
-      InputError: a whole line is not a row; names the file and the line.
+        InputError: a whole line is not a row; names the file and the line.
     """
     path = Path(workdir) / FILE_NAME
     if not path.exists():

@@ -11,24 +11,24 @@ from utilgen_jax.data import LabelledImages, Pool
 from utilgen_jax.report.gallery import data_uri, gallery
 from utilgen_jax.report.progress import format_duration
 
-ACCURACY_LABELS = {"real_only": "Real pictures only", "vanilla": "Real + plain synthetic", "final": "Final"}
+ACCURACY_LABELS = {"real_only": "Real images only", "vanilla": "Real + plain synthetic", "final": "Final"}
 FIGURES = {
     "weight_curve": (
         "Weight by loss",
-        "The weight that each synthetic picture was given, against its loss. A flat curve says that the weight network "
+        "The weight that each synthetic image was given, against its loss. A flat curve says that the weight network "
         "found no difference between the samples; the histogram shows where the samples are.",
     ),
     "difficulty": (
         "Difficulty",
-        "Difficulty is 1 - p(true class) under the classifier trained on the real pictures: 0 is easy, 1 is mistaken.",
+        "Difficulty is 1 - p(true class) under the classifier trained on the real images: 0 is easy, 1 is mistaken.",
     ),
     "difficulty_sweep": (
         "Difficulty asked for",
-        "What the generator paints for each class (rows) and each difficulty s (columns), from one noise in each row.",
+        "What the generator makes for each class (rows) and each difficulty s (columns), from one noise in each row.",
     ),
     "hard_factors": (
         "Hard factors",
-        "What the generator paints for the difficulty token of each class alone, without words, where much is asked.",
+        "What the generator makes for the difficulty token of each class alone, without words, where much is asked.",
     ),
     "curves": ("Training", "Loss and accuracy by step, for each stage that trains."),
 }
@@ -50,30 +50,30 @@ def write_report(
     The file is put in place when it is complete; an earlier one stays until then.
 
     Args:
-      workdir: the run's folder.
-      summary: the contents of summary.json: `method`, `dataset`, `shots`, `seed`, `accuracy` (fractions by name),
-        `num_real`, `num_synthetic`, `seconds` (by stage), `versions`.
-      config: the run's config, nested mappings.
-      pool: the synthetic pictures, with weights and difficulties if known; None where the method makes none.
-      real: the real pictures trained on.
-      class_names: the name of each label.
-      figures: PNG or SVG files by name, a key of `FIGURES`; they are drawn in the order of `FIGURES`.
-      command: the command that was run; left out if empty.
+        workdir: the run's folder.
+        summary: the contents of summary.json: `method`, `dataset`, `shots`, `seed`, `accuracy` (fractions by name),
+            `num_real`, `num_synthetic`, `seconds` (by stage), `versions`.
+        config: the run's config, nested mappings.
+        pool: the synthetic images, with weights and difficulties if known; None where the method makes none.
+        real: the real images trained on.
+        class_names: the name of each label.
+        figures: PNG or SVG files by name, a key of `FIGURES`; they are drawn in the order of `FIGURES`.
+        command: the command that was run; left out if empty.
 
     Returns:
-      The path of the page.
+        The path of the page.
 
     Raises:
-      ValueError: a figure's name is not in `FIGURES`.
+        ValueError: a figure's name is not in `FIGURES`.
     """
     if unknown := sorted(set(figures) - set(FIGURES)):
         raise ValueError(f"unknown figures {unknown}; known are {sorted(FIGURES)}")
     title = f"{summary['dataset']}, {_count(summary['shots'] or 'all', 'shot')}: {summary['method']}"
-    pictures = "The real shots" if pool is None else "The real shots and the pool"
+    images = "The real shots" if pool is None else "The real shots and the pool"
     sections = [
         _section("Result", _headline(summary)),
         _section("What was run", _what_was_run(summary, config, command)),
-        _section(pictures, gallery(pool, real, class_names)),
+        _section(images, gallery(pool, real, class_names)),
         *(_figure(name, Path(figures[name])) for name in FIGURES if name in figures),
         _section("Time by stage", _stage_times(summary["seconds"])),
     ]
@@ -93,8 +93,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
         ("data", summary["dataset"]),
         ("shots a class", summary["shots"] or "all"),
         ("seed", summary["seed"]),
-        ("real pictures", f"{summary['num_real']:,}"),
-        ("synthetic pictures", f"{summary['num_synthetic']:,}"),
+        ("real images", f"{summary['num_real']:,}"),
+        ("synthetic images", f"{summary['num_synthetic']:,}"),
         ("time", format_duration(sum(summary["seconds"].values()))),
     ]
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
@@ -191,7 +191,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Adapter" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>{style}</style>
 </head>

@@ -47,15 +47,15 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     """Draws loss and accuracy by step, one line for each stage.
 
     Args:
-      metrics: rows as `read_metrics` returns them. Scalars named "loss" and "accuracy", or ending in "_loss" and
-        "_accuracy", are drawn; accuracies are fractions in [0, 1].
-      path: the file to write.
+        metrics: rows as `read_metrics` returns them. Scalars named "loss" and "accuracy", or ending in "_loss" and
+            "_accuracy", are drawn; accuracies are fractions in [0, 1].
+        path: the file to write.
 
     Returns:
-      The path.
+        The path.
 
     Raises:
-      ValueError: no row has a loss or an accuracy.
+        ValueError: no row has a loss or an accuracy.
     """
     panels = [(kind, curves) for kind in ("loss", "accuracy") if (curves := _curves(metrics, kind))]
     if not panels:
@@ -89,15 +89,15 @@ def plot_weight_curve(losses: ArrayLike, weights: ArrayLike, path: str | os.Path
     a cloud, so the mean within bins of equally many samples is drawn through it.
 
     Args:
-      losses: [n] loss of each sample of the pool.
-      weights: [n] its weight, in [0, 1].
-      path: the file to write.
+        losses: [n] loss of each sample of the pool.
+        weights: [n] its weight, in [0, 1].
+        path: the file to write.
 
     Returns:
-      The path.
+        The path.
 
     Raises:
-      ValueError: the two are not lists of the same length, one sample at least.
+        ValueError: the two are not lists of the same length, one sample at least.
     """
     x, y = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
@@ -126,14 +126,14 @@ def plot_intervals(
     """Draws means with their intervals as dots with bars, a panel beside the other, each row at one height in all.
 
     Args:
-      panels: {title: {row: (mean, low, high)}}; a row may be missing in some; without low and high there is no bar.
-      groups: {row: the group it belongs to}, from above downwards. Groups have colours, and a legend where several.
-      label: of the horizontal axes, each of which has its own range.
-      path: the file to write.
-      reference: where to draw a vertical line; None for nowhere.
+        panels: {title: {row: (mean, low, high)}}; a row may be missing in some; without low and high there is no bar.
+        groups: {row: the group it belongs to}, from above downwards. Groups have colours, and a legend where several.
+        label: of the horizontal axes, each of which has its own range.
+        path: the file to write.
+        reference: where to draw a vertical line; None for nowhere.
 
     Returns:
-      The path.
+        The path.
     """
     heights = {row: -number for number, row in enumerate(groups)}
     colours = dict(zip(dict.fromkeys(groups.values()), (GREY, *_PALETTE), strict=False))
@@ -163,12 +163,12 @@ def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[st
     """Draws histograms of the difficulty s = 1 - p(true class) of the real shots and of the pool.
 
     Args:
-      real: [n] difficulties of the real shots, in [0, 1].
-      pool: [m] difficulties of the pool's samples, in [0, 1].
-      path: the file to write.
+        real: [n] difficulties of the real shots, in [0, 1].
+        pool: [m] difficulties of the pool's samples, in [0, 1].
+        path: the file to write.
 
     Returns:
-      The path.
+        The path.
     """
     edges = np.linspace(0, 1, 21)
     with _style():
@@ -178,24 +178,24 @@ def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[st
             counts, _ = np.histogram(np.asarray(values, dtype=np.float64), edges)
             shares = 100 * counts / max(counts.sum(), 1)
             axes.stairs(shares, edges, fill=fill, color=colour, linewidth=1.8, label=f"{name} ({counts.sum()})")
-        axes.set(xlabel="Difficulty, 1 - p(true class)", ylabel="Share of the pictures (%)", xlim=(0, 1))
+        axes.set(xlabel="Difficulty, 1 - p(true class)", ylabel="Share of the images (%)", xlim=(0, 1))
         _legend_above(axes)
         return _save(figure, path)
 
 
-def plot_separation(
+def plot_auc(
     values: Mapping[str, ArrayLike], is_wrong: Mapping[str, ArrayLike], label: str, path: str | os.PathLike[str]
 ) -> Path:
-    """Draws histograms of a value of pictures with right and with wrong labels, a panel for each method.
+    """Draws histograms of a value of images with right and with wrong labels, a panel for each method.
 
     Args:
-      values: {method: [n] numbers}.
-      is_wrong: {method: bool [n]}, of the same pictures.
-      label: of the horizontal axis.
-      path: the file to write.
+        values: {method: [n] numbers}.
+        is_wrong: {method: bool [n]}, of the same images.
+        label: of the horizontal axis.
+        path: the file to write.
 
     Returns:
-      The path.
+        The path.
     """
     with _style():
         figure = _figure(4.2 * len(values), 3.4)
@@ -208,7 +208,7 @@ def plot_separation(
                 counts, _ = np.histogram(numbers[chosen], edges)
                 shares = 100 * counts / max(counts.sum(), 1)
                 axes.stairs(shares, edges, fill=fill, color=colour, linewidth=1.8, label=f"{name} ({counts.sum()})")
-            axes.set(xlabel=f"{label}, {method}", ylabel="Share of the pictures (%)")
+            axes.set(xlabel=f"{label}, {method}", ylabel="Share of the images (%)")
             _legend_above(axes)
         return _save(figure, path)
 

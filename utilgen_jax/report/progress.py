@@ -16,14 +16,14 @@ class Progress:
     rewritten; elsewhere (a log, CI, a notebook) a line is printed every `interval` seconds at most, and one at the end.
 
     Args:
-      stage: name of the stage.
-      total: units of work in the stage.
-      unit: what is counted, in the singular; its plural is formed with "s".
-      stream: where to print; standard error if None.
-      initial: units already done by an earlier run, which tell nothing about this run's rate.
-      interval: seconds between lines where the stream is not a terminal.
-      enabled: False on every process but the first: nothing is printed.
-      clock: seconds that only rise.
+        stage: name of the stage.
+        total: units of work in the stage.
+        unit: what is counted, in the singular; its plural is formed with "s".
+        stream: where to print; standard error if None.
+        initial: units already done by an earlier run, which tell nothing about this run's rate.
+        interval: seconds between lines where the stream is not a terminal.
+        enabled: False on every process but the first: nothing is printed.
+        clock: seconds that only rise.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Progress:
         """Says that `done` units are finished, and prints if it is time to.
 
         Args:
-          done: units finished since the start of the stage, not since the last call.
-          **metrics: a number or two to show. A JAX scalar is read only when a line is printed, so that a loop over
-            asynchronously dispatched steps is not held up.
+            done: units finished since the start of the stage, not since the last call.
+            **metrics: a number or two to show. A JAX scalar is read only when a line is printed, so that a loop over
+                asynchronously dispatched steps is not held up.
         """
         self._now, self._done, self._metrics = self._clock(), done, metrics
         if self._warm is None:
@@ -125,10 +125,10 @@ def format_duration(seconds: float) -> str:
     """Formats a duration for people.
 
     Args:
-      seconds: not negative.
+        seconds: not negative.
 
     Returns:
-      "0.4s", "42s", "1m05s", "2h03m" or "3d04h".
+        "0.4s", "42s", "1m05s", "2h03m" or "3d04h".
     """
     if seconds < 9.95:
         return f"{seconds:.1f}s"

@@ -13,14 +13,14 @@ def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> st
     """Formats rows as aligned text: columns of numbers to the right, the others to the left.
 
     Args:
-      rows: cells by row; each row as long as `headers`; cells are shown through `str`.
-      headers: the names of the columns.
+        rows: cells by row; each row as long as `headers`; cells are shown through `str`.
+        headers: the names of the columns.
 
     Returns:
-      Lines joined by newlines, without one at the end: headers, a rule, the rows.
+        Lines joined by newlines, without one at the end: headers, a rule, the rows.
 
     Raises:
-      ValueError: a row has more or fewer cells than there are headers.
+        ValueError: a row has more or fewer cells than there are headers.
     """
     cells, right = _cells(rows, headers)
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
@@ -38,7 +38,7 @@ def format_markdown_table(rows: Sequence[Sequence[object]], headers: Sequence[st
     """Formats rows as a markdown table; the same arguments, alignment and errors as `format_table`.
 
     Returns:
-      Lines joined by newlines, without one at the end.
+        Lines joined by newlines, without one at the end.
     """
     cells, right = _cells(rows, headers)
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
@@ -50,10 +50,10 @@ def mean_std(values: ArrayLike) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1 in the denominator).
 
     Args:
-      values: [n] numbers, one for each run.
+        values: [n] numbers, one for each run.
 
     Returns:
-      (mean, standard deviation); the latter is NaN for one run.
+        (mean, standard deviation); the latter is NaN for one run.
     """
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else float("nan")
@@ -65,15 +65,15 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> t
         d = a - b,    mean(d) ± t_{n-1}((1 + confidence) / 2) · std(d) / √n
 
     Args:
-      a: [n] results of one method, by run.
-      b: [n] results of the other, in the same order of runs.
-      confidence: coverage of the interval, in (0, 1).
+        a: [n] results of one method, by run.
+        b: [n] results of the other, in the same order of runs.
+        confidence: coverage of the interval, in (0, 1).
 
     Returns:
-      (mean, low, high) in the unit of the results. One pair tells nothing about the spread: low, high are -inf, inf.
+        (mean, low, high) in the unit of the results. One pair tells nothing about the spread: low, high are -inf, inf.
 
     Raises:
-      ValueError: the two are not lists of the same length, one pair at least.
+        ValueError: the two are not lists of the same length, one pair at least.
     """
     from scipy.stats import t as student_t  # here, since its import takes longer than most tables
 

@@ -34,21 +34,21 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
       tell of it only over the network; JAX then asks them.
     - `JAX_COORDINATOR_ADDRESS` (host:port) joins; on clusters that JAX does not know, `JAX_NUM_PROCESSES` and
       `JAX_PROCESS_ID` say the rest.
-    - More than one task in `SLURM_STEP_NUM_TASKS`, `OMPI_COMM_WORLD_SIZE` or `MEGASCALE_NUM_SLICES`, or more than one
+    - More than one task in `SLURM_STEP_NUM_TASKS`, `OMPI_COMM_DOMAIN_SIZE` or `MEGASCALE_NUM_SLICES`, or more than one
       name in `TPU_WORKER_HOSTNAMES`, joins; JAX reads the rest from the same environment.
 
     Returns:
-      Whether this process is part of a distributed run.
+        Whether this process is part of a distributed run.
 
     Raises:
-      InputError: one of the variables cannot be understood, or the other processes are not found.
+        InputError: one of the variables cannot be understood, or the other processes are not found.
     """
     if jax.distributed.is_initialized():
         return True
     wanted = environ.get("UTILGEN_DISTRIBUTED", "")
     if wanted not in ("", "0", "1"):
         raise InputError(f"environment variable UTILGEN_DISTRIBUTED={wanted!r}: 1 joins other processes, 0 does not")
-    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_DOMAIN_SIZE", "MEGASCALE_NUM_SLICES")
     several = (
         "JAX_COORDINATOR_ADDRESS" in environ
         or any((_int(environ, name) or 1) > 1 for name in tasks)
@@ -71,12 +71,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     """The mesh over all devices of all processes, or those given, axes ('data', 'fsdp').
 
     Args:
-      data: config.parallel.data, the number of copies of the parameters; -1 takes the devices left over.
-      fsdp: config.parallel.fsdp, the number of devices that share one copy; -1 takes the devices left over.
-      devices: None for all.
+        data: config.parallel.data, the number of copies of the parameters; -1 takes the devices left over.
+        fsdp: config.parallel.fsdp, the number of devices that share one copy; -1 takes the devices left over.
+        devices: None for all.
 
     Raises:
-      InputError: the sizes do not multiply to the number of devices.
+        InputError: the sizes do not multiply to the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     sizes = {"data": data, "fsdp": fsdp}
@@ -132,12 +132,12 @@ def param_shardings(shapes: PyTree, mesh: Mesh, rules: Sequence[Rule] = DEFAULT_
     """Shardings for a pytree, e.g. as `out_shardings` of a jitted init, so that parameters are born sharded.
 
     Args:
-      shapes: pytree of arrays or `jax.ShapeDtypeStruct`; parameters, or an optimiser state made of them.
-      mesh: from `make_mesh`.
-      rules: see `DEFAULT_RULES`.
+        shapes: pytree of arrays or `jax.ShapeDtypeStruct`; parameters, or an optimiser state made of them.
+        mesh: from `make_mesh`.
+        rules: see `DEFAULT_RULES`.
 
     Returns:
-      The same pytree of `NamedSharding`.
+        The same pytree of `NamedSharding`.
     """
     find = sharding_for(mesh, rules)
 
@@ -151,8 +151,8 @@ def init_sharded(init: Callable[..., PyTree], *arguments: Any) -> PyTree:
     """Parameters born in their shards on the mesh that `jax.set_mesh` set (on the default device where none is set).
 
     Args:
-      init: pure function that makes them.
-      *arguments: its arguments.
+        init: pure function that makes them.
+        *arguments: its arguments.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -177,12 +177,12 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Splits the first axis of every array over all devices.
 
     Args:
-      batch: pytree of arrays [B, ...]; scalars and batches with fewer examples than devices are replicated. With
-        several processes each passes the same whole batch, and keeps its part.
-      mesh: from `make_mesh`.
+        batch: pytree of arrays [B, ...]; scalars and batches with fewer examples than devices are replicated. With
+            several processes each passes the same whole batch, and keeps its part.
+        mesh: from `make_mesh`.
 
     Raises:
-      InputError: B is larger than the number of devices but not a multiple of it.
+        InputError: B is larger than the number of devices but not a multiple of it.
     """
     count = mesh.size
 

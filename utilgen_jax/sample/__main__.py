@@ -1,14 +1,14 @@
-"""Pictures from words: any Stable Diffusion 1.x or 2.x checkpoint in diffusers' format, on CPU, GPU or TPU.
+"""Images from words: any Stable Diffusion 1.x or 2.x checkpoint in diffusers' format, on CPU, GPU or TPU.
 
-  python -m utilgen_jax.sample --checkpoint=glyphs --prompt="a photo of the digit seven" --out=pictures
+  python -m utilgen_jax.sample --checkpoint=glyphs --prompt="a photo of the digit seven" --out=images
   python -m utilgen_jax.sample --checkpoint=stabilityai/stable-diffusion-2-1-base --dtype=bfloat16 \\
-      --prompt="a red bicycle" --prompt="a blue bicycle" --num=8 --scheduler=dpmsolver++ --steps=25 --out=pictures
+      --prompt="a red bicycle" --prompt="a blue bicycle" --num=8 --scheduler=dpmsolver++ --steps=25 --out=images
   python -m utilgen_jax.sample --checkpoint=FOLDER --prompt="a watercolour" --init_image=photo.jpg --strength=0.6 \\
-      --lora=pytorch_lora_weights.safetensors --out=pictures
+      --lora=pytorch_lora_weights.safetensors --out=images
 
-It writes --num pictures of each prompt in turn, 000.png, 001.png, ...; grid.png, a row a prompt; images.npy, all as
-float32 [N, H, W, 3] in [0, 1]; and sample.json, all settings and the prompt and seed of each picture. The pictures of a
-prompt have the seeds --seed, --seed + 1, ...; a picture follows from its prompt, its seed and the settings, whatever
+It writes --num images of each prompt in turn, 000.png, 001.png, ...; grid.png, a row a prompt; images.npy, all as
+float32 [N, H, W, 3] in [0, 1]; and sample.json, all settings and the prompt and seed of each image. The images of a
+prompt have the seeds --seed, --seed + 1, ...; an image follows from its prompt, its seed and the settings, whatever
 else is in its batch. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from utilgen_jax.config import flags as cli
+from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.errors import InputError
 
@@ -49,29 +49,29 @@ def define_flags() -> flags.FlagValues:
     text("revision", None, "of a hub id: branch, tag or commit")
     text("variant", None, "weights to prefer where a checkpoint has several, such as fp16")
     text("vae", None, "folder or hub id of an autoencoder published alone, in place of the checkpoint's")
-    flags.DEFINE_multi_string("prompt", None, "what to paint", flag_values=values)
+    flags.DEFINE_multi_string("prompt", None, "what to generate", flag_values=values)
     text("negative_prompt", "", "what to stay away from")
-    whole("num", None, "pictures of each prompt; default 4, or as many as --latents holds", 1)
-    whole("seed", 0, "of each prompt's first picture; the next have the next ones", 0, _LAST_SEED)
+    whole("num", None, "images of each prompt; default 4, or as many as --latents holds", 1)
+    whole("seed", 0, "of each prompt's first image; the next have the next ones", 0, _LAST_SEED)
     text("scheduler", "checkpoint", "ddim, ddpm, pndm, dpmsolver++, euler, lcm; checkpoint is what its files name")
     whole("steps", 30, "denoising steps", 1)
     number("guidance_scale", 7.5, "of classifier-free guidance; 1 or less is none, as turbo checkpoints want", 0.0)
     number("eta", 0.0, "noise of ddim's steps: 0 none, 1 as in ddpm", 0.0, 1.0)
-    whole("height", None, "in pixels; default the checkpoint's, with --init_image the picture's", 1)
-    whole("width", None, "in pixels; default the checkpoint's, with --init_image the picture's", 1)
+    whole("height", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
+    whole("width", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
     text("latents", None, ".npy file of starting noise, float32 [num, h, w, channels], in place of the seeds'")
-    text("init_image", None, "picture to start from, scaled (not cropped) to height and width")
+    text("init_image", None, "image to start from, scaled (not cropped) to height and width")
     number("strength", 0.8, "how far to go from --init_image: 0 not at all, 1 as if from noise", 0.0, 1.0)
-    text("image_prompt", None, "picture to paint variations of, with an unCLIP checkpoint; its middle square is seen")
-    whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the pictures differ more", 0)
+    text("image_prompt", None, "image to generate variations of, with an unCLIP checkpoint; its middle square is seen")
+    whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the images differ more", 0)
     text("lora", None, "LoRA file or folder, as diffusers and peft write it")
     number("lora_scale", 1.0, "of the LoRA's effect: 0 none, 1 as trained")
     text("embeds", None, "textual inversion file (learned_embeds.safetensors); its token then works in prompts")
     text("dtype", "float32", f"to compute in: {', '.join(_DTYPES)}")
     text("weights_dtype", None, "to keep the weights in; default --dtype")
     text("vae_dtype", None, "for the autoencoder to compute in; default --dtype")
-    whole("batch_size", 4, "pictures at once; fewer need less memory", 1)
-    text("out", None, "folder for the pictures; made if missing, what is there of the same name is replaced")
+    whole("batch_size", 4, "images at once; fewer need less memory", 1)
+    text("out", None, "folder for the images; made if missing, what is there of the same name is replaced")
     flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
     return values
 
@@ -80,13 +80,13 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     """Lists what is wrong with the command line, as far as that can be told without opening the checkpoint.
 
     Args:
-      settings: each flag's value.
-      given: names of the flags that are on the command line.
+        settings: each flag's value.
+        given: names of the flags that are on the command line.
     """
     from utilgen_jax.diffusion.samplers import SAMPLERS
 
     problems = []
-    examples = {"checkpoint": "glyphs", "prompt": '"a photo of the digit seven"', "out": "pictures"}
+    examples = {"checkpoint": "glyphs", "prompt": '"a photo of the digit seven"', "out": "images"}
     problems += [
         f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
     ]
@@ -103,7 +103,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
         if settings[name] and not Path(settings[name]).exists():
             problems.append(f"--{name}: there is no {settings[name]}")
     if settings["seed"] + (settings["num"] or 1) - 1 > _LAST_SEED:
-        problems.append(f"--seed={settings['seed']}: the last picture's seed would pass {_LAST_SEED}")
+        problems.append(f"--seed={settings['seed']}: the last image's seed would pass {_LAST_SEED}")
     out = Path(settings["out"] or ".")
     if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
         problems.append(f"--out: {out} is, or lies under, a file; give a folder")
@@ -111,14 +111,14 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
 
 
 def read_inputs(settings: dict[str, Any]) -> tuple[Inputs, list[str]]:
-    """Reads the files that pictures start from: what could be read, and the problems with the rest."""
-    from utilgen_jax.data.images import open_picture
+    """Reads the files that images start from: what could be read, and the problems with the rest."""
+    from utilgen_jax.data.images import open_image
     from utilgen_jax.sample.inputs import Inputs, read_latents
 
     readers: dict[str, Callable[[Path, str], Any]] = {
         "latents": read_latents,
-        "init_image": open_picture,
-        "image_prompt": open_picture,
+        "init_image": open_image,
+        "image_prompt": open_image,
     }
     contents, problems = {}, []
     for name, reader in readers.items():
@@ -135,7 +135,7 @@ def read_inputs(settings: dict[str, Any]) -> tuple[Inputs, list[str]]:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Reads the command line, paints, and writes the pictures.
+    """Reads the command line, generates, and writes the images.
 
     Args:
         argv: The command line, its first entry the program.
@@ -144,27 +144,27 @@ def run(argv: Sequence[str]) -> None:
         InputError: Something the user gave is wrong; nothing has been written.
     """
     values = define_flags()
-    _, problems = cli.parse_flags(values, argv)
+    _, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
-        print(cli.help_text(__doc__ or "", values))
+        print(command_line.help_text(__doc__ or "", values))
         return
     settings = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
     problems += check_arguments(settings, {name for name in settings if values[name].present})
     inputs, unreadable = read_inputs(settings)
     problems += unreadable
     if problems:
-        raise cli.ConfigError(problems)
+        raise command_line.ConfigError(problems)
 
     # JAX's devices are touched only from here on.
-    from utilgen_jax.sample.write import write_pictures
+    from utilgen_jax.sample.write import write_images
 
-    write_pictures(settings, inputs)
+    write_images(settings, inputs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    interrupted = "the pictures that were finished are there; the same command begins anew and paints the same ones"
-    return cli.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+    interrupted = "the images that were finished are there; the same command begins anew and generates the same ones"
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

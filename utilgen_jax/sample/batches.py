@@ -1,4 +1,4 @@
-"""Pictures in batches, each a function of its own prompt, seed and starting noise and of nothing else in the batch."""
+"""Images in batches, each a function of its own prompt, seed and starting noise and of nothing else in the batch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from utilgen_jax.generator.loading import Generator, Params
 from utilgen_jax.generator.sampling import encode_to_latents, initial_latents, sample, step_keys
 from utilgen_jax.models.lora import Lora
 
-_IMAGE_NOISE = 2  # folded into a picture's key, of which `initial_latents` and `step_keys` make other use
+_IMAGE_NOISE = 2  # folded into an image's key, of which `initial_latents` and `step_keys` make other use
 
 
 @dataclasses.dataclass(frozen=True)
-class Painting:
-    """How pictures are made from their prompts and seeds.
+class SamplingConfig:
+    """How images are made from their prompts and seeds.
 
     Attributes:
-      num_steps, guidance_scale, scheduler, eta, strength: see `sampling.sample`.
-      height, width: of the pictures, in pixels.
-      negative_prompt: of the unconditional branch.
-      batch_size: pictures at once.
-      init_image: picture to start from, float32 [height, width, 3] in [-1, 1].
-      image_prompt: picture that conditions an unCLIP checkpoint, float32 [H, W, 3] in [-1, 1], any size.
-      noise_level: of the noise on its embedding, see `conditioning.noise_image_embeds`.
+        num_steps, guidance_scale, scheduler, eta, strength: see `sampling.sample`.
+        height, width: of the images, in pixels.
+        negative_prompt: of the unconditional branch.
+        batch_size: images at once.
+        init_image: image to start from, float32 [height, width, 3] in [-1, 1].
+        image_prompt: image that conditions an unCLIP checkpoint, float32 [H, W, 3] in [-1, 1], any size.
+        noise_level: of the noise on its embedding, see `conditioning.noise_image_embeds`.
     """
 
     num_steps: int
@@ -47,42 +47,42 @@ class Painting:
     noise_level: int = 0
 
 
-def paint(
+def generate_images(
     generator: Generator,
     params: Params,
     prompts: Sequence[str],
     seeds: np.ndarray,
-    painting: Painting,
+    sampling: SamplingConfig,
     *,
     latents: np.ndarray | None = None,
     loras: Mapping[str, Lora] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Makes pictures batch by batch; the last batch is filled up, so that all have one shape and compile once.
+    """Makes images batch by batch; the last batch is filled up, so that all have one shape and compile once.
 
     Args:
-      generator: the checkpoint.
-      params: its weights.
-      prompts: N, one a picture.
-      seeds: int [N], 0 .. 2**31 - 1. All that is random in a picture follows from its own.
-      painting: what they have in common.
-      latents: starting noise in place of the seeds', float32 [N, h, w, C].
-      loras: low-rank terms by component.
+        generator: the checkpoint.
+        params: its weights.
+        prompts: N, one an image.
+        seeds: int [N], 0 .. 2**31 - 1. All that is random in an image follows from its own.
+        generating: what they have in common.
+        latents: starting noise in place of the seeds', float32 [N, h, w, C].
+        loras: low-rank terms by component.
 
     Yields:
-      Float32 [batch size or what is left, height, width, 3] in [-1, 1].
+        Float32 [batch size or what is left, height, width, 3] in [-1, 1].
 
     Raises:
-      InputError: a picture is not finite.
+        InputError: an image is not finite.
     """
-    number, batch_size = len(prompts), min(painting.batch_size, len(prompts))
-    condition = text_condition(generator, params, prompts, painting.negative_prompt, loras)
-    if painting.image_prompt is not None:
-        labels = _image_labels(generator, params, painting, seeds)
+    number, batch_size = len(prompts), min(sampling.batch_size, len(prompts))
+    condition = text_condition(generator, params, prompts, sampling.negative_prompt, loras)
+    if sampling.image_prompt is not None:
+        labels = _image_labels(generator, params, sampling, seeds)
         condition = dataclasses.replace(condition, class_labels=labels)
     clean_latents = None
-    if painting.init_image is not None:
-        clean_latents = encode_to_latents(generator, params, painting.init_image[None])
-    size = (painting.height, painting.width)
+    if sampling.init_image is not None:
+        clean_latents = encode_to_latents(generator, params, sampling.init_image[None])
+    size = (sampling.height, sampling.width)
     for start in range(0, number, batch_size):
         rows = np.arange(start, start + batch_size).clip(max=number - 1)
         noise = jnp.asarray(latents[rows]) if latents is not None else initial_latents(generator, seeds[rows], size)
@@ -92,11 +92,11 @@ def paint(
             params,
             own,
             noise,
-            num_steps=painting.num_steps,
-            guidance_scale=painting.guidance_scale,
-            scheduler=painting.scheduler,
-            eta=painting.eta,
-            strength=painting.strength,
+            num_steps=sampling.num_steps,
+            guidance_scale=sampling.guidance_scale,
+            scheduler=sampling.scheduler,
+            eta=sampling.eta,
+            strength=sampling.strength,
             clean_latents=None if clean_latents is None else jnp.repeat(clean_latents, batch_size, axis=0),
             loras=loras,
             keys=step_keys(seeds[rows]),
@@ -105,23 +105,23 @@ def paint(
         broken = np.flatnonzero(~np.isfinite(finished).all(axis=(1, 2, 3)))
         if broken.size:
             raise InputError(
-                f"picture {start + broken[0]} holds NaN or infinity: half precision overflows in some checkpoints; "
+                f"image {start + broken[0]} holds NaN or infinity: half precision overflows in some checkpoints; "
                 "try --vae_dtype=float32, then --dtype=float32"
             )
         yield finished
 
 
-def _image_labels(generator: Generator, params: Params, painting: Painting, seeds: np.ndarray) -> jax.Array:
-    """unCLIP's class labels of the picture prompt, noised for each picture anew: float [N, 2E]."""
-    embeds = encode_images(generator, params, jnp.asarray(painting.image_prompt)[None])
+def _image_labels(generator: Generator, params: Params, sampling: SamplingConfig, seeds: np.ndarray) -> jax.Array:
+    """unCLIP's class labels of the image prompt, noised for each image anew: float [N, 2E]."""
+    embeds = encode_images(generator, params, jnp.asarray(sampling.image_prompt)[None])
     noise = draw_image_noise(jnp.asarray(seeds, jnp.int32), embeds.shape[1:])
-    levels = jnp.full(len(seeds), painting.noise_level, jnp.int32)
+    levels = jnp.full(len(seeds), sampling.noise_level, jnp.int32)
     return noise_image_embeds(generator, params, jnp.broadcast_to(embeds, noise.shape), levels, noise)
 
 
 @partial(jax.jit, static_argnums=1)
 def draw_image_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The noise on unCLIP's image embeddings, each picture's from its own seed: float32 [B, *shape] of int [B]."""
+    """The noise on unCLIP's image embeddings, each image's from its own seed: float32 [B, *shape] of int [B]."""
 
     def draw(seed: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(jax.random.key(seed), _IMAGE_NOISE), shape)

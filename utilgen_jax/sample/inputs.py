@@ -1,4 +1,4 @@
-"""What a picture can start from besides words: a file with noise, a file with a picture."""
+"""What an image can start from besides words: a file with noise, a file with an image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utilgen_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What pictures start from besides words, each None where it is not given.
+    """What images start from besides words, each None where it is not given.
 
     Attributes:
-      latents: starting noise, float32 [N, h, w, C].
-      init_image: RGB picture to start from.
-      image_prompt: RGB picture that conditions an unCLIP checkpoint.
+        latents: starting noise, float32 [N, h, w, C].
+        init_image: RGB image to start from.
+        image_prompt: RGB image that conditions an unCLIP checkpoint.
     """
 
     latents: np.ndarray | None = None
@@ -31,7 +31,7 @@ def read_latents(file: Path, where: str) -> np.ndarray:
     """Reads starting noise from a `.npy` file, called `where` in an error: float32 [N, h, w, C].
 
     Raises:
-      InputError: it cannot be read, or does not hold such an array of finite numbers.
+        InputError: it cannot be read, or does not hold such an array of finite numbers.
     """
     try:
         latents = np.load(file, allow_pickle=False)
@@ -45,20 +45,20 @@ def read_latents(file: Path, where: str) -> np.ndarray:
     return latents
 
 
-def image_size(picture: Image.Image, height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
-    """The size (height, width) that a picture to start from is scaled to.
+def image_size(image: Image.Image, height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
+    """The size (height, width) that an image to start from is scaled to.
 
-    As in diffusers' StableDiffusionImg2ImgPipeline, a side that is not given is the picture's own, cut down to a
+    As in diffusers' StableDiffusionImg2ImgPipeline, a side that is not given is the image's own, cut down to a
     whole number of latents.
     """
-    own_height, own_width = (max(side - side % multiple, multiple) for side in (picture.height, picture.width))
+    own_height, own_width = (max(side - side % multiple, multiple) for side in (image.height, image.width))
     return height or own_height, width or own_width
 
 
-def scale_picture(picture: Image.Image, height: int, width: int) -> np.ndarray:
-    """A picture to start from, scaled as diffusers' VaeImageProcessor does: Lanczos to that size, without cropping.
+def scale_image(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """An image to start from, scaled as diffusers' VaeImageProcessor does: Lanczos to that size, without cropping.
 
     Returns:
-      Float32 [height, width, 3] in [-1, 1].
+        Float32 [height, width, 3] in [-1, 1].
     """
-    return to_float(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
+    return to_float(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))

@@ -1,4 +1,4 @@
-"""What `python -m utilgen_jax.sample` does once its arguments are read: checkpoint, LoRA and words in, pictures out."""
+"""What `python -m utilgen_jax.sample` does once its arguments are read: checkpoint, LoRA and words in, images out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints.lora_files import COMPONENTS, load_lora
 from utilgen_jax.config.schema import ConfigError
 from utilgen_jax.data.images import to_float
@@ -22,63 +22,65 @@ from utilgen_jax.generator.loading import Generator, Params, expected_params, lo
 from utilgen_jax.generator.tokens import add_learned_embeds
 from utilgen_jax.models.lora import Lora, with_scale
 from utilgen_jax.report.progress import Progress, format_duration
-from utilgen_jax.sample.batches import Painting, paint
-from utilgen_jax.sample.image_folder import PictureFolder
-from utilgen_jax.sample.inputs import Inputs, image_size, scale_picture
+from utilgen_jax.sample.batches import SamplingConfig, generate_images
+from utilgen_jax.sample.inputs import Inputs, image_size, scale_image
+from utilgen_jax.sample.output import ImageFolder
 
 _DEFAULT_NUM = 4
 _DEFAULT_SAMPLE_SIZE = 64  # latents a side where a checkpoint does not say, as in diffusers
 
 
-def write_pictures(settings: dict[str, Any], inputs: Inputs) -> None:
-    """Paints and writes the pictures, see `sample`.
+def write_images(settings: dict[str, Any], inputs: Inputs) -> None:
+    """Generates and writes the images, see `sample`.
 
     Args:
-      settings: the value of each flag of `sample`; what the checkpoint decides is filled in.
-      inputs: the files among them, read.
+        settings: the value of each flag of `sample`; what the checkpoint decides is filled in.
+        inputs: the files among them, read.
 
     Raises:
-      InputError: the checkpoint or another file cannot be used, or the settings do not fit the checkpoint; nothing has
-        been written. Or a picture is not finite; those before it are written.
+        InputError: the checkpoint or another file cannot be used, or the settings do not fit the checkpoint; nothing
+            has been written. Or an image is not finite; those before it are written.
     """
-    generator, params, loras, painting = _open(settings, inputs)
+    generator, params, loras, sampling = _open(settings, inputs)
     for prompt in dict.fromkeys([*settings["prompt"], settings["negative_prompt"]]):
-        if rest := weights.beyond_limit(generator.tokenizer, prompt):
+        if rest := checkpoints.beyond_limit(generator.tokenizer, prompt):
             message = f"the prompt is too long for the text encoder, which does not see: {rest!r}"
             print(f"warning: {message}", file=sys.stderr)
     number, times = settings["num"], len(settings["prompt"])
     prompts = [prompt for prompt in settings["prompt"] for _ in range(number)]
     seeds = np.tile(np.arange(settings["seed"], settings["seed"] + number), times)
     latents = None if inputs.latents is None else np.tile(inputs.latents, (times, 1, 1, 1))
-    folder = PictureFolder(settings["out"])
+    folder = ImageFolder(settings["out"])
     print(
-        f"{len(prompts)} pictures of {painting.height}x{painting.width}, {painting.num_steps} steps of "
-        f"{painting.scheduler}, guidance {painting.guidance_scale:g}; the first batch takes longer, it compiles",
+        f"{len(prompts)} images of {sampling.height}x{sampling.width}, {sampling.num_steps} steps of "
+        f"{sampling.scheduler}, guidance {sampling.guidance_scale:g}; the first batch takes longer, it compiles",
         file=sys.stderr,
     )
     start = time.monotonic()
-    with Progress("painting", len(prompts), "picture") as progress:
-        for images in paint(generator, params, prompts, seeds, painting, latents=latents, loras=loras):
+    with Progress("sampling", len(prompts), "image") as progress:
+        for images in generate_images(generator, params, prompts, seeds, sampling, latents=latents, loras=loras):
             folder.append(images)
             progress.update(len(folder))
     seconds = time.monotonic() - start
     records = [{"prompt": prompt, "seed": int(seed)} for prompt, seed in zip(prompts, seeds, strict=True)]
     folder.finish(number if times > 1 else math.ceil(math.sqrt(number)), settings, records)
     print(
-        f"{len(folder)} pictures in {format_duration(seconds)} with compilation, "
-        f"{len(folder) / seconds:.3g} pictures/s: {folder.folder / 'grid.png'}"
+        f"{len(folder)} images in {format_duration(seconds)} with compilation, "
+        f"{len(folder) / seconds:.3g} images/s: {folder.folder / 'grid.png'}"
     )
 
 
-def _open(settings: dict[str, Any], inputs: Inputs) -> tuple[Generator, Params, Mapping[str, Lora] | None, Painting]:
+def _open(
+    settings: dict[str, Any], inputs: Inputs
+) -> tuple[Generator, Params, Mapping[str, Lora] | None, SamplingConfig]:
     """Opens the checkpoint and what is laid over it; checks everything that can be before the weights."""
-    folder = weights.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
-    components = {"vae": weights.resolve_component(settings["vae"])} if settings["vae"] else None
+    folder = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
+    components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
     dtype, param_dtype, vae_dtype = (
         jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype", "vae_dtype")
     )
     architecture = read_architecture(folder, dtype, vae_dtype, components=components)
-    painting = plan(architecture, settings, inputs)
+    sampling = plan(architecture, settings, inputs)
     loras = None
     if settings["lora"]:
         shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS}
@@ -89,19 +91,19 @@ def _open(settings: dict[str, Any], inputs: Inputs) -> tuple[Generator, Params, 
     )
     if settings["embeds"]:
         generator, params = add_learned_embeds(generator, params, Path(settings["embeds"]))
-    return generator, params, loras, painting
+    return generator, params, loras, sampling
 
 
-def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> Painting:
+def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> SamplingConfig:
     """Holds the settings against the checkpoint, before its weights are loaded.
 
     Args:
-      generator: the checkpoint's architecture.
-      settings: each flag's value; what the checkpoint decides (num, height, width, scheduler) is filled in.
-      inputs: from `read_inputs`.
+        generator: the checkpoint's architecture.
+        settings: each flag's value; what the checkpoint decides (num, height, width, scheduler) is filled in.
+        inputs: from `read_inputs`.
 
     Raises:
-      ConfigError: lists everything that does not fit.
+        ConfigError: lists everything that does not fit.
     """
     problems = []
     factor = generator.vae_scale_factor
@@ -124,7 +126,7 @@ def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> Pain
     if inputs.image_prompt is not None and generator.image_encoder is None:
         problems.append(
             f"--image_prompt: {settings['checkpoint']} has no image_encoder; an unCLIP checkpoint has, others can "
-            "start from a picture with --init_image"
+            "start from an image with --init_image"
         )
     noising = generator.image_noising_schedule
     if noising is not None and settings["noise_level"] >= noising.num_train_timesteps:
@@ -138,7 +140,7 @@ def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> Pain
         problems.append(f"--scheduler={settings['scheduler']}: {error}")
     if problems:
         raise ConfigError(problems)
-    return Painting(
+    return SamplingConfig(
         num_steps=settings["steps"],
         guidance_scale=settings["guidance_scale"],
         scheduler=settings["scheduler"],
@@ -146,7 +148,7 @@ def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> Pain
         width=width,
         negative_prompt=settings["negative_prompt"],
         batch_size=settings["batch_size"],
-        init_image=None if inputs.init_image is None else scale_picture(inputs.init_image, height, width),
+        init_image=None if inputs.init_image is None else scale_image(inputs.init_image, height, width),
         image_prompt=None if inputs.image_prompt is None else to_float(np.asarray(inputs.image_prompt)),
         noise_level=settings["noise_level"],
         **way,

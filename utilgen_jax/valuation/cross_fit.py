@@ -1,8 +1,8 @@
 """Values a synthetic pool: UtilGen's task-oriented data valuation (arXiv 2510.24262), or SAFLEX (arXiv 2410.02512).
 
 The shots are parted into folds. For each, a classifier learns from the rest of the shots and the weighted pool, while
-the weighting learns, through one step of lookahead, which weights lower the loss on the fold's pictures.
-Validation on the pictures that are trained on would teach nothing, since their gradient vanishes as they are fitted;
+the weighting learns, through one step of lookahead, which weights lower the loss on the fold's images.
+Validation on the images that are trained on would teach nothing, since their gradient vanishes as they are fitted;
 hence the cross-fit.
 """
 
@@ -21,10 +21,10 @@ import optax
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
-from utilgen_jax.bilevel.weightings import Signals, Weighting, feature_network, loss_network, saflex
+from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network, saflex
 from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import Recipe, TrainingSet
+from utilgen_jax.classifier.train import ClassifierConfig, TrainingSet
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import init_sharded, to_host
 
@@ -34,17 +34,17 @@ PREDICTION_BATCH_SIZE = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightRecipe:
+class ValuationConfig:
     """How the weighting is learnt.
 
     Attributes:
-      steps: bilevel steps a fold.
-      hidden: hidden units of the weight network.
-      learning_rate: of Adam, for the weight network.
-      weight_decay: added to its gradient (L2), as in Meta-Weight-Net's public code.
-      validation_batch_size: validation pictures a step; 0: the whole part.
-      label_strength: of SAFLEX, see `weightings.saflex`.
-      temperature: likewise.
+        steps: bilevel steps a fold.
+        hidden: hidden units of the weight network.
+        learning_rate: of Adam, for the weight network.
+        weight_decay: added to its gradient (L2), as in Meta-Weight-Net's public code.
+        validation_batch_size: validation images a step; 0: the whole part.
+        label_strength: of SAFLEX, see `weightings.saflex`.
+        temperature: likewise.
     """
 
     steps: int
@@ -60,23 +60,23 @@ class WeightRecipe:
 JOINT_FEATURES = ("loss", "margin", "entropy", "class")
 
 
-def _joint_network(recipe: WeightRecipe, num_classes: int, num_attributes: int) -> Weighting:
+def _joint_network(config: ValuationConfig, num_classes: int, num_attributes: int) -> Weighting:
     features = JOINT_FEATURES + (("attributes",) if num_attributes else ())
-    return feature_network(features, num_classes, recipe.hidden, num_attributes)
+    return feature_network(features, num_classes, config.hidden, num_attributes)
 
 
-# name, as `methods` has it -> (recipe, K, A) -> weighting
-WEIGHTINGS: Mapping[str, Callable[[WeightRecipe, int, int], Weighting]] = {
-    "weight_network": lambda recipe, num_classes, num_attributes: loss_network(recipe.hidden),
-    "saflex": lambda recipe, num_classes, num_attributes: saflex(recipe.label_strength, recipe.temperature),
+# name, as `methods` has it -> (config, K, A) -> weighting
+WEIGHTINGS: Mapping[str, Callable[[ValuationConfig, int, int], Weighting]] = {
+    "weight_network": lambda config, num_classes, num_attributes: loss_network(config.hidden),
+    "saflex": lambda config, num_classes, num_attributes: saflex(config.label_strength, config.temperature),
     "joint": _joint_network,
 }
 
 
 @cache
-def make_weighting(name: str, recipe: WeightRecipe, num_classes: int, num_attributes: int = 0) -> Weighting:
+def make_weighting(name: str, config: ValuationConfig, num_classes: int, num_attributes: int = 0) -> Weighting:
     """The weighting of a key of `WEIGHTINGS`; the same object each time, as a compiled step knows it by identity."""
-    return WEIGHTINGS[name](recipe, num_classes, num_attributes)
+    return WEIGHTINGS[name](config, num_classes, num_attributes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +84,24 @@ class PoolValue:
     """What the pool is worth.
 
     Attributes:
-      weights: float32 [N] in [0, 1], the mean over the folds.
-      losses: float32 [N], likewise; what the weight network saw.
-      soft_labels: float32 [N, K], likewise; None where the weighting leaves labels as they are.
-      judges: each fold's classifier and weighting parameters, "classifier" and "weighting", stacked: [F, ...]. What
-        they say of pictures that are not in the pool tells `judged_weights`.
+        weights: float32 [N] in [0, 1], the mean over the folds.
+        losses: float32 [N], likewise; what the weight network saw.
+        soft_labels: float32 [N, K], likewise; None where the weighting leaves labels as they are.
+        fold models: each fold's classifier and weighting parameters, "classifier" and "weighting", stacked: [F, ...].
+            What they say of images that are not in the pool tells `predict_weights`.
     """
 
     weights: np.ndarray
     losses: np.ndarray
     soft_labels: np.ndarray | None
-    judges: dict[str, Params]
+    fold_models: dict[str, Params]
 
 
 def value_pool(
     classifier: Classifier,
     weighting_name: str,
-    recipe: Recipe,
-    weight_recipe: WeightRecipe,
+    config: ClassifierConfig,
+    valuation_config: ValuationConfig,
     num_classes: int,
     real: TrainingSet,
     pool: TrainingSet,
@@ -109,120 +109,122 @@ def value_pool(
     key: jax.Array,
     on_step: Callable[[int, BilevelMetrics], None],
 ) -> PoolValue:
-    """Learns a weighting for each fold and gives every picture of the pool its mean weight, and soft label if any.
+    """Learns a weighting for each fold and gives every image of the pool its mean weight, and soft label if any.
 
     Args:
-      classifier: what is trained on the weighted pictures, from the same start in every fold.
-      weighting_name: key of `WEIGHTINGS`.
-      recipe: the classifier's, as for the final one; its `steps` are replaced by the weighting's.
-      weight_recipe: the weighting's.
-      num_classes: K.
-      real: the shots.
-      pool: the synthetic pictures; its weights are not read, its attributes by weightings that look at them.
-      folds: of the shots, see `splits.cross_fit_folds`.
-      key: PRNG key.
-      on_step: called after each step with (steps done in all folds, metrics on the device).
+        classifier: what is trained on the weighted images, from the same start in every fold.
+        weighting_name: key of `WEIGHTINGS`.
+        config: the classifier's, as for the final one; its `steps` are replaced by the weighting's.
+        valuation_config: the weighting's.
+        num_classes: K.
+        real: the shots.
+        pool: the synthetic images; its weights are not read, its attributes by weightings that look at them.
+        folds: of the shots, see `splits.cross_fit_folds`.
+        key: PRNG key.
+        on_step: called after each step with (steps done in all folds, metrics on the device).
 
     Returns:
-      Weights and losses of the pool's pictures, in its order.
+        Weights and losses of the pool's images, in its order.
     """
-    recipe = dataclasses.replace(recipe, steps=weight_recipe.steps)
+    config = dataclasses.replace(config, steps=valuation_config.steps)
     num_attributes = 0 if pool.attributes is None else pool.attributes.shape[-1]
-    weighting = make_weighting(weighting_name, weight_recipe, num_classes, num_attributes)
-    values, judges = [], []
+    weighting = make_weighting(weighting_name, valuation_config, num_classes, num_attributes)
+    values, fold_models = [], []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
         outer = {"weighting": init_sharded(weighting.init, jax.random.fold_in(fold_key, 1))}
-        outer_optimizer, init_key = _weight_optimizer(weight_recipe), jax.random.fold_in(fold_key, 0)
-        state = init_state(classifier, recipe, outer, outer_optimizer, real.images.shape[1:], init_key)
+        outer_optimizer, init_key = _weight_optimizer(valuation_config), jax.random.fold_in(fold_key, 0)
+        state = init_state(classifier, config, outer, outer_optimizer, real.images.shape[1:], init_key)
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
         batch_key = jax.random.fold_in(fold_key, 2)
-        for step in range(recipe.steps):
+        for step in range(config.steps):
             step_key = jax.random.fold_in(batch_key, step)
             state, metrics = _value_step(
-                classifier, weighting, recipe, weight_recipe, state, train, pool, validation, step_key
+                classifier, weighting, config, valuation_config, state, train, pool, validation, step_key
             )
-            on_step(number * recipe.steps + step + 1, metrics)
-        values.append(_value(classifier, weighting, recipe, state, pool, validation))
-        judges.append(jax.tree.map(to_host, {"classifier": state.params, "weighting": state.outer["weighting"]}))
+            on_step(number * config.steps + step + 1, metrics)
+        values.append(_value(classifier, weighting, config, state, pool, validation))
+        fold_models.append(jax.tree.map(to_host, {"classifier": state.params, "weighting": state.outer["weighting"]}))
     weights, losses, soft_labels = (np.mean(parts, axis=0) for parts in zip(*values, strict=True))
     return PoolValue(
         weights,
         losses,
         soft_labels if weighting.needs_influence else None,
-        jax.tree.map(lambda *leaves: np.stack(leaves), *judges),
+        jax.tree.map(lambda *leaves: np.stack(leaves), *fold_models),
     )
 
 
-def judged_weights(
+def predict_weights(
     classifier: Classifier,
     weighting_name: str,
-    weight_recipe: WeightRecipe,
-    judges: dict[str, Params],
-    pictures: Examples,
+    valuation_config: ValuationConfig,
+    fold_models: dict[str, Params],
+    images: Examples,
 ) -> jax.Array:
-    """What the judges of a pool would weigh other pictures, the mean over the folds: float32 [M]; differentiable.
+    """What the fold models of a pool would weigh other images, the mean over the folds: float32 [M]; differentiable.
 
     Args:
-      classifier: as in `value_pool`.
-      weighting_name: of a weighting that learns, likewise.
-      weight_recipe: likewise.
-      judges: of the `PoolValue`.
-      pictures: as the classifier is trained on them, with smoothed labels.
+        classifier: as in `value_pool`.
+        weighting_name: of a weighting that learns, likewise.
+        valuation_config: likewise.
+        fold models: of the `PoolValue`.
+        images: as the classifier is trained on them, with smoothed labels.
     """
-    weighting = make_weighting(weighting_name, weight_recipe, pictures.targets.shape[-1])
+    weighting = make_weighting(weighting_name, valuation_config, images.targets.shape[-1])
 
-    def weigh(judge: dict[str, Params]) -> jax.Array:
-        logits = classifier.apply(judge["classifier"], pictures.inputs).astype(jnp.float32)
-        return weighting.apply(judge["weighting"], Signals(pictures, logits))[0]
+    def weigh(fold_model: dict[str, Params]) -> jax.Array:
+        logits = classifier.apply(fold_model["classifier"], images.inputs).astype(jnp.float32)
+        return weighting.apply(fold_model["weighting"], WeightingInputs(images, logits))[0]
 
-    return jnp.mean(jax.vmap(weigh)(judges), axis=0)
+    return jnp.mean(jax.vmap(weigh)(fold_models), axis=0)
 
 
 def _value(
     classifier: Classifier,
     weighting: Weighting,
-    recipe: Recipe,
+    config: ClassifierConfig,
     state: BilevelState,
     pool: TrainingSet,
     validation: TrainingSet,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights [N], losses [N] and targets [N, K] of the pool's pictures, by the classifier and weighting of a fold."""
+    """Weights [N], losses [N] and targets [N, K] of the pool's images, by the classifier and weighting of a fold."""
     logits = classification.predict_logits(classifier, state.params, pool.images, PREDICTION_BATCH_SIZE)
     # Soft labels are made of the labels as they are: the final classifier smooths them, and once is enough.
-    own = dataclasses.replace(recipe, label_smoothing=0.0) if weighting.needs_influence else recipe
+    own = dataclasses.replace(config, label_smoothing=0.0) if weighting.needs_influence else config
     examples = as_examples(own, pool, logits.shape[-1])
-    signals = Signals(examples, jnp.asarray(logits))
+    weighting_inputs = WeightingInputs(examples, jnp.asarray(logits))
     if weighting.needs_influence:
         parts = []
         for start in range(0, len(logits), PREDICTION_BATCH_SIZE):
             # The last part is filled up from the beginning: all have one shape, and compile once.
             chosen = np.arange(start, start + min(PREDICTION_BATCH_SIZE, len(logits))) % len(logits)
-            seen = _influence_matrix(classifier, recipe, state.params, pool.take(chosen), validation)
+            seen = _influence_matrix(classifier, config, state.params, pool.take(chosen), validation)
             parts.append(to_host(seen)[: len(logits) - start])
-        signals = dataclasses.replace(signals, influence=jnp.concatenate(parts))
-    weights, targets = weighting.apply(state.outer["weighting"], signals)
-    return to_host(weights), to_host(signals.losses), to_host(targets)
+        weighting_inputs = dataclasses.replace(weighting_inputs, influence=jnp.concatenate(parts))
+    weights, targets = weighting.apply(state.outer["weighting"], weighting_inputs)
+    return to_host(weights), to_host(weighting_inputs.losses), to_host(targets)
 
 
-@partial(jax.jit, static_argnames="recipe")
+@partial(jax.jit, static_argnames="config")
 def _influence_matrix(
-    classifier: Classifier, recipe: Recipe, params: Params, pictures: TrainingSet, validation: TrainingSet
+    classifier: Classifier, config: ClassifierConfig, params: Params, images: TrainingSet, validation: TrainingSet
 ) -> jax.Array:
-    """Π of the pictures [B, K], along a short step of plain descent: the training's own rate is zero at its end."""
-    num_classes = jax.eval_shape(classifier.apply, params, pictures.images).shape[-1]
-    examples, held_out = (as_examples(recipe, part, num_classes) for part in (pictures, validation))
+    """Π of the images [B, K], along a short step of plain descent: the training's own rate is zero at its end."""
+    num_classes = jax.eval_shape(classifier.apply, params, images.images).shape[-1]
+    examples, held_out = (as_examples(config, part, num_classes) for part in (images, validation))
     descent = optax.sgd(1e-3)
     return influence(classifier.apply, descent, params, descent.init(params), examples, held_out).matrix
 
 
-def _weight_optimizer(weight_recipe: WeightRecipe) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(weight_recipe.weight_decay), optax.adam(weight_recipe.learning_rate))
+def _weight_optimizer(valuation_config: ValuationConfig) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(valuation_config.weight_decay), optax.adam(valuation_config.learning_rate)
+    )
 
 
 def init_state(
     classifier: Classifier,
-    recipe: Recipe,
+    config: ClassifierConfig,
     outer: dict[str, Params],
     outer_optimizer: optax.GradientTransformation,
     image_shape: tuple[int, ...],
@@ -231,51 +233,53 @@ def init_state(
     """The state before the first bilevel step of a classifier with weights of its own.
 
     Args:
-      classifier: trained on the inner level.
-      recipe: says its optimiser.
-      outer: what the outer level trains.
-      outer_optimizer: of it.
-      image_shape: of a picture that the classifier sees, (H, W, C).
-      key: PRNG key of the classifier's weights.
+        classifier: trained on the inner level.
+        config: says its optimiser.
+        outer: what the outer level trains.
+        outer_optimizer: of it.
+        image_shape: of an image that the classifier sees, (H, W, C).
+        key: PRNG key of the classifier's weights.
     """
     params = classification.init_classifier(classifier, image_shape, key)
-    optimizer = classification.make_optimizer(recipe)
+    optimizer = classification.make_optimizer(config)
     return init_sharded(lambda first, second: init_bilevel(first, optimizer, second, outer_optimizer), params, outer)
 
 
-def as_examples(recipe: Recipe, pictures: TrainingSet, num_classes: int) -> Examples:
-    """Pictures as the bilevel update sees them, with smoothed targets [N, K]; their weights are not among it."""
-    targets = optax.smooth_labels(pictures.targets(num_classes), recipe.label_smoothing)
-    return Examples(pictures.images, targets, attributes=pictures.attributes)
+def as_examples(config: ClassifierConfig, images: TrainingSet, num_classes: int) -> Examples:
+    """Images as the bilevel update sees them, with smoothed targets [N, K]; their weights are not among it."""
+    targets = optax.smooth_labels(images.targets(num_classes), config.label_smoothing)
+    return Examples(images.images, targets, attributes=images.attributes)
 
 
-def draw_examples(recipe: Recipe, real: TrainingSet, pool: TrainingSet, num_classes: int, key: jax.Array) -> Examples:
-    """A fresh batch of real and synthetic pictures, see `classification.draw_batch`; the real ones keep weight 1."""
-    batch = classification.draw_batch(recipe, real, pool, key)
-    is_synthetic = jnp.arange(recipe.batch_size) >= recipe.batch_size - recipe.num_synthetic
-    return dataclasses.replace(as_examples(recipe, batch, num_classes), is_weighted=is_synthetic)
+def draw_examples(
+    config: ClassifierConfig, real: TrainingSet, pool: TrainingSet, num_classes: int, key: jax.Array
+) -> Examples:
+    """A fresh batch of real and synthetic images, see `classification.draw_batch`; the real ones keep weight 1."""
+    batch = classification.draw_batch(config, real, pool, key)
+    is_synthetic = jnp.arange(config.batch_size) >= config.batch_size - config.num_synthetic
+    return dataclasses.replace(as_examples(config, batch, num_classes), is_weighted=is_synthetic)
 
 
-@partial(jax.jit, static_argnames=("weighting", "recipe", "weight_recipe"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("weighting", "config", "valuation_config"), donate_argnames="state")
 def _value_step(
     classifier: Classifier,
     weighting: Weighting,
-    recipe: Recipe,
-    weight_recipe: WeightRecipe,
+    config: ClassifierConfig,
+    valuation_config: ValuationConfig,
     state: BilevelState,
     real: TrainingSet,
     pool: TrainingSet,
     validation: TrainingSet,
     key: jax.Array,
 ) -> tuple[BilevelState, BilevelMetrics]:
-    """One bilevel update on a fresh batch of real and synthetic pictures; the real ones keep weight 1."""
-    size = weight_recipe.validation_batch_size
+    """One bilevel update on a fresh batch of real and synthetic images; the real ones keep weight 1."""
+    size = valuation_config.validation_batch_size
     if size:
         chosen = jax.random.choice(jax.random.fold_in(key, 3), validation.labels.shape[0], (size,))
         validation = validation.take(chosen)
     num_classes = jax.eval_shape(classifier.apply, state.params, pool.images).shape[-1]
     update = make_bilevel_update(
-        classifier.apply, weighting, classification.make_optimizer(recipe), _weight_optimizer(weight_recipe)
+        classifier.apply, weighting, classification.make_optimizer(config), _weight_optimizer(valuation_config)
     )
-    examples = draw_examples(recipe, real, pool, num_classes, key)
-    return update(state, examples, as_examples(recipe, validation, num_classes))
+    examples = draw_examples(config, real, pool, num_classes, key)
+    return update(state, examples, as_examples(config, validation, num_classes))

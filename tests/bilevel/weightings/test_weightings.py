@@ -8,7 +8,7 @@ import torch
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import (
     FEATURES,
-    Signals,
+    WeightingInputs,
     feature_network,
     importance_ratio,
     loss_network,
@@ -27,16 +27,16 @@ EXAMPLES = Examples(
     similarity=jnp.linspace(-1, 1, 5),
     attributes=jax.nn.one_hot(jnp.array([0, 1, 1, 0, 1]), 2),
 )
-SIGNALS = Signals(EXAMPLES, jnp.asarray(LOGITS))
+SIGNALS = WeightingInputs(EXAMPLES, jnp.asarray(LOGITS))
 
 
 @pytest.mark.parametrize(
     "weighting", [uniform(), loss_network(7), feature_network(tuple(FEATURES), 3, 7, 2), saflex()], ids=range(4)
 )
 def test_weights_are_in_0_1_and_labels_are_distributions(weighting):
-    signals = SIGNALS.replace(influence=jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32))
+    weighting_inputs = SIGNALS.replace(influence=jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32))
     params = weighting.init(jax.random.key(0))
-    weights, targets = jax.jit(weighting.apply)(params, signals)
+    weights, targets = jax.jit(weighting.apply)(params, weighting_inputs)
     assert weights.shape == (5,) and weights.dtype == targets.dtype == jnp.float32
     assert weights.min() >= 0 and weights.max() <= 1
     np.testing.assert_allclose(targets.sum(-1), np.ones(5), rtol=1e-6)
@@ -98,9 +98,9 @@ def test_what_is_wrong_with_features_is_told():
     with pytest.raises(ValueError, match="choose among"):
         feature_network((), 3)
     weighting = feature_network(("similarity",), 3)
-    signals = SIGNALS.replace(examples=EXAMPLES.replace(similarity=None))
+    weighting_inputs = SIGNALS.replace(examples=EXAMPLES.replace(similarity=None))
     with pytest.raises(ValueError, match=r"looks at similarity, which these examples do not have: set Examples\.sim"):
-        weighting.apply(weighting.init(jax.random.key(0)), signals)
+        weighting.apply(weighting.init(jax.random.key(0)), weighting_inputs)
 
 
 def test_saflex_by_numpy():
@@ -118,8 +118,10 @@ def test_saflex_looks_at_doubtful_examples_only():
     changed = np.where(doubtful[:, None], influence, 100 * influence)
     results = []
     for matrix in (influence, changed):
-        signals = SIGNALS.replace(examples=EXAMPLES.replace(is_weighted=jnp.asarray(doubtful)), influence=matrix)
-        results.append(saflex().apply({}, signals))
+        weighting_inputs = SIGNALS.replace(
+            examples=EXAMPLES.replace(is_weighted=jnp.asarray(doubtful)), influence=matrix
+        )
+        results.append(saflex().apply({}, weighting_inputs))
     np.testing.assert_array_equal(results[0][1], results[1][1])
     np.testing.assert_array_equal(results[0][1][3:], EXAMPLES.targets[3:])
     np.testing.assert_array_equal(results[0][0][:3], results[1][0][:3])

@@ -52,9 +52,9 @@ def test_changes_of_value():
 
 
 def test_rotation_by_thirty_degrees_keeps_the_middle():
-    picture = np.zeros((21, 21, 3), np.uint8)
-    picture[10] = 255  # a horizontal bar
-    rotated = operate("rotate", 1.0, picture)
+    image = np.zeros((21, 21, 3), np.uint8)
+    image[10] = 255  # a horizontal bar
+    rotated = operate("rotate", 1.0, image)
     for radius in (2, 5, 8):  # counter-clockwise: the bar's right end goes up, the rows count downwards
         row, column = 10 - radius * np.sin(np.pi / 6), 10 + radius * np.cos(np.pi / 6)
         assert rotated[round(row), round(column)].min() == 255
@@ -73,14 +73,14 @@ def test_randaugment_draws_operations_by_the_seed(channels):
 def test_randaugment_applies_every_operation_and_both_signs(monkeypatch):
     seen = []
     for name in OPERATIONS:
-        operation = lambda picture, amount, fill, name=name: seen.append((name, amount, fill)) or picture
+        operation = lambda image, amount, fill, name=name: seen.append((name, amount, fill)) or image
         monkeypatch.setitem(OPERATIONS, name, operation)
     randaugment(np.zeros((300, 2, 2, 3), np.uint8), np.random.default_rng(0), num_operations=2, magnitude=9, fill=7)
     assert len(seen) == 600
     assert set(seen) == {(name, sign * 9 / MAX_MAGNITUDE, 7) for name in OPERATIONS for sign in (-1, 1)}
 
 
-def test_flip_crop_shows_a_window_of_the_picture_or_its_mirror():
+def test_flip_crop_shows_a_window_of_the_image_or_its_mirror():
     images = np.random.default_rng(2).integers(1, 256, (64, 5, 5, 1), dtype=np.uint8)
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     found = []

@@ -31,7 +31,7 @@ def run(name: str, alpha: float, targets: np.ndarray = TARGETS) -> list[tuple[np
     return list(zip(*map(np.asarray, mixed), strict=True))
 
 
-def test_mixup_mixes_pictures_and_targets_by_one_lambda():
+def test_mixup_mixes_images_and_targets_by_one_lambda():
     lambdas = []
     for images, targets in run("mixup", 0.4):
         partner, share = partners_of(targets)
@@ -58,7 +58,7 @@ def test_cutmix_pastes_a_box_and_mixes_targets_by_its_area():
     assert np.std(shares) > 0.1
 
 
-def test_the_box_has_the_pictures_proportions_and_the_rest_of_lambda_for_area():
+def test_the_box_has_the_images_proportions_and_the_rest_of_lambda_for_area():
     keys = jax.random.split(jax.random.key(0), 300)
     cut = jax.jit(jax.vmap(lambda key, lam: cut_mask(key, lam, 40, 20), in_axes=(0, None)))
     for lam in (0.0, 0.36, 0.75, 1.0):

@@ -32,13 +32,13 @@ def test_boxes_are_drawn_as_torchvision_draws_them():
     assert top.min() == 0 == left.min() and (top + height).max() == 100 == (left + width).max()
 
 
-def test_the_whole_picture_where_no_draw_fits():
+def test_the_whole_image_where_no_draw_fits():
     # Of the whole area a box that is not square sticks out.
     box = jax.jit(lambda key: draw_box(key, 1000, (1.0, 1.0)))(jax.random.key(1))
     assert box.tolist() == [0, 0, 1000, 1000]
 
 
-def test_each_picture_has_its_own_box():
+def test_each_image_has_its_own_box():
     keys = jax.random.split(jax.random.key(0), 3)
     same = np.repeat(IMAGES[:1], 3, axis=0)
     crop = jax.jit(random_resized_crop, static_argnums=2)

@@ -28,7 +28,7 @@ SCHEDULERS = {
     "lcm": (diffusers.LCMScheduler, BETAS, True),
 }
 SPACED = [(name, spacing) for name in SCHEDULERS for spacing in TIMESTEP_SPACINGS if name != "lcm"] + [("lcm", None)]
-# sampler, prediction, spacing, rescaled, further settings, steps, strength of a start from a picture (or None), eta
+# sampler, prediction, spacing, rescaled, further settings, steps, strength of a start from an image (or None), eta
 CASES = [
     (name, prediction, spacing, False, {}, 8, None, 0.0)
     for name, spacing in SPACED

@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.generator import toy
 from utilgen_jax.diffusion.samplers import SamplerState, make_sampler
-from utilgen_jax.generator.adapter import init_policy, paint, policy_denoiser, steer
+from utilgen_jax.generator.adapter import adapter_denoiser, apply_adapter, generate_images, init_adapter
 from utilgen_jax.generator.finetune.ddpo import (
     clipped_surrogate,
     gaussian_log_prob,
@@ -26,15 +26,15 @@ NUM_STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def toy_world():
+def toy_domain():
     """(generator, params, sampler)."""
     generator, params = toy.make_toy()
     return generator, params, make_sampler("ddim", generator.schedule, NUM_STEPS, eta=1.0)
 
 
 @pytest.fixture(scope="module")
-def policy(toy_world):
-    return init_policy(toy_world[1], toy.toy_requests(6), jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
+def adapter(toy_domain):
+    return init_adapter(toy_domain[1], toy.toy_requests(6), jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
 
 
 def test_the_log_probability_is_that_of_a_normal_density():
@@ -51,16 +51,16 @@ def test_a_step_without_noise_has_neither_density_nor_gradient():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler, eta", [("ddim", 1.0), ("lcm", 0.0)])
-def test_a_rollout_paints_the_same_pictures_and_remembers_its_densities(toy_world, policy, scheduler, eta):
-    generator, params, _ = toy_world
+def test_a_rollout_generates_the_same_images_and_remembers_its_densities(toy_domain, adapter, scheduler, eta):
+    generator, params, _ = toy_domain
     sampler = make_sampler(scheduler, generator.schedule, NUM_STEPS, eta=eta)
-    requests = toy.toy_requests(6)
-    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, policy, requests, sampler, GUIDANCE)
+    sample_inputs = toy.toy_requests(6)
+    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, adapter, sample_inputs, sampler, GUIDANCE)
     settings = {"num_steps": NUM_STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler, "eta": eta}
-    expected = paint(generator, params, policy, requests, **settings)
+    expected = generate_images(generator, params, adapter, sample_inputs, **settings)
     np.testing.assert_allclose(decode_latents(generator, params, trajectory.latents[-1]), expected, atol=1e-5)
-    condition, _ = steer(policy, requests)
-    denoise = policy_denoiser(generator, params, policy, condition, GUIDANCE)
+    condition, _ = apply_adapter(adapter, sample_inputs)
+    denoise = adapter_denoiser(generator, params, adapter, condition, GUIDANCE)
     for step in range(NUM_STEPS):
         prediction = denoise(trajectory.latents[step], sampler.timesteps[step])
         mean, std = sampler.transition(SamplerState(trajectory.latents[step]), step, prediction)
@@ -69,15 +69,15 @@ def test_a_rollout_paints_the_same_pictures_and_remembers_its_densities(toy_worl
     assert np.abs(trajectory.log_probs).max() > 0.1
 
 
-def test_for_the_policy_that_sampled_it_is_the_reinforce_gradient(toy_world, policy):
-    generator, params, sampler = toy_world
-    requests = toy.toy_requests(6)
-    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, policy, requests, sampler, GUIDANCE)
+def test_for_the_adapter_that_sampled_it_is_the_reinforce_gradient(toy_domain, adapter):
+    generator, params, sampler = toy_domain
+    sample_inputs = toy.toy_requests(6)
+    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, adapter, sample_inputs, sampler, GUIDANCE)
     advantages = jnp.array([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
 
-    def reinforce(policy):
-        condition, _ = steer(policy, requests)
-        denoise = policy_denoiser(generator, params, policy, condition, GUIDANCE)
+    def reinforce(adapter):
+        condition, _ = apply_adapter(adapter, sample_inputs)
+        denoise = adapter_denoiser(generator, params, adapter, condition, GUIDANCE)
         total = 0.0
         for step in range(NUM_STEPS):
             before, after = trajectory.latents[step], trajectory.latents[step + 1]
@@ -89,9 +89,9 @@ def test_for_the_policy_that_sampled_it_is_the_reinforce_gradient(toy_world, pol
         return total
 
     loss, gradient = jax.jit(policy_gradient, static_argnums=(0, 6))(
-        generator, params, policy, trajectory, advantages, sampler, GUIDANCE
+        generator, params, adapter, trajectory, advantages, sampler, GUIDANCE
     )
-    expected = jax.jit(jax.grad(reinforce))(policy)
+    expected = jax.jit(jax.grad(reinforce))(adapter)
     assert optax.tree.norm(expected) > 1e-3
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
     np.testing.assert_allclose(loss, -advantages.mean(), atol=1e-4)
@@ -122,28 +122,28 @@ def test_advantages_are_normalised_in_their_group_and_clipped():
 
 
 @pytest.mark.slow
-def test_updates_raise_the_reward(toy_world, policy):
+def test_updates_raise_the_reward(toy_domain, adapter):
     """Redness, in ten rounds, each with fresh noise."""
-    generator, params, sampler = toy_world
+    generator, params, sampler = toy_domain
     optimizer = optax.adam(0.1)
 
     @jax.jit
-    def sampled(policy, requests):
-        trajectory = rollout(generator, params, policy, requests, sampler, GUIDANCE)
+    def sampled(adapter, sample_inputs):
+        trajectory = rollout(generator, params, adapter, sample_inputs, sampler, GUIDANCE)
         return trajectory, decode_latents(generator, params, trajectory.latents[-1])[..., 0].mean((1, 2))
 
     @jax.jit
-    def update(policy, state, trajectory, rewards):
-        advantages = normalized_advantages(rewards, trajectory.requests.labels, toy.CLASSES)
-        _, gradient = policy_gradient(generator, params, policy, trajectory, advantages, sampler, GUIDANCE)
-        updates, state = optimizer.update(gradient, state, policy)
-        return optax.apply_updates(policy, updates), state
+    def update(adapter, state, trajectory, rewards):
+        advantages = normalized_advantages(rewards, trajectory.sample_inputs.labels, toy.CLASSES)
+        _, gradient = policy_gradient(generator, params, adapter, trajectory, advantages, sampler, GUIDANCE)
+        updates, state = optimizer.update(gradient, state, adapter)
+        return optax.apply_updates(adapter, updates), state
 
     held_out = toy.toy_requests(48, seed=99)
-    _, before = sampled(policy, held_out)
-    state = optimizer.init(policy)
+    _, before = sampled(adapter, held_out)
+    state = optimizer.init(adapter)
     for round_number in range(10):
-        trajectory, rewards = sampled(policy, toy.toy_requests(48, seed=round_number))
-        policy, state = update(policy, state, trajectory, rewards)
-    _, after = sampled(policy, held_out)
+        trajectory, rewards = sampled(adapter, toy.toy_requests(48, seed=round_number))
+        adapter, state = update(adapter, state, trajectory, rewards)
+    _, after = sampled(adapter, held_out)
     assert after.mean() > before.mean() + 0.05  # three times the deviation within a class

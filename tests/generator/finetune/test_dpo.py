@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from tests.generator import toy
-from utilgen_jax.generator.adapter import Policy
-from utilgen_jax.generator.finetune.dpo import PreferenceRecipe, PreferenceSet, prefer
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.finetune.dpo import DpoConfig, DpoPairs, train_dpo
 
-RECIPE = PreferenceRecipe(steps=40, batch_size=8, learning_rate=0.02, lora_rank=2, beta=50.0, fraction=0.25)
+CONFIG = DpoConfig(steps=40, batch_size=8, learning_rate=0.02, lora_rank=2, beta=50.0, fraction=0.25)
 
 
 def make_pairs(number=24):
-    requests = toy.toy_requests(number)
-    return PreferenceSet(
-        latents=toy.normal(3, *requests.latents.shape),
-        labels=requests.labels,
-        prompt_embeds=requests.condition.prompt_embeds[: toy.CLASSES],
-        prompts=requests.labels,
+    sample_inputs = toy.toy_requests(number)
+    return DpoPairs(
+        latents=toy.normal(3, *sample_inputs.latents.shape),
+        labels=sample_inputs.labels,
+        prompt_embeds=sample_inputs.condition.prompt_embeds[: toy.CLASSES],
+        prompts=sample_inputs.labels,
         winners=jnp.arange(number // 2),
         losers=jnp.arange(number // 2, number),
     )
@@ -32,14 +32,14 @@ def test_winners_come_to_be_preferred_and_a_round_starts_where_the_last_ended():
     def on_step(step, loss, pair_accuracy):
         seen.append((step, float(loss), float(pair_accuracy)))
 
-    first = prefer(generator, params, Policy(), make_pairs(), RECIPE, jax.random.key(0), on_step)
+    first = train_dpo(generator, params, Adapter(), make_pairs(), CONFIG, jax.random.key(0), on_step)
     steps, losses, accuracies = zip(*seen, strict=True)
     assert steps == tuple(range(1, 41))
     np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-4)
     assert np.mean(losses[-10:]) < np.log(2) - 0.05 and np.mean(accuracies[-10:]) > 0.6
 
     seen.clear()
-    second = prefer(generator, params, first, make_pairs(), RECIPE, jax.random.key(1), on_step)
+    second = train_dpo(generator, params, first, make_pairs(), CONFIG, jax.random.key(1), on_step)
     # The reference is where the round began.
     np.testing.assert_allclose(seen[0][1], np.log(2), rtol=1e-4)
     # It was not given away to the training step.

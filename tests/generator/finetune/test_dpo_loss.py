@@ -1,4 +1,4 @@
-"""Pairs by utility, and what the loss on them does to the policy; its formula is tested in `tests/diffusion`."""
+"""Pairs by utility, and what the loss on them does to the adapter; its formula is tested in `tests/diffusion`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 
 from tests.generator import toy
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.adapter import init_policy
+from utilgen_jax.generator.adapter import init_adapter
 from utilgen_jax.generator.finetune.dpo_loss import dpo_losses, preference_pairs
 
 
@@ -23,7 +23,7 @@ def test_pairs_are_the_best_and_the_worst_of_a_class():
 
 
 def test_pairs_that_cannot_be_made_are_refused():
-    with pytest.raises(InputError, match="no class has two pictures"):
+    with pytest.raises(InputError, match="no class has two images"):
         preference_pairs(np.zeros(3), np.arange(3))
     with pytest.raises(InputError, match=r"fraction=0\.6 must be above 0 and at most 0\.5"):
         preference_pairs(np.zeros(3), np.zeros(3), 0.6)
@@ -32,30 +32,30 @@ def test_pairs_that_cannot_be_made_are_refused():
 @pytest.mark.slow
 def test_the_loss_starts_at_log_2_and_falls_as_winners_are_denoised_better():
     generator, params = toy.make_toy()
-    requests = toy.toy_requests(8)
-    latents = toy.normal(3, *requests.latents.shape)
+    sample_inputs = toy.toy_requests(8)
+    latents = toy.normal(3, *sample_inputs.latents.shape)
     winners, losers = np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7])
-    reference = init_policy(params, requests, jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
+    reference = init_adapter(params, sample_inputs, jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
     optimizer = optax.adam(0.02)
 
-    def loss(policy, key, losers=losers):
+    def loss(adapter, key, losers=losers):
         return jnp.mean(
-            dpo_losses(generator, params, policy, reference, latents, requests, winners, losers, key, beta=20.0)
+            dpo_losses(generator, params, adapter, reference, latents, sample_inputs, winners, losers, key, beta=20.0)
         )
 
     @jax.jit
-    def update(policy, state, key):
-        value, gradient = jax.value_and_grad(loss)(policy, key)
-        updates, state = optimizer.update(gradient, state, policy)
-        return optax.apply_updates(policy, updates), state, value, gradient
+    def update(adapter, state, key):
+        value, gradient = jax.value_and_grad(loss)(adapter, key)
+        updates, state = optimizer.update(gradient, state, adapter)
+        return optax.apply_updates(adapter, updates), state, value, gradient
 
-    policy, state, losses = reference, optimizer.init(reference), []
+    adapter, state, losses = reference, optimizer.init(reference), []
     for step in range(40):
-        policy, state, value, gradient = update(policy, state, jax.random.key(step % 20))
+        adapter, state, value, gradient = update(adapter, state, jax.random.key(step % 20))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
         losses.append(float(value))
     np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-5)
     assert np.mean(losses[20:]) < 0.65
-    # Winner and loser have one noise and one timestep: the same picture against itself is no preference.
-    same = jax.jit(loss)(policy, jax.random.key(0), losers=winners)
+    # Winner and loser have one noise and one timestep: the same image against itself is no preference.
+    same = jax.jit(loss)(adapter, jax.random.key(0), losers=winners)
     np.testing.assert_allclose(same, np.log(2), rtol=1e-5)

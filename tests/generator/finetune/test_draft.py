@@ -11,7 +11,7 @@ import pytest
 from tests.generator import toy
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import cross_entropies, influence
-from utilgen_jax.generator.adapter import init_policy, paint
+from utilgen_jax.generator.adapter import generate_images, init_adapter
 from utilgen_jax.generator.finetune.draft import pathwise_loss
 from utilgen_jax.generator.utility import influence_utility
 
@@ -33,25 +33,29 @@ def validation_loss_after_step(images, labels):
 @pytest.mark.slow
 def test_it_is_the_gradient_of_the_validation_loss_after_the_step():
     generator, params = toy.make_toy()
-    requests = toy.toy_requests(6)
+    sample_inputs = toy.toy_requests(6)
     # As it is at first, with `up` zero, so that `down` has no gradient at all: Adam must bear that.
-    policy = init_policy(params, requests, jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
-    painted = partial(paint, generator, params, num_steps=3, guidance_scale=2.0, num_differentiable_steps=2)
+    adapter = init_adapter(params, sample_inputs, jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
+    generated = partial(generate_images, generator, params, num_steps=3, guidance_scale=2.0, num_differentiable_steps=2)
 
     @jax.jit
-    def by_hand(policy):
-        return jax.grad(lambda policy: validation_loss_after_step(painted(policy, requests), requests.labels))(policy)
+    def by_hand(adapter):
+        return jax.grad(
+            lambda adapter: validation_loss_after_step(generated(adapter, sample_inputs), sample_inputs.labels)
+        )(adapter)
 
     @jax.jit
-    def pathwise(policy):
-        examples = toy.to_examples(painted(policy, requests), requests.labels)
+    def pathwise(adapter):
+        examples = toy.to_examples(generated(adapter, sample_inputs), sample_inputs.labels)
         found = influence(toy.toy_classifier, OPTIMIZER, PARAMS, OPTIMIZER.init(PARAMS), examples, VALIDATION)
         utility = influence_utility(toy.toy_classifier, PARAMS, found.direction, toy.to_examples)
         utilities = jnp.sum(examples.targets * found.matrix, axis=-1)
-        return utilities, jax.value_and_grad(pathwise_loss)(policy, requests, paint=painted, utility=utility)
+        return utilities, jax.value_and_grad(pathwise_loss)(
+            adapter, sample_inputs, generate_images=generated, utility=utility
+        )
 
-    expected = by_hand(policy)
-    utilities, (loss, gradient) = pathwise(policy)
+    expected = by_hand(adapter)
+    utilities, (loss, gradient) = pathwise(adapter)
     assert optax.tree.norm(expected) > 1e-4
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), gradient, expected)
     np.testing.assert_allclose(loss, -utilities.mean(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Fitting the generator to pictures by the denoising loss, on a generator of two matrices."""
+"""Fitting the generator to images by the denoising loss, on a generator of two matrices."""
 
 import dataclasses
 
@@ -9,57 +9,59 @@ import pytest
 
 from tests.generator.toy import CHANNELS, CLASSES, SIDE, WIDTH, WORDS, make_toy, normal
 from utilgen_jax.diffusion.losses import denoising_loss
-from utilgen_jax.generator.adapter import Policy
+from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.finetune.denoising import DenoisingSet
-from utilgen_jax.generator.finetune.lora import AdaptationRecipe, adapt, adaptation_loss
+from utilgen_jax.generator.finetune.lora import LoraConfig, lora_loss_of_labels, train_lora
 
 GENERATOR, PARAMS = make_toy()
 EMBEDS = normal(1, CLASSES, WORDS, WIDTH)
-RECIPE = AdaptationRecipe(steps=40, batch_size=8, prior_fraction=0.0, learning_rate=0.05, lora_rank=2, snr_gamma=0.0)
+CONFIG = LoraConfig(steps=40, batch_size=8, prior_fraction=0.0, learning_rate=0.05, lora_rank=2, snr_gamma=0.0)
 KEY = jax.random.key(0)
 
 
-def pictures(number=12, seed=0, centre=0.0, difficulties=None):
+def images(number=12, seed=0, centre=0.0, difficulties=None):
     latents = normal(seed, number, SIDE, SIDE, CHANNELS, scale=0.3) + centre
     return DenoisingSet(latents, jnp.arange(number) % CLASSES, difficulties)
 
 
 def fit(learn_from, prior=None, key=KEY, on_step=lambda step, loss: None, **changes):
-    recipe = dataclasses.replace(RECIPE, **changes)
-    prior = pictures(6, seed=5, difficulties=learn_from.difficulties) if prior is None else prior
-    return adapt(GENERATOR, PARAMS, EMBEDS, learn_from, prior, recipe, key, on_step)
+    config = dataclasses.replace(CONFIG, **changes)
+    prior = images(6, seed=5, difficulties=learn_from.difficulties) if prior is None else prior
+    return train_lora(GENERATOR, PARAMS, EMBEDS, learn_from, prior, config, key, on_step)
 
 
-def loss(policy, batch, seed=7):
+def loss(adapter, batch, seed=7):
     """Over many timesteps and noises."""
     repeated = batch.take(jnp.tile(jnp.arange(len(batch.labels)), 40))
-    return float(adaptation_loss(GENERATOR, PARAMS, policy, EMBEDS, repeated, jax.random.key(seed)).mean())
+    return float(lora_loss_of_labels(GENERATOR, PARAMS, adapter, EMBEDS, repeated, jax.random.key(seed)).mean())
 
 
-def test_without_a_policy_it_is_the_checkpoints_denoising_loss():
-    batch = pictures()
+def test_without_a_adapter_it_is_the_checkpoints_denoising_loss():
+    batch = images()
 
     def denoise(latents, timesteps):
         return GENERATOR.unet.apply({"params": PARAMS["unet"]}, latents, timesteps, EMBEDS[batch.labels])
 
     expected = denoising_loss(denoise, GENERATOR.schedule, batch.latents, KEY)
-    np.testing.assert_allclose(adaptation_loss(GENERATOR, PARAMS, Policy(), EMBEDS, batch, KEY), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        lora_loss_of_labels(GENERATOR, PARAMS, Adapter(), EMBEDS, batch, KEY), expected, rtol=1e-6
+    )
 
 
 @pytest.mark.slow
-def test_it_learns_the_pictures_and_starts_from_the_checkpoint():
-    batch, seen = pictures(centre=1.0), []
-    policy = fit(batch, on_step=lambda step, value: seen.append((step, float(value))))
+def test_it_learns_the_images_and_starts_from_the_checkpoint():
+    batch, seen = images(centre=1.0), []
+    adapter = fit(batch, on_step=lambda step, value: seen.append((step, float(value))))
     assert [step for step, _ in seen] == list(range(1, 41))
-    assert policy.difficulty_encoder is None
-    assert loss(policy, batch) < 0.8 * loss(Policy(), batch)
+    assert adapter.difficulty_encoder is None
+    assert loss(adapter, batch) < 0.8 * loss(Adapter(), batch)
     untouched = fit(batch, steps=1, learning_rate=0.0)
-    assert loss(untouched, batch) == pytest.approx(loss(Policy(), batch), rel=1e-6)
+    assert loss(untouched, batch) == pytest.approx(loss(Adapter(), batch), rel=1e-6)
 
 
 @pytest.mark.slow
-def test_prior_pictures_keep_what_the_generator_knew():
-    batch, prior = pictures(centre=1.5), pictures(seed=3, centre=-1.5)
+def test_prior_images_keep_what_the_generator_knew():
+    batch, prior = images(centre=1.5), images(seed=3, centre=-1.5)
     alone, beside = fit(batch, prior), fit(batch, prior, prior_fraction=0.5)
     assert loss(beside, prior) < loss(alone, prior)
     assert loss(alone, batch) < loss(beside, batch)
@@ -68,15 +70,15 @@ def test_prior_pictures_keep_what_the_generator_knew():
 @pytest.mark.slow
 def test_where_difficulty_is_known_its_token_is_learnt():
     hard = jnp.asarray(np.arange(12) % 2, jnp.float32)
-    batch = pictures(difficulties=hard)
+    batch = images(difficulties=hard)
     batch = dataclasses.replace(batch, latents=batch.latents + (2 * hard - 1)[:, None, None, None])
-    policy = fit(batch, batch, steps=80, learning_rate=0.005)
+    adapter = fit(batch, batch, steps=80, learning_rate=0.005)
     confused = dataclasses.replace(batch, difficulties=1 - hard)
-    assert loss(policy, batch) < 0.9 * loss(policy, confused)
+    assert loss(adapter, batch) < 0.9 * loss(adapter, confused)
 
 
 def test_only_the_key_decides():
-    first, again, other = (fit(pictures(), key=jax.random.key(seed), steps=3) for seed in (0, 0, 1))
+    first, again, other = (fit(images(), key=jax.random.key(seed), steps=3) for seed in (0, 0, 1))
     leaves, other_leaves = jax.tree.leaves(first), jax.tree.leaves(other)
     for leaf, same in zip(leaves, jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(leaf, same)
@@ -84,5 +86,5 @@ def test_only_the_key_decides():
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.5, 4), (0.95, 7)])
-def test_a_batch_has_one_new_picture_at_least(fraction, expected):
-    assert dataclasses.replace(RECIPE, prior_fraction=fraction).num_prior == expected
+def test_a_batch_has_one_new_image_at_least(fraction, expected):
+    assert dataclasses.replace(CONFIG, prior_fraction=fraction).num_prior == expected

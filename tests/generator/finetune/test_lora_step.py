@@ -14,13 +14,13 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 
 from tests.torch_parity import relative_error
-from utilgen_jax import checkpoints as weights
+from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints.lora_files import save_lora
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.finetune.lora_step import LoraBatch, init_lora_state, lora_loss, make_lora_step
 from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.models.lora import init_lora, layer_shapes
-from utilgen_jax.runtime import sharding as parallel
+from utilgen_jax.runtime import sharding
 
 # As little as there is to compile: one resolution, one transformer, one text layer.
 UNET = {
@@ -83,7 +83,7 @@ def initial_state(loras):
 
 def example_batch(generator, size=8):
     latents = 0.5 * np.random.default_rng(0).standard_normal((size, 4, 4, 4), np.float32)
-    input_ids = weights.tokenize(generator.tokenizer, PROMPTS[:size])
+    input_ids = checkpoints.tokenize(generator.tokenizer, PROMPTS[:size])
     return LoraBatch(latents=jnp.asarray(latents), input_ids=jnp.asarray(input_ids))
 
 
@@ -161,23 +161,23 @@ def test_eight_devices_train_as_one_does(small, loras, step):
     generator, params = small
     batch = example_batch(generator)
     one, alone = step(initial_state(loras), params, batch, KEY)
-    mesh = parallel.make_mesh(data=4, fsdp=2)
+    mesh = sharding.make_mesh(data=4, fsdp=2)
 
     def split_last_axis(shape, mesh):
         return PartitionSpec(*[None] * (len(shape) - 1), "fsdp")
 
     with jax.set_mesh(mesh):
-        state = parallel.shard_params(initial_state(loras), mesh, ((r"(down|up)$", split_last_axis),))
-        sharded = parallel.shard_params(params, mesh, ((r"^(unet|text_encoder)/.*kernel$", split_last_axis),))
+        state = sharding.shard_params(initial_state(loras), mesh, ((r"(down|up)$", split_last_axis),))
+        sharded = sharding.shard_params(params, mesh, ((r"^(unet|text_encoder)/.*kernel$", split_last_axis),))
         assert not sharded["unet"]["conv_in"]["kernel"].is_fully_replicated
-        eight, together = step(state, sharded, parallel.shard_batch(batch, mesh), KEY)
+        eight, together = step(state, sharded, sharding.shard_batch(batch, mesh), KEY)
     np.testing.assert_allclose(together["loss"], alone["loss"], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.opt_state[0].mu, eight.opt_state[0].mu)
 
 
 def test_no_gradient_of_a_frozen_kernel_is_computed(small, loras):
     generator, params = small
-    # Seven pictures: no kernel has a side of 7, so no activation has the shape of one.
+    # Seven images: no kernel has a side of 7, so no activation has the shape of one.
     batch = example_batch(generator, size=7)
     kernels = {tuple(sorted(shape)) for name in TARGETS for _, shape in layer_shapes(params[name]).values()}
 

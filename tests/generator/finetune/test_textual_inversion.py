@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax.generator.adapter import Policy
+from utilgen_jax import checkpoints
+from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import encode_prompts
-from utilgen_jax.generator.finetune.denoising import DenoisingRecipe, DenoisingSet
-from utilgen_jax.generator.finetune.lora import adaptation_loss
+from utilgen_jax.generator.finetune.denoising import DenoisingConfig, DenoisingSet
+from utilgen_jax.generator.finetune.lora import lora_loss_of_labels
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, learn_tokens
 from utilgen_jax.generator.tokens import add_tokens
 
@@ -33,17 +33,17 @@ def test_learnt_words_lower_the_loss_and_nothing_else_moves(loaded):
     initial = initial_embeds(generator, params, NAMES)
     rng = np.random.default_rng(0)
     latents = jnp.asarray(np.repeat(rng.normal(size=(2, 4, 4, 4)), 3, axis=0), jnp.float32)
-    pictures = DenoisingSet(latents, jnp.repeat(jnp.arange(2), 3))
+    images = DenoisingSet(latents, jnp.repeat(jnp.arange(2), 3))
     before = jax.tree.map(np.array, params["text_encoder"])
-    recipe = DenoisingRecipe(steps=60, batch_size=8, prior_fraction=0.0, learning_rate=0.05, snr_gamma=0.0)
+    config = DenoisingConfig(steps=60, batch_size=8, prior_fraction=0.0, learning_rate=0.05, snr_gamma=0.0)
     learnt = learn_tokens(
         generator,
         params,
         prompts,
         initial,
-        pictures,
-        pictures,
-        recipe,
+        images,
+        images,
+        config,
         jax.random.key(0),
         lambda step, loss: None,
     )
@@ -51,15 +51,16 @@ def test_learnt_words_lower_the_loss_and_nothing_else_moves(loaded):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, params["text_encoder"]))
 
     new_generator, new_params = add_tokens(generator, params, tokens, learnt)
-    ids = weights.tokenize(new_generator.tokenizer, prompts)
+    ids = checkpoints.tokenize(new_generator.tokenizer, prompts)
     assert (ids == len(generator.tokenizer)).sum(1).tolist() == [1, 0]
     states = encode_prompts(new_generator, new_params, prompts)
     assert np.abs(states[0] - states[1]).max() > 1e-3
 
     # On the same timesteps and noise for both.
     start = encode_prompts(generator, params, [f"a photo of {name}" for name in NAMES])
-    many = pictures.take(np.tile(np.arange(6), 20))
+    many = images.take(np.tile(np.arange(6), 20))
     first, last = (
-        adaptation_loss(generator, params, Policy(), each, many, jax.random.key(9)).mean() for each in (start, states)
+        lora_loss_of_labels(generator, params, Adapter(), each, many, jax.random.key(9)).mean()
+        for each in (start, states)
     )
     assert last < first

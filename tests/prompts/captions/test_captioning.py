@@ -1,4 +1,4 @@
-"""Captions that are kept: whatever breaks a run off, the next one asks for no picture twice and loses none."""
+"""Captions that are kept: whatever breaks a run off, the next one asks for no image twice and loses none."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path):
     assert [json.loads(line)["id"] for line in cache_file.read_text().splitlines()] == list(IDS)
 
 
-def test_pictures_are_known_by_their_names(tmp_path):
+def test_images_are_known_by_their_names(tmp_path):
     cache_file, captioner = tmp_path / "captions.jsonl", Recorder()
     run(captioner, cache_file)
     assert run(captioner, cache_file, ids=(*IDS[:3], "train/new", IDS[4])) == WANTED
@@ -72,7 +72,7 @@ def test_a_damaged_cache_is_named(tmp_path):
         run(Recorder(), cache_file)
 
 
-def test_pictures_are_captioned_by_name_and_by_file(tmp_path):
+def test_images_are_captioned_by_name_and_by_file(tmp_path):
     images, _, labels = glyphs.corpus(5, seed=0)
     labelled = LabelledImages(images[..., None], labels, IDS, DIGIT_NAMES)
     cache_file, file = tmp_path / "captions.jsonl", tmp_path / "mine.jsonl"
@@ -81,7 +81,9 @@ def test_pictures_are_captioned_by_name_and_by_file(tmp_path):
     # What is kept needs no captioner again, though there is none of this name.
     assert caption_labelled_images("nobody/nothing", labelled, cache_file, lambda count: None) == said
     file.write_text("".join(f'{{"id": "{name}", "caption": "of {name}"}}\n' for name in IDS))
-    assert caption_labelled_images(str(file), labelled, cache_file, lambda count: None) == [f"of {name}" for name in IDS]
+    assert caption_labelled_images(str(file), labelled, cache_file, lambda count: None) == [
+        f"of {name}" for name in IDS
+    ]
 
 
 def test_a_users_captions_are_found_by_id_or_file_name(tmp_path):
@@ -110,7 +112,7 @@ def test_all_that_is_wrong_with_a_users_captions_is_told_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         read_captions(file, ["a", "b", "c"])
     told = str(caught.value).splitlines()
-    starts = [f"{file}, line {number}: " for number in (2, 3, 4, 5, 6, 7)] + [f"{file}: no caption of the picture"] * 2
+    starts = [f"{file}, line {number}: " for number in (2, 3, 4, 5, 6, 7)] + [f"{file}: no caption of the image"] * 2
     assert [line.startswith(start) for line, start in zip(told, starts, strict=True)] == [True] * 8
     assert "'b'" in told[-2] and "'c'" in told[-1] and "'a'" in told[4]
     with pytest.raises(InputError) as caught:

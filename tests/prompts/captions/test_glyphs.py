@@ -1,4 +1,4 @@
-"""What is said of a picture is what it was drawn with; and what changes in a real picture changes in the words."""
+"""What is said of an image is what it was drawn with; and what changes in a real image changes in the words."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from utilgen_jax.pretraining import glyphs, vocabulary
 from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES, GlyphAttributes
 from utilgen_jax.prompts.captions.glyph_measures import TYPICAL_LEAN, GlyphMeasures, measure
 from utilgen_jax.prompts.captions.glyphs import caption_glyphs, glyph_phrases
-from utilgen_jax.sample.batches import Painting, paint
+from utilgen_jax.sample.batches import SamplingConfig, generate_images
 
 NAMES = ("weight", "slant", "width", "size", "position", "noise")
 
@@ -34,7 +34,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement(attributes: list[GlyphAttributes], said: list[dict[str, str]]) -> dict[str, float]:
-    """The share of pictures of which the right phrase is said, for each attribute."""
+    """The share of images of which the right phrase is said, for each attribute."""
     true = [vocabulary.phrases(each) for each in attributes]
     return {name: np.mean([a[name] == b[name] for a, b in zip(true, said, strict=True)]) for name in NAMES}
 
@@ -64,7 +64,7 @@ def test_words_agree_at_the_size_of_real_digits(drawn):
     attributes = [drawn[0][row] for row in chosen]
     said = [phrases(image, each.digit) for image, each in zip(small, attributes, strict=True)]
     rates = agreement(attributes, said)
-    assert {each["noise"] for each in said} == {"blurred"}  # which is what the glyph world calls such pictures
+    assert {each["noise"] for each in said} == {"blurred"}  # which is what the glyph domain calls such images
     # Measured on 1,239: 0.79, 0.83, 0.76, 0.94, 0.98.
     bounds = {"weight": 0.72, "slant": 0.75, "width": 0.7, "size": 0.9, "position": 0.95}
     assert all(rates[name] > bound for name, bound in bounds.items()), rates
@@ -102,8 +102,8 @@ def test_typical_leans_are_the_fonts_means():
     upright = {"noise": "clean", "grain": 0.0, "rotation": 0.0, "warp": 0.0, "slant": 0.0, "weight": 0.14, "style": ""}
     upright |= {"size": 0.95, "x": 0.0, "y": 0.0, "width": 1.0, "texture_seed": 0}
     for digit in range(10):
-        pictures = [glyphs.render(GlyphAttributes(digit=digit, font=name, **upright)) for name in names]
-        assert np.mean([known(enlarged[..., None], digit).slant for picture in pictures]) == pytest.approx(0.0, abs=0.01)
+        images = [glyphs.render(GlyphAttributes(digit=digit, font=name, **upright)) for name in names]
+        assert np.mean([known(image[..., None], digit).slant for image in images]) == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_mirrored_digit_leans_the_other_way(digits):
@@ -150,7 +150,7 @@ def test_a_thickened_digit_is_bolder_and_a_shifted_one_is_off_centre(digits):
 
 
 @pytest.mark.slow
-def test_the_generator_paints_what_is_said_of_a_real_picture(digits):
+def test_the_generator_generates_what_is_said_of_a_real_image(digits):
     """Caption real digits, generate from the captions, measure what came: the words are those of the real enlarged."""
     images, labels = (each[:60] for each in digits)
     names = [DIGIT_NAMES[digit] for digit in labels]
@@ -161,11 +161,13 @@ def test_the_generator_paints_what_is_said_of_a_real_picture(digits):
         "caption": caption_prompts("a photo of the digit {class}, {caption}", names, captions),
     }
     generator, params = load_generator(resolve_checkpoint("glyphs"), jnp.float32)
-    painting = Painting(num_steps=12, guidance_scale=2.0, scheduler="ddim", height=32, width=32, batch_size=len(images))
+    sampling = SamplingConfig(
+        num_steps=12, guidance_scale=2.0, scheduler="ddim", height=32, width=32, batch_size=len(images)
+    )
     rates = {}
     for name, texts in prompts.items():
-        (painted,) = paint(generator, params, texts, np.arange(len(images)), painting)
-        came = [phrases(image, digit) for image, digit in zip(to_uint8(painted), labels, strict=True)]
+        (generated,) = generate_images(generator, params, texts, np.arange(len(images)), sampling)
+        came = [phrases(image, digit) for image, digit in zip(to_uint8(generated), labels, strict=True)]
         rates[name] = {key: np.mean([a[key] == b[key] for a, b in zip(said, came, strict=True)]) for key in NAMES}
     # Measured on 150 digits: weight 25 % from the class alone and 64 % from the caption, slant 41 and 81, width 53 and
     # 75, size 71 and 99, position 84 and 93, noise 15 and 100.

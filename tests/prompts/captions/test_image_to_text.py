@@ -65,7 +65,7 @@ def write_checkpoint(folder, make_model):
     processor.save_pretrained(folder)
     pixels = processor(list(IMAGES), return_tensors="pt").pixel_values
     model = make_model().eval()
-    for seed in range(100):  # until it does not say one thing of all pictures
+    for seed in range(100):  # until it does not say one thing of all images
         torch.manual_seed(seed)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
@@ -73,7 +73,7 @@ def write_checkpoint(folder, make_model):
         if len(set(said)) > 1:
             model.save_pretrained(folder)
             return said
-    raise AssertionError("no random model tells the pictures apart")
+    raise AssertionError("no random model tells the images apart")
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""Tones of pictures that were made to have them."""
+"""Tones of images that were made to have them."""
 
 import numpy as np
 import pytest
 
 from utilgen_jax.config.presets import TONES
-from utilgen_jax.prompts.attributes import PhraseGroups
+from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import make_captioner
 from utilgen_jax.prompts.captions.tones import BANDS, caption_tones
 
@@ -13,8 +13,8 @@ STRIPES = np.tile([0.0, 1.0], 16)
 
 
 def caption(grey, channels=1):
-    picture = np.round(255 * np.broadcast_to(grey, (32, 32))).astype(np.uint8)
-    return caption_tones(np.repeat(picture[None, ..., None], channels, axis=-1), ["anything"])[0].split(", ")
+    image = np.round(255 * np.broadcast_to(grey, (32, 32))).astype(np.uint8)
+    return caption_tones(np.repeat(image[None, ..., None], channels, axis=-1), ["anything"])[0].split(", ")
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ def test_tones_are_said(grey, expected):
     assert caption(grey) == caption(grey, channels=3) == expected
 
 
-def test_each_picture_has_its_own_caption_at_any_size():
-    pictures = np.stack([np.full((28, 28, 1), level, np.uint8) for level in (0, 255)])
-    first, second = caption_tones(pictures, ["a", "b"])
+def test_each_image_has_its_own_caption_at_any_size():
+    images = np.stack([np.full((28, 28, 1), level, np.uint8) for level in (0, 255)])
+    first, second = caption_tones(images, ["a", "b"])
     assert first.startswith("dark") and second.startswith("bright")
     assert make_captioner("tones") is caption_tones
 
 
 def test_phrases_are_groups_for_the_config():
     assert tuple("|".join(phrase for phrase, _ in bands) for bands in BANDS.values()) == TONES
-    said = PhraseGroups.parse(TONES).groups
+    said = PromptAttributes.parse(TONES).groups
     assert len({phrase for group in said for phrase in group}) == sum(map(len, BANDS.values()))

@@ -26,17 +26,17 @@ def finite_difference(
     so it needs the memory of a plain step; the error is of second order in `epsilon`, plus rounding.
 
     Args:
-      problem: the two losses and the inner optimiser, whose update is differentiated, the losses once only. The inner
-        loss is evaluated beside `params` too, so nothing in it that depends on them may be detached.
-      outer: ψ.
-      params: θ before the step.
-      optimizer_state: likewise.
-      batches: every leaf [1, ...]: one step.
-      validation: the outer loss's batch.
-      epsilon: length of the step along q, in the norm of all parameters.
+        problem: the two losses and the inner optimiser, whose update is differentiated, the losses once only. The inner
+            loss is evaluated beside `params` too, so nothing in it that depends on them may be detached.
+        outer: ψ.
+        params: θ before the step.
+        optimizer_state: likewise.
+        batches: every leaf [1, ...]: one step.
+        validation: the outer loss's batch.
+        epsilon: length of the step along q, in the norm of all parameters.
 
     Raises:
-      ValueError: batches for more than one step.
+        ValueError: batches for more than one step.
     """
     batch = only_batch(batches, "finite_difference")
     (loss, auxiliary), gradient = jax.value_and_grad(problem.inner_loss, has_aux=True)(params, outer, batch)

@@ -28,18 +28,18 @@ def implicit(
     fewer the terms, the more the answer is biased; it does not depend on the optimiser.
 
     Args:
-      problem: the two losses and the inner optimiser, which is not differentiated.
-      outer: ψ.
-      params: θ before the step.
-      optimizer_state: likewise.
-      batches: every leaf [1, ...]: one step.
-      validation: the outer loss's batch.
-      num_terms: of the Neumann series.
-      step_size: α; the series converges where it is below 2 / (largest eigenvalue of H + damping).
-      damping: added to H; makes the answer smoother and shorter-sighted.
+        problem: the two losses and the inner optimiser, which is not differentiated.
+        outer: ψ.
+        params: θ before the step.
+        optimizer_state: likewise.
+        batches: every leaf [1, ...]: one step.
+        validation: the outer loss's batch.
+        num_terms: of the Neumann series.
+        step_size: α; the series converges where it is below 2 / (largest eigenvalue of H + damping).
+        damping: added to H; makes the answer smoother and shorter-sighted.
 
     Raises:
-      ValueError: batches for more than one step.
+        ValueError: batches for more than one step.
     """
     batch = only_batch(batches, "implicit")
     params, optimizer_state, loss, auxiliary = inner_step(problem, outer, params, optimizer_state, batch)

@@ -18,15 +18,15 @@ def remat_steps(
     """`jax.lax.scan` over rematerialised steps.
 
     Args:
-      step: (carry, one step's inputs) -> (carry, one step's outputs).
-      carry: before the first step.
-      inputs: every leaf [K, ...].
-      loop: compile one step and loop over it, as a scan does; else the K steps are written one after the other. None
-        decides by the platform: XLA's CPU backend computes a convolution's weight gradient some fifty times slower
-        inside a loop.
+        step: (carry, one step's inputs) -> (carry, one step's outputs).
+        carry: before the first step.
+        inputs: every leaf [K, ...].
+        loop: compile one step and loop over it, as a scan does; else the K steps are written one after the other. None
+            decides by the platform: XLA's CPU backend computes a convolution's weight gradient some fifty times slower
+            inside a loop.
 
     Returns:
-      The last carry, and the outputs, every leaf [K, ...].
+        The last carry, and the outputs, every leaf [K, ...].
     """
     step = jax.checkpoint(step)
     if loop is None:

@@ -18,10 +18,10 @@ class Bilevel:
     """Two levels: `params` θ learn from the inner loss, and `outer` ψ from what the outer loss makes of the new θ.
 
     Attributes:
-      inner_loss: (params, outer, batch) -> (scalar, auxiliary pytree); its gradient to params feeds the optimiser.
-      outer_loss: (params, outer, validation batch) -> scalar.
-      optimizer: of params; any optax transformation. Where the estimator differentiates its update (see each one's
-        docstring), Adam's kin need `eps_root` > 0, or a gradient of exactly zero gives NaN (optax issue 882).
+        inner_loss: (params, outer, batch) -> (scalar, auxiliary pytree); its gradient to params feeds the optimiser.
+        outer_loss: (params, outer, validation batch) -> scalar.
+        optimizer: of params; any optax transformation. Where the estimator differentiates its update (see each one's
+            docstring), Adam's kin need `eps_root` > 0, or a gradient of exactly zero gives NaN (optax issue 882).
     """
 
     inner_loss: Callable[[Params, Params, Batch], tuple[jax.Array, Any]] = struct.field(pytree_node=False)
@@ -34,12 +34,12 @@ class Hypergradient:
     """One outer gradient, and the inner step or steps that it looked through.
 
     Attributes:
-      gradient: d outer_loss / d outer, like outer; None where only inner steps were taken.
-      outer_loss: scalar, at the new params; likewise.
-      params: after the inner step(s).
-      optimizer_state: likewise.
-      inner_loss: scalar, of the first inner batch, before its step.
-      auxiliary: what inner_loss returned with it.
+        gradient: d outer_loss / d outer, like outer; None where only inner steps were taken.
+        outer_loss: scalar, at the new params; likewise.
+        params: after the inner step(s).
+        optimizer_state: likewise.
+        inner_loss: scalar, of the first inner batch, before its step.
+        auxiliary: what inner_loss returned with it.
     """
 
     gradient: Params
@@ -67,7 +67,7 @@ def num_inner_steps(batches: Batch) -> int:
     """The leading axis of every leaf of `batches`.
 
     Raises:
-      ValueError: the leaves disagree, or there is none.
+        ValueError: the leaves disagree, or there is none.
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
     if len(lengths) != 1:

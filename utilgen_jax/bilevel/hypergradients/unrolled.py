@@ -33,13 +33,13 @@ def unrolled(
     rematerialised, so that memory holds the parameters of every step but the activations of one.
 
     Args:
-      problem: the two losses and the inner optimiser, which is differentiated.
-      outer: ψ.
-      params: θ before the first step.
-      optimizer_state: likewise.
-      batches: every leaf [K, ...], one batch a step.
-      validation: the outer loss's batch.
-      loop: of several steps, see `remat_steps`.
+        problem: the two losses and the inner optimiser, which is differentiated.
+        outer: ψ.
+        params: θ before the first step.
+        optimizer_state: likewise.
+        batches: every leaf [K, ...], one batch a step.
+        validation: the outer loss's batch.
+        loop: of several steps, see `remat_steps`.
     """
     steps = num_inner_steps(batches)
 

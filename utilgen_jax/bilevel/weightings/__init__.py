@@ -4,11 +4,11 @@ from utilgen_jax.bilevel.weightings.importance import importance_ratio
 from utilgen_jax.bilevel.weightings.networks import FEATURES, feature_network, loss_network
 from utilgen_jax.bilevel.weightings.saflex import saflex
 from utilgen_jax.bilevel.weightings.uniform import uniform
-from utilgen_jax.bilevel.weightings.weighting import Signals, Weighting, relative_weights
+from utilgen_jax.bilevel.weightings.weighting import Weighting, WeightingInputs, relative_weights
 
 __all__ = [
     "FEATURES",
-    "Signals",
+    "WeightingInputs",
     "Weighting",
     "feature_network",
     "importance_ratio",

@@ -8,28 +8,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from utilgen_jax.bilevel.weightings.weighting import Params, Signals, Weighting
+from utilgen_jax.bilevel.weightings.weighting import Params, Weighting, WeightingInputs
 from utilgen_jax.models.weight_net import WeightNet
 
 
-def _margin(signals: Signals) -> jax.Array:
+def _margin(weighting_inputs: WeightingInputs) -> jax.Array:
     """Probability of the label's class minus that of the likeliest other."""
-    probabilities = jax.nn.softmax(signals.logits)
-    is_label = jax.nn.one_hot(jnp.argmax(signals.examples.targets, -1), signals.logits.shape[-1]) > 0
+    probabilities = jax.nn.softmax(weighting_inputs.logits)
+    is_label = jax.nn.one_hot(jnp.argmax(weighting_inputs.examples.targets, -1), weighting_inputs.logits.shape[-1]) > 0
     own = jnp.sum(jnp.where(is_label, probabilities, 0.0), -1)
     return own - jnp.max(jnp.where(is_label, 0.0, probabilities), -1)
 
 
-def _entropy(signals: Signals) -> jax.Array:
+def _entropy(weighting_inputs: WeightingInputs) -> jax.Array:
     """Entropy of the prediction as a share of the largest possible."""
-    log_probabilities = jax.nn.log_softmax(signals.logits)
+    log_probabilities = jax.nn.log_softmax(weighting_inputs.logits)
     entropy = -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, -1)
-    return entropy / jnp.log(signals.logits.shape[-1])
+    return entropy / jnp.log(weighting_inputs.logits.shape[-1])
 
 
-def _field(name: str) -> Callable[[Signals], jax.Array]:
-    def read(signals: Signals) -> jax.Array:
-        values = getattr(signals.examples, name)
+def _field(name: str) -> Callable[[WeightingInputs], jax.Array]:
+    def read(weighting_inputs: WeightingInputs) -> jax.Array:
+        values = getattr(weighting_inputs.examples, name)
         if values is None:
             raise ValueError(f"the weighting looks at {name}, which these examples do not have: set Examples.{name}")
         return values
@@ -38,11 +38,11 @@ def _field(name: str) -> Callable[[Signals], jax.Array]:
 
 
 # name -> (signals -> float32 [B] or [B, d])
-FEATURES: Mapping[str, Callable[[Signals], jax.Array]] = {
-    "loss": lambda signals: signals.losses,
+FEATURES: Mapping[str, Callable[[WeightingInputs], jax.Array]] = {
+    "loss": lambda weighting_inputs: weighting_inputs.losses,
     "margin": _margin,
     "entropy": _entropy,
-    "class": lambda signals: signals.examples.targets,
+    "class": lambda weighting_inputs: weighting_inputs.examples.targets,
     "difficulty": _field("difficulty"),
     "similarity": _field("similarity"),
     "attributes": _field("attributes"),
@@ -53,7 +53,7 @@ def loss_network(hidden: int = 100) -> Weighting:
     """The weight as a learnt function of the loss alone (Meta-Weight-Net, Shu et al. 2019; UtilGen, arXiv 2510.24262).
 
     Args:
-      hidden: units of its one hidden layer.
+        hidden: units of its one hidden layer.
     """
     return feature_network(("loss",), num_classes=0, hidden=hidden)
 
@@ -62,13 +62,13 @@ def feature_network(features: Sequence[str], num_classes: int, hidden: int = 100
     """The weight as a learnt function of several things that are known of an example; ours.
 
     Args:
-      features: names in `FEATURES`, in the order in which the network sees them.
-      num_classes: K, the width of the feature "class".
-      hidden: units of its one hidden layer.
-      num_attributes: A, the width of the feature "attributes".
+        features: names in `FEATURES`, in the order in which the network sees them.
+        num_classes: K, the width of the feature "class".
+        hidden: units of its one hidden layer.
+        num_attributes: A, the width of the feature "attributes".
 
     Raises:
-      ValueError: a feature is unknown; or, when it is applied, the examples do not have it.
+        ValueError: a feature is unknown; or, when it is applied, the examples do not have it.
     """
     unknown = [name for name in features if name not in FEATURES]
     if unknown or not features:
@@ -80,9 +80,9 @@ def feature_network(features: Sequence[str], num_classes: int, hidden: int = 100
     def init(key: jax.Array) -> Params:
         return module.init(key, jnp.zeros((1, width)))["params"]
 
-    def apply(params: Params, signals: Signals) -> tuple[jax.Array, jax.Array]:
-        size = signals.logits.shape[0]
-        columns = [FEATURES[name](signals).reshape(size, -1) for name in features]
-        return module.apply({"params": params}, jnp.concatenate(columns, -1)), signals.examples.targets
+    def apply(params: Params, weighting_inputs: WeightingInputs) -> tuple[jax.Array, jax.Array]:
+        size = weighting_inputs.logits.shape[0]
+        columns = [FEATURES[name](weighting_inputs).reshape(size, -1) for name in features]
+        return module.apply({"params": params}, jnp.concatenate(columns, -1)), weighting_inputs.examples.targets
 
     return Weighting(init, apply)

@@ -11,5 +11,8 @@ def uniform() -> Weighting:
     """Every example counts the same, under the label that it came with."""
     return Weighting(
         init=lambda key: {},
-        apply=lambda params, signals: (jnp.ones(signals.logits.shape[0]), signals.examples.targets),
+        apply=lambda params, weighting_inputs: (
+            jnp.ones(weighting_inputs.logits.shape[0]),
+            weighting_inputs.examples.targets,
+        ),
     )

@@ -17,13 +17,14 @@ Params = Any
 
 
 @struct.dataclass
-class Signals:
+class WeightingInputs:
     """What a weighting may look at; all of it numbers, through which no gradient flows.
 
     Attributes:
-      examples: the batch.
-      logits: what the classifier says of it now, float32 [B, K].
-      influence: Π of `utility.influence`, float32 [B, K]; None where it was not asked for or no validation is at hand.
+        examples: the batch.
+        logits: what the classifier says of it now, float32 [B, K].
+        influence: Π of `utility.influence`, float32 [B, K]; None where it was not asked for or no validation is at
+            hand.
     """
 
     examples: Examples
@@ -41,14 +42,14 @@ class Weighting:
     """How a batch's examples are weighed and labelled: a pair of pure functions, in the manner of optax.
 
     Attributes:
-      init: PRNG key -> parameters; an empty dict where nothing is learnt.
-      apply: (parameters, signals) -> (weights float32 [B], non-negative; targets float32 [B, K]). Only the ratio of
-        weights counts, see `relative_weights`.
-      needs_influence: `apply` wants `signals.influence`, which costs three gradients.
+        init: PRNG key -> parameters; an empty dict where nothing is learnt.
+        apply: (parameters, signals) -> (weights float32 [B], non-negative; targets float32 [B, K]). Only the ratio of
+            weights counts, see `relative_weights`.
+        needs_influence: `apply` wants `weighting_inputs.influence`, which costs three gradients.
     """
 
     init: Callable[[jax.Array], Params]
-    apply: Callable[[Params, Signals], tuple[jax.Array, jax.Array]]
+    apply: Callable[[Params, WeightingInputs], tuple[jax.Array, jax.Array]]
     needs_influence: bool = False
 
 
@@ -60,8 +61,8 @@ def relative_weights(weights: jax.Array, is_weighted: jax.Array) -> jax.Array:
     it 0.93-1.0 on all.) As in Meta-Weight-Net's public code, but for batches that are weighed in part.
 
     Args:
-      weights: non-negative, float32 [B]; where all weighed ones are zero they stay so.
-      is_weighted: bool [B].
+        weights: non-negative, float32 [B]; where all weighed ones are zero they stay so.
+        is_weighted: bool [B].
     """
     number = jnp.maximum(jnp.sum(is_weighted), 1)
     mean = jnp.sum(jnp.where(is_weighted, weights, 0.0)) / number

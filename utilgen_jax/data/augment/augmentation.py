@@ -1,4 +1,4 @@
-"""Augmentation of uint8 pictures on the host, a batch at a time."""
+"""Augmentation of uint8 images on the host, a batch at a time."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,15 +8,15 @@ from utilgen_jax.data.augment.randaugment import randaugment
 
 
 def flip_crop(images: np.ndarray, rng: np.random.Generator, margin: int = 4) -> np.ndarray:
-    """CIFAR's usual augmentation: a random crop of the picture with a black margin, half of them mirrored.
+    """CIFAR's usual augmentation: a random crop of the image with a black margin, half of them mirrored.
 
     Args:
-      images: uint8 [B, H, W, C].
-      rng: the draws.
-      margin: pixels on each side.
+        images: uint8 [B, H, W, C].
+        rng: the draws.
+        margin: pixels on each side.
 
     Returns:
-      uint8 [B, H, W, C].
+        uint8 [B, H, W, C].
     """
     batch, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: pictures of a batch mixed in pairs, and their targets with them.
+"""Mixup and CutMix: images of a batch mixed in pairs, and their targets with them.
 
 Written out here, as the augmentation libraries kept for JAX (augmax, dm-pix) have neither and Keras's layers keep a
 random state of their own; what is random here follows from a key.
@@ -14,7 +14,7 @@ Mixing = Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax
 
 
 def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Mixup (Zhang et al. 2018, arXiv 1710.09412): λ of each picture and 1 - λ of another; jittable.
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412): λ of each image and 1 - λ of another; jittable.
 
     Args:
         images: float [B, H, W, C].
@@ -32,11 +32,11 @@ def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -
 
 
 def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of each picture comes from another; jittable.
+    """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of each image comes from another; jittable.
 
     Args:
         images: float [B, H, W, C].
-        targets: float [B, K], see `mixup`; mixed by the share of the box that lies inside the picture.
+        targets: float [B, K], see `mixup`; mixed by the share of the box that lies inside the image.
         key: PRNG key; one box a batch, of the share 1 - λ with λ ~ Beta(alpha, alpha), partners by a permutation.
         alpha: Above 0. The paper's: 1.
 
@@ -51,7 +51,7 @@ def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) 
 
 
 def cut_mask(key: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
-    """CutMix's box: of the picture's proportions and 1 - λ of its area, its middle anywhere, clipped to the picture.
+    """CutMix's box: of the image's proportions and 1 - λ of its area, its middle anywhere, clipped to the image.
 
     Args:
         key: PRNG key of the place.

@@ -1,4 +1,4 @@
-"""Random parts of pictures, scaled up to whole ones (Szegedy et al. 2015), as torchvision's RandomResizedCrop."""
+"""Random parts of images, scaled up to whole ones (Szegedy et al. 2015), as torchvision's RandomResizedCrop."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ _TRIES = 10  # as torchvision
 def random_resized_crop(
     images: jax.Array, keys: jax.Array, size: int, area: tuple[float, float] = (0.08, 1.0)
 ) -> jax.Array:
-    """Cuts a random box out of each picture and scales it; jittable.
+    """Cuts a random box out of each image and scales it; jittable.
 
     Args:
         images: float [B, S, S, C].
-        keys: PRNG keys [B], a picture's own.
+        keys: PRNG keys [B], an image's own.
         size: Side of the result in pixels.
-        area: The smallest and the largest share of the picture that is kept.
+        area: The smallest and the largest share of the image that is kept.
 
     Returns:
         float [B, size, size, C].
@@ -25,15 +25,15 @@ def random_resized_crop(
 
 
 def draw_box(key: jax.Array, side: int, area: tuple[float, float]) -> jax.Array:
-    """A box in a square picture: uniform in area, its aspect log-uniform in 3/4 .. 4/3, anywhere it fits.
+    """A box in a square image: uniform in area, its aspect log-uniform in 3/4 .. 4/3, anywhere it fits.
 
     Args:
         key: PRNG key.
-        side: Of the picture, in pixels.
+        side: Of the image, in pixels.
         area: The smallest and the largest share.
 
     Returns:
-        int32 [4]: top, left, height, width; the whole picture if ten draws do not fit.
+        int32 [4]: top, left, height, width; the whole image if ten draws do not fit.
     """
     draws = jax.random.uniform(key, (_TRIES + 1, 2))
     shapes, place = draws[:-1], draws[-1]
@@ -47,7 +47,7 @@ def draw_box(key: jax.Array, side: int, area: tuple[float, float]) -> jax.Array:
 
 
 def resize_boxes(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
-    """Scales a box of each picture, linearly with antialiasing, as Pillow's `resize` with a `box` does.
+    """Scales a box of each image, linearly with antialiasing, as Pillow's `resize` with a `box` does.
 
     Args:
         images: float [B, S, S, C].

@@ -54,7 +54,7 @@ def sampler_name(scheduler_config: Mapping[str, Any]) -> str:
     """The name in `SAMPLERS` of the scheduler that a `scheduler_config.json` is of.
 
     Raises:
-      InputError: it is of none of them.
+        InputError: it is of none of them.
     """
     class_name = scheduler_config.get("_class_name")
     if class_name not in _CLASS_NAMES:
@@ -71,14 +71,15 @@ def make_sampler(
     """Makes a sampler's tables, in float64 on the host, so that the schedule may not be traced.
 
     Args:
-      name: one of `SAMPLERS`, or 'checkpoint' for what the schedule's settings name.
-      schedule: the noise schedule; its settings are those of `scheduler_config.json`.
-      num_steps: of the whole way from noise.
-      strength: the part of it that is walked, in (0, 1], its noisy end being left out; for picture to picture.
-      eta: the noise of DDIM's steps; 0 for none, 1 for as much as in DDPM.
+        name: one of `SAMPLERS`, or 'checkpoint' for what the schedule's settings name.
+        schedule: the noise schedule; its settings are those of `scheduler_config.json`.
+        num_steps: of the whole way from noise.
+        strength: the part of it that is walked, in (0, 1], its noisy end being left out; for image to image.
+        eta: the noise of DDIM's steps; 0 for none, 1 for as much as in DDPM.
 
     Raises:
-      InputError: the name is unknown, or the number of steps, the strength or a setting of the schedule does not suit.
+        InputError: the name is unknown, or the number of steps, the strength or a setting of the schedule does not
+            suit.
     """
     if name == "checkpoint":
         name = sampler_name(schedule.settings)

@@ -19,8 +19,8 @@ class DDIM(GaussianSampler):
     """Equation 12, in either direction.
 
     Attributes:
-      next_alphas_cumprod: ᾱ of the latents after each step, float32 [S].
-      stds: σ of equation 16, float32 [S]; zero where η is.
+        next_alphas_cumprod: ᾱ of the latents after each step, float32 [S].
+        stds: σ of equation 16, float32 [S]; zero where η is.
     """
 
     next_alphas_cumprod: jax.Array
@@ -57,7 +57,7 @@ def make_ddim_inversion(schedule: NoiseSchedule, num_steps: int) -> DDIM:
     """From clean latents to noise: the steps of `make_ddim` backwards, each with the prediction at its noisier end.
 
     Raises:
-      InputError: the number of steps does not suit the schedule, or the schedule does not suit inversion.
+        InputError: the number of steps does not suit the schedule, or the schedule does not suit inversion.
     """
     check_settings(schedule, "ddim", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)[::-1]

@@ -18,9 +18,9 @@ class DDPM(GaussianSampler):
     """The posterior q(x_s | x_t, x_0) of equations 6 and 7, s being the next of the visited timesteps.
 
     Attributes:
-      clean_weights: of the predicted clean latents in the mean, float32 [S].
-      latents_weights: of the noisy latents in the mean, float32 [S].
-      stds: √β̃, float32 [S]; zero at the last step.
+        clean_weights: of the predicted clean latents in the mean, float32 [S].
+        latents_weights: of the noisy latents in the mean, float32 [S].
+        stds: √β̃, float32 [S]; zero at the last step.
     """
 
     clean_weights: jax.Array

@@ -27,9 +27,9 @@ class DPMSolver(Sampler):
     """Algorithm 2 of the paper; the state remembers the clean latents predicted before.
 
     Attributes:
-      latents_weights: of the latents before a step in those after it, float32 [S].
-      clean_weights: of the predicted clean latents, float32 [S].
-      change_weights: of their change since the call before, float32 [S]; zero where the step is of first order.
+        latents_weights: of the latents before a step in those after it, float32 [S].
+        clean_weights: of the predicted clean latents, float32 [S].
+        change_weights: of their change since the call before, float32 [S]; zero where the step is of first order.
     """
 
     latents_weights: jax.Array
@@ -70,12 +70,12 @@ def make_dpm_solver(schedule: NoiseSchedule, num_steps: int, first: int) -> DPMS
     with np.errstate(divide="ignore", invalid="ignore"):
         h = np.diff(-np.log(sigmas))
         previous_h = np.append(np.inf, h[:-1])
-        signals = np.sqrt(alphas_of(sigmas[1:]))
-        clean_weights = -signals * np.expm1(-h)
+        weighting_inputs = np.sqrt(alphas_of(sigmas[1:]))
+        clean_weights = -weighting_inputs * np.expm1(-h)
         if settings.get("solver_type", "midpoint") == "midpoint":
             change_weights = 0.5 * clean_weights * h / previous_h
         else:  # "heun"; a last step from σ to the same σ has h = 0
-            change_weights = signals * (np.expm1(-h) / np.maximum(h, 1e-12) + 1) * h / previous_h
+            change_weights = weighting_inputs * (np.expm1(-h) / np.maximum(h, 1e-12) + 1) * h / previous_h
     first_order = np.zeros(num_steps, bool)
     first_order[first] = True
     few = settings.get("lower_order_final", True) and num_steps < 15

@@ -19,8 +19,8 @@ class Euler(Sampler):
     """Steps in σ; the latents are x + σ ε, so their variance grows with σ.
 
     Attributes:
-      sigmas: σ of the latents before each step, float32 [S].
-      next_sigmas: σ after it, float32 [S].
+        sigmas: σ of the latents before each step, float32 [S].
+        next_sigmas: σ after it, float32 [S].
     """
 
     sigmas: jax.Array

@@ -21,16 +21,16 @@ def guided(
     """Classifier-free guidance (Ho & Salimans 2022): both branches in one batch of 2B.
 
     Args:
-      apply_unet: (latents [N, h, w, C], timesteps [N], encoder_hidden_states [N, T, D], class_labels [N, E] or None)
-        -> [N, h, w, C].
-      prompt_embeds: float [B, T, D].
-      negative_prompt_embeds: float [B, T, D], of the unconditional branch.
-      class_labels: unCLIP image embedding with its noise level, float [B, E], or None; the unconditional branch gets
-        zeros.
-      guidance_scale: 1 or less means no guidance, and then one branch only is computed.
+        apply_unet: (latents [N, h, w, C], timesteps [N], encoder_hidden_states [N, T, D], class_labels [N, E] or None)
+            -> [N, h, w, C].
+        prompt_embeds: float [B, T, D].
+        negative_prompt_embeds: float [B, T, D], of the unconditional branch.
+        class_labels: unCLIP image embedding with its noise level, float [B, E], or None; the unconditional branch gets
+            zeros.
+        guidance_scale: 1 or less means no guidance, and then one branch only is computed.
 
     Returns:
-      A denoiser for `run_sampler`.
+        A denoiser for `run_sampler`.
     """
 
     def unguided(latents: jax.Array, timestep: jax.Array) -> jax.Array:

@@ -20,9 +20,9 @@ class LCM(GaussianSampler):
     """Algorithm 3: each call predicts clean latents, which are noised again to the next timestep.
 
     Attributes:
-      next_alphas_cumprod: ᾱ of the latents after each step, float32 [S]; 1 at the last.
-      skip_weights: c_skip of equation 9, of the noisy latents, float32 [S].
-      clean_weights: c_out, of the predicted clean latents, float32 [S].
+        next_alphas_cumprod: ᾱ of the latents after each step, float32 [S]; 1 at the last.
+        skip_weights: c_skip of equation 9, of the noisy latents, float32 [S].
+        clean_weights: c_out, of the predicted clean latents, float32 [S].
     """
 
     next_alphas_cumprod: jax.Array

@@ -30,9 +30,9 @@ class PNDM(Sampler):
     """Linear multistep method; the state remembers three predictions and the latents of the first call.
 
     Attributes:
-      step_alphas_cumprod: ᾱ from which each step starts, float32 [S]; not the denoiser's at the second call.
-      next_alphas_cumprod: ᾱ of the latents after it, float32 [S].
-      weights: of this call's prediction and the three before it, float32 [S, 4].
+        step_alphas_cumprod: ᾱ from which each step starts, float32 [S]; not the denoiser's at the second call.
+        next_alphas_cumprod: ᾱ of the latents after it, float32 [S].
+        weights: of this call's prediction and the three before it, float32 [S, 4].
     """
 
     step_alphas_cumprod: jax.Array

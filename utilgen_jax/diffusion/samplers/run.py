@@ -29,22 +29,22 @@ def run_sampler(
     """Denoises by a `lax.scan` over the calls of the denoiser; a few differentiable ones stand behind it, unrolled.
 
     Args:
-      denoise: the conditioned (and guided) denoiser; its output is of the sampler's prediction type.
-      sampler: from `make_sampler`.
-      noise: standard normal, float32 [B, h, w, C].
-      clean_latents: of pictures to start from, float32 [B, h, w, C]; None to start from noise alone.
-      keys: PRNG keys [B] of a stochastic sampler's noise, one a sample, so that batching changes nothing.
-      num_differentiable_steps: gradients flow through the last so many calls of the denoiser alone, and these are
-        computed again in the backward pass instead of being kept; 0 for none. With None they flow through all calls,
-        and everything is kept.
-      calls: which calls of the denoiser to make, of S; all of them unless told otherwise.
+        denoise: the conditioned (and guided) denoiser; its output is of the sampler's prediction type.
+        sampler: from `make_sampler`.
+        noise: standard normal, float32 [B, h, w, C].
+        clean_latents: of images to start from, float32 [B, h, w, C]; None to start from noise alone.
+        keys: PRNG keys [B] of a stochastic sampler's noise, one a sample, so that batching changes nothing.
+        num_differentiable_steps: gradients flow through the last so many calls of the denoiser alone, and these are
+            computed again in the backward pass instead of being kept; 0 for none. With None they flow through all
+            calls, and everything is kept.
+        calls: which calls of the denoiser to make, of S; all of them unless told otherwise.
 
     Returns:
-      Clean latents, float32 [B, h, w, C], still multiplied by the autoencoder's scaling factor; after fewer calls than
-      all, latents of the noise level that those lead to.
+        Clean latents, float32 [B, h, w, C], still multiplied by the autoencoder's scaling factor; after fewer calls
+        than all, latents of the noise level that those lead to.
 
     Raises:
-      InputError: the sampler is stochastic and there are no keys.
+        InputError: the sampler is stochastic and there are no keys.
     """
     if sampler.is_stochastic and keys is None:
         raise InputError(f"the sampler {type(sampler).__name__} draws noise at every step: it needs keys")
@@ -83,18 +83,18 @@ def invert(
     """DDIM inversion: the noise from which deterministic DDIM makes about these latents.
 
     Args:
-      denoise: the conditioned denoiser; its output is of the schedule's prediction type.
-      schedule: the noise schedule, not traced.
-      latents: clean, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor.
-      num_steps: between clean latents and noise.
-      num_calls: where the latents are not clean, but what deterministic DDIM has made of noise in its first steps: in
-        how many. None: in all.
+        denoise: the conditioned denoiser; its output is of the schedule's prediction type.
+        schedule: the noise schedule, not traced.
+        latents: clean, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor.
+        num_steps: between clean latents and noise.
+        num_calls: where the latents are not clean, but what deterministic DDIM has made of noise in its first steps: in
+            how many. None: in all.
 
     Returns:
-      Noise, float32 [B, h, w, C].
+        Noise, float32 [B, h, w, C].
 
     Raises:
-      InputError: see `make_ddim_inversion`.
+        InputError: see `make_ddim_inversion`.
     """
     first = 0 if num_calls is None else num_steps - num_calls
     return run_sampler(denoise, make_ddim_inversion(schedule, num_steps), latents, calls=slice(first, None))

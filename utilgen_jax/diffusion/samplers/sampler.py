@@ -20,8 +20,8 @@ class SamplerState:
     """What a sampler carries from one call of the denoiser to the next.
 
     Attributes:
-      latents: float32 [B, h, w, C], in the sampler's own scale; clean after the last step.
-      memory: what a multistep sampler remembers of earlier calls, float32 [B, h, w, C] each.
+        latents: float32 [B, h, w, C], in the sampler's own scale; clean after the last step.
+        memory: what a multistep sampler remembers of earlier calls, float32 [B, h, w, C] each.
     """
 
     latents: jax.Array
@@ -33,11 +33,11 @@ class Sampler(abc.ABC):
     """Tables [S] for S calls of the denoiser, and what happens before and after each of them.
 
     Attributes:
-      timesteps: what the denoiser is told, int32 [S], or float32 [S] where it may fall between two of training.
-      alphas_cumprod: ᾱ of the latents that the denoiser sees, float32 [S].
-      prediction_type: what the denoiser predicts: one of `schedules.PREDICTION_TYPES`.
-      init_noise_sigma: standard deviation of the latents that generation starts from, float32 scalar.
-      is_stochastic: `step` needs noise.
+        timesteps: what the denoiser is told, int32 [S], or float32 [S] where it may fall between two of training.
+        alphas_cumprod: ᾱ of the latents that the denoiser sees, float32 [S].
+        prediction_type: what the denoiser predicts: one of `schedules.PREDICTION_TYPES`.
+        init_noise_sigma: standard deviation of the latents that generation starts from, float32 scalar.
+        is_stochastic: `step` needs noise.
     """
 
     timesteps: jax.Array
@@ -55,9 +55,9 @@ class Sampler(abc.ABC):
         """The state before the first step.
 
         Args:
-          noise: standard normal, float32 [B, h, w, C].
-          clean_latents: of pictures to start from, float32 [B, h, w, C], noised to the level of the first step; None
-            to start from noise alone.
+            noise: standard normal, float32 [B, h, w, C].
+            clean_latents: of images to start from, float32 [B, h, w, C], noised to the level of the first step; None
+                to start from noise alone.
         """
         if clean_latents is None:
             return SamplerState(noise * self.init_noise_sigma)
@@ -75,10 +75,10 @@ class Sampler(abc.ABC):
         """The state after the denoiser's call number `index`.
 
         Args:
-          state: before it.
-          index: int scalar, 0 .. S - 1.
-          prediction: the denoiser's output for `model_input(state, index)`, float32 [B, h, w, C].
-          noise: standard normal, float32 [B, h, w, C], where the sampler is stochastic.
+            state: before it.
+            index: int scalar, 0 .. S - 1.
+            prediction: the denoiser's output for `model_input(state, index)`, float32 [B, h, w, C].
+            noise: standard normal, float32 [B, h, w, C], where the sampler is stochastic.
         """
 
 
@@ -104,9 +104,9 @@ def check_settings(schedule: NoiseSchedule, sampler: str, supported: Mapping[str
     """Raises InputError where `scheduler_config.json` asks this sampler for something that it does not compute.
 
     Args:
-      schedule: holds the file's settings.
-      sampler: its name, for the message.
-      supported: field -> the values that are computed. A field that is missing in the file passes.
+        schedule: holds the file's settings.
+        sampler: its name, for the message.
+        supported: field -> the values that are computed. A field that is missing in the file passes.
     """
     for name, values in supported.items():
         if name in schedule.settings and schedule.settings[name] not in values:

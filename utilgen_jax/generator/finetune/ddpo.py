@@ -14,22 +14,22 @@ import optax
 from flax import struct
 
 from utilgen_jax.diffusion.samplers import GaussianSampler, SamplerState
-from utilgen_jax.generator.adapter import Policy, policy_denoiser, steer
-from utilgen_jax.generator.inputs import Requests
+from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, apply_adapter
+from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import Generator, Params
 
 
 @struct.dataclass
 class Trajectory:
-    """The way of M pictures from noise, as the policy of that time went it.
+    """The way of M images from noise, as the adapter of that time went it.
 
     Attributes:
-      requests: what was asked for.
-      latents: before each of the S steps, and after the last: float32 [S + 1, M, h, w, C].
-      log_probs: of each step, float32 [S, M], see `gaussian_log_prob`.
+        sample inputs: what was asked for.
+        latents: before each of the S steps, and after the last: float32 [S + 1, M, h, w, C].
+        log_probs: of each step, float32 [S, M], see `gaussian_log_prob`.
     """
 
-    requests: Requests
+    sample_inputs: SampleInputs
     latents: jax.Array
     log_probs: jax.Array
 
@@ -48,34 +48,36 @@ def gaussian_log_prob(values: jax.Array, mean: jax.Array, std: jax.Array) -> jax
 def rollout(
     generator: Generator,
     params: Params,
-    policy: Policy,
-    requests: Requests,
+    adapter: Adapter,
+    sample_inputs: SampleInputs,
     sampler: GaussianSampler,
     guidance_scale: float,
 ) -> Trajectory:
-    """Samples pictures and remembers how; `sampling.decode_latents` makes them of `latents[-1]`.
+    """Samples images and remembers how; `sampling.decode_latents` makes them of `latents[-1]`.
 
     Args:
-      generator: the checkpoint's architecture.
-      params: its weights.
-      policy: what is trained.
-      requests: M pictures, from noise; their keys draw the noise of each step.
-      sampler: a stochastic one: `make_sampler` with 'ddim' and eta=1, as in the paper, or 'ddpm', or 'lcm'.
-      guidance_scale: as in `sampling.sample`.
+        generator: the checkpoint's architecture.
+        params: its weights.
+        adapter: what is trained.
+        sample inputs: M images, from noise; their keys draw the noise of each step.
+        sampler: a stochastic one: `make_sampler` with 'ddim' and eta=1, as in the paper, or 'ddpm', or 'lcm'.
+        guidance_scale: as in `sampling.sample`.
     """
-    condition, noise = steer(policy, requests)
-    denoise = policy_denoiser(generator, params, policy, condition, guidance_scale)
+    condition, noise = apply_adapter(adapter, sample_inputs)
+    denoise = adapter_denoiser(generator, params, adapter, condition, guidance_scale)
 
     def step(latents: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         prediction = denoise(latents, sampler.timesteps[index]).astype(jnp.float32)
         mean, std = sampler.transition(SamplerState(latents), index, prediction)
-        draws = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), noise.shape[1:]))(requests.keys)
+        draws = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), noise.shape[1:]))(
+            sample_inputs.keys
+        )
         after = mean + std * draws
         return after, (after, gaussian_log_prob(after, mean, std))
 
-    start = sampler.start(noise, requests.clean_latents).latents
+    start = sampler.start(noise, sample_inputs.clean_latents).latents
     _, (latents, log_probs) = jax.lax.scan(step, start, jnp.arange(sampler.num_calls))
-    trajectory = Trajectory(requests, jnp.concatenate([start[None], latents]), log_probs)
+    trajectory = Trajectory(sample_inputs, jnp.concatenate([start[None], latents]), log_probs)
     return jax.lax.stop_gradient(trajectory)
 
 
@@ -83,10 +85,10 @@ def normalized_advantages(utilities: jax.Array, groups: jax.Array, num_groups: i
     """Utilities less their group's mean, over its standard deviation, clipped: float32 [M].
 
     Args:
-      utilities: float32 [M].
-      groups: int [M], 0 .. num_groups - 1: the prompt or class of each; all 0 for one group.
-      num_groups: G.
-      clip: largest magnitude, as in the public code.
+        utilities: float32 [M].
+        groups: int [M], 0 .. num_groups - 1: the prompt or class of each; all 0 for one group.
+        num_groups: G.
+        clip: largest magnitude, as in the public code.
     """
 
     def group_mean(values: jax.Array) -> jax.Array:
@@ -113,43 +115,43 @@ def clipped_surrogate(
 def policy_gradient(
     generator: Generator,
     params: Params,
-    policy: Policy,
+    adapter: Adapter,
     trajectory: Trajectory,
     advantages: jax.Array,
     sampler: GaussianSampler,
     guidance_scale: float,
     clip_range: float = 1e-4,
-) -> tuple[jax.Array, Policy]:
-    """The clipped surrogate's mean over steps and pictures, and its gradient; step by step, in the memory of one.
+) -> tuple[jax.Array, Adapter]:
+    """The clipped surrogate's mean over steps and images, and its gradient; step by step, in the memory of one.
 
-    Called again with the same trajectory after an update of the policy, it is one more of DDPO's inner epochs. A LoRA
+    Called again with the same trajectory after an update of the adapter, it is one more of DDPO's inner epochs. A LoRA
     on convolutions is slow here on CPU: the steps are a loop (see `hypergradients.loops`).
 
     Args:
-      generator: the checkpoint's architecture.
-      params: its weights.
-      policy: what is differentiated.
-      trajectory: from `rollout`, of this policy or of one a few updates ago.
-      advantages: float32 [M], see `normalized_advantages`.
-      sampler, guidance_scale: those of the trajectory.
-      clip_range: of the importance ratio, the public code's; that small because log-probabilities are means.
+        generator: the checkpoint's architecture.
+        params: its weights.
+        adapter: what is differentiated.
+        trajectory: from `rollout`, of this adapter or of one a few updates ago.
+        advantages: float32 [M], see `normalized_advantages`.
+        sampler, guidance_scale: those of the trajectory.
+        clip_range: of the importance ratio, the public code's; that small because log-probabilities are means.
 
     Returns:
-      (scalar, gradient like the policy).
+        (scalar, gradient like the adapter).
     """
 
-    def step_loss(policy: Policy, index: jax.Array) -> jax.Array:
-        condition, _ = steer(policy, trajectory.requests)
-        denoise = policy_denoiser(generator, params, policy, condition, guidance_scale)
+    def step_loss(adapter: Adapter, index: jax.Array) -> jax.Array:
+        condition, _ = apply_adapter(adapter, trajectory.sample_inputs)
+        denoise = adapter_denoiser(generator, params, adapter, condition, guidance_scale)
         before, after = trajectory.latents[index], trajectory.latents[index + 1]
         prediction = denoise(before, sampler.timesteps[index]).astype(jnp.float32)
         mean, std = sampler.transition(SamplerState(before), index, prediction)
         log_probs = gaussian_log_prob(after, mean, std)
         return jnp.mean(clipped_surrogate(log_probs, trajectory.log_probs[index], advantages, clip_range))
 
-    def add_step(total: tuple[jax.Array, Policy], index: jax.Array) -> tuple[tuple[jax.Array, Policy], None]:
-        return optax.tree.add(total, jax.value_and_grad(step_loss)(policy, index)), None
+    def add_step(total: tuple[jax.Array, Adapter], index: jax.Array) -> tuple[tuple[jax.Array, Adapter], None]:
+        return optax.tree.add(total, jax.value_and_grad(step_loss)(adapter, index)), None
 
-    zero = (jnp.zeros(()), optax.tree.zeros_like(policy))
+    zero = (jnp.zeros(()), optax.tree.zeros_like(adapter))
     total, _ = jax.lax.scan(add_step, zero, jnp.arange(sampler.num_calls))
     return optax.tree.scale(1.0 / sampler.num_calls, total)

@@ -1,4 +1,4 @@
-"""Trains any part of the generator by the denoising loss, on pictures and beside pictures of the generator itself."""
+"""Trains any part of the generator by the denoising loss, on images and beside images of the generator itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from utilgen_jax.runtime.sharding import init_sharded, split_batch
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoisingRecipe:
+class DenoisingConfig:
     """How it is trained.
 
     Attributes:
-      steps: optimiser steps.
-      batch_size: pictures a step, drawn with replacement.
-      prior_fraction: part of a batch that is pictures of the generator itself, which keep it from forgetting what it
-        knew (prior preservation, Ruiz et al. 2023, arXiv 2208.12242); 0 for none.
-      learning_rate: of AdamW; peak, after a warm-up of 5 % of the steps; cosine decay to zero.
-      snr_gamma: of min-SNR weighting; 0 for none.
+        steps: optimiser steps.
+        batch_size: images a step, drawn with replacement.
+        prior_fraction: part of a batch that is images of the generator itself, which keep it from forgetting what it
+            knew (prior preservation, Ruiz et al. 2023, arXiv 2208.12242); 0 for none.
+        learning_rate: of AdamW; peak, after a warm-up of 5 % of the steps; cosine decay to zero.
+        snr_gamma: of min-SNR weighting; 0 for none.
     """
 
     steps: int
@@ -39,18 +39,18 @@ class DenoisingRecipe:
 
     @property
     def num_prior(self) -> int:
-        """Pictures of the generator itself in a batch; at least one is another's."""
+        """Images of the generator itself in a batch; at least one is another's."""
         return min(round(self.batch_size * self.prior_fraction), self.batch_size - 1)
 
 
 @struct.dataclass
 class DenoisingSet:
-    """Pictures to learn from; every leaf is batch-first.
+    """Images to learn from; every leaf is batch-first.
 
     Attributes:
-      latents: clean latents times the scaling factor, float32 [N, h, w, C], see `sampling.encode_to_latents`.
-      labels: int32 [N].
-      difficulties: measured, float32 [N] in [0, 1]; None where none is to be learnt.
+        latents: clean latents times the scaling factor, float32 [N, h, w, C], see `sampling.encode_to_latents`.
+        labels: int32 [N].
+        difficulties: measured, float32 [N] in [0, 1]; None where none is to be learnt.
     """
 
     latents: jax.Array
@@ -58,7 +58,7 @@ class DenoisingSet:
     difficulties: jax.Array | None = None
 
     def take(self, indices: jax.Array | np.ndarray) -> DenoisingSet:
-        """Some of the pictures, in the order of `indices` [n]."""
+        """Some of the images, in the order of `indices` [n]."""
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
@@ -74,42 +74,42 @@ def train_by_denoising(
     loss: Loss,
     trained: Trained,
     prompts: Prompts,
-    pictures: DenoisingSet,
+    images: DenoisingSet,
     prior: DenoisingSet,
-    recipe: DenoisingRecipe,
+    config: DenoisingConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
 ) -> Trained:
     """Trains by AdamW, gradients clipped to a norm of 1.
 
     Args:
-      generator: the checkpoint's architecture.
-      params: its weights, which stay as they are.
-      loss: of each picture of a batch; a function of a module, as each one is compiled for itself.
-      trained: what to start from; it is not changed.
-      prompts: for the loss.
-      pictures: what to learn from.
-      prior: pictures of the generator itself, with difficulties if `pictures` has them.
-      recipe: how.
-      key: PRNG key.
-      on_step: called after each step with (steps done, loss on the device).
+        generator: the checkpoint's architecture.
+        params: its weights, which stay as they are.
+        loss: of each image of a batch; a function of a module, as each one is compiled for itself.
+        trained: what to start from; it is not changed.
+        prompts: for the loss.
+        images: what to learn from.
+        prior: images of the generator itself, with difficulties if `images` has them.
+        config: how.
+        key: PRNG key.
+        on_step: called after each step with (steps done, loss on the device).
 
     Returns:
-      What has become of `trained`.
+        What has become of `trained`.
     """
     trained = init_sharded(lambda tree: jax.tree.map(jnp.copy, tree), trained)
-    optimizer_state = init_sharded(_make_optimizer(recipe).init, trained)
+    optimizer_state = init_sharded(_make_optimizer(config).init, trained)
     # One step a call: a loop on the device would be slow on CPU (see `hypergradients.loops`).
-    for step in range(recipe.steps):
+    for step in range(config.steps):
         trained, optimizer_state, mean_loss = _step(
             generator,
             loss,
-            recipe,
+            config,
             trained,
             optimizer_state,
             params,
             prompts,
-            pictures,
+            images,
             prior,
             jax.random.fold_in(key, step),
         )
@@ -117,8 +117,8 @@ def train_by_denoising(
     return trained
 
 
-def _make_optimizer(recipe: DenoisingRecipe) -> optax.GradientTransformation:
-    schedule = warmup_cosine(recipe.learning_rate, recipe.steps)
+def _make_optimizer(config: DenoisingConfig) -> optax.GradientTransformation:
+    schedule = warmup_cosine(config.learning_rate, config.steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
 
 
@@ -126,27 +126,25 @@ def _make_optimizer(recipe: DenoisingRecipe) -> optax.GradientTransformation:
 def _step(
     generator: Generator,
     loss: Loss,
-    recipe: DenoisingRecipe,
+    config: DenoisingConfig,
     trained: Trained,
     optimizer_state: optax.OptState,
     params: Params,
     prompts: Prompts,
-    pictures: DenoisingSet,
+    images: DenoisingSet,
     prior: DenoisingSet,
     key: jax.Array,
 ) -> tuple[Trained, optax.OptState, jax.Array]:
     parts = []
-    for use, (source, number) in enumerate(
-        ((pictures, recipe.batch_size - recipe.num_prior), (prior, recipe.num_prior))
-    ):
+    for use, (source, number) in enumerate(((images, config.batch_size - config.num_prior), (prior, config.num_prior))):
         chosen = jax.random.randint(jax.random.fold_in(key, use), (number,), 0, source.labels.shape[0])
         parts.append(source.take(chosen))
     batch = split_batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
 
     def mean_loss(trained: Trained) -> jax.Array:
         noise_key = jax.random.fold_in(key, 2)
-        return jnp.mean(loss(generator, params, trained, prompts, batch, noise_key, recipe.snr_gamma or None))
+        return jnp.mean(loss(generator, params, trained, prompts, batch, noise_key, config.snr_gamma or None))
 
     value, gradient = jax.value_and_grad(mean_loss)(trained)
-    updates, optimizer_state = _make_optimizer(recipe).update(gradient, optimizer_state, trained)
+    updates, optimizer_state = _make_optimizer(config).update(gradient, optimizer_state, trained)
     return optax.apply_updates(trained, updates), optimizer_state, value

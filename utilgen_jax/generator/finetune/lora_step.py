@@ -1,4 +1,4 @@
-"""Fine-tunes a LoRA of the generator on pictures and their prompts, by the denoising loss; the weights stay frozen."""
+"""Fine-tunes a LoRA of the generator on images and their prompts, by the denoising loss; the weights stay frozen."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Factors = dict[str, Any]
 
 @struct.dataclass
 class LoraBatch:
-    """Pictures to learn from, and what they show; every array is batch-first.
+    """Images to learn from, and what they show; every array is batch-first.
 
     Attributes:
-      latents: clean latents times the scaling factor, float32 [B, h, w, C], see `sampling.encode_to_latents`.
-      input_ids: prompts as token ids int [B, T], encoded in the step; needed to train a LoRA on the text encoder.
-      prompt_embeds: prompts as CLIP text states [B, T, D], encoded before; in place of `input_ids`.
-      class_labels: unCLIP's [B, 2E]; None where the UNet has no class embedding.
+        latents: clean latents times the scaling factor, float32 [B, h, w, C], see `sampling.encode_to_latents`.
+        input_ids: prompts as token ids int [B, T], encoded in the step; needed to train a LoRA on the text encoder.
+        prompt_embeds: prompts as CLIP text states [B, T, D], encoded before; in place of `input_ids`.
+        class_labels: unCLIP's [B, 2E]; None where the UNet has no class embedding.
     """
 
     latents: jax.Array
@@ -43,9 +43,9 @@ class LoraState:
     """The state of training, from `init_lora_state`.
 
     Attributes:
-      step: number of steps done, int32.
-      loras: by component, 'unet' and (if it is to be trained) 'text_encoder'.
-      opt_state: the optimiser's, of the factors alone.
+        step: number of steps done, int32.
+        loras: by component, 'unet' and (if it is to be trained) 'text_encoder'.
+        opt_state: the optimiser's, of the factors alone.
     """
 
     step: jax.Array
@@ -72,18 +72,18 @@ def lora_loss(
     """The denoising loss of the generator with a LoRA.
 
     Args:
-      generator: the checkpoint's architecture; its dtype is that of the activations.
-      params: its weights.
-      loras: by component.
-      batch: B pictures.
-      key: PRNG key of timesteps and noise.
-      snr_gamma: of min-SNR weighting, None for none; see `denoising_loss`.
+        generator: the checkpoint's architecture; its dtype is that of the activations.
+        params: its weights.
+        loras: by component.
+        batch: B images.
+        key: PRNG key of timesteps and noise.
+        snr_gamma: of min-SNR weighting, None for none; see `denoising_loss`.
 
     Returns:
-      Loss per picture, float32 [B].
+        Loss per image, float32 [B].
 
     Raises:
-      InputError: prompts are given in both ways or in none, or without token ids for the text encoder's LoRA.
+        InputError: prompts are given in both ways or in none, or without token ids for the text encoder's LoRA.
     """
     if (batch.input_ids is None) == (batch.prompt_embeds is None):
         raise InputError("LoraBatch: give the prompts as input_ids or as prompt_embeds")
@@ -109,13 +109,13 @@ def make_lora_step(
     inside a loop.
 
     Args:
-      generator: the checkpoint's architecture.
-      optimizer: as in `init_lora_state`.
-      snr_gamma: of min-SNR weighting, None for none.
+        generator: the checkpoint's architecture.
+        optimizer: as in `init_lora_state`.
+        snr_gamma: of min-SNR weighting, None for none.
 
     Returns:
-      step(state, params, batch, key) -> (state, metrics). `key` is folded with the step's number, so one key serves a
-      whole run. Metrics are float32 scalars: 'loss', the batch's mean, and 'grad_norm'.
+        step(state, params, batch, key) -> (state, metrics). `key` is folded with the step's number, so one key serves a
+        whole run. Metrics are float32 scalars: 'loss', the batch's mean, and 'grad_norm'.
     """
 
     def step(

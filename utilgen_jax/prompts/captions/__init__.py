@@ -1,4 +1,4 @@
-"""Short texts on real pictures, to stand behind the class in a prompt: from models, from measures, or from a person."""
+"""Short texts on real images, to stand behind the class in a prompt: from models, from measures, or from a person."""
 
 from utilgen_jax.prompts.captions.caption_file import read_captions
 from utilgen_jax.prompts.captions.captioner import CAPTIONERS, Captioner, make_captioner

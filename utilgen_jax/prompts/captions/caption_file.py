@@ -11,18 +11,18 @@ _SHOWN = 10
 
 
 def read_captions(file: str | Path, ids: Sequence[str]) -> list[str]:
-    """Reads a user's captions of some pictures.
+    """Reads a user's captions of some images.
 
     Args:
-        file: A JSON object a line, with `caption` and the picture's `id` or `file_name`; other fields, and captions of
-            other pictures, are passed over.
+        file: A JSON object a line, with `caption` and the image's `id` or `file_name`; other fields, and captions of
+            other images, are passed over.
         ids: N names, see `LabelledImages.ids`.
 
     Returns:
         N captions.
 
     Raises:
-        InputError: No such file, lines that are no such objects, or pictures without a caption or with two; all of
+        InputError: No such file, lines that are no such objects, or images without a caption or with two; all of
             them at once, a line each.
     """
     file = Path(file)
@@ -30,7 +30,7 @@ def read_captions(file: str | Path, ids: Sequence[str]) -> list[str]:
         raise InputError(f"{file}: there is no such file of captions")
     captions, problems = parse_captions(file)
     missing = [name for name in ids if name not in captions]
-    problems += [f"{file}: no caption of the picture {name!r}" for name in missing]
+    problems += [f"{file}: no caption of the image {name!r}" for name in missing]
     if problems:
         more = [f"{file}: and {len(problems) - _SHOWN} more problems"] if len(problems) > _SHOWN else []
         raise InputError("\n".join([*problems[:_SHOWN], *more]))

@@ -1,4 +1,4 @@
-"""Who says what is in a picture: the table of captioners by name."""
+"""Who says what is in an image: the table of captioners by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,6 +26,6 @@ def make_captioner(name: str) -> Captioner:
         name: One of `CAPTIONERS`; otherwise the hub id or the folder of an image-to-text model for transformers.
 
     Raises:
-        InputError: There is no such model, it is none that captions pictures, or PyTorch is missing.
+        InputError: There is no such model, it is none that captions images, or PyTorch is missing.
     """
     return CAPTIONERS[name]() if name in CAPTIONERS else load_image_to_text(name)

@@ -1,4 +1,4 @@
-"""Captions of many pictures: batch by batch, kept on disk, and gone on with where a broken-off run stopped."""
+"""Captions of many images: batch by batch, kept on disk, and gone on with where a broken-off run stopped."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from utilgen_jax.prompts.captions.captioner import Captioner, make_captioner
 def caption_labelled_images(
     source: str, labelled: LabelledImages, cache_file: str | Path, on_images: Callable[[int], None]
 ) -> list[str]:
-    """Captions labelled pictures from whatever `source` names.
+    """Captions labelled images from whatever `source` names.
 
     Args:
         source: A file of captions, `*.jsonl`, see `read_captions`; otherwise a captioner's name, see `make_captioner`.
@@ -55,17 +55,17 @@ def caption_images(
     on_images: Callable[[int], None],
     batch_size: int = 16,
 ) -> list[str]:
-    """Captions the pictures of which the cache has no caption yet.
+    """Captions the images of which the cache has no caption yet.
 
     Args:
         captioner: See `make_captioner`.
         images: uint8 [N, H, W, C].
         ids: N different names, see `LabelledImages.ids`.
-        class_names: N, each picture's own.
-        cache_file: JSON lines that `read_captions` reads as well, made or added to. It knows pictures by their names
-            alone: another captioner, data set or picture size needs a file of its own.
+        class_names: N, each image's own.
+        cache_file: JSON lines that `read_captions` reads as well, made or added to. It knows images by their names
+            alone: another captioner, data set or image size needs a file of its own.
         on_images: Called with the number of captions there are, of these labelled.
-        batch_size: Pictures that the captioner sees at once.
+        batch_size: Images that the captioner sees at once.
 
     Returns:
         N captions, one line each.
@@ -98,5 +98,5 @@ def _open_cache(cache_file: Path) -> dict[str, str]:
     os.truncate(cache_file, cache_file.read_bytes().rfind(b"\n") + 1)
     captions, problems = parse_captions(cache_file)
     if problems:
-        raise InputError(f"{problems[0]}; remove the file to have the pictures captioned again")
+        raise InputError(f"{problems[0]}; remove the file to have the images captioned again")
     return captions

@@ -1,8 +1,8 @@
-"""Measures a picture of a digit in the terms in which the glyph world's pictures are made and described.
+"""Measures an image of a digit in the terms in which the glyph domain's images are made and described.
 
 The ground's brightness is that of the border; ink is what differs from it, bright or dark. All lengths are taken on
-the picture scaled to the glyph world's size, where a small picture is as blurred as the glyph world's blurred ones.
-Nothing here was fitted to real pictures; the constants are those at which measures of renderings meet their attributes.
+the image scaled to the glyph domain's size, where a small image is as blurred as the glyph domain's blurred ones.
+Nothing here was fitted to real images; the constants are those at which measures of renderings meet their attributes.
 """
 
 import dataclasses
@@ -11,25 +11,25 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from utilgen_jax.data.images import plain_picture
+from utilgen_jax.data.images import plain_image
 from utilgen_jax.pretraining.glyphs import IMAGE_SIZE
 from utilgen_jax.pretraining.vocabulary import TYPICAL_ASPECT
 
 # The lean (see `_lean`) of each digit rendered upright, the mean over the fonts: a 7 leans right though it is upright.
 TYPICAL_LEAN = (-0.01, -0.08, 0.005, -0.005, 0.0, -0.04, -0.005, 0.06, -0.015, -0.01)
 
-_FAINTEST = 0.1  # contrast of 1 below which a picture is taken for empty
+_FAINTEST = 0.1  # contrast of 1 below which an image is taken for empty
 _INK = 0.45  # the edge of the ink, of 1 for full ink
 _ENLARGE = 4  # edges are found between pixels, by linear interpolation
 # Four times the mean distance to the edge is the width of an endless stroke; ends and bends lessen it.
 _STROKE_ENDS = 1.15
-_GRAIN = 0.025  # of 1 for full ink; grainy pictures have 0.03 and more
-_SHARP = 0.6  # the steepest edges of a sharp picture rise by more than this in a pixel, of a blurred one by less
+_GRAIN = 0.025  # of 1 for full ink; grainy images have 0.03 and more
+_SHARP = 0.6  # the steepest edges of a sharp image rise by more than this in a pixel, of a blurred one by less
 
 
 @dataclasses.dataclass(frozen=True)
 class GlyphMeasures:
-    """What can be measured of a picture, in the units of `vocabulary.GlyphAttributes`.
+    """What can be measured of an image, in the units of `vocabulary.GlyphAttributes`.
 
     Attributes:
         weight, slant, size, x, y, noise: As there.
@@ -46,14 +46,14 @@ class GlyphMeasures:
 
 
 def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
-    """Measures a picture.
+    """Measures an image.
 
     Args:
         image: uint8 [S, S, C], C 1 or 3, any S.
         digit: What it shows, 0 to 9; None: something else, which is measured as if upright meant no lean at all.
 
     Returns:
-        The measures; None of a picture that shows nothing.
+        The measures; None of an image that shows nothing.
     """
     pixels = _scale(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -62,7 +62,7 @@ def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
     if peak < _FAINTEST:
         return None
     ink = np.clip(contrast / peak, 0.0, 1.0)
-    # A ground around it, so that ink that touches the picture's border has an edge there too.
+    # A ground around it, so that ink that touches the image's border has an edge there too.
     enlarged = ndimage.zoom(np.pad(ink, 1), _ENLARGE, order=1, grid_mode=True, mode="grid-constant")
     inside = enlarged > _INK
     rows, columns = np.nonzero(inside)
@@ -87,9 +87,9 @@ def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
 
 
 def _scale(image: np.ndarray) -> np.ndarray:
-    """A picture as the glyph world would show it: grey, float [IMAGE_SIZE, IMAGE_SIZE] in [0, 1]."""
-    grey = plain_picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), 1)
-    # The kernel of the glyph world's blurred pictures; where it scales down it also smooths.
+    """An image as the glyph domain would show it: grey, float [IMAGE_SIZE, IMAGE_SIZE] in [0, 1]."""
+    grey = plain_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), 1)
+    # The kernel of the glyph domain's blurred images; where it scales down it also smooths.
     return np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)) / 255.0
 
 

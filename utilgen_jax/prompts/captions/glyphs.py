@@ -1,4 +1,4 @@
-"""The glyph world's captioner: measures a picture, and says it in the words with which the generator was trained."""
+"""The glyph domain's captioner: measures an image, and says it in the words with which the generator was trained."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from utilgen_jax.prompts.captions.glyph_measures import GlyphMeasures, measure
 
 
 def caption_glyphs(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Captions pictures in the glyph world's vocabulary; a `Captioner`.
+    """Captions images in the glyph domain's vocabulary; a `Captioner`.
 
     For example 'bold, upright, wide, large, centred, clean'.
 
@@ -19,7 +19,7 @@ def caption_glyphs(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
 
     Returns:
         Phrases in the order of the training captions. The style of a font is not among them, as handwriting has none;
-        nor is the width of what is no digit, see `glyph_measures`. '' of an empty picture.
+        nor is the width of what is no digit, see `glyph_measures`. '' of an empty image.
     """
     captions = []
     for image, class_name in zip(images, class_names, strict=True):

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utilgen_jax.data.images import plain_picture
+from utilgen_jax.data.images import plain_image
 from utilgen_jax.errors import InputError
 
-# Those that speak about a picture without being asked; a chat model would have to be asked.
+# Those that speak about an image without being asked; a chat model would have to be asked.
 MODEL_TYPES = ("blip", "blip-2", "git", "vision-encoder-decoder")
 MAX_TOKENS = 16  # as in arXiv 2307.08526
 
@@ -24,7 +24,7 @@ def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[
         name: Hub id or folder of a model of one of `MODEL_TYPES`, with its tokenizer and image processor.
 
     Returns:
-        A `Captioner`, which looks at the pictures alone and not at the names of their classes.
+        A `Captioner`, which looks at the images alone and not at the names of their classes.
 
     Raises:
         InputError: PyTorch is missing, or there is no such model, or one of another type.
@@ -45,7 +45,7 @@ def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[
             raise InputError(
                 f"captioner {name!r} is of type {model_type!r}; it should be one of {', '.join(MODEL_TYPES)}"
             )
-        # Pillow's, whether torchvision is there or not: the same pictures on every machine.
+        # Pillow's, whether torchvision is there or not: the same images on every machine.
         image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, backend="pil")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -60,7 +60,7 @@ def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[
     def caption(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
         del class_names
         grey = images.shape[-1] == 1
-        opened = [plain_picture(Image.fromarray(image[..., 0] if grey else image), 3) for image in images]
+        opened = [plain_image(Image.fromarray(image[..., 0] if grey else image), 3) for image in images]
         pixels = image_processor(opened, return_tensors="pt").pixel_values.to(device, dtype)
         with torch.inference_mode():
             tokens = model.generate(pixel_values=pixels, max_new_tokens=MAX_TOKENS, do_sample=False, num_beams=1)

@@ -1,4 +1,4 @@
-"""Says of any picture what can be measured without a model: brightness, contrast, detail, and its brighter side."""
+"""Says of any image what can be measured without a model: brightness, contrast, detail, and its brighter side."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ BANDS: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 def caption_tones(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Captions pictures in the words of `BANDS`, such as 'dark, low contrast, soft, evenly lit'; a `Captioner`.
+    """Captions images in the words of `BANDS`, such as 'dark, low contrast, soft, evenly lit'; a `Captioner`.
 
     Args:
         images: uint8 [B, S, S, C], C 1 or 3, any S.

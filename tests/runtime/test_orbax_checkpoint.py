@@ -8,7 +8,7 @@ import pytest
 from flax import struct
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.runtime import checkpointing as checkpoint
+from utilgen_jax.runtime import orbax_checkpoint
 
 
 @struct.dataclass
@@ -37,11 +37,11 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_round_trip(tmp_path, impl):
     state = make_state(3, impl)
-    assert not checkpoint.exists(tmp_path / "state")
-    checkpoint.save(tmp_path / "state", state)
-    assert checkpoint.exists(tmp_path / "state")
+    assert not orbax_checkpoint.exists(tmp_path / "state")
+    orbax_checkpoint.save(tmp_path / "state", state)
+    assert orbax_checkpoint.exists(tmp_path / "state")
 
-    restored = checkpoint.restore(tmp_path / "state", make_state(4, impl))
+    restored = orbax_checkpoint.restore(tmp_path / "state", make_state(4, impl))
 
     assert_same(restored, state)
     assert jax.random.key_impl(restored.key) == jax.random.key_impl(state.key)
@@ -49,41 +49,41 @@ def test_round_trip(tmp_path, impl):
 
 def test_restores_into_shapes_alone(tmp_path):
     state = make_state(3)
-    checkpoint.save(tmp_path, state)
+    orbax_checkpoint.save(tmp_path, state)
     shapes = jax.eval_shape(lambda: make_state(0))
-    restored = checkpoint.restore(tmp_path, shapes)
+    restored = orbax_checkpoint.restore(tmp_path, shapes)
     assert_same(restored, state.replace(step=jnp.asarray(3)))
     assert jax.random.normal(restored.key[0]) == jax.random.normal(state.key[0])
 
 
 def test_a_new_save_replaces_the_old_one(tmp_path):
     for seed in (1, 2, 3):
-        checkpoint.save(tmp_path, make_state(seed))
+        orbax_checkpoint.save(tmp_path, make_state(seed))
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
-    assert_same(checkpoint.restore(tmp_path, make_state(0)), make_state(3))
+    assert_same(orbax_checkpoint.restore(tmp_path, make_state(0)), make_state(3))
 
 
 def test_an_unfinished_save_is_not_seen(tmp_path):
-    checkpoint.save(tmp_path, make_state(1))
+    orbax_checkpoint.save(tmp_path, make_state(1))
     (tmp_path / "1.orbax-checkpoint-tmp").mkdir()
-    assert_same(checkpoint.restore(tmp_path, make_state(0)), make_state(1))
-    checkpoint.save(tmp_path, make_state(2))
-    assert_same(checkpoint.restore(tmp_path, make_state(0)), make_state(2))
+    assert_same(orbax_checkpoint.restore(tmp_path, make_state(0)), make_state(1))
+    orbax_checkpoint.save(tmp_path, make_state(2))
+    assert_same(orbax_checkpoint.restore(tmp_path, make_state(0)), make_state(2))
 
 
 def test_relative_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("state", {"x": np.ones(2)})
-    np.testing.assert_array_equal(checkpoint.restore("state", {"x": np.zeros(2)})["x"], np.ones(2))
+    orbax_checkpoint.save("state", {"x": np.ones(2)})
+    np.testing.assert_array_equal(orbax_checkpoint.restore("state", {"x": np.zeros(2)})["x"], np.ones(2))
 
 
 def test_restored_array_takes_the_sharding_of_like(tmp_path):
-    checkpoint.save(tmp_path, {"x": jnp.arange(4.0)})
+    orbax_checkpoint.save(tmp_path, {"x": jnp.arange(4.0)})
     sharding = jax.NamedSharding(
         jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), jax.P("data")
     )
     like = {"x": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)}
-    assert checkpoint.restore(tmp_path, like)["x"].sharding == sharding
+    assert orbax_checkpoint.restore(tmp_path, like)["x"].sharding == sharding
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ def test_restored_array_takes_the_sharding_of_like(tmp_path):
     ids=["extra", "renamed", "missing", "shape", "numpy shape"],
 )
 def test_other_structure_or_shape_is_refused(tmp_path, like):
-    checkpoint.save(tmp_path, {"x": np.ones(3)})
+    orbax_checkpoint.save(tmp_path, {"x": np.ones(3)})
     with pytest.raises(InputError) as caught:
-        checkpoint.restore(tmp_path, like)
+        orbax_checkpoint.restore(tmp_path, like)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_missing_and_damaged_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: holds no checkpoint"):
-        checkpoint.restore(tmp_path / "nowhere", {"x": np.zeros(3)})
+        orbax_checkpoint.restore(tmp_path / "nowhere", {"x": np.zeros(3)})
     assert not (tmp_path / "nowhere").exists()
 
-    checkpoint.save(tmp_path / "state", {"x": np.ones(3)})
+    orbax_checkpoint.save(tmp_path / "state", {"x": np.ones(3)})
     for path in (tmp_path / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(InputError, match="state: .*cannot be restored"):
-        checkpoint.restore(tmp_path / "state", {"x": np.zeros(3)})
+        orbax_checkpoint.restore(tmp_path / "state", {"x": np.zeros(3)})

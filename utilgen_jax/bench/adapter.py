@@ -1,12 +1,12 @@
-"""Shows that the generator's gradient does its work: policy updates against random directions of equal norm.
+"""Shows that the generator's gradient does its work: adapter updates against random directions of equal norm.
 
-  python -m utilgen_jax.bench policy --objective=pathwise
-  python -m utilgen_jax.bench policy --objective=policy_gradient
-  python -m utilgen_jax.bench policy --objective=dpo
+  python -m utilgen_jax.bench adapter --objective=pathwise
+  python -m utilgen_jax.bench adapter --objective=policy_gradient
+  python -m utilgen_jax.bench adapter --objective=dpo
 
-In the embedded glyph world. A classifier is trained on half of the shots, one digit a class, and then stays fixed. The
-policy is a LoRA on the UNet's attention, and all its pictures for updates come from fresh noise. The figure is the loss
-on the other half of the shots after one step of the classifier on pictures of fixed requests and noise, which no
+In the embedded glyph domain. A classifier is trained on half of the shots, one digit a class, and then stays fixed. The
+adapter is a LoRA on the UNet's attention, and all its images for updates come from fresh noise. The figure is the loss
+on the other half of the shots after one step of the classifier on images of fixed sample inputs and noise, which no
 update has seen: before any update, after them, and after as many steps of the same lengths in random directions. A seed
 is won where `after` is below `random`; it decides on shots, classifier, noise, LoRA and directions. Nothing is timed:
 --repeats and --warmup say nothing here.
@@ -23,9 +23,9 @@ import numpy as np
 import optax
 from absl import flags
 
-from utilgen_jax.bench.glyph_policy import GlyphWorld, Round, Task
+from utilgen_jax.bench.glyph_adapter import GlyphDomain, Round, Task
 from utilgen_jax.config.schema import choice_problems
-from utilgen_jax.generator.adapter import Policy
+from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.finetune.dpo_loss import preference_pairs
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.report.table import format_table
@@ -36,22 +36,22 @@ class Objective:
     """How the updates of one objective are taken; the numbers were found on seeds 0 to 3.
 
     Attributes:
-      gradient: (world, task, policy, round, key) -> gradient.
-      pictures: painted in each round, the classes in turn.
-      updates_per_round: updates on them before the next round.
-      learning_rate: of Adam.
+        gradient: (domain, task, adapter, round, key) -> gradient.
+        images: generated in each round, the classes in turn.
+        updates_per_round: updates on them before the next round.
+        learning_rate: of Adam.
     """
 
-    gradient: Callable[[GlyphWorld, Task, Policy, Round, jax.Array], Policy]
-    pictures: int
+    gradient: Callable[[GlyphDomain, Task, Adapter, Round, jax.Array], Adapter]
+    images: int
     updates_per_round: int
     learning_rate: float
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "pathwise": Objective(GlyphWorld.pathwise, pictures=30, updates_per_round=1, learning_rate=5e-3),
-    "policy_gradient": Objective(GlyphWorld.policy_gradient, pictures=30, updates_per_round=1, learning_rate=5e-3),
-    "dpo": Objective(GlyphWorld.dpo, pictures=60, updates_per_round=5, learning_rate=2e-3),
+    "pathwise": Objective(GlyphDomain.pathwise, images=30, updates_per_round=1, learning_rate=5e-3),
+    "policy_gradient": Objective(GlyphDomain.policy_gradient, images=30, updates_per_round=1, learning_rate=5e-3),
+    "dpo": Objective(GlyphDomain.dpo, images=60, updates_per_round=5, learning_rate=2e-3),
 }
 _COLUMNS = ("before", "after", "random")
 
@@ -60,7 +60,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds this benchmark's flags."""
     flags.DEFINE_string("objective", "pathwise", f"one of {', '.join(OBJECTIVES)}", flag_values=values)
     flags.DEFINE_integer("seeds", 10, "how many, from 0 on", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("updates", 20, "of the policy", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("updates", 20, "of the adapter", lower_bound=1, flag_values=values)
 
 
 def check_settings(settings: Mapping[str, Any]) -> list[str]:
@@ -75,31 +75,31 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Runs all seeds.
 
     Args:
-      settings: values of all flags, checked.
+        settings: values of all flags, checked.
 
     Returns:
-      A table for people, and all figures, JSON-ready.
+        A table for people, and all figures, JSON-ready.
     """
-    world, objective = GlyphWorld(), OBJECTIVES[settings["objective"]]
+    domain, objective = GlyphDomain(), OBJECTIVES[settings["objective"]]
     gradient = jax.jit(objective.gradient, static_argnums=0)
     number, updates = settings["seeds"], settings["updates"]
     results = []
-    with Progress(f"policy, {settings['objective']}", number * updates, "update") as progress:
+    with Progress(f"adapter, {settings['objective']}", number * updates, "update") as progress:
         for seed in range(number):
 
             def on_update(done: int, finished: int = seed * updates) -> None:
                 progress.update(finished + done)
 
-            results.append({"seed": seed} | _run_seed(world, objective, gradient, seed, updates, on_update))
+            results.append({"seed": seed} | _run_seed(domain, objective, gradient, seed, updates, on_update))
     won = [result["after"] < result["random"] for result in results]
     rows = [
         [result["seed"], *(f"{result[name]:.5f}" for name in _COLUMNS), "won" if is_won else "lost"]
         for result, is_won in zip(results, won, strict=True)
     ]
     figures = {
-        "benchmark": "policy",
+        "benchmark": "adapter",
         **{name: settings[name] for name in ("objective", "seeds", "updates")},
-        **{name: getattr(objective, name) for name in ("pictures", "updates_per_round", "learning_rate")},
+        **{name: getattr(objective, name) for name in ("images", "updates_per_round", "learning_rate")},
         "wins": sum(won),
         "results": results,
     }
@@ -108,36 +108,36 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _run_seed(
-    world: GlyphWorld,
+    domain: GlyphDomain,
     objective: Objective,
-    gradient: Callable[..., Policy],
+    gradient: Callable[..., Adapter],
     seed: int,
     updates: int,
     on_update: Callable[[int], None],
 ) -> dict[str, float]:
-    task, rng, key = world.make_task(seed), np.random.default_rng(seed), jax.random.key(seed)
-    held_out = world.make_requests(objective.pictures, rng)
-    start = world.init_policy(held_out, seed)
+    task, rng, key = domain.make_task(seed), np.random.default_rng(seed), jax.random.key(seed)
+    held_out = domain.make_sample_inputs(objective.images, rng)
+    start = domain.init_adapter(held_out, seed)
     optimizer = optax.adam(objective.learning_rate)
-    policy, state, stray = start, optimizer.init(start), start
+    adapter, state, stray = start, optimizer.init(start), start
     for number in range(updates):
         if number % objective.updates_per_round == 0:
-            seen = world.value(task, policy, world.make_requests(objective.pictures, rng))
-            pairs = preference_pairs(seen.utilities, seen.trajectory.requests.labels)
+            seen = domain.value(task, adapter, domain.make_sample_inputs(objective.images, rng))
+            pairs = preference_pairs(seen.utilities, seen.trajectory.sample_inputs.labels)
             seen = seen.replace(pairs=pairs)
         update_key = jax.random.fold_in(key, number)
-        slope = gradient(world, task, policy, seen, jax.random.fold_in(update_key, 0))
+        slope = gradient(domain, task, adapter, seen, jax.random.fold_in(update_key, 0))
         step, state = optimizer.update(slope, state)
-        policy = optax.apply_updates(policy, step)
+        adapter = optax.apply_updates(adapter, step)
         stray = _step_at_random(stray, jax.random.fold_in(update_key, 1), optax.tree.norm(step))
         on_update(number + 1)
-    ends = {"before": start, "after": policy, "random": stray}
-    return {name: float(world.value(task, end, held_out).validation_loss) for name, end in ends.items()}
+    ends = {"before": start, "after": adapter, "random": stray}
+    return {name: float(domain.value(task, end, held_out).validation_loss) for name, end in ends.items()}
 
 
 @jax.jit
-def _step_at_random(policy: Policy, key: jax.Array, length: jax.Array) -> Policy:
+def _step_at_random(adapter: Adapter, key: jax.Array, length: jax.Array) -> Adapter:
     """A step of this length in a uniformly random direction."""
-    direction = optax.tree.random_like(key, policy, jax.random.normal)
+    direction = optax.tree.random_like(key, adapter, jax.random.normal)
     scale = length / optax.tree.norm(direction)
-    return jax.tree.map(lambda leaf, along: leaf + scale * along, policy, direction)
+    return jax.tree.map(lambda leaf, along: leaf + scale * along, adapter, direction)

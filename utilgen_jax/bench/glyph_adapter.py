@@ -1,4 +1,4 @@
-"""The glyph world for `bench policy`: a fixed classifier, pictures and their worth, and each objective's gradient."""
+"""The glyph domain for `bench adapter`: a fixed classifier, images and their worth, and each objective's gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from utilgen_jax import checkpoints as weights
-from utilgen_jax import data
+from utilgen_jax import checkpoints, data
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.classifier import train as classification
@@ -22,11 +21,11 @@ from utilgen_jax.config.schema import default_config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
-from utilgen_jax.generator.adapter import Policy, init_policy, labelled_examples, paint
+from utilgen_jax.generator.adapter import Adapter, generate_images, init_adapter, labelled_examples
 from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
 from utilgen_jax.generator.finetune.dpo_loss import dpo_losses
 from utilgen_jax.generator.finetune.draft import pathwise_loss
-from utilgen_jax.generator.inputs import Requests, make_requests
+from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
 from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.generator.sampling import decode_latents
 from utilgen_jax.generator.utility import influence_utility
@@ -37,7 +36,7 @@ NUM_CLASSES = 10
 LORA_RANK = 4
 CLASSIFIER_STEPS = 60
 NUM_STEPS, ETA = 4, 1.0  # a short way, with noise in each step, as DDPO needs it
-INNER_LEARNING_RATE = 0.005  # of plain SGD: a step that short is about linear in the pictures
+INNER_LEARNING_RATE = 0.005  # of plain SGD: a step that short is about linear in the images
 DPO_NOISES = 4  # random timesteps and noises for each pair in each update
 
 
@@ -46,9 +45,9 @@ class Task:
     """What is fixed for a seed.
 
     Attributes:
-      params: the generator's weights.
-      theta: the classifier's.
-      validation: held-out shots.
+        params: the generator's weights.
+        theta: the classifier's.
+        validation: held-out shots.
     """
 
     params: Params
@@ -58,18 +57,18 @@ class Task:
 
 @struct.dataclass
 class Round:
-    """Pictures that were painted, and what they are worth to the classifier.
+    """Images that were generated, and what they are worth to the classifier.
 
     Attributes:
-      reference: the policy that painted them.
-      trajectory: how.
-      utilities: Σ_k y_k Π_k of each, float32 [M].
-      direction: q of the classifier's step on them all.
-      validation_loss: after that step.
-      pairs: winners and losers, int [P] each.
+        reference: the adapter that generated them.
+        trajectory: how.
+        utilities: Σ_k y_k Π_k of each, float32 [M].
+        direction: q of the classifier's step on them all.
+        validation_loss: after that step.
+        pairs: winners and losers, int [P] each.
     """
 
-    reference: Policy
+    reference: Adapter
     trajectory: Trajectory
     utilities: jax.Array
     direction: Params
@@ -77,13 +76,13 @@ class Round:
     pairs: tuple[np.ndarray, np.ndarray] | None = None
 
 
-class GlyphWorld:
+class GlyphDomain:
     """What all seeds share; its methods see no other state, so that each compiles once."""
 
     def __init__(self) -> None:
         """Loads the embedded generator."""
         self.config = default_config()
-        self.generator, self.params = load_generator(weights.resolve_checkpoint(self.config.generator.checkpoint))
+        self.generator, self.params = load_generator(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
         self.sampler = make_ddim(self.generator.schedule, NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
         self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
@@ -102,76 +101,85 @@ class GlyphWorld:
 
     def make_task(self, seed: int) -> Task:
         """Trains the classifier on one half of the seed's shots; the other half validates."""
-        recipe = classification.Recipe(
+        config = classification.ClassifierConfig(
             steps=CLASSIFIER_STEPS,
-            **{name: self.config.classifier[name] for name in _RECIPE},
+            **{name: self.config.classifier[name] for name in _CONFIG},
         )
         real = data.few_shot(data.load_source(self.config.data), self.config.data.shots, seed).real
         fold = data.cross_fit_folds(real.labels, 2, seed)[0]
         images = jnp.asarray(to_float(real.images))
         training = TrainingSet(images, jnp.asarray(real.labels), jnp.ones(len(real))).take(fold.train_indices)
         theta = classification.train_classifier(
-            self.classifier, recipe, training, None, jax.random.key(seed), lambda step, loss: None
+            self.classifier, config, training, None, jax.random.key(seed), lambda step, loss: None
         )
         chosen = fold.validation_indices
         targets = self.to_examples(images[chosen], jnp.asarray(real.labels[chosen])).targets
         return Task(self.params, theta, Examples(images[chosen], targets))
 
-    def make_requests(self, number: int, rng: np.random.Generator) -> Requests:
-        """Pictures of the classes in turn, from fresh noise."""
+    def make_sample_inputs(self, number: int, rng: np.random.Generator) -> SampleInputs:
+        """Images of the classes in turn, from fresh noise."""
         labels = np.arange(number) % NUM_CLASSES
         prompts = data.class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
         seeds = rng.integers(0, 2**31, number)
-        return make_requests(self.generator, self.params, prompts, labels, seeds, self.config.generator.image_size)
+        return make_sample_inputs(self.generator, self.params, prompts, labels, seeds, self.config.generator.image_size)
 
-    def init_policy(self, requests: Requests, seed: int) -> Policy:
+    def init_adapter(self, sample_inputs: SampleInputs, seed: int) -> Adapter:
         """A LoRA on the UNet's attention that changes nothing yet."""
-        return init_policy(self.params, requests, jax.random.key(seed), lora_rank=LORA_RANK)
+        return init_adapter(self.params, sample_inputs, jax.random.key(seed), lora_rank=LORA_RANK)
 
-    def _value(self, task: Task, policy: Policy, requests: Requests) -> Round:
-        trajectory = rollout(self.generator, task.params, policy, requests, self.sampler, self._guidance_scale)
+    def _value(self, task: Task, adapter: Adapter, sample_inputs: SampleInputs) -> Round:
+        trajectory = rollout(self.generator, task.params, adapter, sample_inputs, self.sampler, self._guidance_scale)
         examples = self.to_examples(
-            decode_latents(self.generator, task.params, trajectory.latents[-1]), requests.labels
+            decode_latents(self.generator, task.params, trajectory.latents[-1]), sample_inputs.labels
         )
         optimizer = optax.sgd(INNER_LEARNING_RATE)
         found = influence(self.apply, optimizer, task.theta, optimizer.init(task.theta), examples, task.validation)
         utilities = jnp.sum(examples.targets * found.matrix, axis=-1)
-        return Round(policy, trajectory, utilities, found.direction, found.validation_loss)
+        return Round(adapter, trajectory, utilities, found.direction, found.validation_loss)
 
     @property
     def _guidance_scale(self) -> float:
         return self.config.generator.guidance_scale
 
-    def pathwise(self, task: Task, policy: Policy, seen: Round, key: jax.Array) -> Policy:
+    def pathwise(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:
         """The gradient of the utility itself, through the last step and the decoder."""
         del key
-        painted = partial(
-            paint, self.generator, task.params, num_steps=NUM_STEPS, guidance_scale=self._guidance_scale, eta=ETA
+        generated = partial(
+            generate_images,
+            self.generator,
+            task.params,
+            num_steps=NUM_STEPS,
+            guidance_scale=self._guidance_scale,
+            eta=ETA,
         )
         utility = influence_utility(self.apply, task.theta, seen.direction, self.to_examples)
-        return jax.grad(pathwise_loss)(policy, seen.trajectory.requests, paint=painted, utility=utility)
+        return jax.grad(pathwise_loss)(
+            adapter, seen.trajectory.sample_inputs, generate_images=generated, utility=utility
+        )
 
-    def policy_gradient(self, task: Task, policy: Policy, seen: Round, key: jax.Array) -> Policy:
+    def policy_gradient(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:
         """DDPO's, with utilities normalised class by class."""
         del key
-        advantages = normalized_advantages(seen.utilities, seen.trajectory.requests.labels, NUM_CLASSES)
+        advantages = normalized_advantages(seen.utilities, seen.trajectory.sample_inputs.labels, NUM_CLASSES)
         _, gradient = policy_gradient(
-            self.generator, task.params, policy, seen.trajectory, advantages, self.sampler, self._guidance_scale
+            self.generator, task.params, adapter, seen.trajectory, advantages, self.sampler, self._guidance_scale
         )
         return gradient
 
-    def dpo(self, task: Task, policy: Policy, seen: Round, key: jax.Array) -> Policy:
+    def dpo(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:
         """Diffusion-DPO's, on pairs of the round."""
         assert seen.pairs is not None
         winners, losers = (jnp.tile(chosen, DPO_NOISES) for chosen in seen.pairs)
-        latents, requests = seen.trajectory.latents[-1], seen.trajectory.requests
+        latents, sample_inputs = seen.trajectory.latents[-1], seen.trajectory.sample_inputs
 
-        def mean_loss(policy: Policy) -> jax.Array:
+        def mean_loss(adapter: Adapter) -> jax.Array:
             return jnp.mean(
-                dpo_losses(self.generator, task.params, policy, seen.reference, latents, requests, winners, losers, key)
+                dpo_losses(
+                    self.generator, task.params, adapter, seen.reference, latents, sample_inputs, winners, losers, key
+                )
             )
 
-        return jax.grad(mean_loss)(policy)
+        return jax.grad(mean_loss)(adapter)
 
 
-_RECIPE = ("batch_size", "synthetic_fraction", "learning_rate", "weight_decay", "label_smoothing", "max_shift")
+_CONFIG = ("batch_size", "synthetic_fraction", "learning_rate", "weight_decay", "label_smoothing", "max_shift")

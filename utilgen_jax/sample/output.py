@@ -1,4 +1,4 @@
-"""A folder of generated pictures: one PNG each, all of them in one grid and in one array, and how they were made."""
+"""A folder of generated images: one PNG each, all of them in one grid and in one array, and how they were made."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.report.contact_sheet import contact_sheet
 
-_MIN_GRID_SIDE = 128  # pixels; smaller pictures are enlarged in the grid by a whole factor
+_MIN_GRID_SIDE = 128  # pixels; smaller images are enlarged in the grid by a whole factor
 
 
-class PictureFolder:
-    """Writes pictures as they come, so that those of a run that is cut off are there.
+class ImageFolder:
+    """Writes images as they come, so that those of a run that is cut off are there.
 
     Args:
-      folder: made if missing; files of the same name are replaced.
+        folder: made if missing; files of the same name are replaced.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -30,7 +30,7 @@ class PictureFolder:
         self._images: list[np.ndarray] = []
 
     def __len__(self) -> int:
-        """The number of pictures so far."""
+        """The number of images so far."""
         return len(self._images)
 
     def append(self, images: np.ndarray) -> None:
@@ -40,12 +40,12 @@ class PictureFolder:
             self._images.append(image)
 
     def finish(self, columns: int, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes what shows all pictures.
+        """Writes what shows all images.
 
         Args:
-          columns: pictures in a row of `grid.png`.
-          settings: what all pictures have in common, for `sample.json`.
-          records: what each has of its own; its file name is added.
+            columns: images in a row of `grid.png`.
+            settings: what all images have in common, for `sample.json`.
+            records: what each has of its own; its file name is added.
         """
         images = np.stack(self._images)
         np.save(self.folder / "images.npy", (images + 1.0) / 2.0)  # float32 [N, H, W, 3] in [0, 1]

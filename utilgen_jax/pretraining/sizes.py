@@ -1,4 +1,4 @@
-"""The glyph world's recipe: the sizes of its models and the length of their training, in one place.
+"""The glyph generator: the sizes of its models and the length of their training, in one place.
 
 The component configs have the fields of diffusers' and transformers' `config.json`, and are written as such. The sizes
 were chosen so that the whole training takes well under 45 minutes on 2 processor cores and all weights together stay
@@ -29,7 +29,7 @@ AUTOENCODER_TRAINING = Training(steps=1500, batch_size=32, learning_rate=2e-3)
 UNET_TRAINING = Training(steps=4000, batch_size=64, learning_rate=1e-3)
 UNET_EMA_DECAY = 0.998
 SNR_GAMMA = 5.0
-# How often the UNet sees no caption, and how often no picture, so that each alone conditions and neither is needed.
+# How often the UNet sees no caption, and how often no image, so that each alone conditions and neither is needed.
 CAPTION_DROPOUT = 0.1
 IMAGE_DROPOUT = 0.6
 

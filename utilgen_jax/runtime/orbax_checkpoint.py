@@ -24,8 +24,8 @@ def save(folder: Path | str, tree: PyTree) -> None:
     """Saves a tree in a folder, in place of what was saved there before; returns when it is on disk.
 
     Args:
-      folder: made if it does not exist.
-      tree: pytree of arrays (any sharding), numbers and typed PRNG keys.
+        folder: made if it does not exist.
+        tree: pytree of arrays (any sharding), numbers and typed PRNG keys.
     """
     import orbax.checkpoint as ocp
 
@@ -37,12 +37,13 @@ def restore(folder: Path | str, like: PyTree) -> PyTree:
     """Reads the saved tree.
 
     Args:
-      folder: what `save` was given.
-      like: a tree of the same structure: arrays, or `jax.ShapeDtypeStruct` (cheaper: the initial state need not exist).
-        What is restored has their shapes, dtypes and shardings; without a sharding it is on the default device.
+        folder: what `save` was given.
+        like: a tree of the same structure: arrays, or `jax.ShapeDtypeStruct` (cheaper: the initial state need not
+            exist). What is restored has their shapes, dtypes and shardings; without a sharding it is on the default
+            device.
 
     Raises:
-      InputError: nothing is saved there, or it is damaged, or has another structure or other shapes.
+        InputError: nothing is saved there, or it is damaged, or has another structure or other shapes.
     """
     import orbax.checkpoint as ocp
 

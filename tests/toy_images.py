@@ -1,13 +1,13 @@
-"""A toy problem for the tests of training: four classes of 8 x 8 pictures, a classifier quickly compiled, recipes."""
+"""A toy problem for the tests of training: four classes of 8 x 8 images, a classifier quickly compiled, configs."""
 
 import numpy as np
 from flax import linen as nn
 
-from utilgen_jax.classifier.train import Recipe, TrainingSet
-from utilgen_jax.valuation.cross_fit import WeightRecipe
+from utilgen_jax.classifier.train import ClassifierConfig, TrainingSet
+from utilgen_jax.valuation.cross_fit import ValuationConfig
 
 NUM_CLASSES = 4
-RECIPE = Recipe(
+CONFIG = ClassifierConfig(
     steps=60,
     batch_size=16,
     synthetic_fraction=0.5,
@@ -16,7 +16,7 @@ RECIPE = Recipe(
     label_smoothing=0.1,
     max_shift=1,
 )
-WEIGHTS = WeightRecipe(
+WEIGHTS = ValuationConfig(
     steps=4,
     hidden=10,
     learning_rate=0.01,
@@ -38,13 +38,13 @@ class TinyClassifier(nn.Module):
         return nn.Dense(self.num_classes, name="head")(hidden)
 
 
-def draw_pictures(classes, seed, noise=0.3):
+def draw_images(classes, seed, noise=0.3):
     """Float32 [N, 8, 8, 1]: a bright quadrant says the class, the rest is noise."""
-    pictures = np.random.default_rng(seed).normal(-0.5, noise, size=(len(classes), 8, 8, 1))
-    for picture, k in zip(pictures, classes, strict=True):
+    images = np.random.default_rng(seed).normal(-0.5, noise, size=(len(classes), 8, 8, 1))
+    for image, k in zip(images, classes, strict=True):
         row, column = 4 * (k // 2), 4 * (k % 2)
-        picture[row + 1 : row + 3, column + 1 : column + 3] += 1.0
-    return pictures.astype(np.float32).clip(-1, 1)
+        image[row + 1 : row + 3, column + 1 : column + 3] += 1.0
+    return images.astype(np.float32).clip(-1, 1)
 
 
 def draw_set(per_class, seed, wrong=0.0, noise=0.3):
@@ -53,4 +53,4 @@ def draw_set(per_class, seed, wrong=0.0, noise=0.3):
     is_wrong = np.tile(np.arange(per_class) < round(wrong * per_class), NUM_CLASSES)
     others = (classes + np.random.default_rng(seed).integers(1, NUM_CLASSES, size=len(classes))) % NUM_CLASSES
     labels = np.where(is_wrong, others, classes).astype(np.int32)
-    return TrainingSet(draw_pictures(classes, seed, noise), labels, np.ones(len(labels), np.float32)), is_wrong
+    return TrainingSet(draw_images(classes, seed, noise), labels, np.ones(len(labels), np.float32)), is_wrong
