@@ -1,0 +1,15 @@
+"""The config section `pool`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from utilgen_jax.fields import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+    """How many synthetic images there are."""
+
+    images_per_class: int = setting(100, "synthetic images a class", minimum=1)
+    fill_to: int = setting(0, "instead, as many as bring each class to this number with its shots; 0: off", minimum=0)

@@ -1,0 +1,30 @@
+"""The config section `prompts`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from utilgen_jax.fields import setting
+
+# The words that the embedded glyph generator was trained with, those of `pretraining.vocabulary`.
+GLYPH_ATTRIBUTES = (
+    "thin|regular weight|bold",
+    "leaning left|upright|leaning right",
+    "narrow|normal width|wide",
+    "small|medium size|large",
+    "centred|to the left|to the right|to the top|to the bottom",
+    "clean|grainy|blurred",
+    "sans|serif|typewriter|italic",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What the generator is asked for in words."""
+
+    template: str = setting("a photo of the digit {class}", "{class} becomes the class name")
+    attributes: tuple[str, ...] = setting(
+        GLYPH_ATTRIBUTES, "phrases behind the prompt, drawn for each image: one group each, 'thin|bold'; `joint`"
+    )
+    attribute_probability: float = setting(0.15, "that a group is mentioned, at first", minimum=0.0, maximum=1.0)
+    captions: str = setting("glyphs", "'glyphs', 'tones', 'blip2', a captioner's hub id or folder, or a *.jsonl file")
