@@ -21,8 +21,8 @@ from utilgen_jax.compare.statistics import (
     interval,
     table_rows,
 )
-from utilgen_jax.experiment.workdir import write_atomically
 from utilgen_jax.methods import METHODS, PUBLISHED
+from utilgen_jax.runtime.atomic_write import write_text
 
 Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
 
@@ -50,7 +50,7 @@ def write_comparison(
     missing = [entry for entry in plan if entry not in there]
     print("\n\n".join([*tables(runs, methods, report.format_table), *_missing_text(missing, len(plan))]))
     page = [*tables(runs, methods, report.format_markdown_table), *_missing_text(missing, len(plan))]
-    write_atomically(folder / "compare.md", "\n\n".join(page) + "\n")
+    write_text(folder / "compare.md", "\n\n".join(page) + "\n")
     rows = table_rows(runs, methods)
     reductions = _error_reductions(runs, methods)
     content = {
@@ -61,7 +61,7 @@ def write_comparison(
         "error_reduction": {method: dataclasses.asdict(less) for method, less in reductions.items()},
         "missing": [{"method": method, "shots": shots, "seed": seed} for shots, seed, method in missing],
     }
-    write_atomically(folder / "compare.json", json.dumps(content, indent=2) + "\n")
+    write_text(folder / "compare.json", json.dumps(content, indent=2) + "\n")
     _plot(runs, rows, methods, folder / "compare.png")
     print(f"written: {folder}/compare.md, compare.json, compare.png")
 

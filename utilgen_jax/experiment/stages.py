@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import replace_file
 
 Result = dict[str, np.ndarray]
 
@@ -54,9 +54,8 @@ class Stages:
         self.seconds[name] = round(time.monotonic() - start, 2)
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            save_file(result, partial, metadata={"seconds": str(self.seconds[name])})
-            os.replace(partial, file)
+            with replace_file(file) as partial:
+                save_file(result, partial, metadata={"seconds": str(self.seconds[name])})
         return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 from utilgen_jax import __version__
 from utilgen_jax.config.schema import diff_configs, from_json, to_json
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import write_text
 
 _LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -27,7 +27,7 @@ def open_workdir(folder: Path, config: ConfigDict) -> None:
     check_config(folder, config)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", to_json(config))
+        write_text(folder / "config.json", to_json(config))
 
 
 def check_config(folder: Path, config: ConfigDict) -> None:
@@ -52,16 +52,9 @@ def check_config(folder: Path, config: ConfigDict) -> None:
             )
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Writes a text file so that a reader finds the old or the new one, never half of either."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
-
-
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Writes `summary.json`."""
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:

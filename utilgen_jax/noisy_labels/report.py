@@ -17,9 +17,10 @@ from utilgen_jax.data.splits import LabelledImages, stratified_order
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.results import log_stage
 from utilgen_jax.experiment.stages import Stages
-from utilgen_jax.experiment.workdir import versions, write_atomically, write_summary
+from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.noisy_labels.train import ClassifierConfig, NoisyData, train_and_value
+from utilgen_jax.runtime.atomic_write import write_text
 
 _WIDTH = 32  # of small_cnn and mlp
 _LOG_EVERY = 50
@@ -170,7 +171,7 @@ def _open(workdir: Path, settings: dict[str, Any]) -> None:
         if differing:
             raise InputError("\n  ".join([f"--workdir: {workdir} holds a run with other settings:", *differing]))
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(settings, indent=2) + "\n")
+    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def _read(source: ImageSource, indices: np.ndarray) -> LabelledImages:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import cut_partial_line
 
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("step", "stage", "time")
@@ -32,7 +33,8 @@ class MetricsWriter:
 
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        _cut_partial_line(folder / FILE_NAME)
+        if (folder / FILE_NAME).exists():
+            cut_partial_line(folder / FILE_NAME)
         self._file = open(folder / FILE_NAME, "a", buffering=1, encoding="utf-8", newline="\n")
         self._tensorboard = SummaryWriter(logdir=str(folder / "tensorboard"))
 
@@ -114,11 +116,3 @@ def _number(value: Any, name: str) -> int | float:
     if not isinstance(value, int | float):
         raise ValueError(f"metric {name!r} must be a number, got {type(value).__name__}")
     return value
-
-
-def _cut_partial_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
