@@ -103,5 +103,4 @@ def write_results(
                 pool_value["loss"], pool_value["weight"], figures / "weight_curve.png"
             )
     command = "python -m " + shlex.join(["utilgen_jax.main", *sys.argv[1:]])
-    class_names = real.class_names
-    return report.write_report(workdir, summary, config.to_dict(), pool, real, class_names, drawn, command)
+    return report.write_report(workdir, summary, config.to_dict(), real, pool, drawn, command)
