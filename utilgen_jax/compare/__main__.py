@@ -40,9 +40,7 @@ def define_flags() -> flags.FlagValues:
     default = [name for name, method in METHODS.items() if not method.only_in_ablations]
     flags.DEFINE_list("methods", default, "methods to compare", flag_values=values)
     flags.DEFINE_string("ablate", None, "compare the parts of a method, in place of --methods", flag_values=values)
-    flags.DEFINE_list(
-        "shots", [], "labelled images per class, a list; empty: the config's", flag_values=values
-    )
+    flags.DEFINE_list("shots", [], "labelled images per class, a list; empty: the config's", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "number of seeds, counted up from the config's", lower_bound=1, flag_values=values)
     flags.DEFINE_list(
         "join", [], "compare.json files of other folders, whose runs are included and not repeated", flag_values=values
