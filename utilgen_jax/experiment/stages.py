@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import replace_file
 from utilgen_jax.runtime.distributed import agree, wait_for_all
 from utilgen_jax.runtime.sharding import to_host
 
@@ -84,9 +84,8 @@ class StageCache:
         self.seconds[name] = round(time.monotonic() - start, 2)
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial_file = file.with_suffix(".partial")
-            save_file(arrays, partial_file, metadata={"seconds": str(self.seconds[name])})
-            os.replace(partial_file, file)
+            with replace_file(file) as partial_file:
+                save_file(arrays, partial_file, metadata={"seconds": str(self.seconds[name])})
         wait_for_all(f"stage {name}")
         return arrays
 
