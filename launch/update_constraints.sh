@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Writes launch/constraints.txt anew: one version of every package that setup.py and all its extras bring, for
-# Python 3.11 and later on every platform. Installs nothing outside a temporary folder. Arguments replace --upgrade of uv:
-#   bash launch/update_constraints.sh                              the newest versions that setup.py's ranges admit
-#   bash launch/update_constraints.sh --upgrade-package=optax      of optax; the others stay as they are if they can
+# Python 3.11 and later. Installs nothing outside of a temporary folder. Arguments go to uv, instead of --upgrade:
+#   bash launch/update_constraints.sh                            the newest versions within setup.py's ranges
+#   bash launch/update_constraints.sh --upgrade-package=optax    that of optax; the others stay, as far as they can
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
