@@ -44,7 +44,7 @@ def pool_training_set(job: Job, generation: Generation, pool: data.Pool) -> Trai
     if generation.prompt != "phrases":
         return images
     groups = PromptAttributes.parse(job.config.generator.phrases)
-    options = np.stack([groups.read(record.prompt or "") for record in pool.records])
+    options = np.stack([groups.parse_prompt(record.prompt or "") for record in pool.records])
     return dataclasses.replace(images, attributes=sharding.replicate(groups.one_hot(options)))
 
 

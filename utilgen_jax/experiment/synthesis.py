@@ -201,7 +201,7 @@ def draw_prompts(job: Job, generation: Generation, round_number: int, probabilit
     groups = PromptAttributes.parse(job.config.generator.phrases)
     rng = np.random.default_rng([job.config.seed, PHRASES_KEY, round_number])
     return [
-        [groups.say(prompt, options) for options in groups.draw(probabilities, max(int(number), 1), rng)]
+        [groups.render(prompt, options) for options in groups.draw(probabilities, max(int(number), 1), rng)]
         for prompt, number in zip(job.prompts, images_per_class(job, generation), strict=True)
     ]
 
