@@ -31,7 +31,5 @@ def test_a_method_is_added_in_one_file(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sdedit"] == {"strength": 0.5}
     records = [json.loads(line) for line in (tmp_path / "run/pool/round_00/metadata.jsonl").read_text().splitlines()]
     assert len(records) == 20
-    wrong = subprocess.run(
-        [*command, "--config.sdedit.strength=2"], cwd=tmp_path, capture_output=True, text=True
-    )
+    wrong = subprocess.run([*command, "--config.sdedit.strength=2"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2 and "config.sdedit.strength: must be at most 1.0" in wrong.stderr

@@ -47,4 +47,7 @@ def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expe
 
 def test_the_synthetic_part_can_be_set(tmp_path):
     config = read_config(DIGITS, [("classifier.synthetic_fraction", "1.0")])
-    assert set_up(config, tmp_path, None, methods_of(config)).classifier_config.num_synthetic == config.classifier.batch_size
+    assert (
+        set_up(config, tmp_path, None, methods_of(config)).classifier_config.num_synthetic
+        == config.classifier.batch_size
+    )

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.stages import StageCache, step
+from utilgen_jax.experiment.stages import StageCache
 
 
 def result():

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.data.images import to_float
@@ -118,7 +117,7 @@ class PoolSteps:
         rng = np.random.default_rng([config.seed, Key.ATTRIBUTES, round_number])
         counts = self.images_per_class(oversampling)
         return [
-            [attributes.say(prompt, options) for options in attributes.draw(probabilities, max(int(number), 1), rng)]
+            [attributes.render(prompt, options) for options in attributes.draw(probabilities, max(int(number), 1), rng)]
             for prompt, number in zip(self.experiment.prompts, counts, strict=True)
         ]
 

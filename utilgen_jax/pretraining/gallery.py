@@ -1,4 +1,4 @@
-"""A domain's gallery: what its generator generates for a range of captions, as images to look at."""
+"""A domain's gallery: images that its generator generates for a range of captions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from utilgen_jax.report.contact_sheet import contact_sheet
 
 
 def write_gallery(folder: Path, domain: Domain, num_steps: int = 25, guidance_scale: float = 2.0) -> Path:
-    """Generates the domain's prompts (columns) with each of its endings (rows) and writes `<folder>/gallery.png`.
+    """Generates images of the domain's prompts (columns) with its endings (rows) and writes `<folder>/gallery.png`.
 
-    The same row of starting noise is used throughout, so that what a word changes can be seen.
+    The images of a column share their initial noise, so that rows differ only by the attributes.
     """
     generator, params = load_generator(folder)
     latents = initial_latents(generator, np.arange(len(domain.prompts)), IMAGE_SIZE)

@@ -1,4 +1,4 @@
-"""Trains the glyph domain's UNet on captions and unCLIP image embeddings, each dropped at random."""
+"""Trains the UNet on captions and unCLIP image embeddings, each dropped at random."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def train_unet(
     folder: Path,
     training: Training = UNET_TRAINING,
 ) -> Params:
-    """Trains on the denoising loss with min-SNR weighting; all other components stay as they are.
+    """Trains on the denoising loss with min-SNR weighting; all other components are frozen.
 
     Args:
         corpus: images and captions.
-        generator: the architecture.
-        frozen: weights of `text_encoder` and `image_normalizer`.
-        moments: of the autoencoder's posterior, float32 [N, h, w, 2C].
+        generator: architecture.
+        frozen: parameters of `text_encoder` and `image_normalizer`.
+        moments: moments of the autoencoder's posterior, float32 [N, h, w, 2C].
         image_embeds: CLIP image embeddings, float32 [N, E].
-        seed: of initial weights, noise and order.
-        folder: for checkpoints.
-        training: steps, batch size, learning rate.
+        seed: random seed of initial weights, noise and batches.
+        folder: folder for checkpoints.
+        training: number of steps, batch size and learning rate.
 
     Returns:
-        The moving average of the UNet's weights.
+        The moving average of the UNet's parameters.
     """
     key = jax.random.fold_in(jax.random.key(seed), 3)
     example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_arguments(generator.unet))
     params = jax.jit(generator.unet.init)(key, *example)["params"]
     if generator.image_noising_schedule is None:
-        raise ValueError("the generator is no unCLIP one: it has no image_noising_schedule")
+        raise ValueError("the generator is not unCLIP: it has no image_noising_schedule")
     levels = generator.image_noising_schedule.num_train_timesteps
 
     def loss_fn(params: Params, batch: Any, key: jax.Array) -> jax.Array:
