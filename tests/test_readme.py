@@ -1,7 +1,6 @@
 """The READMEs tell the truth: their Python runs, their tables are those of the kept runs, commands and links exist."""
 
 import doctest
-import importlib.util
 import json
 import re
 import shlex
@@ -143,9 +142,8 @@ def test_the_files_of_methods_exist():
 def test_commands_exist(name: str):
     text = TEXTS[name]
     for module in set(re.findall(r"python3? -m ((?:utilgen_jax|tests)\.[\w.]*\w)", text)) - {"utilgen_jax.NAME"}:
-        spec = importlib.util.find_spec(module)
-        assert spec is not None, module
-        assert not spec.submodule_search_locations or importlib.util.find_spec(f"{module}.__main__"), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     for script in re.findall(r"\bbash ([\w./]+\.sh)", text):
         assert (ROOT / script).is_file(), script
     for paths in re.findall(r"\bpytest ((?:tests/[\w./]+ ?)+)", text):
@@ -220,6 +218,21 @@ def test_the_configs_are_described():
     text = TEXTS["configs/README.md"]
     assert [path.name for path in (ROOT / "configs").glob("*.py") if f"`{path.name}`" not in text] == []
     assert [name for name in VARIANTS if f"`{name}`" not in text] == []
+
+
+@before_the_renaming
+def test_the_changelog_tells_how_fields_were_renamed():
+    (table,) = re.findall(r"^Config fields.*\n\n\|.*\n\|.*\n((?:\|.*\n)+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    sections = {path.partition(".")[0] for path in FIELDS}
+    for row in table.splitlines():
+        before, now = (re.findall(r"`([\w.]+)(?:\.\*)?`", cell) for cell in row.split("|")[1:3])
+        assert before and len(before) == len(now), row
+        assert not set(before) & ({*FIELDS} | sections) and set(now) <= {*FIELDS} | sections, row
+
+
+def test_parts_of_methods_exist():
+    parts = set(re.findall(r"`((?:utilgen|joint)_[a-z]+)`", TEXTS["utilgen_jax/methods/README.md"])) - {"utilgen_jax"}
+    assert parts and parts <= set(METHODS)
 
 
 @before_the_renaming
