@@ -22,17 +22,20 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from utilgen_jax import checkpoints, data, pipeline
+from utilgen_jax import checkpoints, pipeline
 from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.config.schema import from_json
 from utilgen_jax.config.validation import with_fields
 from utilgen_jax.data.images import resize, set_channels
+from utilgen_jax.data.sources import load_source
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.setup import config_of
 from utilgen_jax.experiment.synthesis import adapter_of
 from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.pool.generate import SamplingConfig, generate_batches
+from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.report.table import format_table
 from utilgen_jax.valuation.difficulty import difficulty
 
@@ -79,13 +82,13 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     pipeline.run(fold_model_config, workdir / "fold_model")
     fold_model = unflatten_dict(load_file(workdir / "fold model/checkpoints/classifier_vanilla.safetensors"), sep="/")
 
-    class_names = data.load_source(config.data).train.class_names
-    prompts = data.class_prompts(config.generator.prompt, class_names)
+    class_names = load_source(config.data).train.class_names
+    prompts = class_prompts(config.generator.prompt, class_names)
     folder = checkpoints.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
     generator, params = load_generator(folder, jnp.dtype(config.generator.dtype))
     number = settings["images"]
     records = [
-        data.PoolRecord(
+        PoolRecord(
             label=label, prompt=prompts[label], seed=FOLD_MODEL_SEED * label + image, requested_difficulty=value
         )
         for label in range(len(class_names))

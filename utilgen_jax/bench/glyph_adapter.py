@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from utilgen_jax import checkpoints, data
+from utilgen_jax import checkpoints
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.classifier import train as classification
@@ -20,6 +20,8 @@ from utilgen_jax.classifier.train import TrainingSet
 from utilgen_jax.config.schema import default_config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import cross_fit_folds, few_shot
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
 from utilgen_jax.generator.adapter import Adapter, generate_images, init_adapter, labelled_examples
 from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
@@ -29,6 +31,7 @@ from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
 from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.generator.sampling import decode_latents
 from utilgen_jax.generator.utility import influence_utility
+from utilgen_jax.prompts.templates import class_prompts
 
 Params = Any
 
@@ -105,8 +108,8 @@ class GlyphDomain:
             steps=CLASSIFIER_STEPS,
             **{name: self.config.classifier[name] for name in _CONFIG},
         )
-        real = data.few_shot(data.load_source(self.config.data), self.config.data.shots, seed).real
-        fold = data.cross_fit_folds(real.labels, 2, seed)[0]
+        real = few_shot(load_source(self.config.data), self.config.data.shots, seed).real
+        fold = cross_fit_folds(real.labels, 2, seed)[0]
         images = jnp.asarray(to_float(real.images))
         training = TrainingSet(images, jnp.asarray(real.labels), jnp.ones(len(real))).take(fold.train_indices)
         theta = classification.train_classifier(
@@ -119,7 +122,7 @@ class GlyphDomain:
     def make_sample_inputs(self, number: int, rng: np.random.Generator) -> SampleInputs:
         """Images of the classes in turn, from fresh noise."""
         labels = np.arange(number) % NUM_CLASSES
-        prompts = data.class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
+        prompts = class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
         seeds = rng.integers(0, 2**31, number)
         return make_sample_inputs(self.generator, self.params, prompts, labels, seeds, self.config.generator.image_size)
 
