@@ -41,7 +41,7 @@ def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -
 
 
 def methods_of(config: Config) -> list[Method]:
-    """The methods that a run compares: real images only, baselines where anything is synthetic, and the config's own."""
+    """The methods of a run: real images only, baselines where anything is synthetic, and the config's own, last."""
     baselines = config.baselines if METHODS[config.method].pool else ()
     names = dict.fromkeys(["real", *baselines, config.method])
     # The config's method comes last, also where it is a baseline.

@@ -88,9 +88,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     generator, params = load_generator(folder, jnp.dtype(config.generator.dtype))
     number = settings["images"]
     records = [
-        PoolRecord(
-            label=label, prompt=prompts[label], seed=FOLD_MODEL_SEED * label + image, requested_difficulty=value
-        )
+        PoolRecord(label=label, prompt=prompts[label], seed=FOLD_MODEL_SEED * label + image, requested_difficulty=value)
         for label in range(len(class_names))
         for image in range(number)
         for value in ASKED.tolist()

@@ -1,4 +1,4 @@
-"""Labelled examples: training sets, batches, and what is validated on; one class for all that trains on or values them."""
+"""Labelled examples: training sets, batches and validation sets, in one class."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Examples:
 def labelled(inputs: Any, labels: np.ndarray | jax.Array, num_classes: int) -> Examples:
     """Makes a training set of inputs [N, ...] and labels int [N], in [0, num_classes); all weights are 1."""
     targets = np.eye(num_classes, dtype=np.float32)[np.asarray(labels)]
-    return Examples(inputs, targets, weights=np.ones(len(targets), np.float32))
+    return Examples(inputs, jnp.asarray(targets), weights=jnp.ones(len(targets)))
 
 
 def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence[str] = ()) -> Examples:

@@ -56,8 +56,8 @@ TONES = (
     "brighter on the right|evenly lit|brighter on the left",
 )
 
-# The variant `pretrained`: a small generator of one's own images, made by `python -m utilgen_jax.pretraining`, and with it
-# all that suits the embedded one, in a training of minutes on a laptop.
+# The variant `pretrained`: a small generator of one's own images, made by `python -m utilgen_jax.pretraining`, with the
+# settings that suit the embedded one; it trains in minutes on a laptop.
 _OF_SMALL_GENERATORS = (
     "data.shots",
     "generator.dtype",

@@ -64,10 +64,12 @@ class AdapterSteps:
     @cached_property
     def sd(self) -> StableDiffusion:
         """The checkpoint, read when it is first needed."""
-        config = self.experiment.config
+        config = self.experiment.config.generator
         assert self.experiment.checkpoint is not None
         return load_stable_diffusion(
-            self.experiment.checkpoint, jnp.dtype(config.generator.dtype), sharding_for=sharding_for(self.experiment.mesh)
+            self.experiment.checkpoint,
+            jnp.dtype(config.dtype),
+            sharding_for=sharding_for(self.experiment.mesh),
         )
 
     @cached_property

@@ -127,16 +127,14 @@ class PoolSteps:
         experiment = self.experiment
         num_classes, goal = experiment.classifier_input.num_classes, experiment.config.pool.fill_to
         shots = np.bincount(experiment.split.real.labels, minlength=num_classes)
-        counts = (
-            fill_counts(shots, goal) if goal else np.full(num_classes, experiment.config.pool.images_per_class)
-        )
+        counts = fill_counts(shots, goal) if goal else np.full(num_classes, experiment.config.pool.images_per_class)
         return oversampling * counts
 
     def plan(
         self,
         prompts: Sequence[Sequence[str]],
         round_number: int = 0,
-        difficulty: tuple[np.ndarray, float] | None = None,
+        difficulty: tuple[Sequence[float], float] | None = None,
         oversampling: int = 1,
     ) -> list[PoolRecord]:
         """The records of a pool to generate, see `pool.plan.plan_pool`.
@@ -159,6 +157,7 @@ class PoolSteps:
         """
         experiment = self.experiment
         architecture = experiment.architecture
+        assert architecture is not None
         strategy = find_mix_strategy(mix_strategy, architecture.image_encoder is not None)
         labels = np.array([record.label for record in records])
         rng = np.random.default_rng([experiment.config.seed, Key.MIXED_SHOTS])
@@ -214,9 +213,7 @@ class PoolSteps:
         writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
         if len(writer) < len(records):
             title = f"generate {spec.name}" + (f", round {round_number}" if round_number else "")
-            with Progress(
-                title, len(records), "image", initial=len(writer), enabled=experiment.is_first
-            ) as progress:
+            with Progress(title, len(records), "image", initial=len(writer), enabled=experiment.is_first) as progress:
                 sd = experiment.adapters.sd_of(spec)
                 generate_pool(
                     sd, writer, records, adapter, sampling, progress.update, condition_on=condition_on, refine=refine

@@ -1,6 +1,6 @@
-"""Cached steps: each stage of a run is computed once; a run that is started again continues after the last finished one.
+"""Cached steps: a stage is computed once, and a run that is started again continues after the last finished one.
 
-A stage's result is a pytree of arrays, in `<folder>/<stage>.safetensors`; it is on disk whole or not at all. With several
+A stage's result is a pytree of arrays in `<folder>/<stage>.safetensors`, on disk whole or not at all. With several
 processes all run every stage and the first one writes; a stage is finished for all of them once it is on disk.
 """
 
@@ -92,9 +92,7 @@ class StageCache:
 
 def step(
     name: str, kind: type
-) -> Callable[
-    [Callable[Concatenate[Self, Arguments], Result]], Callable[Concatenate[Self, Arguments], Result]
-]:
+) -> Callable[[Callable[Concatenate[Self, Arguments], Result]], Callable[Concatenate[Self, Arguments], Result]]:
     """Makes a method a cached step of the experiment, `self.experiment`.
 
     Args:
@@ -135,7 +133,7 @@ def _unpack(arrays: Arrays, kind: type[Result]) -> Result:
     if kind is np.ndarray:
         return arrays["value"]  # type: ignore[return-value]
     nested = unflatten_dict(arrays, sep="/")
-    return kind(**nested) if dataclasses.is_dataclass(kind) else nested  # type: ignore[return-value]
+    return kind(**nested) if dataclasses.is_dataclass(kind) else nested
 
 
 def _read(file: Path) -> tuple[Arrays, float]:

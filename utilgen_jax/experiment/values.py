@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +67,7 @@ class ValueSteps:
                 experiment.key(Key.VALUATION),
                 of_bilevel(on_step),
             )
-        return values.replace(difficulty=difficulty)
+        return dataclasses.replace(values, difficulty=difficulty)
 
     @step("ensemble_{spec.name}", np.ndarray)
     def ensemble_labels(self, spec: PoolSpec, pool: GeneratedPool) -> np.ndarray:

@@ -7,7 +7,7 @@ compiler derives the rest. Callers wrap their run in `with jax.set_mesh(mesh):`.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
