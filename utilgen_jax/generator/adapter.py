@@ -19,9 +19,9 @@ from utilgen_jax.data.images import resize, set_channels
 from utilgen_jax.diffusion.samplers import Denoiser, guided
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.difficulty_token import append_difficulty_token
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import Params, StableDiffusion
 from utilgen_jax.models.difficulty import DifficultyEncoder
