@@ -1,4 +1,4 @@
-"""The comparison: its command line, made-up runs on disk, and real ones at the smallest size."""
+"""The compare command: its command line, made-up runs on disk, and real runs at the smallest size."""
 
 import dataclasses
 import json
@@ -28,17 +28,17 @@ TINY = (
     ("arguments", "message"),
     [
         (["--methods=real,vanila"], "--methods=vanila: is not one of real, "),
-        (["--methods="], "--methods: name one at least, of real, "),
+        (["--methods="], "--methods: name at least one of real, "),
         (["--ablate=joiny"], "--ablate=joiny: is not one of joint; the nearest is joint"),
-        (["--ablate=joint", "--methods=real"], "--ablate, --methods: give one of them"),
+        (["--ablate=joint", "--methods=real"], "--ablate, --methods: give only one"),
         (["--shots=1,two"], "--shots: expected whole numbers, got 'two'"),
         (["--config.pool.image_per_class=3"], "--config.pool.images_per_class"),
         (["--seeds=0"], "seeds"),
-        (["--norun"], "none of these runs is done in"),
-        (["--join=nowhere.json"], "--join: nowhere.json is no compare.json that can be read (FileNotFoundError"),
+        (["--norun"], "has none of these runs"),
+        (["--join=nowhere.json"], "--join: nowhere.json cannot be read as a compare.json (FileNotFoundError"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):
+def test_invalid_input_is_reported_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(compare, "ABLATIONS", {"joint": ("real", "vanilla")})
     argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path / 'run'}", *arguments]
     assert compare.main(argv) == 2
@@ -46,9 +46,9 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, capsys, monkeypatch,
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_of_ablations_exist_and_are_left_out_of_other_comparisons(monkeypatch):
-    for rows in ABLATIONS.values():
-        assert set(rows) <= METHODS.keys()
+def test_ablations_have_known_methods_that_other_comparisons_leave_out(monkeypatch):
+    for methods in ABLATIONS.values():
+        assert set(methods) <= METHODS.keys()
     part = dataclasses.replace(METHODS["vanilla"], only_in_ablations=True)
     monkeypatch.setattr(compare, "METHODS", {**METHODS, "part": part})
     assert "vanilla" in (default := compare.define_flags()["methods"].value) and "part" not in default
@@ -56,7 +56,7 @@ def test_rows_of_ablations_exist_and_are_left_out_of_other_comparisons(monkeypat
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Runs in which nothing is computed: the second seed's accuracies are higher. What was run, in order."""
+    """Replaces the pipeline by made-up results; the second seed's accuracies are higher. Returns the list of runs."""
     seen = []
 
     def run(config, workdir, shared):
@@ -79,7 +79,7 @@ def pretended(monkeypatch):
     return seen
 
 
-def test_a_comparison_continues_tells_how_far_it_is_and_shows_what_there_is(tmp_path, capsys, monkeypatch, pretended):
+def test_a_comparison_resumes_and_reports_progress_and_partial_results(tmp_path, capsys, monkeypatch, pretended):
     monkeypatch.setattr(compare, "ABLATIONS", {"some": ("real", "vanilla")})
     argv = ["compare", f"--config={CONFIGS / 'digits.py'}", "--ablate=some", "--shots=1,2", "--seeds=2"]
     argv.append(f"--workdir={tmp_path}")
@@ -90,15 +90,15 @@ def test_a_comparison_continues_tells_how_far_it_is_and_shows_what_there_is(tmp_
     assert lines[0] == "[1/8] 1 shots, seed 0: real" and lines[5].startswith("[6/8] 1 shots, seed 1: vanilla (ETA ")
 
     assert compare.main([*argv, "--norun"]) == 0
-    told = capsys.readouterr().out
-    assert "Missing, 3 of 8 runs" in told and "- vanilla, 2 shots, seeds: 1" in told
+    printed = capsys.readouterr().out
+    assert "Missing, 3 of 8 runs" in printed and "- vanilla, 2 shots, seeds: 1" in printed
     content = json.loads((tmp_path / "compare.json").read_text())
     assert content["missing"] == [
         {"method": method, "shots": shots, "seed": 1} for shots, method in ((1, "vanilla"), (2, "real"), (2, "vanilla"))
     ]
     assert len(pretended) == 6
 
-    # What an older version wrote lacks newer fields, which its runs did as the defaults do.
+    # A config of an older version lacks newer fields; their defaults apply.
     file = tmp_path / "shots_1" / "seed_0" / "real" / "config.json"
     before = json.loads(file.read_text())
     del before["classifier"]["augmentation"]
@@ -123,7 +123,7 @@ def test_a_comparison_continues_tells_how_far_it_is_and_shows_what_there_is(tmp_
         assert image.size[0] > 500
 
 
-def test_runs_of_another_folder_are_told_and_not_run_again(tmp_path, capsys, pretended):
+def test_joined_runs_are_reported_and_not_repeated(tmp_path, capsys, pretended):
     argv = ["compare", f"--config={CONFIGS / 'digits.py'}", "--methods=real,vanilla"]
     assert compare.main([*argv, f"--workdir={tmp_path / 'first'}"]) == 130
     assert compare.main([*argv, "--seeds=2", f"--workdir={tmp_path / 'first'}"]) == 0
@@ -134,25 +134,25 @@ def test_runs_of_another_folder_are_told_and_not_run_again(tmp_path, capsys, pre
     assert "Missing, 2 of 6 runs" in capsys.readouterr().out and not pretended
     assert compare.main(argv) == 0
     assert pretended == [(2, 2, "real"), (2, 2, "vanilla")]
-    content, brought = (json.loads((tmp_path / name / "compare.json").read_text()) for name in ("second", "first"))
-    assert [run for run in content["runs"] if run["seed"] < 2] == brought["runs"] and content["missing"] == []
+    content, joined = (json.loads((tmp_path / name / "compare.json").read_text()) for name in ("second", "first"))
+    assert [run for run in content["runs"] if run["seed"] < 2] == joined["runs"] and content["missing"] == []
     assert "| + plain synthetic images | 80.0 ± 10.0 |" in (tmp_path / "second" / "compare.md").read_text()
 
     capsys.readouterr()
     assert compare.main([*argv, "--config.classifier.steps=11"]) == 2
-    assert "compare.json is of another config" in (told := capsys.readouterr().err)
-    assert "config.classifier.steps: 400 before, 11 now" in told and "data.shots" not in told
-    damaged = brought | {"runs": [brought["runs"][0] | {"accuracy": "0.5"}]}
-    for text in ("{", "[]", "{}", json.dumps(damaged), json.dumps(brought | {"runs": [{"method": "real"}]})):
+    assert "compare.json has another config" in (message := capsys.readouterr().err)
+    assert "config.classifier.steps: 400 before, 11 now" in message and "data.shots" not in message
+    damaged = joined | {"runs": [joined["runs"][0] | {"accuracy": "0.5"}]}
+    for text in ("{", "[]", "{}", json.dumps(damaged), json.dumps(joined | {"runs": [{"method": "real"}]})):
         first.write_text(text)
         assert compare.main(argv) == 2
-        assert f"--join: {first} is no compare.json that can be read" in capsys.readouterr().err
+        assert f"--join: {first} cannot be read as a compare.json" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsys):
-    rows = ["--methods=real,randaugment,vanilla", "--shots=1,2", "--seeds=2"]
-    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *rows, *TINY]
+def test_a_comparison_shares_stages_resumes_and_writes_its_results(tmp_path, capsys):
+    arguments = ["--methods=real,randaugment,vanilla", "--shots=1,2", "--seeds=2"]
+    argv = ["compare", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *arguments, *TINY]
     assert compare.main(argv) == 0
     first = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [(run["shots"], run["seed"], run["method"]) for run in first] == [
@@ -163,10 +163,10 @@ def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsy
         real, own = (json.loads((folder / name / "summary.json").read_text()) for name in ("real", run["method"]))
         assert own["accuracy"]["final"] == run["accuracy"]
         assert own["accuracy"]["real_only"] == real["accuracy"]["final"]
-    # One pool a seed, and one classifier of the real images a seed and number of shots.
+    # One pool per seed, and one classifier of the real images per seed and number of shots.
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["seed_0", "seed_1"]
     assert len(list(tmp_path.glob("**/classifier_real.safetensors"))) == 4
-    # What the pool cost counts in each run that it is a part of.
+    # The cost of a shared pool counts in each of its runs.
     costs = {(run["seed"], run["seconds_by_stage"]["pool_plain"]) for run in first if run["method"] == "vanilla"}
     assert len(costs) == 2 and min(seconds for _, seconds in costs) > 0.1
     assert "real images only, RandAugment" in (tmp_path / "compare.md").read_text()
@@ -178,6 +178,6 @@ def test_a_comparison_shares_stages_resumes_and_writes_its_table(tmp_path, capsy
     again = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [run["accuracy"] for run in again] == [run["accuracy"] for run in first]
 
-    # What is on disk belongs to this config; another one would mix with it.
+    # Another config in the same folder is refused.
     assert compare.main([*argv, "--config.classifier.steps=11"]) == 2
     assert "classifier.steps: 10 before, 11 now" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a comparison prints and writes, of made-up summaries."""
+"""Output of a comparison for made-up summaries."""
 
 import json
 
@@ -39,28 +39,28 @@ def written(request, tmp_path, capsys):
     return request.param, capsys.readouterr().out, (tmp_path / "compare.md").read_text(), content
 
 
-def test_tables_in_text_and_markdown_say_the_same(written):
-    case, told, markdown, content = written
-    assert "minus saflex (best published)" in told and "minus saflex (best published)" in markdown
+def test_text_and_markdown_tables_agree(written):
+    case, printed, markdown, content = written
+    assert "minus saflex (best published)" in printed and "minus saflex (best published)" in markdown
     if case == "whole":
         line = "| + plain synthetic images | 60.0 ± 0.0 | +10.0 [+10.0, +10.0] |  | -20.0 [-20.0, -20.0] |"
         assert line in markdown
-        # Above it what one looks at first: an accuracy for each number of shots.
+        # The overview comes first: an accuracy for each number of shots.
         assert markdown.startswith("| accuracy, % | 1 shot | 2 shots |")
         assert "\n| + synthetic images, SAFLEX | 80.0 ± 0.0 | 80.0 ± 0.0 |\n" in markdown
         against_plain = "| + synthetic images, SAFLEX | +20.0 [+20.0, +20.0] | +20.0 [+20.0, +20.0] |"
         assert f"\n\n| minus plain | 1 shot | 2 shots |\n| --- | ---: | ---: |\n{against_plain}\n\n" in markdown
-        # Errors of 0.5 and 0.4 against 0.2; published rows are not in this table.
+        # Errors of 0.5 and 0.4 against 0.2; published methods are not in this table.
         assert "| real images only | -150.0 [-150.0, -150.0] |" in markdown
         assert "| + plain synthetic images | -100.0 [-100.0, -100.0] |" in markdown
-        assert list(content["error_reduction"]) == ["real", "vanilla"] and "Missing" not in told
+        assert list(content["error_reduction"]) == ["real", "vanilla"] and "Missing" not in printed
     else:
         missing = {"without real": "Missing, 4 of 12 runs", "one run": "Missing, 11 of 12 runs"}[case]
-        assert missing in told and missing in markdown
-        assert "- real, 2 shots, seeds: 0, 1" in told.splitlines()
+        assert missing in printed and missing in markdown
+        assert "- real, 2 shots, seeds: 0, 1" in printed.splitlines()
 
 
-def test_json_has_runs_and_rows_as_numbers(written):
+def test_json_has_runs_and_results_as_numbers(written):
     case, _, _, content = written
     present = {"whole": 12, "without real": 8, "one run": 1}[case]
     assert len(content["runs"]) == present and len(content["missing"]) == len(PLAN) - present
@@ -68,6 +68,6 @@ def test_json_has_runs_and_rows_as_numbers(written):
         types = {"method": str, "shots": int, "seed": int, "accuracy": float, "seconds": float, "num_synthetic": int}
         assert all(type(run[name]) is kind for name, kind in types.items())
         assert run["seconds"] == 4 and run["seconds_by_stage"] == {"a": 1.5, "b": 2.5}
-    row = content["rows"][-1]
-    assert row["method"] == "saflex" and row["minus_best"] is None
-    assert (row["minus_real"] is not None) == (case == "whole")
+    result = content["results"][-1]
+    assert result["method"] == "saflex" and result["minus_best"] is None
+    assert (result["minus_real"] is not None) == (case == "whole")

@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from utilgen_jax.compare.statistics import Interval, Run, best_published, difference, error_reduction, table_rows
+from utilgen_jax.compare.statistics import (
+    Interval,
+    Run,
+    best_published,
+    difference,
+    error_reduction,
+    method_results,
+)
 
 
 def made_up(accuracies: dict[str, dict[int, list[float | None]]]) -> list[Run]:
-    """Runs of {method: {shots: accuracies by seed}}, last ones first; None is a run that is not there."""
+    """Runs of {method: {shots: accuracies by seed}}, last ones first; None is a missing run."""
     runs = [
         Run(method, shots, seed, value, 3.0 + seed, 0 if method == "real" else 1000, {"a": 3.0, "b": float(seed)})
         for method, by_shots in accuracies.items()
@@ -19,24 +26,24 @@ def made_up(accuracies: dict[str, dict[int, list[float | None]]]) -> list[Run]:
     return runs[::-1]
 
 
-def rows_of(accuracies, methods=("real", "vanilla", "saflex")):
-    return {(row.method, row.shots): row for row in table_rows(made_up(accuracies), methods)}
+def results_of(accuracies, methods=("real", "vanilla", "saflex")):
+    return {(result.method, result.shots): result for result in method_results(made_up(accuracies), methods)}
 
 
-def test_differences_are_paired_and_carry_the_t_interval():
+def test_differences_are_paired_with_a_t_interval():
     values = {"real": [0.70, 0.80, 0.75], "vanilla": [0.85, 0.88, 0.90], "saflex": [0.86, 0.88, 0.93]}
-    rows = rows_of({method: {2: numbers} for method, numbers in values.items()})
-    assert list(rows) == [("real", 2), ("vanilla", 2), ("saflex", 2)]
-    real, vanilla, saflex = rows.values()
+    results = results_of({method: {2: numbers} for method, numbers in values.items()})
+    assert list(results) == [("real", 2), ("vanilla", 2), ("saflex", 2)]
+    real, vanilla, saflex = results.values()
     assert real.accuracy == pytest.approx(75) and real.deviation == pytest.approx(np.std([70, 80, 75], ddof=1))
     compared = (
         (saflex, "real", saflex.minus_real),
         (saflex, "vanilla", saflex.minus_plain),
         (vanilla, "saflex", vanilla.minus_best),
     )
-    for row, other, found in compared:
-        expected = scipy.stats.ttest_rel(values[row.method], values[other]).confidence_interval(0.95)
-        mean = np.mean(np.subtract(values[row.method], values[other]))
+    for result, other, found in compared:
+        expected = scipy.stats.ttest_rel(values[result.method], values[other]).confidence_interval(0.95)
+        mean = np.mean(np.subtract(values[result.method], values[other]))
         np.testing.assert_allclose([found.mean, found.low, found.high], 100 * np.array([mean, *expected]), rtol=1e-9)
     assert real.minus_real is None and saflex.minus_best is None
     assert real.minus_plain is None and vanilla.minus_plain is None
@@ -44,26 +51,26 @@ def test_differences_are_paired_and_carry_the_t_interval():
 
 
 def test_one_seed_has_no_interval():
-    rows = rows_of({"real": {2: [0.7]}, "vanilla": {2: [0.9]}})
-    assert rows["real", 2].deviation is None and rows["real", 2].minus_best is None
-    assert rows["vanilla", 2].minus_real == Interval(pytest.approx(20), None, None)
+    results = results_of({"real": {2: [0.7]}, "vanilla": {2: [0.9]}})
+    assert results["real", 2].deviation is None and results["real", 2].minus_best is None
+    assert results["vanilla", 2].minus_real == Interval(pytest.approx(20), None, None)
     assert str(Interval(20.04, None, None)) == "+20.0" and str(Interval(0.12, -1, 1.2)) == "+0.1 [-1.0, +1.2]"
     assert str(Interval(-0.04, -0.06, 0.0)) == "+0.0 [-0.1, +0.0]"
 
 
-def test_runs_that_are_missing_are_left_out_in_pairs():
+def test_missing_runs_are_left_out_in_pairs():
     runs = {"real": {1: [0.5, 0.6, 0.7], 2: [0.8]}, "vanilla": {1: [None, 0.7, 0.9]}, "saflex": {1: [0.9, None, None]}}
-    rows = rows_of(runs)
-    assert list(rows) == [("real", 1), ("vanilla", 1), ("saflex", 1), ("real", 2)]
-    assert rows["vanilla", 1].seeds == (1, 2) and rows["vanilla", 1].minus_real.mean == pytest.approx(15)
-    assert rows["vanilla", 1].minus_best is None
+    results = results_of(runs)
+    assert list(results) == [("real", 1), ("vanilla", 1), ("saflex", 1), ("real", 2)]
+    assert results["vanilla", 1].seeds == (1, 2) and results["vanilla", 1].minus_real.mean == pytest.approx(15)
+    assert results["vanilla", 1].minus_best is None
     assert difference(made_up(runs), "vanilla", "real", 2) is None
 
 
-def test_the_best_published_row_is_found_over_all_shot_counts_alike():
+def test_best_published_method_averages_over_numbers_of_shots():
     runs = {"joint": {1: [0.99]}, "captions": {1: [0.6, 0.6], 2: [0.9]}, "saflex": {1: [0.5, 0.5], 2: [0.99]}}
     assert best_published(made_up(runs)) == "captions"
-    # The mean over shot counts, not over runs; and only the runs that all have.
+    # The mean over shot counts, not over runs; and only common runs count.
     runs["saflex"] = {1: [0.55, 0.55], 2: [0.96]}
     assert best_published(made_up(runs)) == "saflex"
     runs["captions"] = {1: [0.6, 0.6], 2: [None, 0.99]}
@@ -72,7 +79,7 @@ def test_the_best_published_row_is_found_over_all_shot_counts_alike():
     assert best_published(made_up({"captions": {1: [0.5]}, "saflex": {1: [None, 0.9]}})) is None
 
 
-def test_error_reduction_is_averaged_over_shots_in_each_seed_and_then_over_seeds():
+def test_error_reduction_averages_over_shots_then_over_seeds():
     runs = {
         "joint": {1: [0.7, 0.8, None], 2: [0.94, 0.9, 0.9]},
         "saflex": {1: [0.6, 0.6, 0.6], 2: [0.92, 0.9, 0.9]},

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import scipy.stats
-
 from utilgen_jax.experiment.refinement import weight_slope
 
 

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from utilgen_jax.config.schema import default_config
-from utilgen_jax.data import LabelledImages, Pool, PoolRecord
+from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.experiment.results import log_stage, print_table, write_results
 from utilgen_jax.methods import METHODS
+from utilgen_jax.pool.storage import Pool, PoolRecord
 from utilgen_jax.report import MetricsWriter, read_metrics
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from utilgen_jax.config.command_line import read_config
-from utilgen_jax.data import few_shot, load_source
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.setup import asked_of_classes, prepare, synthetic_fraction
 

@@ -7,7 +7,7 @@ import pytest
 import utilgen_jax
 from utilgen_jax.config.schema import FIELDS, default_config, from_json, set_field
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.workdir import open_workdir, versions, write_atomically, write_summary
+from utilgen_jax.experiment.workdir import open_workdir, versions, write_summary
 
 
 def changed(**values):
@@ -63,22 +63,6 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     open_workdir(tmp_path / "run", default_config())
     assert not (tmp_path / "run").exists()
-
-
-def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "text.txt"
-    write_atomically(file, "first, größer\n")
-    assert file.read_text(encoding="utf-8") == "first, größer\n"
-
-    def interrupted(source, target):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("os.replace", interrupted)
-        write_atomically(file, "second\n")
-    assert file.read_text(encoding="utf-8") == "first, größer\n"
-    write_atomically(file, "second\n")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("text.txt", "second\n")]
 
 
 def test_the_summary_is_json(tmp_path):

@@ -1,4 +1,4 @@
-"""The command on a toy set: what it reports, that it continues, and one clear message for each mistake."""
+"""The command on a toy data set: its results, resuming, and error messages."""
 
 import json
 
@@ -11,7 +11,7 @@ from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.noisy_labels import __main__ as noisy_labels
 from utilgen_jax.noisy_labels import report as noisy_label_report
-from utilgen_jax.noisy_labels.train import WEIGHTINGS, ClassifierConfig, train_and_value
+from utilgen_jax.noisy_labels.train import WEIGHTINGS, NoisyTrainingConfig, train_and_evaluate
 
 NAMES = "one,two,three,four"
 CLASSES = np.arange(400) % NUM_CLASSES
@@ -20,7 +20,7 @@ TEST_CLASSES = np.arange(60) % NUM_CLASSES
 
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
-    """The command line of a run that takes seconds, on images in which a bright quadrant says the class."""
+    """The command line of a run that takes seconds, on images whose class is the bright quadrant."""
     monkeypatch.setattr(noisy_label_report, "build_classifier", lambda name, num_classes, width, size: TinyClassifier())
     images, test_images = (to_uint8(draw_images(k, seed)) for k, seed in ((CLASSES, 0), (TEST_CLASSES, 1)))
     file = tmp_path / "toy.npz"
@@ -50,13 +50,13 @@ def last_line(capsys):
 
 
 @pytest.mark.slow
-def test_every_weighting_tells_wrong_labels_and_a_second_run_continues(arguments, tmp_path, capsys, monkeypatch):
+def test_weightings_detect_wrong_labels_and_a_second_run_resumes(arguments, tmp_path, capsys, monkeypatch):
     assert noisy_labels.main([*arguments, "--weightings=uniform,loss_network"]) == 0
     first = last_line(capsys)
-    assert [row["weighting"] for row in first["rows"]] == ["uniform", "loss_network"]
+    assert [result["weighting"] for result in first["results"]] == ["uniform", "loss_network"]
     assert (first["num_train"], first["num_validation"], first["num_test"]) == (340, 60, 60)
     assert 0.2 < first["share_wrong"] < 0.4
-    uniform, learnt = first["rows"]
+    uniform, learnt = first["results"]
     assert uniform["auc_weight"] is None and "minus_uniform" not in uniform and uniform["auc_loss"] > 0.8
     assert learnt["auc_weight"] > 0.9 and learnt["accuracy"] > 0.8
     mean, low, high = learnt["minus_uniform"]
@@ -65,19 +65,19 @@ def test_every_weighting_tells_wrong_labels_and_a_second_run_continues(arguments
     trained = []
     monkeypatch.setattr(
         noisy_label_report,
-        "train_and_value",
-        lambda module, name, *rest: trained.append(name) or train_and_value(module, name, *rest),
+        "train_and_evaluate",
+        lambda module, name, *rest: trained.append(name) or train_and_evaluate(module, name, *rest),
     )
     assert noisy_labels.main([*arguments, "--weightings=uniform,loss_network,feature_network,saflex"]) == 0
     assert trained == ["feature_network", "saflex"]
     second = last_line(capsys)
-    assert second["rows"][:2] == first["rows"]
-    features, saflex = second["rows"][2:]
+    assert second["results"][:2] == first["results"]
+    features, saflex = second["results"][2:]
     assert features["auc_weight"] > 0.9
     assert saflex["auc_soft_label"] > 0.6 and saflex["accuracy"] > 0.8
 
     run = tmp_path / "run"
-    assert json.loads((run / "summary.json").read_text())["rows"] == second["rows"]
+    assert json.loads((run / "summary.json").read_text())["results"] == second["results"]
     with Image.open(run / "weights.png") as image:
         assert image.format == "PNG"
     stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
@@ -89,7 +89,7 @@ def test_every_weighting_tells_wrong_labels_and_a_second_run_continues(arguments
 
 
 @pytest.mark.slow
-def test_uniform_alone_trains_on_the_validation_images_too(monkeypatch):
+def test_only_uniform_trains_on_the_validation_images(monkeypatch):
     images = to_uint8(draw_images(CLASSES[:64], 0))
     labels = CLASSES[:64].astype(np.int32)
     names = tuple(NAMES.split(","))
@@ -104,31 +104,31 @@ def test_uniform_alone_trains_on_the_validation_images_too(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
     rates = {"learning_rate": 0.1, "weight_decay": 0.0, "outer_learning_rate": 1e-3}
     sizes = {"steps": 4, "plain_steps": 0, "batch_size": 16, "validation_batch_size": 16, "outer_every": 1}
-    config = ClassifierConfig(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
+    config = NoisyTrainingConfig(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
     for name, expected in (("uniform", images), ("loss_network", images[:32])):
         seen.clear()
-        train_and_value(TinyClassifier(), name, config, data, lambda *told, **scalars: None)
+        train_and_evaluate(TinyClassifier(), name, config, data, lambda *arguments, **scalars: None)
         assert {image.tobytes() for image in seen} == {image.tobytes() for image in expected}
 
 
-def test_separation_is_the_probability_of_the_right_order():
+def test_auc_is_the_probability_of_the_right_order():
     rng = np.random.default_rng(0)
     scores, is_wrong = rng.integers(0, 5, 40) / 4, rng.random(40) < 0.4
     pairs = scores[~is_wrong][:, None] - scores[is_wrong][None]
     expected = np.mean((pairs > 0) + 0.5 * (pairs == 0))
-    assert noisy_label_report.separation(scores, is_wrong) == pytest.approx(expected)
-    assert noisy_label_report.separation(1.0 - is_wrong, is_wrong) == 1.0
-    assert noisy_label_report.separation(np.ones(40), is_wrong) is None
-    assert noisy_label_report.separation(scores, np.zeros(40, bool)) is None
+    assert noisy_label_report.auc(scores, is_wrong) == pytest.approx(expected)
+    assert noisy_label_report.auc(1.0 - is_wrong, is_wrong) == 1.0
+    assert noisy_label_report.auc(np.ones(40), is_wrong) is None
+    assert noisy_label_report.auc(scores, np.zeros(40, bool)) is None
 
 
-def test_all_mistakes_are_told_at_once(capsys):
+def test_all_input_errors_are_reported_at_once(capsys):
     mistakes = ["--data=", "--classifier=resnet21", "--weightings=unifrom", "--noise=2", "--channels=2", "--stepz=3"]
     assert noisy_labels.main(["noisy_labels", *mistakes]) == 2
     message = capsys.readouterr().err
     for part in (
-        "--data: say which, such as --data=cifar10",
-        "--workdir: say which",
+        "--data: required, e.g. --data=cifar10",
+        "--workdir: required",
         "the nearest is resnet20",
         "the nearest is uniform",
         "noise",
@@ -147,15 +147,15 @@ def test_all_mistakes_are_told_at_once(capsys):
         (["--plain_steps=60"], "leaves no step of --steps=60"),
         (["--data_path=nowhere.npz"], "--data_path='nowhere.npz' is not a file"),
         (["--class_names="], "set --class_names, in the order of the labels"),
-        (["--weightings="], "--weightings: name one at least"),
+        (["--weightings="], "--weightings: name at least one"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(arguments, capsys, changes, message):
+def test_invalid_input_is_refused(arguments, capsys, changes, message):
     assert noisy_labels.main([*arguments, *changes]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_help_names_what_there_is(capsys):
+def test_help_names_all_choices(capsys):
     assert noisy_labels.main(["noisy_labels", "--help"]) == 0
     text = capsys.readouterr().out
     assert not [name for name in (*WEIGHTINGS, *AUGMENTATIONS) if name not in text]

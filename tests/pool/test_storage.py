@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utilgen_jax.data import PoolRecord, PoolWriter, read_pool, update_records
 from utilgen_jax.data.images import to_float, to_uint8
 from utilgen_jax.errors import InputError
 from utilgen_jax.pool import storage as pool
+from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool, update_records
 
 NAMES = ("sea lion", "cat")
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
@@ -75,7 +75,7 @@ def test_an_interrupted_pool_is_continued_to_the_same_files(folder, tmp_path):
     _append(PoolWriter(again, NAMES), 0, 4)
     # What a process killed in its second append leaves: images without a line, a temporary file, half a line.
     (again / "cat/00005.png").write_bytes(b"half an image")
-    (again / "sea_lion/00006.png.tmp").write_bytes(b"")
+    (again / "sea_lion/.00006.png.partial").write_bytes(b"")
     with open(again / "metadata.jsonl", "ab") as metadata:
         metadata.write((folder / "metadata.jsonl").read_bytes().splitlines()[4][:30])
     assert len(read_pool(again).records) == 4
@@ -121,7 +121,7 @@ def test_update_replaces_columns_and_nothing_else(folder):
     assert after.records[0].soft_label == (0.5, 0.5) and after.records[0].round == 0
     assert [record.prompt for record in after.records] == [record.prompt for record in before.records]
     np.testing.assert_array_equal(after.images, before.images)
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.rglob(".*.partial"))
     assert len(PoolWriter(folder, NAMES)) == 7
 
 
@@ -147,7 +147,7 @@ def test_an_update_cut_off_leaves_the_old_records(folder, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(pool.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         update_records(folder, weight=[0.5] * 7)
     assert (folder / "metadata.jsonl").read_bytes() == before

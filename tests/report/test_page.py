@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utilgen_jax.data import LabelledImages, Pool, PoolRecord
+from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.pool.storage import Pool, PoolRecord
 from utilgen_jax.report import page
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -44,8 +45,8 @@ def summary(**changes):
     } | changes  # fmt: skip
 
 
-def real_of(images, labels):
-    return LabelledImages(images, np.array(labels), tuple(map(str, labels)), ("zero", "one"))
+def real_of(images, labels, class_names=("zero", "one")):
+    return LabelledImages(images, np.array(labels), tuple(map(str, labels)), tuple(class_names))
 
 
 def real_images():
@@ -58,14 +59,14 @@ def pool_of(weights, label=0, side=16):
     return Pool(images, np.full(len(weights), label), tuple(records))
 
 
-def written(tmp_path, pool, real=None, class_names=("zero", "one"), figures=None, config=None, **changes):
+def written(tmp_path, pool, real=None, figures=None, config=None, **changes):
     real = real or real_images()
-    path = page.write_report(tmp_path, summary(**changes), config or {}, pool, real, class_names, figures or {}, "run")
+    path = page.write_report(tmp_path, summary(**changes), config or {}, real, pool, figures or {}, "run")
     assert path == tmp_path / "report" / "index.html"
     return Elements(path.read_text(encoding="utf-8"))
 
 
-def test_the_numbers_are_there(tmp_path):
+def test_page_holds_the_numbers(tmp_path):
     html = written(tmp_path, pool_of([0.5, 0.75]), config={"data": {"shots": 2}, "seed": 3})
     for text in ("79.5 %", "88.2 %", "89.2 %", "+8.7", "+9.7", "1,234", "1m20s", "jax 0.10.2", "mean weight 0.62"):
         assert text in html.text, text
@@ -77,7 +78,8 @@ def test_text_from_data_is_escaped(tmp_path):
     pool = pool_of([0.5, 0.75])
     pool = replace(pool, records=tuple(replace(record, prompt=EVIL) for record in pool.records))
     evil = summary(method=EVIL, dataset=EVIL, seconds={EVIL: 1.0}, versions={EVIL: EVIL}, accuracy={EVIL: 0.5})
-    path = page.write_report(tmp_path, evil, {EVIL: {"x": EVIL}}, pool, real_images(), [EVIL, EVIL], {}, command=EVIL)
+    real = replace(real_images(), class_names=(EVIL, EVIL))
+    path = page.write_report(tmp_path, evil, {EVIL: {"x": EVIL}}, real, pool, {}, command=EVIL)
     html = Elements(path.read_text(encoding="utf-8"))
     assert not html.all("script")
     assert html.text.count("alert(") >= 10
@@ -86,13 +88,14 @@ def test_text_from_data_is_escaped(tmp_path):
     assert {attribute for _, attributes in html.elements for attribute in attributes} <= allowed
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path):
+def test_page_loads_nothing(tmp_path):
     html = written(tmp_path, pool_of([0.5]))
     assert not html.all("link") and not html.all("script")
     assert all(image["src"].startswith("data:image/") for image in html.all("img"))
-    (adapter,) = [meta["content"] for meta in html.all("meta") if "http-equiv" in meta]
-    assert adapter.startswith("default-src 'none'")
-    assert "url(" not in page._STYLE and "@import" not in page._STYLE
+    (policy,) = [meta for meta in html.all("meta") if "http-equiv" in meta]
+    assert policy["http-equiv"] == "Content-Security-Policy" and policy["content"].startswith("default-src 'none'")
+    style = page._read_asset("report.css")
+    assert "url(" not in style and "@import" not in style and "<" not in style
 
 
 def test_highest_and_lowest_weights_in_order_and_capped(tmp_path):
@@ -104,7 +107,7 @@ def test_highest_and_lowest_weights_in_order_and_capped(tmp_path):
     assert "0.97 · 0.25" in html.text
 
 
-def test_where_all_weigh_the_same_soft_labels_rank(tmp_path):
+def test_soft_labels_rank_images_of_equal_weight(tmp_path):
     pool = pool_of([1.0] * 20)
     sure = np.random.default_rng(0).permutation(20) / 20
     records = tuple(
@@ -114,7 +117,7 @@ def test_where_all_weigh_the_same_soft_labels_rank(tmp_path):
     shown = [int(image["title"].split()[1]) for image in html.all("img") if image["title"].startswith("prompt")]
     ranked = list(np.argsort(-sure))
     assert shown == ranked[:8] + ranked[-8:]
-    assert "least sure by label" in html.text and "0.95 · 0.25" in html.text
+    assert "lowest soft label" in html.text and "0.95 · 0.25" in html.text
     plain = written(tmp_path, pool)
     shown = [image["title"] for image in plain.all("img") if image["title"].startswith("prompt")]
     assert shown == [f"prompt {index}" for index in range(16)] and "lowest weight" not in plain.text
@@ -136,29 +139,29 @@ def test_a_pool_without_weights_shows_its_first_images(tmp_path):
 
 def test_without_a_pool(tmp_path):
     html = written(tmp_path, None, method="real", num_synthetic=0, accuracy={"real_only": 0.8, "final": 0.8})
-    assert "The real shots" in html.text and "Hover" not in html.text and "+0.0" in html.text
+    assert "Real images" in html.text and "Hover" not in html.text and "+0.0" in html.text
     assert len(html.all("img")) == 4
 
 
 def test_small_images_are_exact_and_pixelated(tmp_path):
-    real = real_of(np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8), [0])
-    (image,) = written(tmp_path, None, real, ["zero"]).all("img")
+    real = real_of(np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8), [0], ["zero"])
+    (image,) = written(tmp_path, None, real).all("img")
     assert image["class"] == "pixels" and image["src"].startswith("data:image/png;base64,")
     with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as opened:
         np.testing.assert_array_equal(np.asarray(opened), real.images[0, ..., 0])
 
 
 def test_large_images_are_shrunk(tmp_path):
-    real = real_of(np.zeros((1, 300, 600, 3), np.uint8), [0])
-    (image,) = written(tmp_path, None, real, ["zero"]).all("img")
+    real = real_of(np.zeros((1, 300, 600, 3), np.uint8), [0], ["zero"])
+    (image,) = written(tmp_path, None, real).all("img")
     assert "class" not in image
     with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as opened:
         assert opened.size == (128, 64)
 
 
-def test_many_classes_are_capped_and_said_to_be(tmp_path):
+def test_number_of_classes_is_capped_with_a_note(tmp_path):
     names = [f"class {index}" for index in range(25)]
-    html = written(tmp_path, None, real_of(np.zeros((25, 8, 8, 1), np.uint8), range(25)), names)
+    html = written(tmp_path, None, real_of(np.zeros((25, 8, 8, 1), np.uint8), range(25), names))
     assert len(html.all("img")) == 20 and "The first 20 of 25 classes." in html.text and "class 20" not in html.text
 
 

@@ -21,7 +21,7 @@ DRAW = {
         path,
         reference=0.0,
     ),
-    "separation": lambda path: plots.plot_auc(
+    "auc": lambda path: plots.plot_auc(
         {"a": RNG.uniform(size=50), "b": np.ones(50)},
         {"a": RNG.uniform(size=50) < 0.3, "b": np.ones(50, bool)},
         "w",
@@ -32,7 +32,7 @@ DRAW = {
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_png_is_a_image_with_ink_on_white(tmp_path, name):
+def test_png_has_ink_on_white(tmp_path, name):
     path = DRAW[name](tmp_path / "figures" / f"{name}.png")
     assert path == tmp_path / "figures" / f"{name}.png"
     with Image.open(path) as image:
@@ -43,7 +43,7 @@ def test_png_is_a_image_with_ink_on_white(tmp_path, name):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Keeps the figures that are drawn, to ask matplotlib what is on them."""
+    """Keeps the figures that are drawn, for inspection."""
     figures, make = [], plots._figure
     monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
     return figures
@@ -60,7 +60,7 @@ def test_curves_hold_the_metrics(tmp_path, drawn):
     assert legend == ["real", "final", "real: test", "final: test"]
 
 
-def test_separation_shows_shares_of_right_and_of_wrong_labels(tmp_path, drawn):
+def test_auc_plot_shows_shares_of_right_and_of_wrong_labels(tmp_path, drawn):
     plots.plot_auc({"a": [0.05, 0.05, 0.95, 3.0]}, {"a": [True, True, False, False]}, "w", tmp_path / "a.svg")
     right, wrong = (patch.get_data() for patch in drawn[0].axes[0].patches)
     assert right.edges[-1] == 3 and right.values.sum() == wrong.values.sum() == 100
@@ -76,7 +76,7 @@ def test_weight_curve_goes_through_the_means_of_the_bins(tmp_path, drawn):
     assert sum(bar.get_height() for bar in drawn[0].axes[1].patches) == 200
 
 
-def test_intervals_stand_at_the_height_of_their_row_in_every_panel(tmp_path, drawn):
+def test_methods_have_the_same_height_in_all_panels(tmp_path, drawn):
     panels = {"1 shot": {"a": (1.0, 0.5, 1.5), "b": (-2.0, None, None)}, "2 shots": {"b": (0.5, 0.0, 1.0)}}
     plots.plot_intervals(panels, {"a": "ours", "b": "theirs"}, "Points", tmp_path / "intervals.svg")
     first, second = drawn[0].axes

@@ -1,34 +1,43 @@
-"""Labelled examples, as everything that values or trains on them sees them."""
+"""Labelled examples: training sets, batches and validation sets, in one class."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
 @struct.dataclass
 class Examples:
-    """A batch of B examples; every leaf is batch-first.
+    """B labelled examples; every leaf is batch-first. A field that is None is not known.
 
     Attributes:
-        inputs: what the classifier takes: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...].
-        targets: what it should say, float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels.
-        is_weighted: bool [B], whether the weighting decides on the example (a synthetic or a doubtful one) or its
-            weight stays 1 (a real one); None: it decides on all.
-        difficulty: float32 [B] in [0, 1], asked for or measured; None where a weighting does not look at it.
-        similarity: float32 [B], the cosine of image and prompt in CLIP's space; likewise.
-        attributes: float32 [B, A], what was asked for in numbers, such as `PromptAttributes.one_hot`; likewise.
+        inputs: the classifier's input: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...].
+        targets: float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels.
+        weights: float32 [B], mean 1: how much each example counts in a training set; None: all the same.
+        is_weighted: bool [B], whether a weighting decides on the example (a synthetic or doubtful one) or its weight
+            stays 1 (a real one); None: it decides on all.
+        difficulty: float32 [B] in [0, 1], requested or measured.
+        similarity: float32 [B], cosine of image and prompt in CLIP's space.
+        attributes: float32 [B, A], the prompt's attributes, such as `PromptAttributes.one_hot`.
     """
 
     inputs: Any
     targets: jax.Array
+    weights: jax.Array | None = None
     is_weighted: jax.Array | None = None
     difficulty: jax.Array | None = None
     similarity: jax.Array | None = None
     attributes: jax.Array | None = None
+
+    def __len__(self) -> int:
+        """B."""
+        return self.targets.shape[0]
 
     @property
     def weighted(self) -> jax.Array:
@@ -37,26 +46,42 @@ class Examples:
             return self.is_weighted
         return jnp.ones(self.targets.shape[:-1], bool)
 
+    @property
+    def labels(self) -> jax.Array:
+        """The most probable class of each target: int32 [B]."""
+        return jnp.argmax(self.targets, axis=-1).astype(jnp.int32)
 
-def concatenate(first: Examples, second: Examples, axis: int = 0) -> Examples:
-    """One batch after the other; a field that one of them leaves out is missing in the result too.
+    def take(self, indices: jax.Array | np.ndarray) -> Examples:
+        """Some of the examples, in the order of `indices` [n]."""
+        return jax.tree.map(lambda leaf: leaf[indices], self)
+
+
+def labelled(inputs: Any, labels: np.ndarray | jax.Array, num_classes: int) -> Examples:
+    """Makes a training set of inputs [N, ...] and labels int [N], in [0, num_classes); all weights are 1."""
+    targets = np.eye(num_classes, dtype=np.float32)[np.asarray(labels)]
+    return Examples(inputs, jnp.asarray(targets), weights=jnp.ones(len(targets)))
+
+
+def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence[str] = ()) -> Examples:
+    """Joins two batches; a field that only one of them knows is dropped, unless `fill` names it.
 
     Args:
-        first: its `is_weighted` is made explicit, as is the other's.
-        second: likewise.
-        axis: of the examples; 1 where there is an axis of inner steps before it.
+        first: `is_weighted` is made explicit in the result.
+        second: the same.
+        axis: of the examples; 1 where an axis of inner steps stands before it.
+        fill: fields to fill with zeros where one batch lacks them, such as the attributes of real images.
     """
 
-    def join(one: Any, other: Any) -> Any:
-        if one is None or other is None:
+    def join(name: str) -> Any:
+        parts = [getattr(part, name) for part in (first, second)]
+        if name == "is_weighted":
+            parts = [first.weighted, second.weighted]
+        known = [part for part in parts if part is not None]
+        if not known or (len(known) == 1 and name not in fill):
             return None
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), one, other)
+        if len(known) == 1:
+            shapes = [(*part.targets.shape[:-1], *known[0].shape[axis + 1 :]) for part in (first, second)]
+            parts = [jnp.zeros(shape) if part is None else part for part, shape in zip(parts, shapes, strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
 
-    return Examples(
-        inputs=join(first.inputs, second.inputs),
-        targets=join(first.targets, second.targets),
-        is_weighted=join(first.weighted, second.weighted),
-        difficulty=join(first.difficulty, second.difficulty),
-        similarity=join(first.similarity, second.similarity),
-        attributes=join(first.attributes, second.attributes),
-    )
+    return Examples(**{field.name: join(field.name) for field in dataclasses.fields(Examples)})

@@ -1,7 +1,6 @@
 """One component of a checkpoint (unet, vae ...), in and out: a folder with `config.json` and safetensors files."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from utilgen_jax.checkpoints.checkpoint_folder import read_json
 from utilgen_jax.checkpoints.safetensors_io import open_component, write_tensors
 from utilgen_jax.checkpoints.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.sharding import place, to_host
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -102,9 +102,7 @@ def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: 
     folder.mkdir(parents=True, exist_ok=True)
     stem = TRANSFORMERS_STEM if "model_type" in config else DIFFUSERS_STEM
     write_tensors(folder / f"{stem}.safetensors", tensors, dtype)
-    temporary = folder / ".config.json.partial"
-    temporary.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+    write_text(folder / "config.json", json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
 
 
 def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> Targets:

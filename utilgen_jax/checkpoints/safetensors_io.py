@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from utilgen_jax.checkpoints.weight_files import (
     choose_weight_files,
 )
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import replace_file
 
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -121,12 +121,10 @@ def write_tensors(
         header[name] = {"dtype": _DTYPE_NAMES[plan[name]], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
+    with replace_file(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for name in names:
             np.ascontiguousarray(tensors[name], plan[name]).tofile(file)
-    os.replace(temporary, path)
 
 
 def _stored_dtype(tensor: np.ndarray, dtype: Any) -> np.dtype:

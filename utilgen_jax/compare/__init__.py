@@ -1,1 +1,1 @@
-"""`python -m utilgen_jax.compare`: several methods over shots and seeds, with intervals."""
+"""`python -m utilgen_jax.compare`: compares methods over shots and seeds, with confidence intervals."""

@@ -1,15 +1,15 @@
-"""Several methods, over shots and seeds, in one table with intervals.
+"""Compares methods over shots and seeds, with confidence intervals.
 
   python -m utilgen_jax.compare --config=configs/digits.py --methods=real,vanilla,utilgen --shots=1,2,5,10 \\
       --seeds=10 --workdir=runs/compare
   python -m utilgen_jax.compare --config=configs/digits.py --ablate=joint --workdir=runs/compare
 
-All methods of a seed see the same real images and the same classifier config; what they share, such as a pool, is
-computed once. Rerunning the command continues; with --norun it only tells of the runs that are done. It writes
+All methods of a seed use the same real images and the same classifier config; shared stages, such as a pool, run once.
+The same command resumes an interrupted comparison; with --norun it only reports the finished runs. It writes
 compare.json, compare.md and compare.png. Exit status: 0 done, 2 bad input, 130 interrupted.
 
-Several machines can share the work, such as one for --config.seed=0 --seeds=5 and one for --config.seed=5 --seeds=5; a
-table of all ten seeds is what --seeds=10 --norun --join=first/compare.json,second/compare.json makes.
+To split the work between two machines, run one with --config.seed=0 --seeds=5 and the other with --config.seed=5
+--seeds=5. Then --seeds=10 --norun --join=first/compare.json,second/compare.json reports all ten seeds.
 """
 
 import json
@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.config.validation import with_fields
 from utilgen_jax.errors import InputError
 from utilgen_jax.methods import ABLATIONS, METHODS
@@ -36,72 +35,73 @@ Plan = Sequence[tuple[int, int, str]]
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = command_line.common_flags("folder for all runs and the table; made if missing")
+    values = command_line.common_flags("folder for the runs and the results; created if missing")
     default = [name for name, method in METHODS.items() if not method.only_in_ablations]
-    flags.DEFINE_list("methods", default, "rows of the table", flag_values=values)
-    flags.DEFINE_string("ablate", None, "in place of --methods: the rows that take a method apart", flag_values=values)
-    flags.DEFINE_list("shots", [], "labelled images a class, one or several; empty: the config's", flag_values=values)
-    flags.DEFINE_integer("seeds", 5, "how many, counted up from the config's", lower_bound=1, flag_values=values)
+    flags.DEFINE_list("methods", default, "methods to compare", flag_values=values)
+    flags.DEFINE_string("ablate", None, "compare the parts of a method, in place of --methods", flag_values=values)
+    flags.DEFINE_list("shots", [], "labelled images per class, a list; empty: the config's", flag_values=values)
+    flags.DEFINE_integer("seeds", 5, "number of seeds, counted up from the config's", lower_bound=1, flag_values=values)
     flags.DEFINE_list(
-        "join", [], "compare.json of other folders: what they have is not run again, but told", flag_values=values
+        "join", [], "compare.json files of other folders, whose runs are included and not repeated", flag_values=values
     )
-    flags.DEFINE_boolean("run", True, "run what is missing; --norun: only read what is done", flag_values=values)
+    flags.DEFINE_boolean("run", True, "run what is missing; --norun: only report finished runs", flag_values=values)
     return values
 
 
 def run(argv: Sequence[str]) -> None:
-    """Reads the command line, runs what is missing, and writes the table.
+    """Parses the command line, runs what is missing, and writes the comparison.
 
     Args:
-        argv: The command line, its first entry the program.
+        argv: command line, including the program name.
 
     Raises:
-        InputError: Something the user gave is wrong.
+        InputError: the user's input is invalid.
     """
     values = define_flags()
     overrides, problems = command_line.parse_flags(values, argv)
     if values["help"].value:
         print(command_line.help_text(__doc__ or "", values))
         return
-    methods = _rows(values, problems)
+    methods = _selected_methods(values, problems)
     shots_texts: list[str] = values["shots"].value or []
     problems += [f"--shots: expected whole numbers, got {text!r}" for text in shots_texts if not text.isdigit()]
     for name in ("config", "workdir"):
         if not values[name].value:
-            problems.append(f"--{name}: say which, such as --config=configs/digits.py --workdir=runs/compare")
+            problems.append(f"--{name}: required, e.g. --config=configs/digits.py --workdir=runs/compare")
     if not values["config"].value:
         raise command_line.ConfigError(problems)
     config = command_line.read_config(values["config"].value, overrides, problems)
     workdir = Path(str(values["workdir"].value))
     shots = [int(text) for text in shots_texts] or [config.data.shots]
     seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
-    # Seeds outermost: a sweep that is broken off has every row, at fewer seeds.
+    # Seeds outermost: an interrupted sweep has all methods, at fewer seeds.
     plan = [(number, seed, method) for seed in seeds for number in shots for method in methods]
 
-    # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
+    # JAX is imported only now, so that --help and input errors are fast and touch no device.
     import jax
 
     from utilgen_jax.compare.join import shared_settings
     from utilgen_jax.compare.report import write_comparison
     from utilgen_jax.compare.statistics import run_of
-    from utilgen_jax.runtime import sharding
+    from utilgen_jax.runtime import distributed
 
     joined = _joined_runs([Path(name) for name in values["join"].value or []], config, plan)
     own = [entry for entry in plan if entry not in joined]
     if values["run"].value and own:
-        sharding.initialize_distributed()
-        run_all(config, workdir, own)
+        distributed.initialize_distributed()
+        with distributed.end_together():
+            run_all(config, workdir, own)
     if jax.process_index() == 0:
         found = [read_done(config, workdir, entry) for entry in own]
         runs = [run_of(summary) for summary in found if summary is not None] + list(joined.values())
         if not runs:
-            raise InputError(f"--workdir: none of these runs is done in {workdir}; without --norun they are")
+            raise InputError(f"--workdir: {workdir} has none of these runs; leave --norun out to run them")
         workdir.mkdir(parents=True, exist_ok=True)
         write_comparison(workdir, shared_settings(config), runs, plan)
 
 
-def _joined_runs(files: Sequence[Path], config: ConfigDict, plan: Plan) -> "dict[tuple[int, int, str], Run]":
-    """What --join brings: the runs of the plan that the files have, where several have one the first one's."""
+def _joined_runs(files: Sequence[Path], config: Config, plan: Plan) -> "dict[tuple[int, int, str], Run]":
+    """Reads the planned runs from the --join files; the first file that has a run provides it."""
     from utilgen_jax.compare.join import read_runs
 
     found: dict[tuple[int, int, str], Run] = {}
@@ -113,37 +113,37 @@ def _joined_runs(files: Sequence[Path], config: ConfigDict, plan: Plan) -> "dict
     return found
 
 
-def _rows(values: flags.FlagValues, problems: list[str]) -> list[str]:
-    """The rows that --methods or --ablate ask for; what is wrong with them is added to the problems."""
+def _selected_methods(values: flags.FlagValues, problems: list[str]) -> list[str]:
+    """Returns the methods of --methods or --ablate; appends input errors to `problems`."""
     ablation = values["ablate"].value
     if ablation is not None:
         if values["methods"].present:
-            problems.append("--ablate, --methods: give one of them; an ablation names its rows itself")
+            problems.append("--ablate, --methods: give only one; an ablation sets its own methods")
         problems += choice_problems("ablate", ablation, ABLATIONS)
         return list(ABLATIONS.get(ablation, ()))
     methods = list(dict.fromkeys(values["methods"].value or []))
     if not methods:
-        problems.append(f"--methods: name one at least, of {', '.join(METHODS)}")
+        problems.append(f"--methods: name at least one of {', '.join(METHODS)}")
     problems += choice_problems("methods", methods, METHODS)
     return methods
 
 
-def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
-    """Runs what is not done yet, and tells how far it is.
+def run_all(config: Config, workdir: Path, plan: Plan) -> None:
+    """Runs what is not done yet, and prints the progress.
 
     Args:
-        config: What all runs have in common.
-        workdir: Folder for the runs: `shots_K/seed_S/METHOD`, and for pools that do not depend on shots `pool/seed_S`.
-        plan: (shots, seed, method) of each run, in the order in which they are done.
+        config: config shared by all runs.
+        workdir: folder for the runs, `shots_K/seed_S/METHOD`, and for pools that do not depend on shots, `pool/seed_S`.
+        plan: (shots, seed, method) of each run, in execution order.
     """
     import jax
 
     from utilgen_jax import pipeline
-    from utilgen_jax.experiment.setup import Shared
+    from utilgen_jax.experiment.experiment import SharedDirs
     from utilgen_jax.experiment.workdir import open_workdir
     from utilgen_jax.report import format_duration
 
-    # Stages are shared among all runs of the folder, so all of them are of this config but for what `plan` changes.
+    # The runs of a folder share stages, so their configs may differ only in the fields that `plan` sets.
     open_workdir(workdir, config)
     waiting = [entry for entry in plan if read_done(config, workdir, entry) is None]
     seconds: list[float] = []
@@ -155,15 +155,19 @@ def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
             print(f"{count} {shots} shots, seed {seed}: {method}{left}", file=sys.stderr)
         start = time.monotonic()
         folder = workdir / f"shots_{shots}" / f"seed_{seed}"
-        shared = Shared(
+        shared = SharedDirs(
             stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
         )
         pipeline.run(_config_of(config, entry), _folder(workdir, entry), shared)
         seconds.append(time.monotonic() - start)
 
 
-def read_done(config: ConfigDict, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
-    """Returns the summary of a run, None where it is not done; InputError where it is of another config, or damaged."""
+def read_done(config: Config, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
+    """Returns the summary of a run, or None if it is not done.
+
+    Raises:
+        InputError: the run has another config, or its summary is damaged.
+    """
     from utilgen_jax.experiment.workdir import check_config
 
     folder = _folder(workdir, entry)
@@ -182,14 +186,14 @@ def _folder(workdir: Path, entry: tuple[int, int, str]) -> Path:
     return workdir / f"shots_{shots}" / f"seed_{seed}" / method
 
 
-def _config_of(config: ConfigDict, entry: tuple[int, int, str]) -> ConfigDict:
+def _config_of(config: Config, entry: tuple[int, int, str]) -> Config:
     shots, seed, method = entry
     return with_fields(config, {"method": method, "seed": seed, "data.shots": shots, "baselines": ()})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    interrupted = "the same command continues; with --norun it tells of the runs that are done"
+    interrupted = "the same command resumes; with --norun it reports the finished runs"
     return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 

@@ -1,4 +1,4 @@
-"""The runs of other folders, such as another machine's, as a comparison's file tells of them."""
+"""Reads runs of other folders, such as another machine's, from their `compare.json`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from utilgen_jax.compare.statistics import Run
-from utilgen_jax.config.schema import diff_configs, flatten, from_flat, from_json
+from utilgen_jax.config.schema import Config, diff_configs, flatten, from_flat, from_json
 from utilgen_jax.errors import InputError
 
-# The types of a run's JSON. A Python bool is an int, and none of these is one.
+# Types of the fields of a run. bool, a subclass of int, is rejected.
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "method": str,
     "shots": int,
@@ -23,36 +21,36 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "num_synthetic": int,
     "seconds_by_stage": dict,
 }
-_OF_THE_PLAN = ("method", "seed", "data.shots", "baselines")
+_PLAN_FIELDS = ("method", "seed", "data.shots", "baselines")
 
 
-def shared_settings(config: ConfigDict) -> dict[str, Any]:
-    """What all runs of a comparison have in common: the config without what its runs differ in, as JSON takes it."""
-    common = {path: value for path, value in flatten(config).items() if path not in _OF_THE_PLAN}
+def shared_settings(config: Config) -> dict[str, Any]:
+    """Returns the config without the fields in which the runs of a comparison differ, JSON-ready."""
+    common = {path: value for path, value in flatten(config).items() if path not in _PLAN_FIELDS}
     return from_flat(common).to_dict()
 
 
-def read_runs(file: Path, config: ConfigDict) -> list[Run]:
-    """The runs in the `compare.json` of a comparison with this config.
+def read_runs(file: Path, config: Config) -> list[Run]:
+    """Reads the runs in the `compare.json` of a comparison with this config.
 
     Args:
-        file: as `comparison_report.write_comparison` writes it.
-        config: the comparison's own; which method, seed and number of shots it names does not matter.
+        file: file written by `report.write_comparison`.
+        config: config of the comparison; its method, seed and number of shots are ignored.
 
     Raises:
-        InputError: the file is missing, damaged or of another config (names the fields that differ).
+        InputError: the file is missing, damaged or has another config (names the fields that differ).
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        before = flatten(from_json(json.dumps(content["config"])))
+        before = from_json(json.dumps(content["config"]))
         runs = [_run(entry) for entry in content["runs"]]
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        raise InputError(f"--join: {file} is no compare.json that can be read ({error!r})") from None
+        raise InputError(f"--join: {file} cannot be read as a compare.json ({error!r})") from None
     now = flatten(config)
-    same = {path: now[path] for path in _OF_THE_PLAN if path in now}
-    if differing := diff_configs(from_flat(before | same), config):
+    same = {path: now[path] for path in _PLAN_FIELDS if path in now}
+    if differing := diff_configs(before | same, now):
         fields = "\n  ".join(differing)
-        raise InputError(f"--join: {file} is of another config. The fields that differ:\n  {fields}")
+        raise InputError(f"--join: {file} has another config. The fields that differ:\n  {fields}")
     return runs
 
 

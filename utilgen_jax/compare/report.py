@@ -1,4 +1,4 @@
-"""A comparison for people and programs: its tables as text, markdown and JSON, and its figure."""
+"""Writes a comparison as tables in text, markdown and JSON, and as a figure."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 from utilgen_jax import report
 from utilgen_jax.compare.statistics import (
     Interval,
-    Row,
+    MethodResult,
     Run,
     accuracies,
     best_published,
     error_reduction,
     interval,
-    table_rows,
+    method_results,
 )
-from utilgen_jax.experiment.workdir import write_atomically
 from utilgen_jax.methods import METHODS, PUBLISHED
+from utilgen_jax.runtime.atomic_write import write_text
 
 Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
 
 _NOTE = (
     "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals;\nplain are synthetic images as they come. Seconds are of all stages of a run; those that rows share "
-    "count in each."
+    "intervals;\nplain is `vanilla`. Seconds are the sum over the stages of a run; stages that methods share count in "
+    "each."
 )
 
 
@@ -39,68 +39,67 @@ def write_comparison(
     """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png`.
 
     Args:
-        folder: where to.
-        settings: what the runs have in common, as JSON takes it; see `comparison_join.shared_settings`.
-        runs: those that are done, one at least.
-        plan: all runs that belong to it: (shots, seed, method), methods in the order of the rows.
+        folder: output folder.
+        settings: config shared by the runs, JSON-ready; see `join.shared_settings`.
+        runs: finished runs, at least one.
+        plan: (shots, seed, method) of all runs of the comparison, methods in display order.
     """
     methods = list(dict.fromkeys(method for _, _, method in plan))
     runs = sorted(runs, key=lambda run: (run.shots, run.seed, methods.index(run.method)))
-    there = {(run.shots, run.seed, run.method) for run in runs}
-    missing = [entry for entry in plan if entry not in there]
+    finished = {(run.shots, run.seed, run.method) for run in runs}
+    missing = [entry for entry in plan if entry not in finished]
     print("\n\n".join([*tables(runs, methods, report.format_table), *_missing_text(missing, len(plan))]))
     page = [*tables(runs, methods, report.format_markdown_table), *_missing_text(missing, len(plan))]
-    write_atomically(folder / "compare.md", "\n\n".join(page) + "\n")
-    rows = table_rows(runs, methods)
+    write_text(folder / "compare.md", "\n\n".join(page) + "\n")
+    results = method_results(runs, methods)
     reductions = _error_reductions(runs, methods)
     content = {
         "config": settings,
         "runs": [dataclasses.asdict(run) for run in runs],
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "results": [dataclasses.asdict(result) for result in results],
         "best_published": best_published(runs),
-        "error_reduction": {method: dataclasses.asdict(less) for method, less in reductions.items()},
+        "error_reduction": {method: dataclasses.asdict(value) for method, value in reductions.items()},
         "missing": [{"method": method, "shots": shots, "seed": seed} for shots, seed, method in missing],
     }
-    write_atomically(folder / "compare.json", json.dumps(content, indent=2) + "\n")
-    _plot(runs, rows, methods, folder / "compare.png")
+    write_text(folder / "compare.json", json.dumps(content, indent=2) + "\n")
+    _plot(runs, results, methods, folder / "compare.png")
     print(f"written: {folder}/compare.md, compare.json, compare.png")
 
 
 def tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -> list[str]:
-    """The comparison in words and numbers.
+    """Formats the tables of a comparison.
 
     Args:
-        runs: those that are done, one at least.
-        methods: in the order of the rows.
-        form: makes a table's text of its rows and its headers.
+        runs: finished runs, at least one.
+        methods: methods in display order.
+        form: formats a table from its rows and headers.
 
     Returns:
-        Of several numbers of shots first two tables with a line for each method and a column for each of them: the
-        accuracies, and the differences to plain synthetic images. Then one with all that is known of each row, what it
-        means, and how much less error the rows make that are not published.
+        For several numbers of shots, first two tables of methods by shots: accuracies, and differences to `vanilla`.
+        Then a table of all results, a note, and the error reductions of the unpublished methods.
     """
     best = best_published(runs)
-    rows = table_rows(runs, methods)
+    results = method_results(runs, methods)
     parts = []
-    all_shots = sorted({row.shots for row in rows})
+    all_shots = sorted({result.shots for result in results})
     if len(all_shots) > 1:
         columns = [f"{shots} shot" + "s" * (shots != 1) for shots in all_shots]
-        parts.append(form(_overview(rows, all_shots, _accuracy), ("accuracy, %", *columns)))
-        if against_plain := _overview(rows, all_shots, lambda row: _text(row.minus_plain)):
+        parts.append(form(_overview(results, all_shots, _accuracy), ("accuracy, %", *columns)))
+        if against_plain := _overview(results, all_shots, lambda result: _text(result.minus_plain)):
             parts.append(form(against_plain, ("minus plain", *columns)))
-    parts += [form([_cells(row) for row in rows], _headers(best)), _NOTE]
+    parts += [form([_cells(result) for result in results], _headers(best)), _NOTE]
     if reductions := _error_reductions(runs, methods):
-        heading = f"error less than that of {best}, %, mean over shots"
-        parts.append(form([[METHODS[method].title, less] for method, less in reductions.items()], ("", heading)))
+        heading = f"error reduction over {best}, %, mean over shots"
+        parts.append(form([[METHODS[method].title, value] for method, value in reductions.items()], ("", heading)))
     return parts
 
 
 def _error_reductions(runs: Sequence[Run], methods: Sequence[str]) -> dict[str, Interval]:
-    """Of each row that is not published: how much less error it makes than the best that is."""
+    """Returns the error reduction of each unpublished method over the best published one."""
     best = best_published(runs)
     own = [method for method in methods if method not in PUBLISHED]
     found = {method: error_reduction(runs, method, best) for method in own} if best else {}
-    return {method: less for method, less in found.items() if less is not None}
+    return {method: value for method, value in found.items() if value is not None}
 
 
 def _headers(best: str | None) -> tuple[str, ...]:
@@ -108,63 +107,65 @@ def _headers(best: str | None) -> tuple[str, ...]:
     return ("shots", "training set", "accuracy, %", "minus real", "minus plain", against, "synthetic", "seconds")
 
 
-def _overview(rows: Sequence[Row], all_shots: Sequence[int], text: Callable[[Row], str]) -> list[list[object]]:
-    """A line for each method of which something can be told, and what is told of it at each number of shots."""
-    cells = {(row.method, row.shots): text(row) for row in rows}
-    methods = dict.fromkeys(row.method for row in rows)
-    lines = [(method, [cells.get((method, shots), "") for shots in all_shots]) for method in methods]
-    return [[METHODS[method].title, *line] for method, line in lines if any(line)]
+def _overview(
+    results: Sequence[MethodResult], all_shots: Sequence[int], text: Callable[[MethodResult], str]
+) -> list[list[object]]:
+    """Returns a row of texts by number of shots for each method with a text."""
+    cells = {(result.method, result.shots): text(result) for result in results}
+    methods = dict.fromkeys(result.method for result in results)
+    rows = [(method, [cells.get((method, shots), "") for shots in all_shots]) for method in methods]
+    return [[METHODS[method].title, *row] for method, row in rows if any(row)]
 
 
 def _text(difference: Interval | None) -> str:
     return "" if difference is None else str(difference)
 
 
-def _accuracy(row: Row) -> str:
-    return f"{row.accuracy:.1f}" + ("" if row.deviation is None else f" ± {row.deviation:.1f}")
+def _accuracy(result: MethodResult) -> str:
+    return f"{result.accuracy:.1f}" + ("" if result.deviation is None else f" ± {result.deviation:.1f}")
 
 
-def _cells(row: Row) -> list[object]:
+def _cells(result: MethodResult) -> list[object]:
     return [
-        row.shots,
-        METHODS[row.method].title,
-        _accuracy(row),
-        _text(row.minus_real),
-        _text(row.minus_plain),
-        _text(row.minus_best),
-        row.num_synthetic,
-        f"{row.seconds:.0f}",
+        result.shots,
+        METHODS[result.method].title,
+        _accuracy(result),
+        _text(result.minus_real),
+        _text(result.minus_plain),
+        _text(result.minus_best),
+        result.num_synthetic,
+        f"{result.seconds:.0f}",
     ]
 
 
 def _missing_text(missing: Sequence[tuple[int, int, str]], total: int) -> list[str]:
-    """Says which runs are not there yet, a line for each row of the table."""
+    """Lists the missing runs, a line for each method and number of shots."""
     if not missing:
         return []
     seeds: dict[tuple[int, str], list[str]] = {}
     for shots, seed, method in missing:
         seeds.setdefault((shots, method), []).append(str(seed))
-    lines = [f"- {method}, {shots} shots, seeds: {', '.join(found)}" for (shots, method), found in seeds.items()]
-    heading = f"Missing, {len(missing)} of {total} runs; differences are over the seeds that both have:"
+    lines = [f"- {method}, {shots} shots, seeds: {', '.join(missed)}" for (shots, method), missed in seeds.items()]
+    heading = f"Missing, {len(missing)} of {total} runs; differences use the seeds that both methods have:"
     return ["\n".join([heading, "", *lines])]
 
 
-def _plot(runs: Sequence[Run], rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
-    """A panel for each number of shots: differences to `real` where it is there, accuracies where not."""
-    has_real = any(row.minus_real is not None for row in rows)
+def _plot(runs: Sequence[Run], results: Sequence[MethodResult], methods: Sequence[str], path: Path) -> None:
+    """Draws a panel for each number of shots: differences to `real`, or accuracies if the runs lack `real`."""
+    has_real = any(result.minus_real is not None for result in results)
     panels: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
-    for row in rows:
-        own, real = (list(accuracies(runs, method, row.shots).values()) for method in (row.method, "real"))
-        found = row.minus_real if has_real else interval(own)
-        if found is not None:
-            title = f"shots: {row.shots}" + (f" (real {np.mean(real):.1f} %)" if has_real else "")
-            panels.setdefault(title, {})[row.method] = (found.mean, found.low, found.high)
+    for result in results:
+        own, real = (list(accuracies(runs, method, result.shots).values()) for method in (result.method, "real"))
+        shown = result.minus_real if has_real else interval(own)
+        if shown is not None:
+            title = f"shots: {result.shots}" + (f" (real {np.mean(real):.1f} %)" if has_real else "")
+            panels.setdefault(title, {})[result.method] = (shown.mean, shown.low, shown.high)
     groups = {method: _group(method) for method in methods if any(method in panel for panel in panels.values())}
     label = "Accuracy minus that of real images only (points)" if has_real else "Test accuracy (%)"
     report.plot_intervals(panels, groups, label, path, reference=0.0 if has_real else None)
 
 
 def _group(method: str) -> str:
-    if METHODS[method].generation is None:
+    if METHODS[method].pool is None:
         return "real images only"
     return "published" if method in PUBLISHED else "not published"

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: means, deviations, and differences between runs of the same seed."""
+"""Statistics of a comparison: means, deviations, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from utilgen_jax.methods import METHODS, PUBLISHED
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a comparison knows of one run.
+    """Result of one run.
 
     Attributes:
         method: key of `methods.METHODS`.
-        shots: labelled images a class.
-        seed: the run's.
-        accuracy: on the test images, in [0, 1].
-        seconds: of all its stages; those it shares with other rows count in each of them.
-        num_synthetic: synthetic images that were added to the real ones.
-        seconds_by_stage: what `seconds` is the sum of.
+        shots: labelled images per class.
+        seed: seed of the run.
+        accuracy: test accuracy in [0, 1].
+        seconds: duration of all stages, shared ones included.
+        num_synthetic: number of synthetic training images.
+        seconds_by_stage: duration of each stage.
     """
 
     method: str
@@ -38,32 +38,34 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its 95 % interval (Student's t); one seed has none."""
+    """Mean over seeds and its 95 % interval (Student's t); low and high are None for a single seed."""
 
     mean: float
     low: float | None
     high: float | None
 
     def __str__(self) -> str:
-        # "z" writes -0.04 as +0.0.
+        # "z" formats -0.04 as +0.0.
         return f"{self.mean:+z.1f}" + ("" if self.low is None else f" [{self.low:+z.1f}, {self.high:+z.1f}]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of the table.
+class MethodResult:
+    """Result of a method at one number of shots, over seeds.
+
+    Differences are in points, over the seeds that both methods have; None without such seeds.
 
     Attributes:
         method: key of `methods.METHODS`.
-        shots: labelled images a class.
-        seeds: of the runs there are.
-        accuracy: mean over the seeds, in per cent.
-        deviation: standard deviation, likewise; None of one seed.
-        minus_real: difference to the row `real` over the seeds that both have, in points; None where there is none.
-        minus_plain: difference to the row `vanilla`, likewise; None for rows without synthetic images.
-        minus_best: difference to the best published row, likewise.
-        num_synthetic: mean of the runs' synthetic images.
-        seconds: likewise.
+        shots: labelled images per class.
+        seeds: seeds of the finished runs.
+        accuracy: mean accuracy in per cent.
+        deviation: standard deviation of the accuracy in per cent; None for a single seed.
+        minus_real: difference to `real`.
+        minus_plain: difference to `vanilla`; None for methods without synthetic images.
+        minus_best: difference to the best published method.
+        num_synthetic: mean number of synthetic training images.
+        seconds: mean duration of a run.
     """
 
     method: str
@@ -79,7 +81,7 @@ class Row:
 
 
 def run_of(summary: dict[str, Any]) -> Run:
-    """What a comparison takes from a run's summary, as `pipeline.run` returns it."""
+    """Extracts the result of a run from its summary, which `pipeline.run` returns."""
     return Run(
         method=summary["method"],
         shots=summary["shots"],
@@ -92,29 +94,29 @@ def run_of(summary: dict[str, Any]) -> Run:
 
 
 def interval(values: ArrayLike) -> Interval:
-    """The mean of numbers [n], one a seed, with its interval."""
+    """Returns the mean of numbers [n], one per seed, with its interval."""
     mean, low, high = report.paired_difference(values, np.zeros_like(values, dtype=np.float64))
     return Interval(mean, low, high) if np.isfinite(low) else Interval(mean, None, None)
 
 
 def accuracies(runs: Sequence[Run], method: str, shots: int) -> dict[int, float]:
-    """Accuracies in per cent of one method at one number of shots, by seed, which rises."""
+    """Returns the accuracies in per cent of a method at one number of shots, by ascending seed."""
     chosen = [run for run in runs if (run.method, run.shots) == (method, shots)]
     return {run.seed: 100 * run.accuracy for run in sorted(chosen, key=lambda run: run.seed)}
 
 
 def difference(runs: Sequence[Run], method: str, baseline: str, shots: int) -> Interval | None:
-    """How much better a method is than another, in points, over the seeds that both have; None where there is none."""
+    """Returns a method's accuracy minus a baseline's, in points, over common seeds; None without any."""
     own, other = (accuracies(runs, name, shots) for name in (method, baseline))
     common = [seed for seed in own if seed in other]
     return interval([own[seed] - other[seed] for seed in common]) if common else None
 
 
 def error_reduction(runs: Sequence[Run], method: str, baseline: str) -> Interval | None:
-    """How much less error a method makes than another, in per cent of the other's, averaged over the shot counts.
+    """Returns a method's relative error reduction over a baseline, in per cent, averaged over the numbers of shots.
 
-    The average is taken in each seed, the interval over seeds. Seeds in which one of the two misses a shot count, or
-    the other makes no error at all, are left out; None where none are left.
+    Averages within each seed and takes the interval over seeds. Skips seeds that lack a run of either method, or in
+    which the baseline makes no error. Returns None without any seeds.
     """
     errors = {(run.method, run.shots, run.seed): 1 - run.accuracy for run in runs}
     all_shots = sorted({run.shots for run in runs})
@@ -127,9 +129,9 @@ def error_reduction(runs: Sequence[Run], method: str, baseline: str) -> Interval
 
 
 def best_published(runs: Sequence[Run]) -> str | None:
-    """The published row of the highest accuracy, averaged over seeds and then over shot counts; None without any.
+    """Returns the published method of the highest accuracy, averaged over seeds and then over numbers of shots.
 
-    Where rows miss runs, only what all of them have counts; where that is nothing, None.
+    Compares only shots and seeds that all published methods have. Returns None without any.
     """
     methods = [method for method in PUBLISHED if any(run.method == method for run in runs)]
     found = {(run.method, run.shots, run.seed): run.accuracy for run in runs}
@@ -144,16 +146,16 @@ def best_published(runs: Sequence[Run]) -> str | None:
     return max(methods, key=mean) if methods and common else None
 
 
-def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
-    """One row for each number of shots and method of which there are runs.
+def method_results(runs: Sequence[Run], methods: Sequence[str]) -> list[MethodResult]:
+    """Returns a result for each number of shots and method that has runs.
 
     Args:
-        runs: all of them, in any order; some may be missing.
-        methods: in the order of the rows.
+        runs: runs in any order; some may be missing.
+        methods: methods in display order.
     """
     best = best_published(runs)
-    with_images = {name for name, method in METHODS.items() if method.generation and name != "vanilla"}
-    rows = []
+    with_images = {name for name, method in METHODS.items() if method.pool and name != "vanilla"}
+    results = []
     for shots in sorted({run.shots for run in runs}):
         for method in methods:
             own = [run for run in runs if (run.method, run.shots) == (method, shots)]
@@ -161,8 +163,8 @@ def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
                 continue
             values = accuracies(runs, method, shots)
             mean, deviation = report.mean_std(list(values.values()))
-            rows.append(
-                Row(
+            results.append(
+                MethodResult(
                     method=method,
                     shots=shots,
                     seeds=tuple(values),
@@ -175,4 +177,4 @@ def table_rows(runs: Sequence[Run], methods: Sequence[str]) -> list[Row]:
                     seconds=float(np.mean([run.seconds for run in own])),
                 )
             )
-    return rows
+    return results

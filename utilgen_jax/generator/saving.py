@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.generator.loading import component_folders, load_params
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.lora import Lora, merge_lora
+from utilgen_jax.runtime.atomic_write import replace_folder
 
 _INDEX = "model_index.json"
 # diffusers leaves keys alone that begin with an underscore.
@@ -72,10 +72,7 @@ def write_diffusers_folder(
         InputError: `out` holds something else, or the checkpoint's weights are broken or do not fit.
     """
     check_export_target(out)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replace_folder(out) as partial:
         folders = component_folders(checkpoint, components)
         names = exported_components(checkpoint)
         for name in names:
@@ -94,9 +91,6 @@ def write_diffusers_folder(
             index["requires_safety_checker"] = False
         index[_MARK] = f"utilgen_jax {__version__}"
         (partial / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _replace(out, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load(architecture: Architecture, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:
@@ -111,13 +105,3 @@ def _copy_texts(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.suffix in (".json", ".txt"):
             shutil.copyfile(path, target / path.name)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Puts a new folder in the place of an old one; folders, unlike files, cannot be replaced in one step."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.is_dir():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""What `python -m utilgen_jax.noisy_labels` does: data with wrong labels, a stage a weighting, and the report."""
+"""The experiment of `python -m utilgen_jax.noisy_labels`: noisy data, a stage per weighting, and the report."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,76 +16,81 @@ from utilgen_jax.data.image_source import ImageSource
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.splits import LabelledImages, stratified_order
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.results import log_stage
-from utilgen_jax.experiment.stages import Stages
-from utilgen_jax.experiment.workdir import versions, write_atomically, write_summary
+from utilgen_jax.experiment.logging import log_stage
+from utilgen_jax.experiment.stages import StageCache
+from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.noisy_labels.train import ClassifierConfig, NoisyData, train_and_value
+from utilgen_jax.noisy_labels.train import NoisyData, NoisyTrainingConfig, train_and_evaluate
+from utilgen_jax.runtime.atomic_write import write_text
 
-_WIDTH = 32  # of small_cnn and mlp
+_WIDTH = 32  # width of small_cnn and mlp
 _LOG_EVERY = 50
 _HEADERS = ("weighting", "test accuracy, %", "minus uniform", "AUC: weight", "soft label", "loss", "seconds")
 
 
 def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[str, Any]]:
-    """Trains every weighting that is asked for and not yet done, and writes `summary.json` and `weights.png`.
+    """Trains the requested weightings that are not done yet, and writes `summary.json` and `weights.png`.
 
     Args:
-        settings: the command's flags by name.
-        workdir: the run's folder; made if missing.
+        settings: flag values by name.
+        workdir: folder of the run; created if missing.
 
     Returns:
-        A table for people, and the figures: {"noise": ..., "rows": [...]}, JSON-ready.
+        A formatted table, and the results by name, JSON-ready.
 
     Raises:
-        InputError: the data cannot be had or are too few, or the folder holds a run with other settings.
+        InputError: the data cannot be read or are too few, or the folder holds a run with other settings.
     """
     with named_as_flags():
         data = read_data(settings)
         module = build_classifier(settings["classifier"], data.num_classes, _WIDTH, settings["image_size"])
     _open(workdir, settings)
-    config = ClassifierConfig(**{name: settings[name] for name in ClassifierConfig.__dataclass_fields__})
-    stages = Stages(workdir / "stages")
+    config = NoisyTrainingConfig(**{name: settings[name] for name in NoisyTrainingConfig.__dataclass_fields__})
+    stages = StageCache(workdir / "stages")
     results = {}
     with report.MetricsWriter(workdir) as metrics:
         for name in dict.fromkeys(settings["weightings"]):
+            results[name] = stages.run(name, dict, partial(_train, metrics, module, name, config, data))
 
-            def train(name: str = name) -> dict[str, np.ndarray]:
-                with log_stage(metrics, name, config.steps, _LOG_EVERY) as on_step:
-                    return train_and_value(module, name, config, data, on_step)
-
-            results[name] = stages.run(name, train)
-
-    rows = [_row(name, result, results.get("uniform"), stages.seconds[name]) for name, result in results.items()]
-    figures = {
+    metrics_by_weighting = [
+        _evaluate(name, result, results.get("uniform"), stages.seconds[name]) for name, result in results.items()
+    ]
+    summary = {
         "num_train": len(data.train),
         "num_validation": len(data.validation),
         "num_test": len(data.test),
         "share_wrong": round(float(data.is_wrong.mean()), 4),
-        "rows": rows,
+        "results": metrics_by_weighting,
     }
-    write_summary(workdir, {"settings": settings, **figures, "versions": versions()})
+    write_summary(workdir, {"settings": settings, **summary, "versions": versions()})
     report.plot_auc(
         {name: result["weight"] for name, result in results.items()},
         {name: result["is_wrong"] for name, result in results.items()},
         "Weight",
         workdir / "weights.png",
     )
-    return report.format_table([_cells(row) for row in rows], _HEADERS), figures
+    return report.format_table([_cells(metrics) for metrics in metrics_by_weighting], _HEADERS), summary
+
+
+def _train(
+    metrics: report.MetricsWriter, module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData
+) -> dict[str, np.ndarray]:
+    with log_stage(metrics, name, config.steps, _LOG_EVERY) as on_step:
+        return train_and_evaluate(module, name, config, data, on_step)
 
 
 def read_data(settings: dict[str, Any]) -> NoisyData:
-    """Reads the images, holds the validation images out, and makes labels wrong.
+    """Reads the images, holds out the validation images, and adds label noise.
 
     Args:
-        settings: the command's flags by name.
+        settings: flag values by name.
 
     Raises:
-        InputError: the data cannot be had, are too few, or have no test part.
+        InputError: the data cannot be read, are too few, or have no test split.
     """
     sources = load_flagged_source(settings)
     if sources.test is None:
-        raise InputError(f"{sources.train.name} has no test part, on which the weightings could be compared")
+        raise InputError(f"{sources.train.name} has no test split to compare the weightings on")
     num_validation, num_train = settings["num_validation"], settings["num_train"]
     available = len(sources.train.labels) - num_validation
     least = num_train or settings["batch_size"]
@@ -104,61 +110,61 @@ def read_data(settings: dict[str, Any]) -> NoisyData:
     )
 
 
-def separation(scores: np.ndarray, is_wrong: np.ndarray) -> float | None:
-    """How well scores tell right labels (high) from wrong ones (low): the area under the ROC curve in [0, 1].
+def auc(scores: np.ndarray, is_wrong: np.ndarray) -> float | None:
+    """Returns the area under the ROC curve of scores that are high for right labels.
 
     Args:
         scores: float [M].
-        is_wrong: bool [M].
+        is_wrong: whether the label is wrong, bool [M].
 
     Returns:
-        The probability that an image with a right label has the higher score, ties counting half; None where all labels
-        are right or all wrong, or all scores the same: then nothing was to be told, or nothing told.
+        The probability that an image with a right label scores higher than one with a wrong label, ties counting
+        half. None if all labels are right or all wrong, or if all scores are equal.
     """
     if is_wrong.all() or not is_wrong.any() or np.ptp(scores) == 0:
         return None
     return float(roc_auc_score(~is_wrong, scores))
 
 
-def _row(
+def _evaluate(
     name: str, result: dict[str, np.ndarray], uniform: dict[str, np.ndarray] | None, seconds: float
 ) -> dict[str, Any]:
-    row = {
+    metrics = {
         "weighting": name,
         "accuracy": float(result["correct"].mean()),
-        "auc_weight": separation(result["weight"], result["is_wrong"]),
-        "auc_soft_label": separation(result["label_mass"], result["is_wrong"]),
-        "auc_loss": separation(-result["loss"], result["is_wrong"]),
+        "auc_weight": auc(result["weight"], result["is_wrong"]),
+        "auc_soft_label": auc(result["label_mass"], result["is_wrong"]),
+        "auc_loss": auc(-result["loss"], result["is_wrong"]),
         "seconds": seconds,
     }
     if uniform is not None and name != "uniform":
-        row["minus_uniform"] = report.paired_difference(100.0 * result["correct"], 100.0 * uniform["correct"])
-    return row
+        metrics["minus_uniform"] = report.paired_difference(100.0 * result["correct"], 100.0 * uniform["correct"])
+    return metrics
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    difference = row.get("minus_uniform")
-    aucs = [row[key] for key in ("auc_weight", "auc_soft_label", "auc_loss")]
+def _cells(metrics: dict[str, Any]) -> list[str]:
+    difference = metrics.get("minus_uniform")
+    aucs = [metrics[key] for key in ("auc_weight", "auc_soft_label", "auc_loss")]
     return [
-        row["weighting"],
-        f"{100 * row['accuracy']:.1f}",
+        metrics["weighting"],
+        f"{100 * metrics['accuracy']:.1f}",
         "-" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference),
-        *("-" if auc is None else f"{auc:.3f}" for auc in aucs),
-        f"{row['seconds']:.0f}",
+        *("-" if value is None else f"{value:.3f}" for value in aucs),
+        f"{metrics['seconds']:.0f}",
     ]
 
 
 def _open(workdir: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder and notes the settings, or checks that what is there was made with the same ones.
+    """Creates the folder and writes the settings, or checks that an existing run has the same settings.
 
     Raises:
-        InputError: it was not; or its config.json cannot be read.
+        InputError: the run has other settings, or its config.json cannot be read.
     """
     file = workdir / "config.json"
     if file.is_file():
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
-            # A folder may get further weightings, and may have been moved.
+            # Weightings may be added, and a folder may have been moved.
             fixed = [name for name in settings if name not in ("weightings", "workdir")]
             differing = [
                 f"--{name}: {before[name]} before, {settings[name]} now"
@@ -166,11 +172,11 @@ def _open(workdir: Path, settings: dict[str, Any]) -> None:
                 if before[name] != settings[name]
             ]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: no settings of this command ({error!r}); take another folder") from error
+            raise InputError(f"{file}: not the settings of this command ({error!r}); choose another folder") from error
         if differing:
             raise InputError("\n  ".join([f"--workdir: {workdir} holds a run with other settings:", *differing]))
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(settings, indent=2) + "\n")
+    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def _read(source: ImageSource, indices: np.ndarray) -> LabelledImages:

@@ -1,4 +1,4 @@
-"""Trains a classifier on labels that are partly wrong, with learnt weights or without: Meta-Weight-Net's experiment."""
+"""Trains a classifier on noisy labels, with or without learnt sample weights: Meta-Weight-Net's experiment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from utilgen_jax import bilevel
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network, saflex, uniform
-from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import init_classifier, predict_logits
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
@@ -23,19 +23,19 @@ from utilgen_jax.runtime.schedules import warmup_cosine
 
 Params = Any
 
-# Training images that are valued at the end: enough for an AUC to two digits, few beside the training.
-NUM_VALUED = 2000
+# Number of training images that are evaluated at the end.
+NUM_EVALUATED = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class NoisyData:
-    """Images of which nobody is told whose labels are wrong.
+    """Images with noisy training labels.
 
     Attributes:
-        train: with noisy labels.
-        is_wrong: bool [N], of train; for the figures alone.
-        validation: with right labels; no image of train.
-        test: read once a weighting, at its end.
+        train: training images with noisy labels.
+        is_wrong: whether a training label is wrong, bool [N]; for evaluation only.
+        validation: validation images with right labels, disjoint from the training images.
+        test: test images; read once per weighting, after training.
     """
 
     train: LabelledImages
@@ -45,31 +45,29 @@ class NoisyData:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes."""
         return len(self.train.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierConfig:
-    """How all classifiers of the experiment are trained.
+class NoisyTrainingConfig:
+    """Training config shared by all weightings.
 
     Attributes:
-        steps: optimiser steps.
-        plain_steps: the first ones, in which no weighting is used or learnt yet. While the classifier knows little,
-            more weight on high losses helps; a weight network that learns so is saturated when the tide turns.
-            (ResNet-20 on CIFAR-10 at 16×16 with 40 % noise, 3,000 steps: weights of AUC 0.11, the wrong way round,
-            without plain steps.)
-        batch_size: images a step.
-        validation_batch_size: validation images in a step of the outer level.
-        outer_every: steps between two of the outer level. (SAFLEX has none: its influence is computed in every step.)
-        learning_rate: peak of SGD with Nesterov momentum 0.9, after a warm-up of 5 % of the steps; cosine decay to
-            zero.
-        weight_decay: added to the gradient (L2).
-        outer_learning_rate: of Adam, for the weight network.
-        label_strength: of SAFLEX, see `weightings.saflex`.
-        temperature: likewise.
-        augment: key of `AUGMENTATIONS`, for training images.
-        seed: of initial weights, batches and augmentation.
+        steps: number of optimiser steps.
+        plain_steps: number of first steps with equal weights, in which no weighting is learnt. Early in training,
+            high weights on high losses reduce the validation loss; a weight network that learns this saturates.
+        batch_size: images per step.
+        validation_batch_size: validation images per outer step.
+        outer_every: steps between two outer steps. Ignored by SAFLEX, which computes the influence in every step.
+        learning_rate: peak learning rate of SGD with Nesterov momentum 0.9, after a warm-up of 5 % of the steps and
+            before a cosine decay to zero.
+        weight_decay: L2 term added to the gradient.
+        outer_learning_rate: learning rate of Adam for the weight network.
+        label_strength: see `weightings.saflex`.
+        temperature: see `weightings.saflex`.
+        augment: augmentation of training images, a key of `AUGMENTATIONS`.
+        seed: random seed of initial weights, batches and augmentation.
     """
 
     steps: int
@@ -86,19 +84,19 @@ class ClassifierConfig:
     seed: int
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The classifier's."""
+        """Returns the optimiser of the classifier."""
         schedule = warmup_cosine(self.learning_rate, self.steps)
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay), optax.sgd(schedule, momentum=0.9, nesterov=True)
         )
 
     def outer_optimizer(self) -> optax.GradientTransformation:
-        """The weight network's, with Meta-Weight-Net's weight decay."""
+        """Returns the optimiser of the weight network, with Meta-Weight-Net's weight decay."""
         return optax.chain(optax.add_decayed_weights(1e-4), optax.adam(self.outer_learning_rate))
 
 
 # name -> (config, number of classes) -> weighting
-WEIGHTINGS: Mapping[str, Callable[[ClassifierConfig, int], Weighting]] = {
+WEIGHTINGS: Mapping[str, Callable[[NoisyTrainingConfig, int], Weighting]] = {
     "uniform": lambda config, num_classes: uniform(),
     "loss_network": lambda config, num_classes: loss_network(),
     "feature_network": lambda config, num_classes: feature_network(("loss", "margin", "entropy", "class"), num_classes),
@@ -106,35 +104,35 @@ WEIGHTINGS: Mapping[str, Callable[[ClassifierConfig, int], Weighting]] = {
 }
 
 
-def train_and_value(
-    module: Any, name: str, config: ClassifierConfig, data: NoisyData, on_step: Callable[..., None]
+def train_and_evaluate(
+    module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData, on_step: Callable[..., None]
 ) -> dict[str, np.ndarray]:
-    """Trains with one weighting from the seed's initial weights, tests, and values training images.
+    """Trains with one weighting from the seed's initial weights, tests, and evaluates training images.
 
-    All weightings see the same labelled images: `uniform`, which has no other use for the validation images, trains
-    on them too, with their right labels.
+    All weightings use the same labelled images: `uniform`, which needs no validation images, also trains on them, with
+    their right labels.
 
     Args:
-        module: a linen classifier without batch statistics.
+        module: linen classifier without batch statistics.
         name: key of `WEIGHTINGS`.
-        config: how.
-        data: on what.
-        on_step: called after each step with (steps done, loss on the device, `BilevelMetrics.first_nonfinite`), and by
-            name with the latest validation loss.
+        config: training config.
+        data: images.
+        on_step: called after each step with (steps done, loss on the device, `BilevelMetrics.first_nonfinite`) and the
+            latest validation loss as a keyword.
 
     Returns:
-        "correct" bool [T], of the test images; and of the training images that are valued, [M] each: "is_wrong" bool,
-        "weight", "label_mass" (what the soft label gives to the label as it came) and "loss", float32.
+        "correct", bool [T], for the test images. For the evaluated training images, [M] each: "is_wrong", bool; and
+        "weight", "label_mass" (the soft label's probability of the given label) and "loss", float32.
     """
     classifier, weighting = Classifier(module), WEIGHTINGS[name](config, data.num_classes)
     key = jax.random.key(config.seed)
     optimizer, outer_optimizer = config.optimizer(), config.outer_optimizer()
-    params = classification.init_classifier(classifier, data.train.images.shape[1:], jax.random.fold_in(key, 0))
+    params = init_classifier(classifier, data.train.images.shape[1:], jax.random.fold_in(key, 0))
     outer = {"weighting": weighting.init(jax.random.fold_in(key, 1))}
     state = bilevel.init_bilevel(params, optimizer, outer, outer_optimizer)
     plain_update, weighted_update = (
-        jax.jit(bilevel.make_bilevel_update(classifier.apply, chosen, optimizer, outer_optimizer), donate_argnums=0)
-        for chosen in (uniform(), weighting)
+        jax.jit(bilevel.make_bilevel_update(classifier.apply, each, optimizer, outer_optimizer), donate_argnums=0)
+        for each in (uniform(), weighting)
     )
 
     is_uniform = not weighting.needs_influence and not outer["weighting"]
@@ -158,29 +156,28 @@ def train_and_value(
             scalars = {"validation_loss": metrics.validation_loss}
         on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **scalars)
 
-    logits = classification.predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
-    valued = value(classifier.apply, weighting, state, data, config, validation_rng)
-    return {"correct": logits.argmax(-1) == data.test.labels, **valued}
+    logits = predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
+    evaluated = evaluate_samples(classifier.apply, weighting, state, data, config, validation_rng)
+    return {"correct": logits.argmax(-1) == data.test.labels, **evaluated}
 
 
-def value(
+def evaluate_samples(
     apply: Callable[[Params, Any], jax.Array],
     weighting: Weighting,
     state: bilevel.BilevelState,
     data: NoisyData,
-    config: ClassifierConfig,
+    config: NoisyTrainingConfig,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Weight, label mass and loss of the first `NUM_VALUED` training images, as they are, by the trained classifier.
+    """Returns weight, label mass and loss of the first `NUM_EVALUATED` training images under the trained classifier.
 
-    Influence is looked for along a short step of plain descent: by its last step the training's own rate is zero. (At a
-    rate of 1 the step spoils the classifier that is asked: ResNet-20's utilities had an AUC of 0.43, at 0.001 of 0.55,
-    and with 512 validation images in place of 64 of 0.73.)
+    The images are not augmented. The influence is that of a short step of gradient descent, as the training's own
+    learning rate has decayed to zero.
     """
     descent = optax.sgd(1e-3)
 
     @jax.jit
-    def look(state: bilevel.BilevelState, examples: Examples, validation: Examples) -> dict[str, jax.Array]:
+    def evaluate_batch(state: bilevel.BilevelState, examples: Examples, validation: Examples) -> dict[str, jax.Array]:
         matrix = None
         if weighting.needs_influence:
             matrix = influence(apply, descent, state.params, descent.init(state.params), examples, validation).matrix
@@ -189,14 +186,14 @@ def value(
         return {"weight": weights, "label_mass": (targets * examples.targets).sum(-1), "loss": weighting_inputs.losses}
 
     size = config.batch_size
-    number = min(NUM_VALUED, len(data.train)) // size * size
+    number = min(NUM_EVALUATED, len(data.train)) // size * size
     parts = []
     for start in range(0, number, size):
         images, labels = (array[start : start + size] for array in (data.train.images, data.train.labels))
         validation = _draw(data.validation, config.validation_batch_size, data.num_classes, rng)
-        parts.append(jax.device_get(look(state, _examples(images, labels, data.num_classes), validation)))
-    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return found | {"is_wrong": data.is_wrong[:number]}
+        parts.append(jax.device_get(evaluate_batch(state, _examples(images, labels, data.num_classes), validation)))
+    outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return outputs | {"is_wrong": data.is_wrong[:number]}
 
 
 def _joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
@@ -209,7 +206,7 @@ def _joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
 
 
 def _index_batches(size: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Epoch after epoch, each in a new order, without its incomplete last batch."""
+    """Yields batches of indices, shuffled anew each epoch, without the incomplete last batch."""
     while True:
         order = rng.permutation(size)
         yield from order[: size // batch_size * batch_size].reshape(-1, batch_size)
@@ -220,6 +217,6 @@ def _examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examp
 
 
 def _draw(images: LabelledImages, number: int, num_classes: int, rng: np.random.Generator) -> Examples:
-    """`number` images, with replacement: there may be fewer."""
+    """Draws `number` images with replacement."""
     indices = rng.integers(len(images), size=number)
     return _examples(images.images[indices], images.labels[indices], num_classes)

@@ -11,7 +11,6 @@ removes. Only metadata.jsonl is forced to the disk: after a power cut `read_pool
 import dataclasses
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line, write_bytes, write_text
 
 METADATA = "metadata.jsonl"
 
@@ -103,7 +103,7 @@ class PoolWriter:
         records = _read_records(self.folder, self.class_names)
         for record in records:
             _image_path(self.folder, record)
-        os.truncate(metadata, metadata.read_bytes().rfind(b"\n") + 1)
+        cut_partial_line(metadata)
         self._remove_orphans({record.file_name for record in records})
         self._count = len(records)
 
@@ -140,19 +140,16 @@ class PoolWriter:
         for pixels, record in zip(to_uint8(images), named, strict=True):
             path = self.folder / record.file_name
             path.parent.mkdir(exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(_to_png(pixels))
-            os.replace(temporary, path)
-        with open(self.folder / METADATA, "ab") as metadata:
-            metadata.write(lines.encode())
-            metadata.flush()
-            os.fsync(metadata.fileno())
+            write_bytes(path, _to_png(pixels))
+        append_text(self.folder / METADATA, lines)
         self._count += len(named)
 
     def _remove_orphans(self, committed: set[str]) -> None:
         for class_folder in self._class_folders:
             for path in (self.folder / class_folder).glob("*"):
-                ours = re.fullmatch(r"\d{5,}\.png(\.tmp)?", path.name)  # Never a file that a person put here.
+                ours = re.fullmatch(
+                    r"\d{5,}\.png|\.\d{5,}\.png\.partial", path.name
+                )  # Never a file that a person put here.
                 if ours and f"{class_folder}/{path.name}" not in committed:
                     path.unlink()
 
@@ -209,12 +206,7 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
         values = column.tolist() if isinstance(column, np.ndarray) else column
         records = [dataclasses.replace(record, **{name: value}) for record, value in zip(records, values, strict=True)]
     lines = "".join(_to_line(record) for record in records)  # Before any file: a value JSON cannot hold raises here.
-    temporary = folder / (METADATA + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(lines.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / METADATA)
+    write_text(folder / METADATA, lines, fsync=True)
 
 
 def _read_records(folder: Path, class_names: tuple[str, ...] | None) -> list[PoolRecord]:

@@ -1,4 +1,4 @@
-"""What a run tells its user: metrics on disk, progress and ETA, tables with intervals, figures and the HTML page."""
+"""Output of a run: metrics on disk, progress and ETA, tables with intervals, figures and the HTML report."""
 
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.report.page import write_report

@@ -1,4 +1,4 @@
-"""Contact sheets: many small images on one page, with titles."""
+"""Contact sheets: many small images in a grid, with titles."""
 
 import math
 import textwrap
@@ -21,15 +21,15 @@ def contact_sheet(
     row_titles: Sequence[str] | None = None,
     column_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Lay images out in rows, on white paper.
+    """Arranges images in a grid on white.
 
     Args:
         images: uint8 [N, H, W] grey, [N, H, W, 1] grey or [N, H, W, 3] RGB.
-        columns: Images in a row; the last row may be shorter.
-        captions: One text for each image, set below it and wrapped to its width.
-        scale: Each pixel becomes scale x scale pixels.
-        row_titles: One text for each row, set to its left.
-        column_titles: One text for each column, set above it.
+        columns: images per row; the last row may be shorter.
+        captions: a text for each image, below it and wrapped to its width.
+        scale: integer factor by which images are enlarged.
+        row_titles: a text for each row, to its left.
+        column_titles: a text for each column, above it.
 
     Returns:
         An RGB image.

@@ -1,4 +1,4 @@
-"""The images of a run by class: the real shots beside the best and the worst synthetic images."""
+"""Gallery of a run by class: the real images beside the highest and lowest ranked synthetic ones."""
 
 import base64
 import io
@@ -9,38 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from utilgen_jax.data import LabelledImages, Pool, PoolRecord
+from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.pool.storage import Pool, PoolRecord
 
-# What a page shows at most, so that it stays small enough to mail whatever the run.
+# Limits that keep the page small enough to mail.
 MAX_CLASSES = 20
 IMAGES_PER_GROUP = 8
 MAX_SIDE = 128  # pixels; larger images are shrunk to it
 
 
-def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str]) -> str:
-    """Shows the real and the synthetic images by class, `MAX_CLASSES` and `IMAGES_PER_GROUP` at most.
+def gallery(real: LabelledImages, pool: Pool | None) -> str:
+    """Shows the real and the synthetic images of up to `MAX_CLASSES` classes, `IMAGES_PER_GROUP` of a kind.
 
     Args:
+        real: the real training images.
         pool: the synthetic images; None for none.
-        real: the real images trained on.
-        class_names: the name of each label.
 
     Returns:
-        HTML with the images inside it as data URIs; all text is escaped.
+        HTML with the images as data URIs; all text is escaped.
     """
+    class_names = real.class_names
     shown = class_names[:MAX_CLASSES]
     notes = []
     if pool is not None:
         notes.append(
-            "Under each synthetic image: its weight or, where all weigh the same, the class's part of its soft "
-            "label; then its difficulty. Hover over it for its prompt."
+            "Below each synthetic image: its weight (or its soft label's probability of the class, where all weights "
+            "are equal) and its difficulty. Hover over an image for its prompt."
         )
     if len(class_names) > len(shown):
         notes.append(f"The first {len(shown)} of {len(class_names)} classes.")
     blocks = []
     for label, name in enumerate(shown):
-        shots = np.flatnonzero(real.labels == label)
-        groups = [_group(f"real, {shots.size}", real.images, shots[:IMAGES_PER_GROUP], lambda _: ("real shot", ""))]
+        indices = np.flatnonzero(real.labels == label)
+        title = f"real, {indices.size}"
+        groups = [_group(title, real.images, indices[:IMAGES_PER_GROUP], lambda _: ("real image", ""))]
         stats = ""
         if pool is not None:
             members = np.flatnonzero(pool.labels == label)
@@ -51,27 +53,28 @@ def gallery(pool: Pool | None, real: LabelledImages, class_names: Sequence[str])
 
 
 def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
-    """The best and the worst images of one class by weight; where all weigh the same, by what their soft labels say.
+    """Groups the highest and lowest ranked images of one class.
 
-    Where these are all the same too, or unknown, the first ones.
+    Ranks by weight; by the soft label's probability of the class where all weights are equal. Where neither varies,
+    shows the first images.
     """
 
-    def part_of_class(record: PoolRecord) -> float | None:
+    def class_probability(record: PoolRecord) -> float | None:
         return None if record.soft_label is None else record.soft_label[record.label]
 
     records = [pool.records[int(index)] for index in members]
-    ways = (
+    rankings = (
         ("highest weight", "lowest weight", lambda record: record.weight),
-        ("surest by label", "least sure by label", part_of_class),
+        ("highest soft label", "lowest soft label", class_probability),
     )
-    varied = [way for way in ways if len({*map(way[2], records)} - {None}) > 1]
-    first, last, score = (varied or ways)[0]
+    varying = [ranking for ranking in rankings if len({*map(ranking[2], records)} - {None}) > 1]
+    first, last, score = (varying or rankings)[0]
 
     def texts(index: int) -> tuple[str, str]:
         record = pool.records[index]
         return record.prompt or "", f"{_number(score(record))} · {_number(record.difficulty)}"
 
-    if not varied:
+    if not varying:
         return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * IMAGES_PER_GROUP], texts)]
     ranked = members[np.argsort(-_column([score(record) for record in records]), kind="stable")]  # NaN comes last
     top, rest = ranked[:IMAGES_PER_GROUP], ranked[IMAGES_PER_GROUP:]
@@ -82,7 +85,7 @@ def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
 
 
 def _class_stats(records: Sequence[PoolRecord]) -> str:
-    """Count, means and, if there is only one, the prompt of a class, as HTML."""
+    """Returns HTML with a class's count and means, and its prompt if all images share one."""
     stats = [f"{len(records):,} synthetic"]
     columns = {"weight": [record.weight for record in records], "difficulty": [record.difficulty for record in records]}
     for name, column in columns.items():
@@ -96,7 +99,7 @@ def _class_stats(records: Sequence[PoolRecord]) -> str:
 
 
 def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
-    """A strip of images under its name; `texts` gives the title and the caption of an image by its index."""
+    """Returns a named strip of images; `texts` gives the title and the caption of an image by its index."""
     figures = []
     for index in indices:
         title, caption = texts(int(index))
@@ -109,7 +112,7 @@ def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callabl
 
 
 def _image(image: np.ndarray) -> tuple[str, bool]:
-    """Returns the data URI of a uint8 [H, W, C] image, and whether it is small enough to show its pixels."""
+    """Returns the data URI of a uint8 [H, W, C] image, and whether it is small enough to show pixelated."""
     opened = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     small = max(opened.size) <= MAX_SIDE // 2
     opened.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
@@ -122,7 +125,7 @@ def _image(image: np.ndarray) -> tuple[str, bool]:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Returns a URI that holds the content of a file of the media type `kind`."""
+    """Returns a file's content as a data URI of the media type `kind`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Scalars by stage and step: `metrics.jsonl` for programs and people, TensorBoard files for curves."""
+"""Scalars by stage and step, in `metrics.jsonl` and in TensorBoard files."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import cut_partial_line
 
 FILE_NAME = "metrics.jsonl"
 _RESERVED = ("step", "stage", "time")
@@ -16,23 +17,24 @@ _RESERVED = ("step", "stage", "time")
 class MetricsWriter:
     """Appends scalars to `<workdir>/metrics.jsonl` and mirrors them to `<workdir>/tensorboard`; a context manager.
 
-    Each line is a JSON object with `step`, `stage`, `time` (unix seconds) and the scalars, and is on disk when `write`
-    returns. A partial last line, left by a run that was killed while it wrote, is cut off on opening.
+    Each line is a JSON object with `step`, `stage`, `time` (unix seconds) and the scalars. Lines are flushed one by
+    one. Opening the file removes a partial last line, which a killed run may leave.
 
     Args:
         workdir: the run's folder; made if it does not exist.
-        enabled: False on every process but the first: values are still checked, nothing is written.
+        enabled: whether to write; False on all processes but the first. Values are checked in any case.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], enabled: bool = True) -> None:
         self._file = None
         if not enabled:
             return
-        from tensorboardX import SummaryWriter  # here, since its import costs as much as a small stage
+        from tensorboardX import SummaryWriter  # slow to import
 
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        _cut_partial_line(folder / FILE_NAME)
+        if (folder / FILE_NAME).exists():
+            cut_partial_line(folder / FILE_NAME)
         self._file = open(folder / FILE_NAME, "a", buffering=1, encoding="utf-8", newline="\n")
         self._tensorboard = SummaryWriter(logdir=str(folder / "tensorboard"))
 
@@ -40,13 +42,13 @@ class MetricsWriter:
         """Writes the scalars of one step.
 
         Args:
-            step: steps done in this stage.
+            step: number of steps done in this stage.
             stage: name of the stage, e.g. "real classifier".
             **scalars: numbers, or arrays of one element (NumPy or JAX), by name.
 
         Raises:
-            FloatingPointError: a value is NaN or infinite. Raised on every process, so that all of them stop.
-            ValueError: a value is not one number, or has the name of one of the line's own fields.
+            FloatingPointError: a value is NaN or infinite; raised on all processes, so that all of them stop.
+            ValueError: a value is not a single number, or its name is reserved.
         """
         numbers = {name: _number(value, name) for name, value in scalars.items()}
         for name, number in numbers.items():
@@ -76,18 +78,17 @@ class MetricsWriter:
 def read_metrics(workdir: str | os.PathLike[str], stage: str | None = None) -> list[dict[str, Any]]:
     """Reads `<workdir>/metrics.jsonl`, one dict for each step of each stage, in the order first written.
 
-    A stage that was interrupted and begun again has logged some steps twice: the later values count. A partial last
-    line is left out.
+    Where a resumed stage has logged a step twice, the later values are used. A partial last line is ignored.
 
     Args:
         workdir: the run's folder.
-        stage: only the rows of this stage; None for all.
+        stage: return only this stage's rows; None for all.
 
     Returns:
         Rows with `step`, `stage`, `time` and the scalars; an empty list if the file does not exist.
 
     Raises:
-        InputError: a whole line is not a row; names the file and the line.
+        InputError: a line is not a row of metrics; names the file and the line.
     """
     path = Path(workdir) / FILE_NAME
     if not path.exists():
@@ -98,7 +99,7 @@ def read_metrics(workdir: str | os.PathLike[str], stage: str | None = None) -> l
             row = json.loads(line)
             key = (row["stage"], row["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: not a line of metrics; remove the line to go on") from error
+            raise InputError(f"{path}, line {number}: not a line of metrics; remove the line") from error
         if stage is None or key[0] == stage:
             rows.setdefault(key, {}).update(row)
     return list(rows.values())
@@ -106,7 +107,7 @@ def read_metrics(workdir: str | os.PathLike[str], stage: str | None = None) -> l
 
 def _number(value: Any, name: str) -> int | float:
     if name in _RESERVED:
-        raise ValueError(f"a metric cannot be called {name!r}: each line has a field of that name")
+        raise ValueError(f"{name!r} is a reserved field and cannot name a metric")
     if hasattr(value, "item"):
         if getattr(value, "size", 1) != 1:
             raise ValueError(f"metric {name!r} must be one number, got shape {value.shape}")
@@ -114,11 +115,3 @@ def _number(value: Any, name: str) -> int | float:
     if not isinstance(value, int | float):
         raise ValueError(f"metric {name!r} must be a number, got {type(value).__name__}")
     return value
-
-
-def _cut_partial_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)

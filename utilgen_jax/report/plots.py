@@ -1,4 +1,4 @@
-"""Figures of a run, drawn by matplotlib without a display; the suffix of the path (.png, .svg, ...) is the format."""
+"""Figures of a run, drawn by matplotlib without a display; the path's suffix (.png, .svg, ...) sets the format."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart, without its yellow (too pale on white).
+# Okabe and Ito's colour-blind safe palette, without its yellow (too pale on white).
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#8A8F98"
 _PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
@@ -36,7 +36,7 @@ _STYLE: Any = {  # some versions of matplotlib type it by a literal of all the k
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
-    "svg.hashsalt": "utilgen_jax",  # the same figure gives the same file
+    "svg.hashsalt": "utilgen_jax",  # deterministic SVG output
     "text.color": "#333840",
     "xtick.color": "#5A6069",
     "ytick.color": "#5A6069",
@@ -60,10 +60,10 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     panels = [(kind, curves) for kind in ("loss", "accuracy") if (curves := _curves(metrics, kind))]
     if not panels:
         raise ValueError("nothing to draw: no row of the metrics has a loss or an accuracy")
-    # One colour for each stage and one dash for each measure, in both panels, so that one legend serves them.
+    # Stages have colours and measures have dashes, the same in both panels: one legend serves both.
     keys = list(dict.fromkeys(key for _, curves in panels for key in curves))
     stages = list(dict.fromkeys(stage for stage, _ in keys))
-    measures = sorted({measure for _, measure in keys})  # the plain "loss" and "accuracy" first, as a full line
+    measures = sorted({measure for _, measure in keys})  # plain "loss" and "accuracy" first, as a solid line
     lines: dict[str, Artist] = {}
     with _style():
         figure = _figure(4.8 * len(panels), 3.3 + 0.11 * len(keys))
@@ -83,21 +83,21 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
 
 
 def plot_weight_curve(losses: ArrayLike, weights: ArrayLike, path: str | os.PathLike[str]) -> Path:
-    """Draws the weight of each pool sample against its loss, over a histogram of the losses.
+    """Draws the weight of each pool sample against its loss, above a histogram of the losses.
 
-    A weight network on the scalar loss alone shows as a curve; averaging over cross-fit folds or richer inputs make it
-    a cloud, so the mean within bins of equally many samples is drawn through it.
+    The weight is a function of the loss only for a single weight network on the scalar loss. With cross-fit folds or
+    more features the samples scatter; the line is the mean weight in quantile bins of the loss.
 
     Args:
-        losses: [n] loss of each sample of the pool.
-        weights: [n] its weight, in [0, 1].
+        losses: loss of each pool sample, [n].
+        weights: weight of each sample in [0, 1], [n].
         path: the file to write.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the two are not lists of the same length, one sample at least.
+        ValueError: the arrays are empty, not one-dimensional or of different lengths.
     """
     x, y = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
@@ -123,19 +123,19 @@ def plot_intervals(
     path: str | os.PathLike[str],
     reference: float | None = None,
 ) -> Path:
-    """Draws means with their intervals as dots with bars, a panel beside the other, each row at one height in all.
+    """Draws means and intervals as dots with bars, in panels side by side with a shared vertical axis.
 
     Args:
-        panels: {title: {row: (mean, low, high)}}; a row may be missing in some; without low and high there is no bar.
-        groups: {row: the group it belongs to}, from above downwards. Groups have colours, and a legend where several.
-        label: of the horizontal axes, each of which has its own range.
+        panels: {title: {method: (mean, low, high)}}; a panel may lack methods. None for low and high draws no bar.
+        groups: {method: its group}, from top to bottom. Groups have colours; several groups have a legend.
+        label: label of the horizontal axes; each panel has its own range.
         path: the file to write.
-        reference: where to draw a vertical line; None for nowhere.
+        reference: position of a vertical line; None for no line.
 
     Returns:
         The path.
     """
-    heights = {row: -number for number, row in enumerate(groups)}
+    heights = {method: -number for number, method in enumerate(groups)}
     colours = dict(zip(dict.fromkeys(groups.values()), (GREY, *_PALETTE), strict=False))
     dots: dict[str, Artist] = {}
     with _style():
@@ -145,11 +145,11 @@ def plot_intervals(
         ):
             if reference is not None:
                 axes.axvline(reference, color="#5A6069", linewidth=1, zorder=1)
-            for row, (mean, low, high) in panel.items():
-                colour = colours[groups[row]]
+            for method, (mean, low, high) in panel.items():
+                colour = colours[groups[method]]
                 if low is not None and high is not None:
-                    axes.plot([low, high], [heights[row]] * 2, color=colour)
-                (dots[groups[row]],) = axes.plot([mean], [heights[row]], "o", color=colour, markersize=5)
+                    axes.plot([low, high], [heights[method]] * 2, color=colour)
+                (dots[groups[method]],) = axes.plot([mean], [heights[method]], "o", color=colour, markersize=5)
             axes.set_title(title, fontsize=10)
             axes.set_yticks(list(heights.values()), list(heights))
             axes.tick_params("y", length=0)
@@ -160,11 +160,11 @@ def plot_intervals(
 
 
 def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[str]) -> Path:
-    """Draws histograms of the difficulty s = 1 - p(true class) of the real shots and of the pool.
+    """Draws histograms of the difficulty s = 1 - p(true class) of the real images and of the pool.
 
     Args:
-        real: [n] difficulties of the real shots, in [0, 1].
-        pool: [m] difficulties of the pool's samples, in [0, 1].
+        real: difficulties of the real images in [0, 1], [n].
+        pool: difficulties of the pool samples in [0, 1], [m].
         path: the file to write.
 
     Returns:
@@ -174,7 +174,7 @@ def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[st
     with _style():
         figure = _figure(5.4, 3.9)
         axes = figure.subplots()
-        for values, name, colour, fill in ((pool, "synthetic pool", SKY, True), (real, "real shots", RED, False)):
+        for values, name, colour, fill in ((pool, "synthetic pool", SKY, True), (real, "real images", RED, False)):
             counts, _ = np.histogram(np.asarray(values, dtype=np.float64), edges)
             shares = 100 * counts / max(counts.sum(), 1)
             axes.stairs(shares, edges, fill=fill, color=colour, linewidth=1.8, label=f"{name} ({counts.sum()})")
@@ -186,12 +186,12 @@ def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[st
 def plot_auc(
     values: Mapping[str, ArrayLike], is_wrong: Mapping[str, ArrayLike], label: str, path: str | os.PathLike[str]
 ) -> Path:
-    """Draws histograms of a value of images with right and with wrong labels, a panel for each method.
+    """Draws histograms of a score for images with right and with wrong labels, a panel for each method.
 
     Args:
-        values: {method: [n] numbers}.
-        is_wrong: {method: bool [n]}, of the same images.
-        label: of the horizontal axis.
+        values: {method: scores [n]}.
+        is_wrong: {method: bool [n]}, whether the label of each image is wrong.
+        label: label of the horizontal axis.
         path: the file to write.
 
     Returns:
@@ -214,7 +214,7 @@ def plot_auc(
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]], kind: str) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
-    """Steps and values by (stage, what stands before `kind` in the scalar's name)."""
+    """Collects steps and values by (stage, prefix of the scalar's name)."""
     curves: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
     for row in metrics:
         for name, value in row.items():
@@ -226,13 +226,13 @@ def _curves(metrics: Sequence[Mapping[str, Any]], kind: str) -> dict[tuple[str, 
 
 
 def _style() -> AbstractContextManager[None]:
-    from matplotlib import rc_context  # here, as in _figure: matplotlib is slow to import and only the report needs it
+    from matplotlib import rc_context  # slow to import
 
     return rc_context(_STYLE)
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # without pyplot, so that a notebook's backend and figures are left alone
+    from matplotlib.figure import Figure  # not pyplot: a notebook's backend and figures stay as they are
 
     return Figure(figsize=(width, height))
 
@@ -244,6 +244,6 @@ def _legend_above(axes: "Axes") -> None:
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A date in an SVG would make two equal runs differ.
+    # No date in the SVG: equal figures give equal files.
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
     return target

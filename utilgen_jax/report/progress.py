@@ -1,4 +1,4 @@
-"""A clock for long stages: percent, rate, elapsed time and ETA, on one line of a terminal or now and then in a log."""
+"""Progress of long stages: percent, rate, elapsed time and ETA, on a terminal line or as lines in a log."""
 
 import shutil
 import sys
@@ -6,24 +6,24 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-_TERMINAL_INTERVAL = 0.2  # seconds between rewrites of the line: five a second is as fast as one reads
+_TERMINAL_INTERVAL = 0.2  # seconds between rewrites of the line
 
 
 class Progress:
-    """Tells how far a stage is, in the manner of `Chrono` in google-research/big_vision; a context manager.
+    """Prints the progress of a stage, like `Chrono` in google-research/big_vision; a context manager.
 
-    The first update is left out of the rate and the ETA, since it holds the compilation. On a terminal one line is
-    rewritten; elsewhere (a log, CI, a notebook) a line is printed every `interval` seconds at most, and one at the end.
+    The first update is excluded from the rate and the ETA, as it includes the compilation. On a terminal a single line
+    is rewritten. Elsewhere (a log, CI, a notebook) a line is printed at most every `interval` seconds, and at the end.
 
     Args:
         stage: name of the stage.
-        total: units of work in the stage.
-        unit: what is counted, in the singular; its plural is formed with "s".
-        stream: where to print; standard error if None.
-        initial: units already done by an earlier run, which tell nothing about this run's rate.
+        total: number of units of work.
+        unit: name of a unit in the singular; the plural adds "s".
+        stream: output stream; None for standard error.
+        initial: units done by an earlier run; excluded from the rate.
         interval: seconds between lines where the stream is not a terminal.
-        enabled: False on every process but the first: nothing is printed.
-        clock: seconds that only rise.
+        enabled: whether to print; False on all processes but the first.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -53,23 +53,23 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Units a second since the first update; None until the second one."""
+        """Units per second since the first update; None before the second update."""
         if self._warm is None or self._done <= self._warm[1] or self._now <= self._warm[0]:
             return None
         return (self._done - self._warm[1]) / (self._now - self._warm[0])
 
     @property
     def eta(self) -> float | None:
-        """Seconds left at this rate; None until the rate is known."""
+        """Seconds left at the current rate; None while the rate is unknown."""
         return None if self.rate is None else max(self._total - self._done, 0) / self.rate
 
     def update(self, done: int, **metrics: Any) -> None:
-        """Says that `done` units are finished, and prints if it is time to.
+        """Records that `done` units are finished, and prints if a line is due.
 
         Args:
-            done: units finished since the start of the stage, not since the last call.
-            **metrics: a number or two to show. A JAX scalar is read only when a line is printed, so that a loop over
-                asynchronously dispatched steps is not held up.
+            done: units finished since the start of the stage.
+            **metrics: scalars to show. JAX scalars are read only when a line is printed, which keeps dispatch
+                asynchronous.
         """
         self._now, self._done, self._metrics = self._clock(), done, metrics
         if self._warm is None:
@@ -80,7 +80,7 @@ class Progress:
             self._print("\r" if self._terminal else "", "" if self._terminal else "\n")
 
     def close(self) -> None:
-        """Prints the last line, once; `update` does it at the end of the stage."""
+        """Prints the last line, once; `update` calls it at the end of the stage."""
         if not self._closed:
             self._closed = True
             self._now = self._clock()
@@ -90,10 +90,10 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()  # also where the stage broke off, so that what follows starts on its own line
+        self.close()  # also after an exception, so that later output starts on a new line
 
     def line(self) -> str:
-        """Returns the current line of progress, without its end."""
+        """Returns the current progress line, without a line break."""
         elapsed = format_duration(self._now - self._start)
         percent = 100 * self._done // self._total if self._total else 100
         parts = [f"{self._stage}: {percent:3d}%", f"{self._done}/{self._total} {self._unit}s"]
@@ -114,7 +114,7 @@ class Progress:
         if not self._enabled:
             return
         line = self.line()
-        if self._terminal:  # a line that wraps could not be rewritten; blanks wipe out what a longer line left
+        if self._terminal:  # a wrapped line cannot be rewritten; blanks overwrite the rest of a longer line
             line = line[: shutil.get_terminal_size().columns - 1]
             line, self._width = line.ljust(self._width), len(line)
         self._stream.write(before + line + after)
@@ -122,10 +122,10 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """Formats a duration for people.
+    """Formats a duration for display.
 
     Args:
-        seconds: not negative.
+        seconds: non-negative duration.
 
     Returns:
         "0.4s", "42s", "1m05s", "2h03m" or "3d04h".

@@ -1,4 +1,4 @@
-"""Tables for the terminal and for markdown, and the statistics that stand in them."""
+"""Tables for the terminal and for markdown, and their statistics."""
 
 import re
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ _NUMERIC = re.compile(r"([+\-−]?\.?\d.*|[-–—]?|nan)", re.DOTALL)
 
 
 def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
-    """Formats rows as aligned text: columns of numbers to the right, the others to the left.
+    """Formats rows as aligned text: numeric columns to the right, others to the left.
 
     Args:
-        rows: cells by row; each row as long as `headers`; cells are shown through `str`.
-        headers: the names of the columns.
+        rows: cells by row, each row as long as `headers`; cells are converted by `str`.
+        headers: names of the columns.
 
     Returns:
-        Lines joined by newlines, without one at the end: headers, a rule, the rows.
+        Headers, a rule and the rows, without a final newline.
 
     Raises:
-        ValueError: a row has more or fewer cells than there are headers.
+        ValueError: the number of cells of a row differs from that of the headers.
     """
     cells, right = _cells(rows, headers)
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
@@ -35,11 +35,7 @@ def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> st
 
 
 def format_markdown_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
-    """Formats rows as a markdown table; the same arguments, alignment and errors as `format_table`.
-
-    Returns:
-        Lines joined by newlines, without one at the end.
-    """
+    """Formats rows as a markdown table, without a final newline; see `format_table`."""
     cells, right = _cells(rows, headers)
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
     rule = ["---:" if is_right else "---" for is_right in right]
@@ -47,35 +43,35 @@ def format_markdown_table(rows: Sequence[Sequence[object]], headers: Sequence[st
 
 
 def mean_std(values: ArrayLike) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1 in the denominator).
+    """Returns the mean and the sample standard deviation (n - 1 in the denominator).
 
     Args:
-        values: [n] numbers, one for each run.
+        values: numbers [n], one per run.
 
     Returns:
-        (mean, standard deviation); the latter is NaN for one run.
+        (mean, standard deviation); the deviation of a single run is NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else float("nan")
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of a - b over paired runs (same seed, same split) with its Student-t interval.
+    """Returns the mean of a - b over paired runs (same seed, same split) with its Student-t interval.
 
         d = a - b,    mean(d) ± t_{n-1}((1 + confidence) / 2) · std(d) / √n
 
     Args:
-        a: [n] results of one method, by run.
-        b: [n] results of the other, in the same order of runs.
+        a: results of one method by run, [n].
+        b: results of the other method, in the same order of runs, [n].
         confidence: coverage of the interval, in (0, 1).
 
     Returns:
-        (mean, low, high) in the unit of the results. One pair tells nothing about the spread: low, high are -inf, inf.
+        (mean, low, high) in the unit of the results; low and high are -inf and inf for a single pair.
 
     Raises:
-        ValueError: the two are not lists of the same length, one pair at least.
+        ValueError: the arrays are empty, not one-dimensional or of different lengths.
     """
-    from scipy.stats import t as student_t  # here, since its import takes longer than most tables
+    from scipy.stats import t as student_t  # slow to import
 
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or first.size == 0:
@@ -88,7 +84,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> t
 
 
 def _cells(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> tuple[list[list[str]], list[bool]]:
-    """Returns all cells as text, headers first, and for each column whether it holds numbers."""
+    """Returns all cells as text, headers first, and whether each column is numeric."""
     for row in rows:
         if len(row) != len(headers):
             raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers: {row}")

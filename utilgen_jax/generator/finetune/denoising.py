@@ -127,9 +127,7 @@ def init_train_state(trained: Any, optimizer: optax.GradientTransformation) -> T
     return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
 
 
-def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, snr_gamma: float | None = None
-) -> TrainStep:
+def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, snr_gamma: float | None = None) -> TrainStep:
     """Makes the training step on a given batch, jitted; the state passed to it is donated.
 
     Args:

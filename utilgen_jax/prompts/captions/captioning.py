@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.prompts.captions.caption_file import one_line, parse_captions, read_captions
 from utilgen_jax.prompts.captions.captioner import Captioner, make_captioner
+from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line
 
 
 def caption_labelled_images(
@@ -83,10 +83,7 @@ def caption_images(
         texts = [one_line(text) for text in captioner(images[rows], [class_names[row] for row in rows])]
         new = {ids[row]: text for row, text in zip(rows, texts, strict=True)}
         lines = [json.dumps({"id": name, "caption": text}, ensure_ascii=False) + "\n" for name, text in new.items()]
-        with open(cache_file, "ab") as cache:
-            cache.write("".join(lines).encode())
-            cache.flush()
-            os.fsync(cache.fileno())
+        append_text(cache_file, "".join(lines))
         captions |= new
         on_images(len(ids) - len(todo) + start + len(rows))
     return [captions[name] for name in ids]
@@ -95,7 +92,7 @@ def caption_images(
 def _open_cache(cache_file: Path) -> dict[str, str]:
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     cache_file.touch()
-    os.truncate(cache_file, cache_file.read_bytes().rfind(b"\n") + 1)
+    cut_partial_line(cache_file)
     captions, problems = parse_captions(cache_file)
     if problems:
         raise InputError(f"{problems[0]}; remove the file to have the images captioned again")
