@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -15,11 +14,11 @@ from flax import struct
 from utilgen_jax import checkpoints
 from utilgen_jax.bilevel.examples import Examples, labelled
 from utilgen_jax.bilevel.influence import influence
+from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.classifier.train import train_classifier
-from utilgen_jax.config.schema import default_config
-from utilgen_jax.config.validation import checked
+from utilgen_jax.config.schema import Config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
@@ -88,13 +87,15 @@ class GlyphDomain:
 
     def __init__(self) -> None:
         """Loads the embedded generator."""
-        self.config = checked(default_config())
+        self.config = Config()
         self.sd = load_stable_diffusion(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
         self.sampler = make_ddim(self.sd.schedule, NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
         self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
-        view = ClassifierInput(NUM_CLASSES, settings.image_size, settings.channels)
-        self.to_examples = partial(view.examples, label_smoothing=self.config.classifier.label_smoothing)
+        self.to_examples = partial(
+            ClassifierInput(NUM_CLASSES, settings.image_size, settings.channels).examples,
+            label_smoothing=self.config.classifier.label_smoothing,
+        )
         self.value = jax.jit(self._value)
 
     def apply(self, theta: Params, inputs: jax.Array) -> jax.Array:
@@ -103,7 +104,7 @@ class GlyphDomain:
 
     def make_task(self, seed: int) -> Task:
         """Trains the classifier on one half of the seed's shots; the other half validates."""
-        config = dataclasses.replace(self.config.classifier, steps=CLASSIFIER_STEPS, mixing="none")
+        config = ClassifierConfig(steps=CLASSIFIER_STEPS, mixing="none")
         real = few_shot(load_source(self.config.data), self.config.data.shots, seed).real
         fold = cross_fit_folds(real.labels, 2, seed)[0]
         images = jnp.asarray(to_float(real.images))

@@ -24,10 +24,11 @@ from utilgen_jax.generator.finetune.denoising import (
     init_train_state,
     make_train_step,
 )
-from utilgen_jax.generator.stable_diffusion import Architecture, Params, StableDiffusion, expected_params
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.models.lora import Lora, init_lora
 from utilgen_jax.models.unet import UNet2DConditionModel
 from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.types import Params
 
 LEARNING_RATE = 1e-4
 _NUM_TOKENS = 77  # of a prompt, as CLIP pads it

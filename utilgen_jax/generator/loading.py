@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, Params, StableDiffusion, expected_params
+from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, StableDiffusion, expected_params
+from utilgen_jax.types import Params
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 

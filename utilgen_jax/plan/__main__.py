@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.errors import InputError
@@ -156,8 +157,7 @@ def make_job(config: Config, settings: dict[str, Any]) -> tuple[Job, str]:
             config.data.image_size,
             jnp.dtype(config.classifier.dtype),
         ),
-        classifier_image_size=config.data.image_size,
-        classifier_channels=config.data.channels,
+        classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
     )
     if job.sampling.batch_size % job.mesh.size:
         raise InputError(

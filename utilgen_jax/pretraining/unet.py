@@ -12,7 +12,7 @@ import numpy as np
 
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.generator.conditioning import encode_tokens, noise_image_embeds
-from utilgen_jax.generator.stable_diffusion import Params, StableDiffusion, example_arguments
+from utilgen_jax.generator.stable_diffusion import StableDiffusion, example_arguments
 from utilgen_jax.models.autoencoder import sample_posterior
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.fit import batch_indices, fit
@@ -24,6 +24,7 @@ from utilgen_jax.pretraining.sizes import (
     UNET_TRAINING,
     Training,
 )
+from utilgen_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The work of `python -m utilgen_jax.sample` once its arguments are read: checkpoint, LoRA and prompts in, images out."""
+"""The work of `python -m utilgen_jax.sample` once its arguments are read."""
 
 from __future__ import annotations
 
