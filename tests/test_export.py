@@ -167,7 +167,7 @@ def test_what_breaks_off_leaves_the_target_as_it_was(checkpoint, tmp_path, capsy
     file = broken / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     lines = refusal(capsys, f"--checkpoint={broken}", f"--out={tmp_path / 'out'}")
-    assert "not a whole safetensors file" in "".join(lines)
+    assert "not a complete safetensors file" in "".join(lines)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
