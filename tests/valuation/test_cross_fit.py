@@ -110,7 +110,7 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
     losses = [
         torch.nn.functional.cross_entropy(
             torch.tensor(fold_logits),
-            torch.tensor(np.asarray(pool.labels)).long(),
+            labels,
             reduction="none",
             label_smoothing=0.1,
         ).numpy()
