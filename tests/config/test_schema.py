@@ -39,14 +39,18 @@ def test_tables_name_only_fields_that_exist():
     assert set(named) <= set(FIELDS)
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS.values() if field.minimum is not None], ids=lambda field: field.path)
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS.values() if field.minimum is not None], ids=lambda field: field.path
+)
 def test_every_minimum_is_enforced(field: Field):
     below = field.minimum - 1
     message = f"config.{field.path}: must be at least {field.minimum}, got {below}"
     assert message in problems_with(**{field.path.replace(".", "__"): below})
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS.values() if field.maximum is not None], ids=lambda field: field.path)
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS.values() if field.maximum is not None], ids=lambda field: field.path
+)
 def test_every_maximum_is_enforced(field: Field):
     above = field.maximum + 1
     message = f"config.{field.path}: must be at most {field.maximum}, got {above}"

@@ -1,4 +1,4 @@
-"""The glyph domain for `bench adapter`: a fixed classifier, images and their worth, and each objective's gradient."""
+"""The glyph domain for `bench adapter`: a fixed classifier, images and their utility, and each objective's gradient."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import cross_fit_folds, few_shot
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
-from utilgen_jax.generator.adapter import Adapter, generate_images, init_adapter, labelled_examples
+from utilgen_jax.generator.adapter import Adapter, AdapterConfig, generate_images, init_adapter, labelled_examples
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
-from utilgen_jax.generator.finetune.dpo_loss import dpo_losses
+from utilgen_jax.generator.finetune.dpo import DpoBatch, dpo_losses
 from utilgen_jax.generator.finetune.draft import pathwise_loss
 from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import decode_latents
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.utility import influence_utility
 from utilgen_jax.prompts.templates import class_prompts
 
@@ -48,19 +50,19 @@ class Task:
     """What is fixed for a seed.
 
     Attributes:
-        params: the generator's weights.
+        sd: the generator.
         theta: the classifier's.
         validation: held-out shots.
     """
 
-    params: Params
+    sd: StableDiffusion
     theta: Params
     validation: Examples
 
 
 @struct.dataclass
 class Round:
-    """Images that were generated, and what they are worth to the classifier.
+    """Generated images and their utility to the classifier.
 
     Attributes:
         reference: the adapter that generated them.
@@ -85,8 +87,8 @@ class GlyphDomain:
     def __init__(self) -> None:
         """Loads the embedded generator."""
         self.config = default_config()
-        self.generator, self.params = load_generator(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
-        self.sampler = make_ddim(self.generator.schedule, NUM_STEPS, first=0, eta=ETA)
+        self.sd = load_stable_diffusion(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
+        self.sampler = make_ddim(self.sd.schedule, NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
         self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
         self.to_examples = partial(
@@ -117,23 +119,23 @@ class GlyphDomain:
         )
         chosen = fold.validation_indices
         targets = self.to_examples(images[chosen], jnp.asarray(real.labels[chosen])).targets
-        return Task(self.params, theta, Examples(images[chosen], targets))
+        return Task(self.sd, theta, Examples(images[chosen], targets))
 
     def make_sample_inputs(self, number: int, rng: np.random.Generator) -> SampleInputs:
         """Images of the classes in turn, from fresh noise."""
         labels = np.arange(number) % NUM_CLASSES
         prompts = class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
         seeds = rng.integers(0, 2**31, number)
-        return make_sample_inputs(self.generator, self.params, prompts, labels, seeds, self.config.generator.image_size)
+        return make_sample_inputs(self.sd, prompts, labels, seeds, self.sampling)
 
     def init_adapter(self, sample_inputs: SampleInputs, seed: int) -> Adapter:
         """A LoRA on the UNet's attention that changes nothing yet."""
-        return init_adapter(self.params, sample_inputs, jax.random.key(seed), lora_rank=LORA_RANK)
+        return init_adapter(self.sd.params, sample_inputs, AdapterConfig(lora_rank=LORA_RANK), jax.random.key(seed))
 
     def _value(self, task: Task, adapter: Adapter, sample_inputs: SampleInputs) -> Round:
-        trajectory = rollout(self.generator, task.params, adapter, sample_inputs, self.sampler, self._guidance_scale)
+        trajectory = rollout(task.sd, adapter, sample_inputs, self.sampler, self.sampling.guidance_scale)
         examples = self.to_examples(
-            decode_latents(self.generator, task.params, trajectory.latents[-1]), sample_inputs.labels
+            decode_latents(task.sd, trajectory.latents[-1]), sample_inputs.labels
         )
         optimizer = optax.sgd(INNER_LEARNING_RATE)
         found = influence(self.apply, optimizer, task.theta, optimizer.init(task.theta), examples, task.validation)
@@ -141,20 +143,17 @@ class GlyphDomain:
         return Round(adapter, trajectory, utilities, found.direction, found.validation_loss)
 
     @property
-    def _guidance_scale(self) -> float:
-        return self.config.generator.guidance_scale
+    def sampling(self) -> SamplingConfig:
+        """Of all images."""
+        settings = self.config.generator
+        return SamplingConfig(
+            steps=NUM_STEPS, guidance_scale=settings.guidance_scale, image_size=settings.image_size, eta=ETA
+        )
 
     def pathwise(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:
         """The gradient of the utility itself, through the last step and the decoder."""
         del key
-        generated = partial(
-            generate_images,
-            self.generator,
-            task.params,
-            num_steps=NUM_STEPS,
-            guidance_scale=self._guidance_scale,
-            eta=ETA,
-        )
+        generated = partial(generate_images, task.sd, sampling=self.sampling)
         utility = influence_utility(self.apply, task.theta, seen.direction, self.to_examples)
         return jax.grad(pathwise_loss)(
             adapter, seen.trajectory.sample_inputs, generate_images=generated, utility=utility
@@ -165,7 +164,7 @@ class GlyphDomain:
         del key
         advantages = normalized_advantages(seen.utilities, seen.trajectory.sample_inputs.labels, NUM_CLASSES)
         _, gradient = policy_gradient(
-            self.generator, task.params, adapter, seen.trajectory, advantages, self.sampler, self._guidance_scale
+            task.sd, adapter, seen.trajectory, advantages, self.sampler, self.sampling.guidance_scale
         )
         return gradient
 
@@ -173,14 +172,10 @@ class GlyphDomain:
         """Diffusion-DPO's, on pairs of the round."""
         assert seen.pairs is not None
         winners, losers = (jnp.tile(chosen, DPO_NOISES) for chosen in seen.pairs)
-        latents, sample_inputs = seen.trajectory.latents[-1], seen.trajectory.sample_inputs
+        batch = DpoBatch(seen.trajectory.sample_inputs, seen.trajectory.latents[-1], winners, losers)
 
         def mean_loss(adapter: Adapter) -> jax.Array:
-            return jnp.mean(
-                dpo_losses(
-                    self.generator, task.params, adapter, seen.reference, latents, sample_inputs, winners, losers, key
-                )
-            )
+            return jnp.mean(dpo_losses(task.sd, adapter, seen.reference, batch, key))
 
         return jax.grad(mean_loss)(adapter)
 

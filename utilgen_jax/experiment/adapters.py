@@ -23,13 +23,13 @@ from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts
 from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
 from utilgen_jax.generator.finetune.config import DpoConfig, LoraConfig, TextualInversionConfig
-from utilgen_jax.generator.finetune.denoising import DenoisingSet
+from utilgen_jax.generator.finetune.denoising import DenoisingExamples
 from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
 from utilgen_jax.generator.finetune.lora import train_lora
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
+from utilgen_jax.generator.per_image import golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens
@@ -97,8 +97,8 @@ class AdapterSteps:
                 self.sd,
                 class_prompts(experiment.config.prompts.template, tokens),
                 initial_embeds(self.sd, experiment.split.real.class_names),
-                self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels),
-                self._denoising_set(self.sd, to_float(prior.images), prior.labels),
+                self._denoising_examples(self.sd, experiment.generator_shots, experiment.split.real.labels),
+                self._denoising_examples(self.sd, to_float(prior.images), prior.labels),
                 config,
                 experiment.key(Key.TEXTUAL_INVERSION),
                 on_step,
@@ -131,11 +131,11 @@ class AdapterSteps:
     ) -> Adapter:
         experiment = self.experiment
         of_shots, of_prior = difficulties or (None, None)
-        prior_set = self._denoising_set(self.sd, to_float(prior.images), prior.labels, of_prior)
+        prior_set = self._denoising_examples(self.sd, to_float(prior.images), prior.labels, of_prior)
         if of_prior is not None:
             rng = np.random.default_rng([experiment.config.seed, Key.LORA])
             prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
-        shots = self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
+        shots = self._denoising_examples(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
         with experiment.log(config.steps) as on_step:
             class_embeds = encode_prompts(self.sd, experiment.prompts)
             return train_lora(self.sd, class_embeds, shots, prior_set, config, experiment.key(Key.LORA), on_step)
@@ -156,7 +156,7 @@ class AdapterSteps:
         config = experiment.config.section(DpoConfig)
         winners, losers = preference_pairs(weights, pool.labels, config.fraction)
         embeds, prompt_of_image = self._prompt_table(sd, pool)
-        images = self._denoising_set(sd, to_float(pool.images), pool.labels)
+        images = self._denoising_examples(sd, to_float(pool.images), pool.labels)
         pairs = DpoPairs(
             latents=images.latents,
             labels=images.labels,
@@ -265,9 +265,9 @@ class AdapterSteps:
         labels = jnp.asarray(experiment.split.real.labels)
         return jax.ops.segment_sum(embeds, labels, experiment.classifier_input.num_classes)
 
-    def _denoising_set(
+    def _denoising_examples(
         self, sd: StableDiffusion, images: jax.Array, labels: np.ndarray, difficulties: np.ndarray | None = None
-    ) -> DenoisingSet:
+    ) -> DenoisingExamples:
         """Encodes images float32 [N, S, S, 3] in [-1, 1]; difficulties float32 [N] where they are known."""
         batch_size = self.experiment.config.generator.batch_size
         latents = [
@@ -275,7 +275,7 @@ class AdapterSteps:
             for start in range(0, len(labels), batch_size)
         ]
         difficulty = None if difficulties is None else jnp.asarray(difficulties)
-        return replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), difficulty))
+        return replicate(DenoisingExamples(jnp.concatenate(latents), jnp.asarray(labels), difficulty))
 
     def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[jax.Array, np.ndarray]:
         """Text states of the different prompts of a pool [P, T, D], and which of them each image has, int [N]."""
@@ -338,5 +338,5 @@ def _refine(
     if program.prompts:
         adapter = optimize_prompts(sd, adapter, inputs, utility, program.config, program.sampling)
     if program.noise:
-        adapter = add_golden_noise(sd, adapter, inputs, program.config, program.sampling)
+        adapter = golden_noise(sd, adapter, inputs, program.config, program.sampling)
     return adapter

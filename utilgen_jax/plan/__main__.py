@@ -33,7 +33,9 @@ from ml_collections import ConfigDict
 from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.errors import InputError
+from utilgen_jax.fields import section_fields
 from utilgen_jax.generator.architectures import ARCHITECTURES
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
@@ -86,15 +88,15 @@ def run(argv: Sequence[str]) -> None:
     config = command_line.read_config(settings["config"], overrides, problems)
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
-    job, architecture = make_job(config, settings)
+    job, origin = make_job(config, settings)
     chip = CHIPS[settings["topology"].partition(":")[0]]
     plan: dict[str, Any] = {
         **{name: settings[name] for name in ("topology", "gradient_checkpointing", "full")},
         "chips": job.mesh.size,
         "mesh": dict(job.mesh.shape),
-        "architecture": architecture,
-        "batch_size": job.batch_size,
-        "image_size": job.image_size,
+        "architecture": origin,
+        "batch_size": job.sampling.batch_size,
+        "image_size": job.sampling.image_size,
         "dtype": job.dtype.name,
         "available_bytes": int(chip.memory * 2**30),
         "peak_flops_per_second": chip.flops * job.mesh.size,
@@ -137,23 +139,21 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
 
 def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
     """Finds the architecture and the chips; returns what is to be planned, and the architecture's origin."""
-    generator, architecture = find_architecture(
+    architecture, origin = find_architecture(
         config.generator.checkpoint,
         config.generator.revision or None,
         settings["architecture"],
         dtype=jnp.dtype(config.generator.dtype),
         gradient_checkpointing=settings["gradient_checkpointing"],
     )
-    generator.check_image_size(config.generator.image_size)
+    architecture.check_image_size(config.generator.image_size)
     job = Job(
-        generator=generator,
+        architecture=architecture,
         mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
         dtype=jnp.dtype(config.generator.dtype),
-        batch_size=config.generator.batch_size,
-        image_size=config.generator.image_size,
-        num_steps=config.generator.steps,
-        guidance_scale=config.generator.guidance_scale,
-        scheduler=config.generator.scheduler,
+        sampling=SamplingConfig(
+            **{field.name: config.generator[field.name] for field in section_fields(SamplingConfig)}
+        ),
         classifier=build_classifier(
             config.classifier.name,
             NUM_CLASSES,
@@ -164,12 +164,12 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
         classifier_image_size=config.data.image_size,
         classifier_channels=config.data.channels,
     )
-    if job.batch_size % job.mesh.size:
+    if job.sampling.batch_size % job.mesh.size:
         raise InputError(
             f"config.generator.batch_size={job.batch_size}: does not divide among {job.mesh.size} chips; "
             "make it a multiple of them"
         )
-    return job, architecture
+    return job, origin
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from utilgen_jax.bilevel.hypergradients.loops import remat_steps
+from utilgen_jax.runtime.loops import remat_steps
 from utilgen_jax.bilevel.hypergradients.problem import (
     Batch,
     Bilevel,
