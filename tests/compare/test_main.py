@@ -32,7 +32,7 @@ TINY = (
         (["--ablate=joiny"], "--ablate=joiny: is not one of joint; the nearest is joint"),
         (["--ablate=joint", "--methods=real"], "--ablate, --methods: give only one"),
         (["--shots=1,two"], "--shots: expected whole numbers, got 'two'"),
-        (["--config.pool.image_per_class=3"], "--config.pool.images_per_class"),
+        (["--config.pool.image_per_class=3"], "config.pool.images_per_class"),
         (["--seeds=0"], "seeds"),
         (["--norun"], "has none of these runs"),
         (["--join=nowhere.json"], "--join: nowhere.json cannot be read as a compare.json (FileNotFoundError"),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utilgen_jax.config.schema import GLYPH_PHRASES
+from utilgen_jax.prompts.config import GLYPH_ATTRIBUTES
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining.vocabulary import ATTRIBUTE_VALUES
 from utilgen_jax.prompts.attributes import PromptAttributes
@@ -46,4 +46,4 @@ def test_ambiguous_attributes_are_refused(texts):
 
 
 def test_default_attributes_are_those_of_the_glyph_domain():
-    assert PromptAttributes.parse(GLYPH_PHRASES).groups == tuple(ATTRIBUTE_VALUES.values())
+    assert PromptAttributes.parse(GLYPH_ATTRIBUTES).groups == tuple(ATTRIBUTE_VALUES.values())
