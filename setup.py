@@ -9,6 +9,7 @@ VERSION = next(
     line.split('"')[1] for line in (ROOT / "utilgen_jax/__init__.py").read_text().splitlines() if "__version__" in line
 )
 
+# Ranges, for those who install the package beside their own; launch/constraints.txt pins one version within each.
 INSTALL = [
     "absl-py>=2.1,<3",
     "array_record>=0.8,<0.9",  # prepared tfds folders are read through it, without TensorFlow
@@ -39,11 +40,13 @@ TEST = [
     "mypy>=1.18,<3",
     "nbclient>=0.10",
     "nbformat>=5.10",
-    "peft>=0.17,<1",  # the oracle of LoRA
+    "packaging>=24",
+    "peft>=0.20,<1",  # the oracle of LoRA
     "pytest>=8.4,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.14,<0.18",
     "torch==2.13.0",
+    "transformers<5.24",  # 5.24 wants peft 0.22, which is not out; those from 5.18 on want 0.20
 ]
 
 setup(

@@ -14,14 +14,14 @@ class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbala
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.presets import DOMAIN, RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import PRETRAINED, RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` is a variant: `cifar100,shots=5`, `runlocal` or `domain` (see imagefolder.py)."""
+    """Returns the config; `arg` is a variant: `cifar100,shots=5`, `runlocal` or `pretrained` (see imagefolder.py)."""
     config = stable_diffusion_config()
     config.data.update(name="cifar10", image_size=32)
     config.classifier.update(name="small_cnn", width=64, max_shift=4)
-    presets = {"runlocal": RUNLOCAL, "domain": DOMAIN, "cifar100": {"data.name": "cifar100"}}
+    presets = {"runlocal": RUNLOCAL, "pretrained": PRETRAINED, "cifar100": {"data.name": "cifar100"}}
     return apply_variant(config, arg, presets)

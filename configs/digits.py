@@ -19,16 +19,16 @@ from utilgen_jax.config.schema import apply_variant, default_config
 RUNLOCAL = {
     "generator.steps": 4,
     "pool.images_per_class": 10,
-    "adaptation.steps": 30,
+    "lora.steps": 30,
     "difficulty.steps": 50,
     "ensemble.members": 2,
-    "inversion.steps": 20,
-    "preference.rounds": 1,
-    "preference.steps": 10,
-    "instance.steps": 2,
+    "textual_inversion.steps": 20,
+    "dpo.rounds": 1,
+    "dpo.steps": 10,
+    "per_image.steps": 2,
     "joint.steps": 30,
     "classifier.steps": 100,
-    "utility.steps": 30,
+    "valuation.steps": 30,
 }
 
 

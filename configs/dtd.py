@@ -21,5 +21,5 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
     config = stable_diffusion_config()
     config.data.name = "dtd"
-    config.generator.prompt = "a photo of a {class} texture"
+    config.prompts.template = "a photo of a {class} texture"
     return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

@@ -22,6 +22,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
     config = stable_diffusion_config()
     config.data.update(name="oxford_flowers102", shots=10)
-    config.generator.prompt = "a photo of a {class}, a type of flower"
+    config.prompts.template = "a photo of a {class}, a type of flower"
     config.pool.images_per_class = 50
     return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

@@ -14,15 +14,15 @@ the pool is nonsense.
   python -m utilgen_jax.main --config=configs/imagefolder.py:runlocal --config.data.path=my_images \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/mine_local
 
-`domain` is for a small generator that half of your own train images teach, the other half being left for the shots:
+`pretrained` is for a small generator that half of your own train images teach, the other half being left for the shots:
 
-  python -m utilgen_jax.pretraining --config=configs/imagefolder.py --config.data.path=my_images --out=runs/domain
-  python -m utilgen_jax.main --config=configs/imagefolder.py:domain --config.data.path=my_images --workdir=runs/mine
+  python -m utilgen_jax.pretraining --config=configs/imagefolder.py --config.data.path=my_images --out=runs/pretrained
+  python -m utilgen_jax.main --config=configs/imagefolder.py:pretrained --config.data.path=my_images --workdir=runs/mine
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.presets import DOMAIN, RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import PRETRAINED, RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
 
@@ -31,4 +31,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = stable_diffusion_config()
     config.data.update(source="imagefolder", name="my images", image_size=64)
     config.classifier.update(name="small_cnn", width=64, batch_size=64, max_shift=4)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "domain": DOMAIN})
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "pretrained": PRETRAINED})

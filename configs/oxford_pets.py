@@ -20,5 +20,5 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
     config = stable_diffusion_config()
     config.data.name = "oxford_iiit_pet"
-    config.generator.prompt = "a photo of a {class}, a type of pet"
+    config.prompts.template = "a photo of a {class}, a type of pet"
     return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

@@ -10,19 +10,19 @@ others. The validation images stay unused: ours come out of the shots.
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py:runlocal --config.data.path=FILE.npz \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/lungs_local
 
-`domain` is for a small generator of X-rays, which half of the train images teach; the shots are of the other half:
+`pretrained` is for a small generator of X-rays, which half of the train images teach; the shots are of the other half:
 
-  python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/domain
+  python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/pretrained
   python -m utilgen_jax.main --config=configs/pneumoniamnist.py:domain,shots=5 --config.data.path=FILE.npz \
       --workdir=runs/lungs_domain
 """
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.presets import DOMAIN, RUNLOCAL, stable_diffusion_config
+from utilgen_jax.config.presets import PRETRAINED, RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
-PHRASES = ("of a small child|of a child", "bright|dark", "high contrast|low contrast", "sharp|blurred|grainy")
+ATTRIBUTES = ("of a small child|of a child", "bright|dark", "high contrast|low contrast", "sharp|blurred|grainy")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -30,6 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = stable_diffusion_config()
     config.data.update(source="npz", name="pneumoniamnist", image_size=28, channels=1)
     config.data.class_names = ("normal", "pneumonia")
-    config.generator.update(prompt="a chest X-ray, {class}", phrases=PHRASES)
+    config.prompts.update(template="a chest X-ray, {class}", attributes=ATTRIBUTES)
     config.classifier.update(name="resnet18", max_shift=2)
-    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "domain": DOMAIN})
+    return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "pretrained": PRETRAINED})

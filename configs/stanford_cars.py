@@ -22,5 +22,5 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
     config = stable_diffusion_config()
     config.data.name = "cars196"
-    config.generator.prompt = "a photo of a {class}, a car"
+    config.prompts.template = "a photo of a {class}, a car"
     return apply_variant(config, arg, presets={"runlocal": RUNLOCAL})

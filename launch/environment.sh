@@ -1,5 +1,6 @@
 # Sourced by local.sh and test.sh: makes .venv in the repository root and keeps the package installed in it.
 # PYTHON names the interpreter to make it with; otherwise the first one found that is 3.11 or newer.
+# launch/constraints.txt says which version of every package, so that it is the same environment on any day.
 
 find_python() {
   local candidate
@@ -25,11 +26,12 @@ ensure_environment() {
     echo "making .venv with $("$python" --version)"
     "$python" -m venv .venv
   fi
-  # Installed again only when the list of requirements, setup.py, is another than at the last install.
-  if ! cmp -s setup.py "$stamp"; then
+  # Installed again only when the requirements or their versions are others than at the last install.
+  if ! cat setup.py launch/constraints.txt | cmp -s - "$stamp"; then
     echo "installing the package and what it needs into .venv (minutes the first time)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra"
-    cp setup.py "$stamp"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint launch/constraints.txt \
+      --editable ".$extra"
+    cat setup.py launch/constraints.txt >"$stamp"
     echo "installed"
   fi
 }

@@ -61,7 +61,8 @@ def test_setup_warms_the_ssh_key_up_on_one_worker_then_installs_on_all(no_gcloud
     assert archive[0] == "git" and archive[-1] == "HEAD"
     output = next(word for word in archive if word.startswith("--output=")).removeprefix("--output=")
     assert copy == gcloud("scp", output, "utilgen:utilgen_jax.tar.gz", "--worker=all", *PLACE)
-    for line, needed in ((unpack, "tar -xzf utilgen_jax.tar.gz"), (install, "--editable '.[tpu]'")):
+    pinned = "--constraint launch/constraints.txt --editable '.[tpu]'"
+    for line, needed in ((unpack, "tar -xzf utilgen_jax.tar.gz"), (install, pinned)):
         assert line[:7] == gcloud("ssh", "utilgen", "--worker=all")
         assert needed in line[7]
         assert bash("-n", "-c", line[7].removeprefix("--command=")).returncode == 0
@@ -133,7 +134,8 @@ esac
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
     """A copy of launch/ and setup.py, with a stand-in for python."""
-    for name in ("launch/environment.sh", "launch/local.sh", "launch/test.sh", "setup.py"):
+    scripts = ("environment.sh", "local.sh", "test.sh", "update_constraints.sh", "constraints.txt")
+    for name in (*(f"launch/{script}" for script in scripts), "setup.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "fake_python").write_text(FAKE_PYTHON)
@@ -154,15 +156,27 @@ def test_local_installs_once_and_runs_the_main_job(checkout):
     assert bash(checkout / "launch/local.sh", "--config.seed=3").returncode == 0
     first = calls(checkout)
     assert "-m venv .venv" in first
-    assert any(line.startswith("-m pip install") and line.endswith("--editable .") for line in first)
+    pinned = "--constraint launch/constraints.txt --editable ."
+    assert any(line.startswith("-m pip install") and line.endswith(pinned) for line in first)
     assert first[-1] == job
 
     assert bash(checkout / "launch/local.sh", "--config.seed=3", cwd="/").returncode == 0
     assert calls(checkout) == [job]
 
-    (checkout / "setup.py").write_text("# other requirements\n")
-    assert bash(checkout / "launch/local.sh").returncode == 0
-    assert any(line.startswith("-m pip install") for line in calls(checkout))
+    for changed in ("setup.py", "launch/constraints.txt"):
+        (checkout / changed).write_text("# others\n")
+        assert bash(checkout / "launch/local.sh").returncode == 0
+        assert any(line.startswith("-m pip install") for line in calls(checkout))
+        assert bash(checkout / "launch/local.sh").returncode == 0
+        assert not any(line.startswith("-m pip install") for line in calls(checkout))
+
+
+def test_a_missing_list_of_versions_is_an_error(checkout):
+    (checkout / "launch/constraints.txt").unlink()
+    done = bash(checkout / "launch/local.sh")
+    assert done.returncode != 0
+    assert "launch/constraints.txt" in done.stderr
+    assert "utilgen_jax.main" not in "".join(calls(checkout))
 
 
 def test_a_failed_install_is_tried_again(checkout, monkeypatch):
@@ -189,3 +203,36 @@ def test_the_gate_runs_lint_types_and_tests_and_fails_with_any(checkout):
         (checkout / f".venv/bin/{tool}").chmod(0o755)
     assert bash(checkout / "launch/test.sh", "-m", "not slow").returncode == 0
     assert calls(checkout) == ["ruff check .", "mypy ", "-m pytest --numprocesses=2 -m not slow"]
+
+
+# A stand-in for uv: writes its arguments down, and to the file that it is told to write.
+FAKE_UV = """#!/bin/sh
+echo "uv $@" >> "$CALLS"
+while [ $# -gt 0 ]; do [ "$1" = --output-file ] && echo "new==1" > "$2"; shift; done
+exit "${UV_STATUS:-0}"
+"""
+
+
+def test_new_constraints_cover_all_extras_and_python_3_11_and_later(checkout, monkeypatch):
+    fake = (checkout / "fake_python").read_text()
+    put_uv = f'cp {checkout}/fake_uv "$(dirname "$0")/uv"; exit'
+    (checkout / "fake_uv").write_text(FAKE_UV)
+    (checkout / "fake_uv").chmod(0o755)
+    (checkout / "fake_python").write_text(fake.replace("exit", put_uv))
+    monkeypatch.setenv("TMPDIR", str(checkout / "tmp"))
+    (checkout / "tmp").mkdir()
+
+    assert bash(checkout / "launch/update_constraints.sh", cwd="/").returncode == 0
+    (call,) = (line for line in calls(checkout) if line.startswith("uv "))
+    assert call.startswith("uv pip compile setup.py")
+    for option in ("--all-extras", "--universal", "--python-version 3.11", "--upgrade"):
+        assert f" {option} " in f"{call} "
+    assert (checkout / "launch/constraints.txt").read_text() == "new==1\n"
+    assert not list((checkout / "tmp").iterdir())
+
+    assert bash(checkout / "launch/update_constraints.sh", "--upgrade-package=optax").returncode == 0
+    (call,) = (line for line in calls(checkout) if line.startswith("uv "))
+    assert "--upgrade-package=optax" in call and "--upgrade " not in f"{call} "
+
+    monkeypatch.setenv("UV_STATUS", "1")
+    assert bash(checkout / "launch/update_constraints.sh").returncode != 0

@@ -10,7 +10,7 @@ import pytest
 
 import utilgen_jax
 from utilgen_jax import main as main_lib
-from utilgen_jax.config.schema import SCHEMA
+from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,12 +27,9 @@ def pipeline(monkeypatch):
         if fake.error:
             raise fake.error
 
-    for name, module in {
-        "pipeline": types.SimpleNamespace(run=run),
-        "parallel": types.SimpleNamespace(initialize_distributed=lambda: False),
-    }.items():
-        monkeypatch.setitem(sys.modules, f"utilgen_jax.{name}", module)
-        monkeypatch.setattr(utilgen_jax, name, module, raising=False)
+    module = types.SimpleNamespace(run=run)
+    monkeypatch.setitem(sys.modules, "utilgen_jax.pipeline", module)
+    monkeypatch.setattr(utilgen_jax, "pipeline", module, raising=False)
     return fake
 
 
@@ -56,6 +53,12 @@ def test_a_good_command_line_reaches_the_pipeline(pipeline, tmp_path):
     assert workdir == str(tmp_path)
 
 
+def test_a_run_without_a_workdir_is_given_one_and_says_so(pipeline, capsys):
+    assert main_lib.main(["main", f"{DIGITS}:method=vanilla,shots=5,seed=3"]) == 0
+    assert pipeline.calls[0][1] == "runs/digits-vanilla-5shots-seed3"
+    assert capsys.readouterr().out == "workdir: runs/digits-vanilla-5shots-seed3\n"
+
+
 def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
     errors = errors_of(
         capsys,
@@ -72,11 +75,10 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         "--config.classifier.steps: a value is missing; write --config.classifier.steps=VALUE",
         f"--wrkdir={tmp_path}: no such flag; the nearest is --workdir (a config field is --config.FIELD=VALUE)",
         "stray: an argument that belongs to no flag",
-        "--workdir: say where the results go, such as --workdir=runs/digits",
         "variant 'shots=many': config.data.shots: expected a whole number, got 'many'",
         "variant 'metod=real' is unknown: the nearest is 'method=', all are method=, seed=, shots=, path=, "
         "checkpoint=, images=, steps=, folds=, runlocal",
-        "--config.data.shotz: there is no such field; the nearest valid one is --config.data.shots",
+        "--config.data.shotz: there is no such field; the nearest valid name is config.data.shots",
         "--config.seed: expected a whole number, got 'x'",
         "config.data.source: must be one of 'digits', 'tfds', 'imagefolder', 'npz', got 'folder'; "
         "the nearest is 'imagefolder'",
@@ -148,7 +150,7 @@ def test_help_shows_every_field_with_its_default(pipeline, capsys):
     assert main_lib.main(["main", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--config=configs/digits.py --workdir=runs/digits" in out
-    for field in SCHEMA:
+    for field in FIELDS.values():
         assert f"{field.path}=" in out
         assert field.help in out
     assert pipeline.calls == []

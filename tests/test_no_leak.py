@@ -12,9 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
-from utilgen_jax import data, pipeline
+from utilgen_jax import pipeline
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data.image_source import Sources
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.experiment.setup import Shared
 from utilgen_jax.methods import METHODS
 
@@ -57,7 +59,7 @@ TINY = (
 # Rows for ablations are parts of these, but for joint's further ones.
 JOINT_ROWS = ["joint_uncertain", "joint_useful", "joint_lora", "joint_weights"]
 ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations] + JOINT_ROWS
-load_source = data.load_source  # The fixture below puts another in its place.
+load_source = load_source  # The fixture below puts another in its place.
 pytestmark = pytest.mark.slow
 
 
@@ -90,7 +92,7 @@ def domains(tmp_path_factory):
     checkpoint = write_quick_stable_diffusion(root / "checkpoint")
     settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
     whole = load_source(read_config(DIGITS, settings).data)
-    shots = data.few_shot(whole, shots=2, seed=0).real.ids
+    shots = few_shot(whole, shots=2, seed=0).real.ids
     is_shot = np.isin(whole.train.ids, shots)
     assert is_shot.sum() == 4
     is_first_shot = np.arange(len(is_shot)) == np.flatnonzero(is_shot)[0]

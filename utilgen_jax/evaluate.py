@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from utilgen_jax.classifier.config import CLASSIFIERS, NORMALIZATIONS
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import CLASSIFIERS, NORMALIZATIONS, choice_problems
+from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.data.flags import define_data_flags, load_flagged_source, named_as_flags
 from utilgen_jax.errors import InputError
 

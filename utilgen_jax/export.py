@@ -85,8 +85,9 @@ def export(settings: dict[str, Any]) -> Path:
     from utilgen_jax import checkpoints
     from utilgen_jax.checkpoints.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
     from utilgen_jax.errors import InputError
-    from utilgen_jax.generator.loading import expected_params, read_architecture
+    from utilgen_jax.generator.loading import read_architecture
     from utilgen_jax.generator.saving import check_export_target, exported_components, write_diffusers_folder
+    from utilgen_jax.generator.stable_diffusion import expected_params
     from utilgen_jax.models.lora import with_scale
     from utilgen_jax.report.progress import Progress
 
@@ -97,10 +98,10 @@ def export(settings: dict[str, Any]) -> Path:
         check_export_target(out)
     checkpoint = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
     components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
-    generator = read_architecture(checkpoint, components=components)
+    architecture = read_architecture(checkpoint, components=components)
     loras = {}
     if settings["lora"]:
-        shapes = {name: expected_params(getattr(generator, name)) for name in COMPONENTS}
+        shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS}
         loras = load_lora(settings["lora"], shapes)
         loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
     if settings["lora_only"]:
@@ -115,7 +116,7 @@ def export(settings: dict[str, Any]) -> Path:
         write_diffusers_folder(
             out,
             checkpoint,
-            generator,
+            architecture,
             dtype=jnp.dtype(settings["dtype"]) if settings["dtype"] else None,
             components=components,
             variant=settings["variant"],

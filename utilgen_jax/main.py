@@ -15,11 +15,12 @@ from pathlib import Path
 from absl import flags
 
 from utilgen_jax.config import command_line
+from utilgen_jax.config.schema import Config
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    return command_line.common_flags("folder for everything the run writes; made if missing")
+    return command_line.common_flags("folder for all that the run writes; default runs/CONFIG-METHOD-Kshots-seedS")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -37,9 +38,7 @@ def run(argv: Sequence[str]) -> None:
         print(command_line.help_text(__doc__ or "", values))
         return
     workdir, spec = str(values["workdir"].value or ""), values["config"].value
-    if not workdir:
-        problems.append("--workdir: say where the results go, such as --workdir=runs/digits")
-    elif any(part.exists() and not part.is_dir() for part in (Path(workdir), *Path(workdir).parents)):
+    if workdir and any(part.exists() and not part.is_dir() for part in (Path(workdir), *Path(workdir).parents)):
         problems.append(f"--workdir: {workdir} is, or lies under, a file; give a folder")
     if not spec:
         problems.append("--config: say which config file, such as --config=configs/digits.py")
@@ -48,10 +47,24 @@ def run(argv: Sequence[str]) -> None:
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax import pipeline
-    from utilgen_jax.runtime import sharding
+    from utilgen_jax.runtime import distributed
 
-    sharding.initialize_distributed()
-    pipeline.run(config, workdir)
+    distributed.initialize_distributed()
+    with distributed.end_together():
+        pipeline.run(config, workdir or default_workdir(spec, config))
+
+
+def default_workdir(spec: str, config: Config) -> str:
+    """Names the folder of a run that is given none, and prints it: `runs/digits-joint-2shots-seed0`.
+
+    Args:
+        spec: the value of --config.
+        config: of the run.
+    """
+    name, shots = Path(spec.partition(":")[0]).stem, config.data.shots or "all"
+    workdir = f"runs/{name}-{config.method}-{shots}shots-seed{config.seed}"
+    print(f"workdir: {workdir}", flush=True)
+    return workdir
 
 
 def main(argv: Sequence[str] | None = None) -> int:

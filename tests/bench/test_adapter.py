@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from tests.generator import toy
-from utilgen_jax import data
 from utilgen_jax.bench import adapter, glyph_adapter
 from utilgen_jax.bench.__main__ import main
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.config.schema import default_config
 from utilgen_jax.data.images import to_float
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
 from utilgen_jax.generator.adapter import Adapter
 
@@ -56,7 +57,7 @@ def test_the_glyph_domain_validates_on_shots_that_it_did_not_train_on(monkeypatc
     monkeypatch.setattr(glyph_adapter, "CLASSIFIER_STEPS", 40)
     domain = glyph_adapter.GlyphDomain()
     task = domain.make_task(seed=3)
-    shots = data.few_shot(data.load_source(domain.config.data), 2, seed=3).real
+    shots = few_shot(load_source(domain.config.data), 2, seed=3).real
     distances = [np.abs(to_float(shots.images) - image).max((1, 2, 3)) for image in task.validation.inputs]
     validation = np.argmin(distances, axis=1)
     trained = np.setdiff1d(np.arange(20), validation)

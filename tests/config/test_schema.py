@@ -8,10 +8,12 @@ from ml_collections import ConfigDict
 from configs import cifar
 from utilgen_jax.classifier.model import NORMALIZATIONS
 from utilgen_jax.config import schema as config_lib
-from utilgen_jax.config.schema import FIELDS, SCHEMA, VARIANTS, ConfigError, Field, apply_variant, default_config
+from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS, Config, ConfigError, apply_variant, default_config
 from utilgen_jax.config.validation import RULES, checked, validate
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.image_mixing import WAYS
+from utilgen_jax.fields import Field, section_fields, setting
+from utilgen_jax.generator.finetune.config import DpoConfig
+from utilgen_jax.generator.image_conditioning import MIX_STRATEGIES
 from utilgen_jax.models.classifiers import CLASSIFIERS
 
 
@@ -25,8 +27,8 @@ def problems_with(**fields: object) -> list[str]:
 
 def test_default_is_valid_and_every_field_is_documented():
     assert validate(default_config()) == []
-    assert len(FIELDS) == len(SCHEMA)
-    for field in SCHEMA:
+    for path, field in FIELDS.items():
+        assert field.path == path
         assert field.help
         assert field.path.count(".") <= 1
         assert type(field.default) in (int, float, str, tuple)
@@ -37,21 +39,25 @@ def test_tables_name_only_fields_that_exist():
     assert set(named) <= set(FIELDS)
 
 
-@pytest.mark.parametrize("field", [field for field in SCHEMA if field.minimum is not None], ids=lambda row: row.path)
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS.values() if field.minimum is not None], ids=lambda field: field.path
+)
 def test_every_minimum_is_enforced(field: Field):
     below = field.minimum - 1
     message = f"config.{field.path}: must be at least {field.minimum}, got {below}"
     assert message in problems_with(**{field.path.replace(".", "__"): below})
 
 
-@pytest.mark.parametrize("field", [field for field in SCHEMA if field.maximum is not None], ids=lambda row: row.path)
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS.values() if field.maximum is not None], ids=lambda field: field.path
+)
 def test_every_maximum_is_enforced(field: Field):
     above = field.maximum + 1
     message = f"config.{field.path}: must be at most {field.maximum}, got {above}"
     assert message in problems_with(**{field.path.replace(".", "__"): above})
 
 
-@pytest.mark.parametrize("field", [field for field in SCHEMA if field.choices], ids=lambda field: field.path)
+@pytest.mark.parametrize("field", [field for field in FIELDS.values() if field.choices], ids=lambda field: field.path)
 def test_every_choice_is_enforced(field: Field):
     wrong = ("nonesuch",) if isinstance(field.default, tuple) else 2 if field.path == "data.channels" else "nonesuch"
     problems = problems_with(**{field.path.replace(".", "__"): wrong})
@@ -72,8 +78,8 @@ def test_every_choice_is_enforced(field: Field):
         ({"data__class_names": ("a", "a")}, "config.data.class_names: names an entry twice: ('a', 'a')"),
         ({"data__class_names": ("a",)}, "config.data.class_names: give one word for every class, or none at all"),
         (
-            {"instance__inversion_steps": 31},
-            "config.instance.inversion_steps: at most config.generator.steps, of which they are a part",
+            {"per_image__inversion_steps": 31},
+            "config.per_image.inversion_steps: at most config.generator.steps, of which they are a part",
         ),
         ({"baselines": "vanilla"}, "config.baselines: expected a tuple of texts, got 'vanilla'"),
         ({"data__shotz": 3}, "config.data.shotz: there is no such field; the nearest valid name is config.data.shots"),
@@ -121,8 +127,8 @@ def test_a_wrong_word_gets_the_nearest_choice():
 
 @pytest.mark.parametrize("prompt", ["a digit", "{class} or {class}", "{kind}", "{class} {", "{}"])
 def test_prompt_must_hold_the_class_once(prompt: str):
-    (problem,) = problems_with(generator__prompt=prompt)
-    assert problem.startswith("config.generator.prompt: must hold {class} once")
+    (problem,) = problems_with(prompts__template=prompt)
+    assert problem.startswith("config.prompts.template: must hold {class} once")
 
 
 def test_missing_fields_are_named():
@@ -132,13 +138,13 @@ def test_missing_fields_are_named():
 
 
 def test_all_problems_are_told_at_once():
-    problems = problems_with(data__shots=-1, seed="x", nonesuch=1, data__source="imagefolder", generator__prompt="")
+    problems = problems_with(data__shots=-1, seed="x", nonesuch=1, data__source="imagefolder", prompts__template="")
     assert [problem.partition(":")[0] for problem in problems] == [
         "config.nonesuch",
         "config.seed",
         "config.data.shots",
         "config.data.path",
-        "config.generator.prompt",
+        "config.prompts.template",
     ]
     config = default_config()
     config.update(seed=-1, method="x")
@@ -148,15 +154,48 @@ def test_all_problems_are_told_at_once():
     assert str(caught.value).splitlines() == caught.value.problems
 
 
-def test_checked_makes_each_value_its_fields_type_and_locks():
+def test_checked_makes_a_typed_config_that_cannot_be_changed():
     config = default_config()
     config.baselines = ["vanilla"]
     config.generator.guidance_scale = 3
     good = checked(config)
     assert good.baselines == ("vanilla",)
     assert type(good.generator.guidance_scale) is float
-    assert good.is_locked and good.data.is_locked
-    assert not config.is_locked
+    assert good.section(DpoConfig) == DpoConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        good.data.shots = 3  # type: ignore[misc]
+    assert config_lib.flatten(good) == config_lib.flatten(config) | {"baselines": ("vanilla",)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("utility.steps", "valuation.steps"),
+        ("preference.lora_rank", "dpo.rank"),
+        ("adaptation.lora_rank", "lora.rank"),
+        ("inversion.batch_size", "textual_inversion.batch_size"),
+        ("generator.phrases", "prompts.attributes"),
+        ("difficulty.deviation", "difficulty.std"),
+        ("consensus.members", "ensemble.members"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(old: str, new: str):
+    assert problems_with(**{old.replace(".", "__"): 1}) == [f"config.{old}: is now called config.{new}"]
+
+
+def test_every_new_name_exists():
+    sections = {path.partition(".")[0] for path in FIELDS}
+    assert all(new in FIELDS or new in sections for new in RENAMED.values())
+    assert not set(RENAMED) & (sections | set(FIELDS))
+
+
+def test_a_section_is_declared_by_its_dataclass():
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        size: int = setting(3, "how many", minimum=1, maximum=9)
+        derived: int = 0  # no setting: no field of the config
+
+    assert list(section_fields(Section, "my.")) == [Field("my.size", 3, "how many", minimum=1, maximum=9)]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +204,7 @@ def test_checked_makes_each_value_its_fields_type_and_locks():
         ("data.shots", "5", 5),
         ("parallel.data", "-1", -1),
         ("generator.guidance_scale", "3", 3.0),
-        ("utility.learning_rate", "1e-2", 0.01),
+        ("valuation.learning_rate", "1e-2", 0.01),
         ("data.path", "a=b,c", "a=b,c"),
         ("baselines", "vanilla", ("vanilla",)),
         ("baselines", "", ()),
@@ -206,9 +245,10 @@ def test_all_bad_variants_are_told_with_the_nearest_name():
 
 def test_json_and_back():
     config = checked(cifar.get_config("runlocal"))
+    assert isinstance(config, Config)
     again = config_lib.from_json(config_lib.to_json(config))
-    assert checked(again) == config
-    assert config_lib.diff_configs(again, config) == []
+    assert config_lib.build_config(again) == config
+    assert config_lib.diff_configs(again, config_lib.flatten(config)) == []
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
@@ -226,7 +266,7 @@ def test_diff_names_fields_with_both_values_and_leaves_out_what_may_change():
     new.method = "vanilla"
     old.pool.colour = "red"
     old = config_lib.from_json(config_lib.to_json(old))  # of before these two fields
-    assert config_lib.diff_configs(old, new) == [
+    assert config_lib.diff_configs(old, config_lib.flatten(new)) == [
         "config.method: 'joint' before, 'vanilla' now",
         "config.data.shots: 2 before, 5 now",
         "config.pool.colour: 'red' before, absent now",
@@ -234,12 +274,12 @@ def test_diff_names_fields_with_both_values_and_leaves_out_what_may_change():
 
 
 def test_flatten_and_from_flat_are_inverse():
-    flat = {field.path: field.default for field in SCHEMA}
+    flat = {path: field.default for path, field in FIELDS.items()}
     assert config_lib.flatten(config_lib.from_flat(flat)) == flat
     assert isinstance(default_config().data, ConfigDict)
 
 
-def test_schema_rows_cannot_be_changed():
+def test_fields_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FIELDS["seed"].default = 1  # type: ignore[misc]
 
@@ -249,5 +289,5 @@ def test_the_classifiers_of_the_config_are_those_that_there_are():
     assert set(FIELDS["classifier.normalization"].choices) == set(NORMALIZATIONS)
 
 
-def test_the_ways_of_the_config_are_those_that_there_are():
-    assert FIELDS["conditioning.way"].choices == tuple(WAYS)
+def test_the_mix_strategies_of_the_config_are_those_that_there_are():
+    assert FIELDS["augcond.mix_strategy"].choices == tuple(MIX_STRATEGIES)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from utilgen_jax.data import cross_fit_folds, few_shot
 from utilgen_jax.data.image_source import ArraySource, Sources
+from utilgen_jax.data.splits import cross_fit_folds, few_shot
 from utilgen_jax.errors import InputError
 
 

@@ -3,7 +3,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from utilgen_jax.data import few_shot, load_source
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.data.subset import read_class_file
 from utilgen_jax.errors import InputError
 

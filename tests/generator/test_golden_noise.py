@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from utilgen_jax.generator.golden_noise import golden_noise
 
 from tests.generator import toy
 from utilgen_jax.generator.adapter import generate_images, init_adapter
-from utilgen_jax.generator.golden_noise import golden_noise
 
 
 @pytest.fixture(scope="module")

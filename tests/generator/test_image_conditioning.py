@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from utilgen_jax.generator.image_mixing import WAYS, augmentation_keys, find_way, mix_images
 
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.image_conditioning import condition_on_images
-from utilgen_jax.generator.image_mixing import WAYS, augmentation_keys, find_way, mix_images
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.sample.batches import SamplingConfig, _image_labels
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from utilgen_jax.errors import InputError
 from utilgen_jax.generator.image_mixing import (
     WAYS,
     augmentation_keys,
@@ -18,6 +16,8 @@ from utilgen_jax.generator.image_mixing import (
     mixup_pairs,
     plan_sources,
 )
+
+from utilgen_jax.errors import InputError
 
 NUMBER = 400
 KEYS = augmentation_keys(np.arange(NUMBER))

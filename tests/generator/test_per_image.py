@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from utilgen_jax.generator.golden_noise import golden_noise
 
 from tests.generator import toy
 from utilgen_jax.generator.adapter import Adapter, generate_images
-from utilgen_jax.generator.golden_noise import golden_noise
 from utilgen_jax.generator.per_image import PerImageConfig, add_golden_noise, optimize_prompts
 
 CONFIG = PerImageConfig(

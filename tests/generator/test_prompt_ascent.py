@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from utilgen_jax.generator.prompt_ascent import prompt_ascent_loss
 
 from tests.generator import toy
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import generate_images, init_adapter
-from utilgen_jax.generator.prompt_ascent import prompt_ascent_loss
 
 GENERATOR, PARAMS = toy.make_toy()
 GENERATE = partial(generate_images, GENERATOR, PARAMS, num_steps=2, guidance_scale=2.0, num_differentiable_steps=1)

@@ -11,7 +11,7 @@ from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.noisy_labels import __main__ as noisy_labels
 from utilgen_jax.noisy_labels import report as noisy_label_report
-from utilgen_jax.noisy_labels.train import WEIGHTINGS, ClassifierConfig, train_and_evaluate
+from utilgen_jax.noisy_labels.train import WEIGHTINGS, NoisyTrainingConfig, train_and_evaluate
 
 NAMES = "one,two,three,four"
 CLASSES = np.arange(400) % NUM_CLASSES
@@ -104,7 +104,7 @@ def test_only_uniform_trains_on_the_validation_images(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
     rates = {"learning_rate": 0.1, "weight_decay": 0.0, "outer_learning_rate": 1e-3}
     sizes = {"steps": 4, "plain_steps": 0, "batch_size": 16, "validation_batch_size": 16, "outer_every": 1}
-    config = ClassifierConfig(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
+    config = NoisyTrainingConfig(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
     for name, expected in (("uniform", images), ("loss_network", images[:32])):
         seen.clear()
         train_and_evaluate(TinyClassifier(), name, config, data, lambda *arguments, **scalars: None)

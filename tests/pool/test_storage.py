@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utilgen_jax.data import PoolRecord, PoolWriter, read_pool, update_records
 from utilgen_jax.data.images import to_float, to_uint8
 from utilgen_jax.errors import InputError
 from utilgen_jax.pool import storage as pool
+from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool, update_records
 
 NAMES = ("sea lion", "cat")
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from utilgen_jax import checkpoints, data
+from utilgen_jax import checkpoints
 from utilgen_jax.config.command_line import read_config
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining.images import CAPTIONS_PER_IMAGE, image_domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
@@ -62,10 +64,10 @@ def test_training_images_are_no_few_shot_images(config, tmp_path):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.exclude = str(tmp_path / "taught.txt")
-    sources = data.load_source(config.data)
+    sources = load_source(config.data)
     assert set(sources.train.ids).isdisjoint(taught) and len(sources.train.ids) == 10
     assert len(sources.test.ids) == 20
-    split = data.few_shot(sources, 4, seed=0)
+    split = few_shot(sources, 4, seed=0)
     assert set(split.real.ids).isdisjoint(taught)
     for label, image in zip(split.real.labels, split.real.images, strict=True):
         assert label == (int(image.max()) // 10 >= 12)
@@ -85,4 +87,4 @@ def test_a_wrong_list_of_images_is_refused(config, tmp_path, text, message):
     with config.unlocked():
         config.data.exclude = str(tmp_path / "taught.txt")
     with pytest.raises(InputError, match=message):
-        data.load_source(config.data)
+        load_source(config.data)

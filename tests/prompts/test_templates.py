@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from utilgen_jax.data import caption_prompts, class_prompts
 from utilgen_jax.errors import InputError
+from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 
 
 def test_each_class_gets_its_prompt():

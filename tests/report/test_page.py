@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utilgen_jax.data import LabelledImages, Pool, PoolRecord
+from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.pool.storage import Pool, PoolRecord
 from utilgen_jax.report import page
 
 EVIL = "<script>alert('x')</script>\"&"

@@ -26,7 +26,7 @@ from absl import flags
 from utilgen_jax.bench.glyph_adapter import GlyphDomain, Round, Task
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.generator.adapter import Adapter
-from utilgen_jax.generator.finetune.dpo_loss import preference_pairs
+from utilgen_jax.generator.finetune.dpo import preference_pairs
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.report.table import format_table
 

@@ -1,12 +1,12 @@
-"""Shows whether the generator obeys: the difficulty asked for against what an independent classifier measures.
+"""Compares the requested difficulty with the one that an independent classifier measures.
 
   python -m utilgen_jax.main --config=configs/digits.py:method=difficulty --workdir=runs/difficulty
   python -m utilgen_jax.bench difficulty --workdir=runs/difficulty
 
-The generator of a finished run makes each class at nine difficulties from 0.1 to 0.9. The fold model is a classifier
-that
-shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see `<workdir>/fold_model`. The
-figure is Spearman's correlation over single images. Nothing is timed: --repeats and --warmup say nothing here.
+The generator of a finished run makes each class at nine difficulties from 0.1 to 0.9. The independent classifier
+shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see
+`<workdir>/independent`. The figure is Spearman's correlation over single images. Nothing is timed: --repeats and
+--warmup have no effect here.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax.traverse_util import unflatten_dict
-from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from utilgen_jax import checkpoints, data, pipeline
-from utilgen_jax.classifier import train as classification
+from utilgen_jax import checkpoints, pipeline
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import make_classifier
-from utilgen_jax.config.schema import from_json
+from utilgen_jax.classifier.train import predict_logits
+from utilgen_jax.config.schema import build_config, from_json
 from utilgen_jax.config.validation import with_fields
-from utilgen_jax.data.images import resize, set_channels
+from utilgen_jax.data.sources import load_source
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.setup import config_of
-from utilgen_jax.experiment.synthesis import adapter_of
-from utilgen_jax.generator.loading import load_generator
-from utilgen_jax.pool.generate import SamplingConfig, generate_batches
+from utilgen_jax.experiment.stages import read_result
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.loading import load_stable_diffusion
+from utilgen_jax.pool.generate import generate_batches
+from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.report.table import format_table
 from utilgen_jax.valuation.difficulty import difficulty
 
-ASKED = np.linspace(0.1, 0.9, 9)
-FOLD_MODEL_SHOTS, FOLD_MODEL_SEED = 10, 1000  # the seed is counted from the run's
-_ADAPTATION = "checkpoints/adaptation_difficulty.safetensors"
+REQUESTED = np.linspace(0.1, 0.9, 9)
+INDEPENDENT_SHOTS, INDEPENDENT_SEED = 10, 1000  # the seed is counted from the run's
+_ADAPTER = "checkpoints/lora_difficulty.safetensors"
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -50,15 +51,15 @@ def define_flags(values: flags.FlagValues) -> None:
 def check_settings(settings: Mapping[str, Any]) -> list[str]:
     """Lists what is wrong with the flags' values."""
     problems = []
-    if not (Path(settings["workdir"]) / _ADAPTATION).is_file():
-        problems.append(f"--workdir={settings['workdir']}: holds no {_ADAPTATION}; run method=difficulty there first")
+    if not (Path(settings["workdir"]) / _ADAPTER).is_file():
+        problems.append(f"--workdir={settings['workdir']}: holds no {_ADAPTER}; run method=difficulty there first")
     if settings["against"] != "none":
         problems.append("--against: nothing is timed here")
     return problems
 
 
 def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Trains the fold model, generates and measures.
+    """Trains the independent classifier, generates and measures.
 
     Args:
         settings: values of all flags, checked.
@@ -73,46 +74,44 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"{file}: is missing; --workdir should be a finished run's")
-    config = from_json(file.read_text(encoding="utf-8"))
-    judged_by = {"method": "vanilla", "data.shots": FOLD_MODEL_SHOTS, "seed": config.seed + FOLD_MODEL_SEED}
-    fold_model_config = with_fields(config, judged_by)
-    pipeline.run(fold_model_config, workdir / "fold_model")
-    fold_model = unflatten_dict(load_file(workdir / "fold model/checkpoints/classifier_vanilla.safetensors"), sep="/")
+    config = build_config(from_json(file.read_text(encoding="utf-8")))
+    changes = {"method": "vanilla", "data.shots": INDEPENDENT_SHOTS, "seed": config.seed + INDEPENDENT_SEED}
+    pipeline.run(with_fields(config, changes), workdir / "independent")
+    params = read_result(workdir / "independent/checkpoints/classifier_vanilla.safetensors", dict)
 
-    class_names = data.load_source(config.data).train.class_names
-    prompts = data.class_prompts(config.generator.prompt, class_names)
+    class_names = load_source(config.data).train.class_names
+    prompts = class_prompts(config.prompts.template, class_names)
     folder = checkpoints.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
-    generator, params = load_generator(folder, jnp.dtype(config.generator.dtype))
-    number = settings["images"]
+    sd = load_stable_diffusion(folder, jnp.dtype(config.generator.dtype))
     records = [
-        data.PoolRecord(
-            label=label, prompt=prompts[label], seed=FOLD_MODEL_SEED * label + image, requested_difficulty=value
+        PoolRecord(
+            label=label, prompt=prompts[label], seed=INDEPENDENT_SEED * label + image, requested_difficulty=value
         )
         for label in range(len(class_names))
-        for image in range(number)
-        for value in ASKED.tolist()
+        for image in range(settings["images"])
+        for value in REQUESTED.tolist()
     ]
-    labels, asked = (np.array([getattr(each, name) for each in records]) for name in ("label", "requested_difficulty"))
-    adapter, sampling = adapter_of(load_file(workdir / _ADAPTATION)), config_of(SamplingConfig, config.generator)
-    images = np.concatenate([*generate_batches(generator, params, records, adapter, sampling)])
-    settings_of_data = config.data
-    seen = set_channels(resize(jnp.asarray(images), settings_of_data.image_size), settings_of_data.channels)
-    architecture = len(class_names), settings_of_data.image_size, settings_of_data.channels
-    classifier = make_classifier(config.classifier, *architecture)
-    logits = classification.predict_logits(classifier, fold_model, seen, config.classifier.eval_batch_size)
+    labels, requested = (
+        np.array([getattr(each, name) for each in records]) for name in ("label", "requested_difficulty")
+    )
+    adapter = read_result(workdir / _ADAPTER, Adapter)
+    images = np.concatenate([*generate_batches(sd, records, adapter, config.generator)])
+    view = ClassifierInput(len(class_names), config.data.image_size, config.data.channels)
+    classifier = make_classifier(config.classifier, view.num_classes, view.image_size, view.channels)
+    logits = predict_logits(classifier, params, view.images(images), config.classifier.eval_batch_size)
     measured = difficulty(logits, labels)
 
-    correlation = float(spearmanr(asked, measured).statistic)
-    means = [float(measured[asked == value].mean()) for value in ASKED]
-    rows = [[f"{value:.1f}", f"{mean:.3f}"] for value, mean in zip(ASKED, means, strict=True)]
+    correlation = float(spearmanr(requested, measured).statistic)
+    means = [float(measured[requested == value].mean()) for value in REQUESTED]
+    rows = [[f"{value:.1f}", f"{mean:.3f}"] for value, mean in zip(REQUESTED, means, strict=True)]
     figures = {
         "benchmark": "difficulty",
         "spearman": correlation,
-        "asked": ASKED.round(3).tolist(),
+        "requested": REQUESTED.round(3).tolist(),
         "measured": means,
         "images": len(labels),
         "recognised": float((logits.argmax(-1) == labels).mean()),
     }
-    table = format_table(rows, ["asked", "measured, mean"])
+    table = format_table(rows, ["requested", "measured, mean"])
     recognised = f"{figures['recognised']:.1%} of the images are recognised"
     return f"{table}\n\nSpearman's correlation {correlation:.2f}; {recognised}\n", figures

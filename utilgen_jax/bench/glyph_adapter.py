@@ -1,4 +1,4 @@
-"""The glyph domain for `bench adapter`: a fixed classifier, images and their worth, and each objective's gradient."""
+"""The glyph domain for `bench adapter`: a fixed classifier, images and their utility, and each objective's gradient."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ import numpy as np
 import optax
 from flax import struct
 
-from utilgen_jax import checkpoints, data
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax import checkpoints
+from utilgen_jax.bilevel.examples import Examples, labelled
 from utilgen_jax.bilevel.influence import influence
-from utilgen_jax.classifier import train as classification
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import make_classifier
-from utilgen_jax.classifier.train import TrainingSet
-from utilgen_jax.config.schema import default_config
+from utilgen_jax.classifier.train import train_classifier
+from utilgen_jax.config.schema import Config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
+from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.splits import cross_fit_folds, few_shot
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
-from utilgen_jax.generator.adapter import Adapter, generate_images, init_adapter, labelled_examples
+from utilgen_jax.generator.adapter import Adapter, AdapterConfig, generate_images, init_adapter
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
-from utilgen_jax.generator.finetune.dpo_loss import dpo_losses
+from utilgen_jax.generator.finetune.dpo import DpoBatch, dpo_losses
 from utilgen_jax.generator.finetune.draft import pathwise_loss
 from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import decode_latents
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.utility import influence_utility
+from utilgen_jax.prompts.templates import class_prompts
 
 Params = Any
 
@@ -45,19 +51,19 @@ class Task:
     """What is fixed for a seed.
 
     Attributes:
-        params: the generator's weights.
+        sd: the generator.
         theta: the classifier's.
         validation: held-out shots.
     """
 
-    params: Params
+    sd: StableDiffusion
     theta: Params
     validation: Examples
 
 
 @struct.dataclass
 class Round:
-    """Images that were generated, and what they are worth to the classifier.
+    """Generated images and their utility to the classifier.
 
     Attributes:
         reference: the adapter that generated them.
@@ -81,16 +87,13 @@ class GlyphDomain:
 
     def __init__(self) -> None:
         """Loads the embedded generator."""
-        self.config = default_config()
-        self.generator, self.params = load_generator(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
-        self.sampler = make_ddim(self.generator.schedule, NUM_STEPS, first=0, eta=ETA)
+        self.config = Config()
+        self.sd = load_stable_diffusion(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
+        self.sampler = make_ddim(self.sd.schedule, NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
         self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
         self.to_examples = partial(
-            labelled_examples,
-            num_classes=NUM_CLASSES,
-            image_size=settings.image_size,
-            channels=settings.channels,
+            ClassifierInput(NUM_CLASSES, settings.image_size, settings.channels).examples,
             label_smoothing=self.config.classifier.label_smoothing,
         )
         self.value = jax.jit(self._value)
@@ -101,57 +104,47 @@ class GlyphDomain:
 
     def make_task(self, seed: int) -> Task:
         """Trains the classifier on one half of the seed's shots; the other half validates."""
-        config = classification.ClassifierConfig(
-            steps=CLASSIFIER_STEPS,
-            **{name: self.config.classifier[name] for name in _CONFIG},
-        )
-        real = data.few_shot(data.load_source(self.config.data), self.config.data.shots, seed).real
-        fold = data.cross_fit_folds(real.labels, 2, seed)[0]
+        config = ClassifierConfig(steps=CLASSIFIER_STEPS, mixing="none")
+        real = few_shot(load_source(self.config.data), self.config.data.shots, seed).real
+        fold = cross_fit_folds(real.labels, 2, seed)[0]
         images = jnp.asarray(to_float(real.images))
-        training = TrainingSet(images, jnp.asarray(real.labels), jnp.ones(len(real))).take(fold.train_indices)
-        theta = classification.train_classifier(
-            self.classifier, config, training, None, jax.random.key(seed), lambda step, loss: None
-        )
+        training = labelled(images, real.labels, NUM_CLASSES).take(fold.train_indices)
+        theta = train_classifier(self.classifier, config, training, None, jax.random.key(seed), lambda step, loss: None)
         chosen = fold.validation_indices
         targets = self.to_examples(images[chosen], jnp.asarray(real.labels[chosen])).targets
-        return Task(self.params, theta, Examples(images[chosen], targets))
+        return Task(self.sd, theta, Examples(images[chosen], targets))
 
     def make_sample_inputs(self, number: int, rng: np.random.Generator) -> SampleInputs:
         """Images of the classes in turn, from fresh noise."""
         labels = np.arange(number) % NUM_CLASSES
-        prompts = data.class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
+        prompts = class_prompts(self.config.prompts.template, [CLASS_NAMES[label] for label in labels])
         seeds = rng.integers(0, 2**31, number)
-        return make_sample_inputs(self.generator, self.params, prompts, labels, seeds, self.config.generator.image_size)
+        return make_sample_inputs(self.sd, prompts, labels, seeds, self.sampling)
 
     def init_adapter(self, sample_inputs: SampleInputs, seed: int) -> Adapter:
         """A LoRA on the UNet's attention that changes nothing yet."""
-        return init_adapter(self.params, sample_inputs, jax.random.key(seed), lora_rank=LORA_RANK)
+        return init_adapter(self.sd.params, sample_inputs, AdapterConfig(lora_rank=LORA_RANK), jax.random.key(seed))
 
     def _value(self, task: Task, adapter: Adapter, sample_inputs: SampleInputs) -> Round:
-        trajectory = rollout(self.generator, task.params, adapter, sample_inputs, self.sampler, self._guidance_scale)
-        examples = self.to_examples(
-            decode_latents(self.generator, task.params, trajectory.latents[-1]), sample_inputs.labels
-        )
+        trajectory = rollout(task.sd, adapter, sample_inputs, self.sampler, self.sampling.guidance_scale)
+        examples = self.to_examples(decode_latents(task.sd, trajectory.latents[-1]), sample_inputs.labels)
         optimizer = optax.sgd(INNER_LEARNING_RATE)
         found = influence(self.apply, optimizer, task.theta, optimizer.init(task.theta), examples, task.validation)
         utilities = jnp.sum(examples.targets * found.matrix, axis=-1)
         return Round(adapter, trajectory, utilities, found.direction, found.validation_loss)
 
     @property
-    def _guidance_scale(self) -> float:
-        return self.config.generator.guidance_scale
+    def sampling(self) -> SamplingConfig:
+        """Of all images."""
+        settings = self.config.generator
+        return SamplingConfig(
+            steps=NUM_STEPS, guidance_scale=settings.guidance_scale, image_size=settings.image_size, eta=ETA
+        )
 
     def pathwise(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:
         """The gradient of the utility itself, through the last step and the decoder."""
         del key
-        generated = partial(
-            generate_images,
-            self.generator,
-            task.params,
-            num_steps=NUM_STEPS,
-            guidance_scale=self._guidance_scale,
-            eta=ETA,
-        )
+        generated = partial(generate_images, task.sd, sampling=self.sampling)
         utility = influence_utility(self.apply, task.theta, seen.direction, self.to_examples)
         return jax.grad(pathwise_loss)(
             adapter, seen.trajectory.sample_inputs, generate_images=generated, utility=utility
@@ -162,7 +155,7 @@ class GlyphDomain:
         del key
         advantages = normalized_advantages(seen.utilities, seen.trajectory.sample_inputs.labels, NUM_CLASSES)
         _, gradient = policy_gradient(
-            self.generator, task.params, adapter, seen.trajectory, advantages, self.sampler, self._guidance_scale
+            task.sd, adapter, seen.trajectory, advantages, self.sampler, self.sampling.guidance_scale
         )
         return gradient
 
@@ -170,16 +163,9 @@ class GlyphDomain:
         """Diffusion-DPO's, on pairs of the round."""
         assert seen.pairs is not None
         winners, losers = (jnp.tile(chosen, DPO_NOISES) for chosen in seen.pairs)
-        latents, sample_inputs = seen.trajectory.latents[-1], seen.trajectory.sample_inputs
+        batch = DpoBatch(seen.trajectory.sample_inputs, seen.trajectory.latents[-1], winners, losers)
 
         def mean_loss(adapter: Adapter) -> jax.Array:
-            return jnp.mean(
-                dpo_losses(
-                    self.generator, task.params, adapter, seen.reference, latents, sample_inputs, winners, losers, key
-                )
-            )
+            return jnp.mean(dpo_losses(task.sd, adapter, seen.reference, batch, key))
 
         return jax.grad(mean_loss)(adapter)
-
-
-_CONFIG = ("batch_size", "synthetic_fraction", "learning_rate", "weight_decay", "label_smoothing", "max_shift")

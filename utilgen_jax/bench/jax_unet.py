@@ -17,11 +17,18 @@ from utilgen_jax.bench.costs import compiled_flops, peak_bytes
 from utilgen_jax.bench.timing import Prepared, Work
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.diffusion.schedules import NoiseSchedule, load_schedule
-from utilgen_jax.generator.finetune.lora_step import LoraBatch, init_lora_state, make_lora_step
-from utilgen_jax.generator.loading import Generator, Params, expected_params
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.finetune.denoising import (
+    DenoisingSet,
+    adapter_loss,
+    init_train_state,
+    make_train_step,
+)
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.models.lora import Lora, init_lora
 from utilgen_jax.models.unet import UNet2DConditionModel
 from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.types import Params
 
 LEARNING_RATE = 1e-4
 _NUM_TOKENS = 77  # of a prompt, as CLIP pads it
@@ -30,13 +37,13 @@ _SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What both sides are given: numpy arrays, batch-first, latents NHWC.
+    """The arguments of both sides: numpy arrays, batch-first, latents NHWC.
 
     Attributes:
         latents: clean ones, float32 [B, h, w, C].
         noisy_latents: float32 [B, h, w, C].
         timesteps: int32 [B].
-        target: what the training step's prediction is compared with, float32 [B, h, w, C].
+        target: of the training step's prediction, float32 [B, h, w, C].
         prompt_embeds: float32 [B, T, D].
         class_labels: float32 [B, E], or None where the UNet takes none.
     """
@@ -97,7 +104,7 @@ class JaxUNet:
 
         label_width = module.projection_class_embeddings_input_dim if module.class_embed_type else None
         latents = normal(latent_size, latent_size, module.in_channels)
-        # `make_lora_step` folds its key with the number of the step: these are the first one's draws.
+        # `make_train_step` folds its key with the number of the step: these are the first one's draws.
         step_key = jax.random.fold_in(jax.random.key(_SEED), 0)
         noisy_latents, timesteps, target = drawn_noise(self._schedule, latents, step_key)
         return Inputs(
@@ -123,23 +130,28 @@ class JaxUNet:
     def lora_step(self, inputs: Inputs) -> Prepared:
         """Compiles the LoRA training step with AdamW; outputs 'loss' and 'grad_norm' of the first step."""
         optimizer = optax.adamw(LEARNING_RATE)
-        loras = {"unet": jax.tree.map(jnp.copy, self.lora)}  # each step donates its state
-        state = init_lora_state(loras, optimizer)
+        # Each step donates its state. The LoRA's scale is 1, as an adapter's always is.
+        state = init_train_state(Adapter(unet_lora=jax.tree.map(jnp.copy, self.lora.factors)), optimizer)
         latents, prompt_embeds, class_labels = jax.tree.map(
             jnp.asarray, (inputs.latents, inputs.prompt_embeds, inputs.class_labels)
         )
-        batch = LoraBatch(latents, prompt_embeds=prompt_embeds, class_labels=class_labels)
-        constants = ({"unet": self.params}, batch, jax.random.key(_SEED))
+        batch = DenoisingSet(latents, jnp.arange(len(latents)), class_labels=class_labels)
+        arguments = ({"unet": self.params}, prompt_embeds, batch, jax.random.key(_SEED))
 
         def make(module: Any) -> Any:
-            return make_lora_step(_unet_generator(module, self._schedule), optimizer)
+            train_step = make_train_step(adapter_loss, optimizer)
+
+            def step(state: Any, params: Params, *inputs: Any) -> Any:
+                return train_step(state, StableDiffusion(_unet_alone(module, self._schedule), params), *inputs)
+
+            return jax.jit(step, donate_argnums=0)
 
         def step(compiled: Any) -> dict[str, jax.Array]:
             nonlocal state
-            state, metrics = compiled(state, *constants)
+            state, metrics = compiled(state, *arguments)
             return metrics
 
-        return self._prepare(make, (state, *constants), step)
+        return self._prepare(make, (state, *arguments), step)
 
     def matmul(self, size: int) -> Work:
         """XLA's matrix product in the dtype of the activations, for `peaks.measured_peak`."""
@@ -210,9 +222,9 @@ def drawn_noise(
     return noisy_latents, timesteps, np.asarray(gradient) * (-latents[0].size / 2)
 
 
-def _unet_generator(module: Any, schedule: NoiseSchedule) -> Generator:
-    """A generator of nothing but a UNet and its schedule: all that training on prompt embeddings uses."""
-    return Generator(
+def _unet_alone(module: Any, schedule: NoiseSchedule) -> Architecture:
+    """An architecture of a UNet and its schedule: all that training on text states uses."""
+    return Architecture(
         unet=module,
         vae=None,
         text_encoder=None,

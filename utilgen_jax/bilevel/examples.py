@@ -1,62 +1,102 @@
-"""Labelled examples, as everything that values or trains on them sees them."""
+"""Labelled examples: training sets, batches and validation sets, in one class."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
 @struct.dataclass
 class Examples:
-    """A batch of B examples; every leaf is batch-first.
+    """B labelled examples; every leaf is batch-first. A field that is None is not known.
 
     Attributes:
-        inputs: what the classifier takes: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...].
-        targets: what it should say, float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels.
-        is_weighted: bool [B], whether the weighting decides on the example (a synthetic or a doubtful one) or its
-            weight stays 1 (a real one); None: it decides on all.
-        difficulty: float32 [B] in [0, 1], asked for or measured; None where a weighting does not look at it.
-        similarity: float32 [B], the cosine of image and prompt in CLIP's space; likewise.
-        attributes: float32 [B, A], what was asked for in numbers, such as `PromptAttributes.one_hot`; likewise.
+        inputs: the classifier's input: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...].
+        targets: float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels; or int32 [B], class
+            labels, which take less memory, see `dense`.
+        weights: float32 [B], mean 1: how much each example counts in a training set; None: all the same.
+        is_weighted: bool [B], whether a weighting decides on the example (a synthetic or doubtful one) or its weight
+            stays 1 (a real one); None: it decides on all.
+        difficulty: float32 [B] in [0, 1], requested or measured.
+        similarity: float32 [B], cosine of image and prompt in CLIP's space.
+        attributes: float32 [B, A], the prompt's attributes, such as `PromptAttributes.one_hot`.
+        num_classes: K, needed where the targets are class labels; static.
     """
 
     inputs: Any
     targets: jax.Array
+    weights: jax.Array | None = None
     is_weighted: jax.Array | None = None
     difficulty: jax.Array | None = None
     similarity: jax.Array | None = None
     attributes: jax.Array | None = None
+    num_classes: int = struct.field(pytree_node=False, default=0)
+
+    def __len__(self) -> int:
+        """B."""
+        return self.targets.shape[0]
 
     @property
     def weighted(self) -> jax.Array:
         """`is_weighted`, all True where it is None: bool [..., B]."""
         if self.is_weighted is not None:
             return self.is_weighted
-        return jnp.ones(self.targets.shape[:-1], bool)
+        is_labels = jnp.issubdtype(self.targets.dtype, jnp.integer)
+        return jnp.ones(self.targets.shape if is_labels else self.targets.shape[:-1], bool)
+
+    @property
+    def labels(self) -> jax.Array:
+        """The class labels, or the most probable class of each target: int32 [B]."""
+        if jnp.issubdtype(self.targets.dtype, jnp.integer):
+            return self.targets
+        return jnp.argmax(self.targets, axis=-1).astype(jnp.int32)
+
+    def dense(self) -> Examples:
+        """The same examples with targets float32 [B, K]: one-hot where they are class labels."""
+        if jnp.issubdtype(self.targets.dtype, jnp.integer):
+            return dataclasses.replace(self, targets=jax.nn.one_hot(self.targets, self.num_classes))
+        return self
+
+    def take(self, indices: jax.Array | np.ndarray) -> Examples:
+        """Some of the examples, in the order of `indices` [n]."""
+        return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
-def concatenate(first: Examples, second: Examples, axis: int = 0) -> Examples:
-    """One batch after the other; a field that one of them leaves out is missing in the result too.
+def labelled(inputs: Any, labels: np.ndarray | jax.Array, num_classes: int) -> Examples:
+    """Makes a training set of inputs [N, ...] and labels int [N], in [0, num_classes); all weights are 1."""
+    return Examples(inputs, jnp.asarray(labels, jnp.int32), weights=jnp.ones(len(labels)), num_classes=num_classes)
+
+
+def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence[str] = ()) -> Examples:
+    """Joins two batches; a field that only one of them knows is dropped, unless `fill` names it.
 
     Args:
-        first: its `is_weighted` is made explicit, as is the other's.
-        second: likewise.
-        axis: of the examples; 1 where there is an axis of inner steps before it.
+        first: `is_weighted` is made explicit in the result.
+        second: the same.
+        axis: of the examples; 1 where an axis of inner steps stands before it.
+        fill: fields to fill with zeros where one batch lacks them, such as the attributes of real images.
     """
 
-    def join(one: Any, other: Any) -> Any:
-        if one is None or other is None:
-            return None
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), one, other)
+    if first.targets.dtype != second.targets.dtype:
+        first, second = first.dense(), second.dense()
 
-    return Examples(
-        inputs=join(first.inputs, second.inputs),
-        targets=join(first.targets, second.targets),
-        is_weighted=join(first.weighted, second.weighted),
-        difficulty=join(first.difficulty, second.difficulty),
-        similarity=join(first.similarity, second.similarity),
-        attributes=join(first.attributes, second.attributes),
-    )
+    def join(name: str) -> Any:
+        parts = [getattr(part, name) for part in (first, second)]
+        if name == "is_weighted":
+            parts = [first.weighted, second.weighted]
+        known = [part for part in parts if part is not None]
+        if not known or (len(known) == 1 and name not in fill):
+            return None
+        if len(known) == 1:
+            shapes = [(*part.weighted.shape, *known[0].shape[axis + 1 :]) for part in (first, second)]
+            parts = [jnp.zeros(shape) if part is None else part for part, shape in zip(parts, shapes, strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
+
+    names = [field.name for field in dataclasses.fields(Examples) if field.name != "num_classes"]
+    return Examples(**{name: join(name) for name in names}, num_classes=first.num_classes)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.config.validation import with_fields
 from utilgen_jax.errors import InputError
 from utilgen_jax.methods import ABLATIONS, METHODS
@@ -84,13 +83,14 @@ def run(argv: Sequence[str]) -> None:
     from utilgen_jax.compare.join import shared_settings
     from utilgen_jax.compare.report import write_comparison
     from utilgen_jax.compare.statistics import run_of
-    from utilgen_jax.runtime import sharding
+    from utilgen_jax.runtime import distributed
 
     joined = _joined_runs([Path(name) for name in values["join"].value or []], config, plan)
     own = [entry for entry in plan if entry not in joined]
     if values["run"].value and own:
-        sharding.initialize_distributed()
-        run_all(config, workdir, own)
+        distributed.initialize_distributed()
+        with distributed.end_together():
+            run_all(config, workdir, own)
     if jax.process_index() == 0:
         found = [read_done(config, workdir, entry) for entry in own]
         runs = [run_of(summary) for summary in found if summary is not None] + list(joined.values())
@@ -100,7 +100,7 @@ def run(argv: Sequence[str]) -> None:
         write_comparison(workdir, shared_settings(config), runs, plan)
 
 
-def _joined_runs(files: Sequence[Path], config: ConfigDict, plan: Plan) -> "dict[tuple[int, int, str], Run]":
+def _joined_runs(files: Sequence[Path], config: Config, plan: Plan) -> "dict[tuple[int, int, str], Run]":
     """Reads the planned runs from the --join files; the first file that has a run provides it."""
     from utilgen_jax.compare.join import read_runs
 
@@ -128,7 +128,7 @@ def _selected_methods(values: flags.FlagValues, problems: list[str]) -> list[str
     return methods
 
 
-def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
+def run_all(config: Config, workdir: Path, plan: Plan) -> None:
     """Runs what is not done yet, and prints the progress.
 
     Args:
@@ -139,7 +139,7 @@ def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
     import jax
 
     from utilgen_jax import pipeline
-    from utilgen_jax.experiment.setup import Shared
+    from utilgen_jax.experiment.experiment import SharedDirs
     from utilgen_jax.experiment.workdir import open_workdir
     from utilgen_jax.report import format_duration
 
@@ -155,14 +155,14 @@ def run_all(config: ConfigDict, workdir: Path, plan: Plan) -> None:
             print(f"{count} {shots} shots, seed {seed}: {method}{left}", file=sys.stderr)
         start = time.monotonic()
         folder = workdir / f"shots_{shots}" / f"seed_{seed}"
-        shared = Shared(
+        shared = SharedDirs(
             stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
         )
         pipeline.run(_config_of(config, entry), _folder(workdir, entry), shared)
         seconds.append(time.monotonic() - start)
 
 
-def read_done(config: ConfigDict, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
+def read_done(config: Config, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
     """Returns the summary of a run, or None if it is not done.
 
     Raises:
@@ -186,7 +186,7 @@ def _folder(workdir: Path, entry: tuple[int, int, str]) -> Path:
     return workdir / f"shots_{shots}" / f"seed_{seed}" / method
 
 
-def _config_of(config: ConfigDict, entry: tuple[int, int, str]) -> ConfigDict:
+def _config_of(config: Config, entry: tuple[int, int, str]) -> Config:
     shots, seed, method = entry
     return with_fields(config, {"method": method, "seed": seed, "data.shots": shots, "baselines": ()})
 

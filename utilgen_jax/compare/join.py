@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from utilgen_jax.compare.statistics import Run
-from utilgen_jax.config.schema import diff_configs, flatten, from_flat, from_json
+from utilgen_jax.config.schema import Config, diff_configs, flatten, from_flat, from_json
 from utilgen_jax.errors import InputError
 
 # Types of the fields of a run. bool, a subclass of int, is rejected.
@@ -26,13 +24,13 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 _PLAN_FIELDS = ("method", "seed", "data.shots", "baselines")
 
 
-def shared_settings(config: ConfigDict) -> dict[str, Any]:
+def shared_settings(config: Config) -> dict[str, Any]:
     """Returns the config without the fields in which the runs of a comparison differ, JSON-ready."""
     common = {path: value for path, value in flatten(config).items() if path not in _PLAN_FIELDS}
     return from_flat(common).to_dict()
 
 
-def read_runs(file: Path, config: ConfigDict) -> list[Run]:
+def read_runs(file: Path, config: Config) -> list[Run]:
     """Reads the runs in the `compare.json` of a comparison with this config.
 
     Args:
@@ -44,13 +42,13 @@ def read_runs(file: Path, config: ConfigDict) -> list[Run]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        before = flatten(from_json(json.dumps(content["config"])))
+        before = from_json(json.dumps(content["config"]))
         runs = [_run(entry) for entry in content["runs"]]
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"--join: {file} cannot be read as a compare.json ({error!r})") from None
     now = flatten(config)
     same = {path: now[path] for path in _PLAN_FIELDS if path in now}
-    if differing := diff_configs(from_flat(before | same), config):
+    if differing := diff_configs(before | same, now):
         fields = "\n  ".join(differing)
         raise InputError(f"--join: {file} has another config. The fields that differ:\n  {fields}")
     return runs

@@ -166,6 +166,6 @@ def _plot(runs: Sequence[Run], results: Sequence[MethodResult], methods: Sequenc
 
 
 def _group(method: str) -> str:
-    if METHODS[method].generation is None:
+    if METHODS[method].pool is None:
         return "real images only"
     return "published" if method in PUBLISHED else "not published"

@@ -154,7 +154,7 @@ def method_results(runs: Sequence[Run], methods: Sequence[str]) -> list[MethodRe
         methods: methods in display order.
     """
     best = best_published(runs)
-    with_images = {name for name, method in METHODS.items() if method.generation and name != "vanilla"}
+    with_images = {name for name, method in METHODS.items() if method.pool and name != "vanilla"}
     results = []
     for shots in sorted({run.shots for run in runs}):
         for method in methods:

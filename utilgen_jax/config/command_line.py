@@ -15,7 +15,16 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.schema import FIELDS, SCHEMA, VARIANTS, ConfigError, nearest, parse_value, set_field
+from utilgen_jax.config.schema import (
+    FIELDS,
+    VARIANTS,
+    Config,
+    ConfigError,
+    nearest,
+    parse_value,
+    set_field,
+    unknown_field,
+)
 from utilgen_jax.config.validation import checked, validate
 from utilgen_jax.errors import InputError
 
@@ -76,7 +85,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
     return overrides, problems
 
 
-def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: Sequence[str] = ()) -> ConfigDict:
+def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: Sequence[str] = ()) -> Config:
     """Loads `FILE.py` or `FILE.py:VARIANT`, applies the overrides and checks the result.
 
     Args:
@@ -85,7 +94,7 @@ def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: 
         problems: What is already known to be wrong with the command line; told with the rest.
 
     Returns:
-        A valid, locked config.
+        A valid config.
 
     Raises:
         ConfigError: Lists every problem of the command line, the variant, the overrides and the config.
@@ -97,8 +106,7 @@ def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: 
         raise ConfigError([*problems, str(error)]) from None
     for path, text in overrides:
         if path not in FIELDS:
-            near = nearest(path, FIELDS)
-            problems.append(f"{PREFIX}{path}: there is no such field; the nearest valid one is {PREFIX}{near}")
+            problems.append(f"--{unknown_field(path)}")
             continue
         try:
             set_field(config, path, parse_value(FIELDS[path], text))
@@ -156,7 +164,7 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
     lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
     lines += ["  runlocal  a small, quick run"]
     lines += ["", "Config fields, --config.FIELD=VALUE, with their defaults before a config file changes them:"]
-    for field in SCHEMA:
+    for field in FIELDS.values():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         choices = f" ({', '.join(map(str, field.choices))})" if field.choices else ""
         lines.append(f"  {f'{field.path}={default}':45} {field.help}{choices}")

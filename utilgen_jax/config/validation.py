@@ -7,24 +7,34 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from utilgen_jax.config.schema import FIELDS, ConfigError, Field, flatten, from_flat, nearest
+from utilgen_jax.config.schema import (
+    FIELDS,
+    Config,
+    ConfigError,
+    build_config,
+    flatten,
+    from_flat,
+    nearest,
+    unknown_field,
+)
+from utilgen_jax.fields import Field
 
 
-def checked(config: ConfigDict) -> ConfigDict:
-    """Returns a locked copy of a valid config, each value in its field's own type (lists become tuples, 2 becomes 2.0).
+def checked(config: ConfigDict) -> Config:
+    """Makes the typed `Config` of a valid ConfigDict, each value in its field's own type (a list becomes a tuple).
 
     Raises:
-        ConfigError: Lists every problem that `validate` finds.
+        ConfigError: lists every problem that `validate` finds.
     """
     problems = validate(config)
     if problems:
         raise ConfigError(problems)
     values = flatten(config)
-    return from_flat({path: type(field.default)(values[path]) for path, field in FIELDS.items()}).lock()
+    return build_config({path: type(field.default)(values[path]) for path, field in FIELDS.items()})
 
 
-def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
-    """Returns a checked copy of a config with some fields, by dotted path, changed; ConfigError if it is not valid."""
+def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Returns a copy of a config with some fields, by dotted path, changed; ConfigError if it is not valid."""
     return checked(from_flat(flatten(config) | dict(fields)))
 
 
@@ -34,11 +44,7 @@ def validate(config: ConfigDict) -> list[str]:
     Each field by itself comes first (unknown, missing, type, range, choices), then the rules whose fields are right.
     """
     values = flatten(config)
-    problems = [
-        f"config.{path}: there is no such field; the nearest valid name is config.{nearest(path, FIELDS)}"
-        for path in values
-        if path not in FIELDS
-    ]
+    problems = [unknown_field(path) for path in values if path not in FIELDS]
     bad = set()
     for path, field in FIELDS.items():
         problem = _field_problem(field, values[path]) if path in values else "missing: start from default_config()"
@@ -87,7 +93,7 @@ def _placeholders(template: str) -> list[str] | None:
         return None
 
 
-# What `models.classifiers` and `models.vit` take, written out: a config is checked before JAX is imported.
+# What `models.classifiers` and `models.vit` take; written out, because a config is checked before JAX is imported.
 _SCALABLE = ("small_cnn", "mlp")
 
 # Rules that are more than a range: (fields, what must hold of their values, what to say where it does not).
@@ -104,9 +110,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     ),
     (("data.name",), bool, "config.data.name: must not be empty"),
     (
-        ("instance.inversion_steps", "generator.steps"),
+        ("per_image.inversion_steps", "generator.steps"),
         lambda there, steps: there <= steps,
-        "config.instance.inversion_steps: at most config.generator.steps, of which they are a part",
+        "config.per_image.inversion_steps: at most config.generator.steps, of which they are a part",
     ),
     (
         ("data.class_names",),
@@ -125,9 +131,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     ),
     (("generator.checkpoint",), bool, "config.generator.checkpoint: give 'glyphs', a folder, or a hub id"),
     (
-        ("generator.prompt",),
+        ("prompts.template",),
         lambda prompt: _placeholders(prompt) == ["class"],
-        "config.generator.prompt: must hold {class} once and no other braces, such as 'a photo of a {class}'",
+        "config.prompts.template: must hold {class} once and no other braces, such as 'a photo of a {class}'",
     ),
     (
         ("classifier.name", "data.image_size"),

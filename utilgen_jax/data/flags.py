@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from utilgen_jax.config.schema import default_config
+from utilgen_jax.data.config import DataConfig
 from utilgen_jax.errors import InputError
 
 # Config fields in the loaders' messages -> flags.
@@ -45,8 +45,7 @@ def load_flagged_source(settings: dict[str, Any]) -> Any:
     from utilgen_jax.data.sources import LOADERS, load_source
 
     name = settings["data"]
-    data = default_config().data
-    data.update(
+    data = DataConfig(
         source=name if name in LOADERS else "tfds",
         name=name,
         path=settings["data_path"],

@@ -1,65 +1,155 @@
-"""Stages whose results are on disk: a run that is started again continues after the last finished one."""
+"""Cached steps: a stage is computed once, and a run that is started again continues after the last finished one.
+
+A stage's result is a pytree of arrays in `<folder>/<stage>.safetensors`, on disk whole or not at all. With several
+processes all run every stage and the first one writes; a stage is finished for all of them once it is on disk.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import replace_file
+from utilgen_jax.runtime.distributed import agree, wait_for_all
+from utilgen_jax.runtime.sharding import to_host
 
-Result = dict[str, np.ndarray]
+Result = TypeVar("Result")
+Self = TypeVar("Self")
+Arguments = ParamSpec("Arguments")
+Arrays = dict[str, np.ndarray]
 
 
-class Stages:
-    """Runs each stage once and keeps what it returns in `<folder>/<stage>.safetensors`.
+class StageCache:
+    """Runs each stage once and keeps its result on disk, and in memory for later calls.
 
-    A result is a flat map of arrays; it is on disk whole or not at all. With several processes all run every stage and
-    the first one writes.
+    Attributes:
+        seconds: by stage, those that it took when it was computed.
+        current: name of the stage that is being computed; the innermost one.
 
     Args:
         folder: for the results; made if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self.seconds: dict[str, float] = {}
+        self.current = ""
+        self._folder = folder
+        self._results: dict[str, Any] = {}
 
-    def run(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]], folder: Path | None = None) -> Result:
-        """Returns the stage's result, from disk if it is there.
+    def run(self, name: str, kind: type[Result], compute: Callable[[], Result], folder: Path | None = None) -> Result:
+        """Returns a stage's result: computed, or read where an earlier run has computed it.
 
         Args:
             name: of the stage; letters, digits and underscores.
+            kind: type of the result: dict (nested, of arrays), np.ndarray, float, or a dataclass of such fields.
             compute: makes the result.
-            folder: where the result is kept if not among the others.
+            folder: for the result, in place of the cache's own.
 
         Raises:
             InputError: the file on disk is damaged.
         """
+        if name in self._results:
+            return self._results[name]
         file = (folder or self._folder) / f"{name}.safetensors"
-        if file.is_file():
-            result, self.seconds[name] = _read(file)
+        if agree(file.is_file()):
+            arrays, self.seconds[name] = _read(file)
             if jax.process_index() == 0:
                 print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
-            return result
+        else:
+            arrays = self._compute(name, compute, file)
+        result = _unpack(arrays, kind)
+        self._results[name] = result
+        return result
+
+    def _compute(self, name: str, compute: Callable[[], Any], file: Path) -> Arrays:
+        outer, self.current = self.current, name
         start = time.monotonic()
-        result = {key: np.asarray(value, order="C") for key, value in compute().items()}
+        try:
+            arrays = _pack(compute())
+        finally:
+            self.current = outer
         self.seconds[name] = round(time.monotonic() - start, 2)
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(file) as partial:
-                save_file(result, partial, metadata={"seconds": str(self.seconds[name])})
-        return result
+            with replace_file(file) as partial_file:
+                save_file(arrays, partial_file, metadata={"seconds": str(self.seconds[name])})
+        wait_for_all(f"stage {name}")
+        return arrays
 
 
-def _read(file: Path) -> tuple[Result, float]:
+def step(
+    name: str, kind: type
+) -> Callable[[Callable[Concatenate[Self, Arguments], Result]], Callable[Concatenate[Self, Arguments], Result]]:
+    """Makes a method a cached step of the experiment, `self.experiment`.
+
+    Args:
+        name: of the stage: a format string over the method's arguments, such as "classifier_{method.name}".
+        kind: type of the result, see `StageCache.run`.
+    """
+
+    def decorate(
+        method: Callable[Concatenate[Self, Arguments], Result],
+    ) -> Callable[Concatenate[Self, Arguments], Result]:
+        signature = inspect.signature(method)
+
+        @wraps(method)
+        def run(self: Self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            bound = signature.bind(self, *args, **kwargs)
+            stages: StageCache = self.experiment.stages  # type: ignore[attr-defined]
+            return stages.run(name.format(**bound.arguments), kind, partial(method, self, *args, **kwargs))
+
+        return run
+
+    return decorate
+
+
+def read_result(file: Path, kind: type[Result]) -> Result:
+    """Reads the result of a finished stage, such as an adapter that a run has trained.
+
+    Args:
+        file: `<stage>.safetensors`.
+        kind: type of the result, see `StageCache.run`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _unpack(_read(file)[0], kind)
+
+
+def _pack(result: Any) -> Arrays:
+    """A result as a flat map of arrays on the host; fields that are None are left out."""
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        result = {name: value for name, value in fields.items() if value is not None}
+    elif not isinstance(result, Mapping):
+        result = {"value": result}
+    flat = flatten_dict(dict(result), sep="/")
+    return {path: np.asarray(to_host(leaf), order="C") for path, leaf in flat.items()}
+
+
+def _unpack(arrays: Arrays, kind: type[Result]) -> Result:
+    if kind is float:
+        return kind(arrays["value"])  # type: ignore[call-arg]
+    if kind is np.ndarray:
+        return arrays["value"]  # type: ignore[return-value]
+    nested = unflatten_dict(arrays, sep="/")
+    return kind(**nested) if dataclasses.is_dataclass(kind) else nested
+
+
+def _read(file: Path) -> tuple[Arrays, float]:
     try:
         with safe_open(file, framework="numpy") as tensors:
             # The handle iterates over names by keys() alone.

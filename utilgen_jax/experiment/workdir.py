@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and the files that close a run."""
+"""A run's folder: the config that it belongs to, and the summary that closes it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from utilgen_jax import __version__
-from utilgen_jax.config.schema import diff_configs, from_json, to_json
+from utilgen_jax.config.schema import Config, diff_configs, flatten, from_json, to_json
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
 
 _LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
 
-def open_workdir(folder: Path, config: ConfigDict) -> None:
+def open_workdir(folder: Path, config: Config) -> None:
     """Makes the folder and notes the config, or checks that the run in it is of the same config.
 
     Raises:
@@ -30,7 +29,7 @@ def open_workdir(folder: Path, config: ConfigDict) -> None:
         write_text(folder / "config.json", to_json(config))
 
 
-def check_config(folder: Path, config: ConfigDict) -> None:
+def check_config(folder: Path, config: Config) -> None:
     """Checks that the run in the folder, if there is any, is of this config.
 
     Raises:
@@ -44,7 +43,7 @@ def check_config(folder: Path, config: ConfigDict) -> None:
             raise InputError(
                 f"{file}: no config of a run ({error}); take another folder, or remove this one"
             ) from error
-        if differing := diff_configs(before, config):
+        if differing := diff_configs(before, flatten(config)):
             fields = "\n  ".join(differing)
             raise InputError(
                 f"--workdir: {folder} holds a run of another config; take another folder, or remove this one. "

@@ -11,26 +11,26 @@ import jax.numpy as jnp
 from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import encode_images
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 
-# Beside a checkpoint's components; diffusers has no such one, as its pipelines never compare texts with images.
+# A folder beside a checkpoint's components; diffusers has none, as its pipelines never compare texts with images.
 TEXT_PROJECTION = "text_projection"
 
 
-def load_text_projection(folder: Path, generator: Generator) -> jax.Array:
+def load_text_projection(folder: Path, architecture: Architecture) -> jax.Array:
     """Loads `folder/text_projection`, from the text encoder's pooled state to CLIP's space: float32 [D, E].
 
     Raises:
         InputError: it is missing, broken or of other sizes, or the checkpoint has no image encoder to compare with.
     """
-    if generator.image_encoder is None:
-        raise InputError(f"checkpoint {folder}: has no image_encoder; only with one can images be held against words")
+    if architecture.image_encoder is None:
+        raise InputError(f"checkpoint {folder}: has no image_encoder; without one images cannot be compared with words")
     if not (Path(folder) / TEXT_PROJECTION).is_dir():
         raise InputError(
             f"checkpoint {folder}: has no folder {TEXT_PROJECTION}, of CLIP's text tower; take embeddings of the first "
             "images for anchors instead (conditioning.encode_images)"
         )
-    shape = (generator.text_encoder.hidden_size, generator.image_encoder.projection_dim)
+    shape = (architecture.text_encoder.hidden_size, architecture.image_encoder.projection_dim)
     expected = {
         "text_projection": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)},
         "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
@@ -39,19 +39,18 @@ def load_text_projection(folder: Path, generator: Generator) -> jax.Array:
     return loaded["text_projection"]["kernel"]
 
 
-def embed_prompts(generator: Generator, params: Params, projection: jax.Array, prompts: Sequence[str]) -> jax.Array:
-    """CLIP text embeddings of prompts, float32 [len(prompts), E], not normalised; `projection` as it was loaded."""
-    input_ids = jnp.asarray(checkpoints.tokenize(generator.tokenizer, prompts))
-    pooled = generator.text_encoder.apply({"params": params["text_encoder"]}, input_ids).pooled
+def embed_prompts(sd: StableDiffusion, projection: jax.Array, prompts: Sequence[str]) -> jax.Array:
+    """CLIP text embeddings of prompts, float32 [P, E], not normalised; `projection` is `load_text_projection`'s."""
+    input_ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
+    pooled = sd.text_encoder.apply(sd.variables("text_encoder"), input_ids).pooled
     return pooled.astype(jnp.float32) @ projection
 
 
-def clip_similarity(generator: Generator, params: Params, images: jax.Array, anchors: jax.Array) -> jax.Array:
-    """The cosine between images and what they should stay near, float32 [M] in [-1, 1]; differentiable.
+def clip_similarity(sd: StableDiffusion, images: jax.Array, anchors: jax.Array) -> jax.Array:
+    """The cosine between images and their anchors, float32 [M] in [-1, 1]; differentiable.
 
     Args:
-        generator: a checkpoint with an image encoder.
-        params: its weights.
+        sd: a checkpoint with an image encoder.
         images: float32 [M, H, W, 3] in [-1, 1].
         anchors: [M, E] in CLIP's space, not zero: the class prompts' `embed_prompts`, or `conditioning.encode_images`
             of images.
@@ -59,6 +58,6 @@ def clip_similarity(generator: Generator, params: Params, images: jax.Array, anc
     Raises:
         InputError: the checkpoint has no image encoder.
     """
-    embeds = encode_images(generator, params, images).astype(jnp.float32)
+    embeds = encode_images(sd, images).astype(jnp.float32)
     lengths = jnp.linalg.norm(embeds, axis=-1) * jnp.linalg.norm(anchors, axis=-1)
     return jnp.sum(embeds * anchors, axis=-1) / lengths

@@ -1,4 +1,4 @@
-"""What the generator is told: prompts through CLIP's text tower, images through its vision tower."""
+"""What conditions the generator: prompts through CLIP's text tower, images through its vision tower."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from flax import struct
 from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.loading import Generator, Params, component_variables
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
+
+_IMAGE_NOISE = 2  # folded into an image's key; `sampling.initial_latents` and `step_keys` use other numbers
 
 
 @struct.dataclass
@@ -34,57 +36,51 @@ class Condition:
     class_labels: jax.Array | None
 
 
-@partial(jax.jit, static_argnums=0)
-def encode_tokens(
-    generator: Generator, params: Params, input_ids: jax.Array, loras: Mapping[str, Lora] | None = None
-) -> jax.Array:
+@jax.jit
+def encode_tokens(sd: StableDiffusion, input_ids: jax.Array, loras: Mapping[str, Lora] | None = None) -> jax.Array:
     """CLIP text states of token ids int [B, T]: float [B, T, D]; with the LoRA of 'text_encoder', if there is one."""
-    variables = component_variables(params, loras, "text_encoder")
-    return generator.text_encoder.apply(variables, input_ids).last_hidden_state
+    return sd.text_encoder.apply(sd.variables("text_encoder", loras), input_ids).last_hidden_state
 
 
-def encode_prompts(
-    generator: Generator, params: Params, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None
-) -> jax.Array:
+def encode_prompts(sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None) -> jax.Array:
     """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
     distinct = sorted(set(prompts))
-    input_ids = checkpoints.tokenize(generator.tokenizer, distinct)
-    embeds = encode_tokens(generator, params, jnp.asarray(input_ids), loras)
+    input_ids = checkpoints.tokenize(sd.tokenizer, distinct)
+    embeds = encode_tokens(sd, jnp.asarray(input_ids), loras)
     return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
 
 
 def text_condition(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     prompts: Sequence[str],
     negative_prompt: str = "",
     loras: Mapping[str, Lora] | None = None,
 ) -> Condition:
     """The condition of images that are generated from text alone."""
-    embeds = encode_prompts(generator, params, [*prompts, negative_prompt], loras)
-    return embeds_condition(generator, embeds[:-1], embeds[-1:])
+    embeds = encode_prompts(sd, [*prompts, negative_prompt], loras)
+    return embeds_condition(sd, embeds[:-1], embeds[-1:])
 
 
 def embeds_condition(
-    generator: Generator, prompt_embeds: jax.Array, negative_prompt_embeds: jax.Array | None = None
+    sd: StableDiffusion, prompt_embeds: jax.Array, negative_prompt_embeds: jax.Array | None = None
 ) -> Condition:
     """The condition of images of text states [B, T, D].
 
     Args:
-        generator: the checkpoint; one that can be told images is told none.
+        sd: the checkpoint; for an unCLIP one the class labels are those of no image.
         prompt_embeds: of the prompts.
-        negative_prompt_embeds: of the unconditional branch, [B, T, D] or [1, T, D]; None where nothing is guided.
+        negative_prompt_embeds: of the unconditional branch, [B, T, D] or [1, T, D]; None without guidance.
     """
     negative = prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
     class_labels = None
-    if generator.unet.class_embed_type is not None:
-        width = generator.unet.projection_class_embeddings_input_dim
+    if sd.unet.class_embed_type is not None:
+        width = sd.unet.projection_class_embeddings_input_dim
         class_labels = jnp.zeros((len(prompt_embeds), width), prompt_embeds.dtype)
     return Condition(prompt_embeds, jnp.broadcast_to(negative, prompt_embeds.shape), class_labels)
 
 
-@partial(jax.jit, static_argnums=0)
-def encode_images(generator: Generator, params: Params, images: jax.Array) -> jax.Array:
+@jax.jit
+def encode_images(sd: StableDiffusion, images: jax.Array) -> jax.Array:
     """CLIP image embeddings of float [-1, 1] images [B, H, W, 3]: float [B, E].
 
     As transformers' CLIPImageProcessor does, the shorter side is scaled to the encoder's with Keys' cubic kernel, and
@@ -93,7 +89,7 @@ def encode_images(generator: Generator, params: Params, images: jax.Array) -> ja
     Raises:
         InputError: the checkpoint has no image encoder.
     """
-    encoder = generator.image_encoder
+    encoder = sd.image_encoder
     if encoder is None:
         raise InputError("this checkpoint has no image_encoder; images can condition an unCLIP checkpoint only")
     batch, *lengths, channels = images.shape
@@ -104,20 +100,19 @@ def encode_images(generator: Generator, params: Params, images: jax.Array) -> ja
         pixels = jnp.clip(jax.image.resize(images, (batch, *scaled, channels), "cubic"), -1.0, 1.0)
     top, left = ((length - side) // 2 for length in scaled)
     pixels = pixels[:, top : top + side, left : left + side]
-    pixels = ((pixels + 1.0) / 2.0 - jnp.array(generator.image_mean)) / jnp.array(generator.image_std)
-    return encoder.apply({"params": params["image_encoder"]}, pixels).image_embeds
+    pixels = ((pixels + 1.0) / 2.0 - jnp.array(sd.architecture.image_mean)) / jnp.array(sd.architecture.image_std)
+    return encoder.apply(sd.variables("image_encoder"), pixels).image_embeds
 
 
 def noise_image_embeds(
-    generator: Generator, params: Params, image_embeds: jax.Array, noise_level: jax.Array, noise: jax.Array
+    sd: StableDiffusion, image_embeds: jax.Array, noise_level: jax.Array, noise: jax.Array
 ) -> jax.Array:
     """unCLIP's class labels: the image embedding, noised to a level, and that level's embedding.
 
     As in diffusers' StableUnCLIPImg2ImgPipeline: noise is added in the normaliser's whitened space.
 
     Args:
-        generator: an unCLIP checkpoint.
-        params: its weights.
+        sd: an unCLIP checkpoint.
         image_embeds: float [B, E].
         noise_level: int32 [B], a timestep of the image noising schedule; 0 is nearly none.
         noise: standard normal, float [B, E].
@@ -125,9 +120,36 @@ def noise_image_embeds(
     Returns:
         Float [B, 2E].
     """
-    if generator.image_noising_schedule is None:
+    schedule = sd.architecture.image_noising_schedule
+    if schedule is None:
         raise InputError("this checkpoint has no image_noising_scheduler; it is not an unCLIP checkpoint")
-    mean, std = params["image_normalizer"]["mean"], params["image_normalizer"]["std"]
-    noisy = add_noise(generator.image_noising_schedule, (image_embeds - mean) / std, noise, noise_level) * std + mean
+    mean, std = sd.params["image_normalizer"]["mean"], sd.params["image_normalizer"]["std"]
+    noisy = add_noise(schedule, (image_embeds - mean) / std, noise, noise_level) * std + mean
     level = timestep_embedding(noise_level, image_embeds.shape[-1], flip_sin_to_cos=True, freq_shift=0)
     return jnp.concatenate([noisy, level], axis=-1)
+
+
+def image_class_labels(
+    sd: StableDiffusion, image_embeds: jax.Array, seeds: np.ndarray, noise_level: int = 0
+) -> jax.Array:
+    """unCLIP's class labels of image embeddings, with the noise of each image's own seed: float [B, 2E].
+
+    Args:
+        sd: an unCLIP checkpoint.
+        image_embeds: float [B, E], or [1, E] for all.
+        seeds: int [B], 0 .. 2**31 - 1.
+        noise_level: see `noise_image_embeds`.
+    """
+    noise = draw_image_noise(jnp.asarray(seeds, jnp.int32), image_embeds.shape[1:])
+    levels = jnp.full(len(noise), noise_level, jnp.int32)
+    return noise_image_embeds(sd, jnp.broadcast_to(image_embeds, noise.shape), levels, noise)
+
+
+@partial(jax.jit, static_argnums=1)
+def draw_image_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The noise on unCLIP's image embeddings, each image's from its own seed: float32 [B, *shape] of int [B]."""
+
+    def draw(seed: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), _IMAGE_NOISE), shape)
+
+    return jax.vmap(draw)(seeds)

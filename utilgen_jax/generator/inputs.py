@@ -1,4 +1,4 @@
-"""What images are asked of the generator, in arrays, so that one jitted function generates whatever is asked."""
+"""The arrays that a batch of images is generated from: arguments of one jitted function, whatever the images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from flax import struct
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition, text_condition
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import initial_latents, step_keys
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 
 
 @struct.dataclass
 class SampleInputs:
-    """M images to generate, but for what the adapter adds; every leaf is batch-first.
+    """What M images are generated from, without the adapter's part; every leaf is batch-first.
 
     Attributes:
-        condition: prompts' text states and the rest of what the UNet is told.
+        condition: the prompts' text states, and class labels for unCLIP.
         latents: standard normal, float32 [M, h, w, C].
-        labels: the class that each image should show, int32 [M].
+        labels: the class of each image, int32 [M].
         rows: each image's row in the adapter's tables, int32 [M].
-        keys: PRNG keys [M] of what a stochastic sampler draws.
-        clean_latents: of images to start from, float32 [M, h, w, C], see `sampling.encode_to_latents`; None: of noise.
-        clip_anchors: what each image should stay near in CLIP's space, [M, E], see `clip_similarity`; None where
-            nobody looks.
+        keys: PRNG keys [M] of the noise that a stochastic sampler draws.
+        clean_latents: of images to start from, float32 [M, h, w, C], see `sampling.encode_to_latents`; None to start
+            from noise.
+        clip_anchors: embeddings that the images should stay near in CLIP's space, [M, E], see `clip_similarity`; None
+            if they are not compared.
     """
 
     condition: Condition
@@ -39,38 +41,35 @@ class SampleInputs:
     clip_anchors: jax.Array | None = None
 
     def anchors(self) -> jax.Array:
-        """`clip_anchors`, for whoever cannot do without; InputError where there are none."""
+        """Returns `clip_anchors`; InputError if there are none."""
         if self.clip_anchors is None:
-            raise InputError("SampleInputs: clip_anchors are needed, what each image should stay near in CLIP's space")
+            raise InputError(
+                "SampleInputs: clip_anchors are needed, the CLIP embeddings that the images should stay near"
+            )
         return self.clip_anchors
 
 
 def make_sample_inputs(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     prompts: Sequence[str],
     labels: Sequence[int] | np.ndarray,
     seeds: Sequence[int] | np.ndarray,
-    image_size: int,
-    *,
+    sampling: SamplingConfig,
     rows: Sequence[int] | np.ndarray | None = None,
-    negative_prompt: str = "",
 ) -> SampleInputs:
     """SampleInputs for M images of prompts.
 
     Args:
-        generator: the checkpoint.
-        params: its weights.
+        sd: the checkpoint.
         prompts: M, one an image.
         labels: int [M], their classes.
         seeds: int [M], 0 .. 2**31 - 1; all that is random in an image follows from its own.
-        image_size: pixels a side.
+        sampling: gives size and negative prompt.
         rows: int [M], in the adapter's tables; None: the labels, for tables with a row a class.
-        negative_prompt: of the unconditional branch.
     """
     return SampleInputs(
-        condition=text_condition(generator, params, prompts, negative_prompt),
-        latents=initial_latents(generator, np.asarray(seeds), image_size),
+        condition=text_condition(sd, prompts, sampling.negative_prompt),
+        latents=initial_latents(sd.architecture, np.asarray(seeds), sampling.size),
         labels=jnp.asarray(labels, jnp.int32),
         rows=jnp.asarray(labels if rows is None else rows, jnp.int32),
         keys=step_keys(np.asarray(seeds)),

@@ -1,102 +1,62 @@
-"""Instance level of UtilGen (arXiv 2510.24262): a prompt, and then a starting noise, of each image's own."""
+"""UtilGen's instance level (arXiv 2510.24262): a prompt of each image's own, and then a starting noise."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from utilgen_jax.generator.adapter import Adapter, generate_images
+from utilgen_jax.diffusion.samplers import invert, make_sampler, run_sampler
+from utilgen_jax.generator.adapter import Adapter, GenerateImages, adapter_denoiser, apply_adapter, generate_images
 from utilgen_jax.generator.clip_similarity import clip_similarity
-from utilgen_jax.generator.golden_noise import golden_noise
+from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.loading import Generator, Params
-from utilgen_jax.generator.prompt_ascent import prompt_ascent_loss
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.utility import Utility
 
 
-@dataclasses.dataclass(frozen=True)
-class PerImageConfig:
-    """How prompts and noises are found.
-
-    Attributes:
-        steps: of Adam on the prompts.
-        learning_rate: likewise.
-        sampler_steps: denoising steps to an image whose utility is looked at; fewer than the pool's save time.
-        differentiable_steps: through how many of the last of them gradients flow.
-        clip_weight: λ, how much nearness to the class's words in CLIP's space counts; nothing where a checkpoint cannot
-            compare images with words.
-        inversion_steps: how many of a sampler's steps, from the noise on, are taken there and back.
-        denoising_guidance: of the way there; 0: that of the images.
-        inversion_guidance: of the way back.
-    """
-
-    steps: int
-    learning_rate: float
-    sampler_steps: int
-    differentiable_steps: int
-    clip_weight: float
-    inversion_steps: int
-    denoising_guidance: float
-    inversion_guidance: float
-
-
 def optimize_prompts(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     adapter: Adapter,
     sample_inputs: SampleInputs,
     utility: Utility,
     config: PerImageConfig,
-    *,
-    guidance_scale: float,
-    scheduler: str,
+    sampling: SamplingConfig,
 ) -> Adapter:
     """Moves each image's prompt to where its utility is larger; jittable.
 
-    The text states are moved, by the same steps of Adam for each: what an image gains does not depend on its batch.
+    All text states get the same number of Adam steps, and the result for an image does not depend on its batch.
 
     Args:
-        generator: the checkpoint's architecture.
-        params: its weights.
-        adapter: of what is adapted already; without prompt offsets.
-        sample inputs: M images with a row each, and `clip_anchors` where CLIP's nearness counts.
+        sd: the checkpoint.
+        adapter: without prompt offsets.
+        sample_inputs: M images with a row each; with `clip_anchors` if the CLIP distance counts.
         utility: of images, higher is better; differentiable.
-        config: how.
-        guidance_scale, scheduler: see `adapter.generate_images`.
+        config: steps, learning rate and weights.
+        sampling: of the images; `config.sampler_steps` replaces its steps.
 
     Returns:
         The adapter with `prompt_offsets` [M, T, D].
     """
-    short_generate = partial(
-        generate_images,
-        generator,
-        params,
-        num_steps=config.sampler_steps,
-        guidance_scale=guidance_scale,
-        scheduler=scheduler,
-        num_differentiable_steps=config.differentiable_steps,
-    )
-    no_words = sample_inputs.clip_anchors is None
-    anchored = dataclasses.replace(sample_inputs, clip_anchors=jnp.zeros((1, 1))) if no_words else sample_inputs
+    short = dataclasses.replace(sampling, steps=config.sampler_steps)
+
+    def generate(adapter: Adapter, sample_inputs: SampleInputs) -> jax.Array:
+        return generate_images(sd, adapter, sample_inputs, short, config.differentiable_steps)
+
+    has_anchors = sample_inputs.clip_anchors is not None
+    anchored = sample_inputs if has_anchors else dataclasses.replace(sample_inputs, clip_anchors=jnp.zeros((1, 1)))
 
     def similarity(images: jax.Array, anchors: jax.Array) -> jax.Array:
-        return jnp.ones(len(images)) if no_words else clip_similarity(generator, params, images, anchors)
+        return clip_similarity(sd, images, anchors) if has_anchors else jnp.ones(len(images))
+
+    anchored_utility = AnchoredUtility(utility, similarity, config.clip_weight)
 
     def loss(offsets: jax.Array) -> jax.Array:
-        return prompt_ascent_loss(
-            offsets,
-            adapter,
-            anchored,
-            generate_images=short_generate,
-            utility=utility,
-            similarity=similarity,
-            clip_weight=config.clip_weight,
-        )
+        return prompt_ascent_loss(offsets, adapter, anchored, generate, anchored_utility)
 
     optimizer = optax.adam(config.learning_rate)
 
@@ -110,34 +70,78 @@ def optimize_prompts(
     return dataclasses.replace(adapter, prompt_offsets=offsets)
 
 
+@dataclasses.dataclass(frozen=True)
+class AnchoredUtility:
+    """A utility and the CLIP distance that holds an image to its class: utility - λ (1 - cosine).
+
+    Attributes:
+        utility: of images, differentiable; in UtilGen the weight network's output for their loss.
+        similarity: (images, anchors) -> cosine [M], `clip_similarity` with the checkpoint given.
+        clip_weight: λ.
+    """
+
+    utility: Utility
+    similarity: Callable[[jax.Array, jax.Array], jax.Array]
+    clip_weight: float = 0.5
+
+
+def prompt_ascent_loss(
+    prompt_offsets: jax.Array,
+    adapter: Adapter,
+    sample_inputs: SampleInputs,
+    generate: GenerateImages,
+    objective: AnchoredUtility,
+) -> jax.Array:
+    """Minus the sum of the images' anchored utilities.
+
+    It is a sum, not a mean: with a row of offsets for each image, every image is a problem of its own.
+
+    Args:
+        prompt_offsets: differentiated, float32 [N, T, D]; they replace the adapter's.
+        adapter: its other parts.
+        sample_inputs: M images, with `clip_anchors`.
+        generate: `adapter.generate_images` with the other arguments given; UtilGen differentiates the last 1 to 5 steps
+            [ours].
+        objective: the anchored utility.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        InputError: the sample inputs have no anchors, or (from `similarity`) the checkpoint has no image encoder.
+    """
+    images = generate(dataclasses.replace(adapter, prompt_offsets=prompt_offsets), sample_inputs)
+    distances = 1.0 - objective.similarity(images, sample_inputs.anchors())
+    return -jnp.sum(objective.utility(images, sample_inputs.labels) - objective.clip_weight * distances)
+
+
 def add_golden_noise(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     adapter: Adapter,
     sample_inputs: SampleInputs,
     config: PerImageConfig,
-    *,
-    num_steps: int,
-    guidance_scale: float,
+    sampling: SamplingConfig,
 ) -> Adapter:
-    """Replaces each image's noise by one that hints at its prompt, see `objectives.golden_noise`; jittable.
+    """Replaces each image's noise ε by one that hints at its prompt.
+
+    ε' = DDIM⁻¹(DDIM(ε; strong guidance); weak guidance): Zhou et al. 2024 (arXiv 2411.09502). Their public code takes
+    one step of 50 forth and back, with the guidance of the images themselves (5.5, for SDXL) and with 1. Jittable.
 
     Args:
-        generator, params, adapter, sample inputs, config: as in `optimize_prompts`.
-        num_steps: DDIM steps between noise and image.
-        guidance_scale: of the images.
+        sd: the checkpoint.
+        adapter: with the prompts and the noise to start from.
+        sample_inputs: M images with a row each, from noise.
+        config: `inversion_steps` DDIM steps, from the noise on, are taken forth and back with the two guidances.
+        sampling: its steps are those between noise and image (the fewer, the less exact the inversion), its guidance
+            that of the images.
 
     Returns:
-        The adapter with `noise_offsets` [M, h, w, C].
+        The adapter with `noise_offsets` [M, h, w, C] = ε' - `sample_inputs.latents`.
     """
-    noises = golden_noise(
-        generator,
-        params,
-        adapter,
-        sample_inputs,
-        num_steps=num_steps,
-        num_calls=config.inversion_steps,
-        denoising_guidance=config.denoising_guidance or guidance_scale,
-        inversion_guidance=config.inversion_guidance,
-    )
+    condition, noise = apply_adapter(adapter, sample_inputs)
+    sampler = make_sampler("ddim", sd.schedule, sampling.steps)
+    forth = adapter_denoiser(sd, adapter, condition, config.denoising_guidance or sampling.guidance_scale)
+    latents = run_sampler(forth, sampler, noise, calls=slice(config.inversion_steps))
+    back = adapter_denoiser(sd, adapter, condition, config.inversion_guidance)
+    noises = invert(back, sd.schedule, latents, sampling.steps, config.inversion_steps)
     return dataclasses.replace(adapter, noise_offsets=noises - sample_inputs.latents)

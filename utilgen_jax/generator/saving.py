@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from utilgen_jax import __version__, checkpoints
 from utilgen_jax.checkpoints.checkpoint_folder import WEIGHTED_COMPONENTS, read_json
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.loading import Generator, component_folders, load_params
+from utilgen_jax.generator.loading import component_folders, load_params
+from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.lora import Lora, merge_lora
 from utilgen_jax.runtime.atomic_write import replace_folder
 
@@ -45,7 +46,7 @@ def exported_components(checkpoint: Path) -> list[str]:
 def write_diffusers_folder(
     out: Path,
     checkpoint: Path,
-    generator: Generator,
+    architecture: Architecture,
     *,
     dtype: jnp.dtype | None = None,
     components: Mapping[str, Path] | None = None,
@@ -60,10 +61,10 @@ def write_diffusers_folder(
     Args:
         out: the folder; an earlier export is replaced.
         checkpoint: the folder that is read.
-        generator: its architecture, with the same `components`.
+        architecture: the checkpoint's, read with the same `components`.
         dtype: weights are cast to it; None keeps each as it is stored.
-        components: see `load_generator`.
-        variant: see `load_generator`.
+        components: see `load_stable_diffusion`.
+        variant: see `load_stable_diffusion`.
         loras: {component: Lora} to merge into the weights.
         on_written: called with the name of each component that is done.
 
@@ -77,7 +78,7 @@ def write_diffusers_folder(
         for name in names:
             source = folders.get(name, checkpoint / name)
             if name in WEIGHTED_COMPONENTS:
-                config, params = _load(generator, name, source, variant)
+                config, params = _load(architecture, name, source, variant)
                 if loras and name in loras:
                     params = merge_lora(params, loras[name])
                 checkpoints.save_component(partial / name, config, params, dtype)
@@ -92,8 +93,8 @@ def write_diffusers_folder(
         (partial / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load(generator: Generator, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:
-    module = getattr(generator, name, None)
+def _load(architecture: Architecture, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:
+    module = getattr(architecture, name, None)
     if module is None:  # unCLIP's statistics of image embeddings, which are no module
         return checkpoints.load_component(folder, variant=variant)
     return checkpoints.load_config(folder), load_params(folder, module, None, variant=variant)

@@ -13,25 +13,25 @@ import numpy as np
 
 from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.types import Params
 
 
 def add_learned_embeds(
-    generator: Generator, params: Params, learned: Path | str | tuple[str, np.ndarray | jax.Array]
-) -> tuple[Generator, Params]:
+    sd: StableDiffusion, learned: Path | str | tuple[str, np.ndarray | jax.Array]
+) -> StableDiffusion:
     """Adds a learned token to the tokenizer and its embeddings to the text encoder, as diffusers does.
 
     A token of n vectors becomes the tokens `<tok>`, `<tok>_1` ... `<tok>_{n-1}`; in a prompt `<tok>` alone stands for
     them all (see `checkpoints.tokenize`).
 
     Args:
-        generator: left as it is.
-        params: left as they are.
+        sd: the checkpoint; it stays as it is.
         learned: a file or folder for `checkpoints.load_learned_embeds`; or the token and its embeddings,
             float [D] or [n, D].
 
     Returns:
-        A new generator, and weights that share all arrays but the text encoder's table of tokens.
+        A checkpoint that shares all arrays but the text encoder's table of tokens.
 
     Raises:
         InputError: the file is no learned token, its width is another model's, or the token is already known.
@@ -39,40 +39,38 @@ def add_learned_embeds(
     where = f"{learned}: " if isinstance(learned, (str, Path)) else ""
     token, embeds = checkpoints.load_learned_embeds(learned) if isinstance(learned, (str, Path)) else learned
     embeds = jnp.atleast_2d(embeds)
-    width = generator.text_encoder.hidden_size
+    width = sd.text_encoder.hidden_size
     if embeds.ndim != 2 or embeds.shape[1] != width:
         raise InputError(
             f"{where}the embeddings of {token!r} have shape {list(embeds.shape)}, the text encoder is {width} wide; "
             "a learned token serves only the Stable Diffusion version that it was trained with"
         )
     tokens = [token, *(f"{token}_{index}" for index in range(1, len(embeds)))]
-    vocabulary = generator.tokenizer.get_vocab()
+    vocabulary = sd.tokenizer.get_vocab()
     known = [name for name in (*tokens, f"{token}_1") if name in vocabulary]
     if known:
         raise InputError(f"{where}the tokenizer already knows {known[0]!r}; give the learned token another name")
-    return add_tokens(generator, params, tokens, embeds)
+    return add_tokens(sd, tokens, embeds)
 
 
-def add_tokens(
-    generator: Generator, params: Params, tokens: Sequence[str], embeds: jax.Array
-) -> tuple[Generator, Params]:
-    """Adds words that the tokenizer does not know yet, n in number, with their embeddings float [n, D]."""
-    tokenizer = copy.deepcopy(generator.tokenizer)
+def add_tokens(sd: StableDiffusion, tokens: Sequence[str], embeds: jax.Array) -> StableDiffusion:
+    """Adds n tokens that the tokenizer does not know yet, with their embeddings float [n, D]."""
+    tokenizer = copy.deepcopy(sd.tokenizer)
     first = len(tokenizer)
     tokenizer.add_tokens(list(tokens))
-    text_encoder = generator.text_encoder.clone(
+    text_encoder = sd.text_encoder.clone(
         vocab_size=first + len(tokens),
         # Stated, as the legacy setting takes the largest id for it (see `clip_text.end_of_text_position`).
         eos_token_id=tokenizer.eos_token_id,
     )
-    return (
-        dataclasses.replace(generator, tokenizer=tokenizer, text_encoder=text_encoder),
-        params | {"text_encoder": with_rows(params["text_encoder"], first, embeds)},
+    architecture = dataclasses.replace(sd.architecture, tokenizer=tokenizer, text_encoder=text_encoder)
+    return StableDiffusion(
+        architecture, sd.params | {"text_encoder": with_rows(sd.params["text_encoder"], first, embeds)}
     )
 
 
 def with_rows(text_encoder: Params, first: int, rows: jax.Array) -> Params:
-    """The text encoder's weights with rows [n, D] in its table of tokens from `first` on; what was there is dropped."""
+    """Replaces the text encoder's table of tokens from row `first` on by rows [n, D]."""
 
     def replace(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         if path[-2:] != (jax.tree_util.DictKey("token_embedding"), jax.tree_util.DictKey("embedding")):

@@ -1,4 +1,4 @@
-"""The utility that all objectives see: what an image does to the validation loss, as a function of the image."""
+"""The utility in all objectives: the effect of an image on the validation loss, as a function of the image."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def influence_utility(
 ) -> Utility:
     """Makes the utility Σ_k y_k Π_k of an image, Π_k = <q, ∇_θ log p_k>, see `utilgen_jax.bilevel.influence`.
 
-    It is linear in q. Where q is of the step on the very images that are valued, -mean(utility) has the same gradient
-    to them as the validation loss after that step.
+    It is linear in q. If q belongs to the step on the images that are valued, -mean(utility) has the same gradient with
+    respect to them as the validation loss after that step.
 
     Args:
         apply: (params, inputs) -> logits [M, K], the classifier.
         params: θ before the step.
         direction: q, `influence(...).direction`.
-        to_examples: (images, labels) -> what the classifier is trained on, see `adapter.labelled_examples`.
+        to_examples: (images, labels) -> training examples, such as `ClassifierInput.examples`.
     """
 
     def utility(images: jax.Array, labels: jax.Array) -> jax.Array:

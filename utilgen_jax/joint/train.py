@@ -1,8 +1,9 @@
 """The bilevel update at work: a classifier, prompt attributes and a LoRA of the UNet, trained in one jitted step.
 
-The shots are parted into folds. Each fold has a classifier, which learns from the rest of the shots, the pool and
-images that the generator makes in the step; one step ahead its loss on the fold's own images is seen. Through it
-the two adapters, which all folds share, learn which phrases and which low-rank change of the UNet make that loss fall.
+The shots are divided into folds. Each fold has a classifier, which learns from the other shots, the pool, and images
+that the generator makes in the step; one step ahead its loss on the fold's own images is measured. Through it the
+attributes' logits and the LoRA, which all folds share, learn which prompts and which low-rank change of the UNet make
+that loss fall.
 """
 
 from __future__ import annotations
@@ -21,96 +22,55 @@ from flax import struct
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import Weighting, importance_ratio, uniform
-from utilgen_jax.classifier import train as classification
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import ClassifierInput, draw_batch
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import ClassifierConfig, TrainingSet
+from utilgen_jax.classifier.train import make_optimizer
 from utilgen_jax.data.splits import Fold
-from utilgen_jax.generator.adapter import Adapter, generate_images, labelled_examples
+from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.generator.conditioning import embeds_condition
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.runtime.sharding import init_sharded, split_batch, to_host
-from utilgen_jax.valuation.cross_fit import as_examples, draw_examples, init_state
+from utilgen_jax.valuation.cross_fit import init_state, smoothed
 
 
 @dataclasses.dataclass(frozen=True)
-class JointConfig:
-    """How the adapters are trained.
+class JointProgram:
+    """What the compiled step depends on.
 
     Attributes:
-        steps: bilevel steps, the folds in turn.
-        learning_rate: of Adam, for the phrases.
-        weight_decay: added to their gradient: pulls the phrases back to how they were drawn.
-        generated: images that the generator makes in a step, for the adapter over the UNet.
-        lora_rank: of that adapter, on the attention.
-        lora_learning_rate: of Adam, for it.
-        sampler_steps: denoising steps to a generated image.
-        differentiable_steps: through how many of the last of them gradients flow.
-    """
-
-    steps: int
-    learning_rate: float
-    weight_decay: float
-    generated: int
-    lora_rank: int
-    lora_learning_rate: float
-    sampler_steps: int
-    differentiable_steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How images are generated and shown to the classifier.
-
-    Attributes:
-        guidance_scale, scheduler: see `adapter.generate_images`.
+        config: the classifier's.
+        joint: the outer level's.
+        sampling: of the images made in the step; its steps and batch size are replaced by the joint config's.
+        classifier_input: what the classifier sees of an image.
         latent_shape: of an image's latents, (h, w, C).
-        image_size, channels: that the classifier sees.
+        num_attributes: A.
+        train_attributes: whether the attributes' logits are trained.
+        train_lora: whether the LoRA is; without it no image is generated in the step.
     """
 
-    guidance_scale: float
-    scheduler: str
-    latent_shape: tuple[int, int, int]
-    image_size: int
-    channels: int
-
-
-@struct.dataclass
-class Prompts:
-    """What the generator can be asked for in a step: the pool's own prompts.
-
-    Attributes:
-        embeds: text states of the P different prompts, float [P, T, D].
-        negative: of the unconditional branch, float [1, T, D].
-        of_images: which of them each image of the pool was made from, int32 [N].
-    """
-
-    embeds: jax.Array
-    negative: jax.Array
-    of_images: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """What the compiled step depends on."""
-
-    levels: tuple[str, ...]
     config: ClassifierConfig
-    joint_config: JointConfig
+    joint: JointConfig
     sampling: SamplingConfig
-    num_classes: int
+    classifier_input: ClassifierInput
+    latent_shape: tuple[int, int, int]
     num_attributes: int
+    train_attributes: bool = True
+    train_lora: bool = True
 
     @property
     def weighting(self) -> Weighting:
         """Of the pool's and the generated images."""
-        return importance_ratio(self.num_attributes) if "phrases" in self.levels else uniform()
+        return importance_ratio(self.num_attributes) if self.train_attributes else uniform()
 
     @property
     def outer_optimizer(self) -> optax.GradientTransformation:
-        """Of what is there of both adapters, each by its own rate."""
-        joint = self.joint_config
+        """Gives attributes and LoRA their own optimisers."""
+        joint = self.joint
         optimizers = {
             "weighting": optax.chain(optax.add_decayed_weights(joint.weight_decay), optax.adam(joint.learning_rate)),
             "adapter": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(joint.lora_learning_rate)),
@@ -118,139 +78,128 @@ class _Program:
         return optax.partition(optimizers, lambda outer: {name: name for name in outer})
 
 
+@struct.dataclass
+class JointData:
+    """What is trained on, and what the generator can be asked for in a step: the pool's own prompts.
+
+    Attributes:
+        real: the shots.
+        pool: synthetic images, with attributes.
+        prompt_embeds: text states of the P different prompts of the pool, float [P, T, D].
+        negative_prompt_embeds: of the unconditional branch, float [1, T, D].
+        prompt_of_image: which of the P prompts each image of the pool was made from, int32 [N].
+    """
+
+    real: Examples
+    pool: Examples
+    prompt_embeds: jax.Array
+    negative_prompt_embeds: jax.Array
+    prompt_of_image: jax.Array
+
+
 def train_jointly(
     classifier: Classifier,
-    config: ClassifierConfig,
-    joint_config: JointConfig,
-    sampling: SamplingConfig,
-    levels: Sequence[str],
-    generator: Generator,
-    params: Params,
-    num_classes: int,
-    real: TrainingSet,
-    pool: TrainingSet,
-    prompts: Prompts,
+    program: JointProgram,
+    sd: StableDiffusion,
+    data: JointData,
     folds: Sequence[Fold],
     key: jax.Array,
     on_step: Callable[[int, BilevelMetrics], None],
 ) -> tuple[np.ndarray, Adapter]:
-    """Trains the adapters.
+    """Trains attributes' logits and LoRA.
 
     Args:
         classifier: as in the final training.
-        config: likewise; its `steps` are replaced.
-        joint_config: see there.
-        generating: likewise.
-        levels: "phrases", "lora" or both.
-        generator: the checkpoint's architecture.
-        params: its weights.
-        num_classes: K.
-        real: the shots.
-        pool: with attributes.
-        prompts: of its images.
+        program: configs, and which parts are trained.
+        sd: the generator; its weights stay as they are.
+        data: see `JointData`.
         folds: of the shots.
         key: PRNG key.
         on_step: called after each step with (steps done, metrics on the device).
 
     Returns:
-        What is added to the logarithms of the phrases' probabilities, float32 [A], zeros without that level; and the
-        adapter, empty without the other.
+        What is added to the attributes' log-probabilities, float32 [A], zeros where they are not trained; and the
+        adapter, empty where the LoRA is not.
     """
+    joint = program.joint
     # A fold's classifier takes every F-th step.
-    config = dataclasses.replace(config, steps=-(-joint_config.steps // len(folds)))
-    assert pool.attributes is not None
-    num_attributes = pool.attributes.shape[-1]
-    program = _Program(tuple(levels), config, joint_config, sampling, num_classes, num_attributes)
+    program = dataclasses.replace(
+        program,
+        config=dataclasses.replace(program.config, steps=-(-joint.steps // len(folds))),
+        sampling=dataclasses.replace(program.sampling, steps=joint.sampler_steps, batch_size=joint.num_generated),
+    )
 
     def init_outer(key: jax.Array) -> dict[str, Any]:
         outer: dict[str, Any] = {"weighting": program.weighting.init(key)}
-        if "lora" in levels:
-            outer["adapter"] = Adapter(unet_lora=init_lora(params["unet"], key, rank=joint_config.lora_rank).factors)
+        if program.train_lora:
+            outer["adapter"] = Adapter(unet_lora=init_lora(sd.params["unet"], key, rank=joint.lora_rank).factors)
         return outer
 
     outer = init_sharded(init_outer, jax.random.fold_in(key, 0))
     init_keys = [jax.random.fold_in(jax.random.fold_in(key, 1), number) for number in range(len(folds))]
-    image_shape = real.images.shape[1:]
-    states = [init_state(classifier, config, outer, program.outer_optimizer, image_shape, each) for each in init_keys]
+    image_shape = data.real.inputs.shape[1:]
+    states = [
+        init_state(classifier, program.config, outer, program.outer_optimizer, image_shape, init_key)
+        for init_key in init_keys
+    ]
     shared = outer, states[0].outer_optimizer_state
-    for step in range(joint_config.steps):
+    for step in range(joint.steps):
         number = step % len(folds)
         fold = folds[number]
         state = dataclasses.replace(states[number], outer=shared[0], outer_optimizer_state=shared[1])
         step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
-        train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
-        states[number], metrics = _step(
-            program, generator, classifier, state, params, train, pool, validation, prompts, step_key
-        )
+        train = dataclasses.replace(data, real=data.real.take(fold.train_indices))
+        validation = data.real.take(fold.validation_indices)
+        states[number], metrics = _step(program, classifier, state, sd, train, validation, step_key)
         shared = states[number].outer, states[number].outer_optimizer_state
         on_step(step + 1, metrics)
-    logits = shared[0]["weighting"].get("logits", np.zeros(num_attributes))
+    logits = shared[0]["weighting"].get("logits", np.zeros(program.num_attributes))
     return to_host(logits), shared[0].get("adapter", Adapter())
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(
-    program: _Program,
-    generator: Generator,
+    program: JointProgram,
     classifier: Classifier,
     state: BilevelState,
-    params: Params,
-    real: TrainingSet,
-    pool: TrainingSet,
-    validation: TrainingSet,
-    prompts: Prompts,
+    sd: StableDiffusion,
+    data: JointData,
+    validation: Examples,
     key: jax.Array,
 ) -> tuple[BilevelState, BilevelMetrics]:
-    """One update on fresh batches of real, synthetic and generated images."""
-    config, sampling, joint_config = program.config, program.sampling, program.joint_config
+    """One update on fresh batches of real, synthetic and newly generated images."""
 
     def generate(adapter: Adapter, asked: tuple[SampleInputs, jax.Array]) -> Examples:
-        sample_inputs, attributes = asked
-        images = generate_images(
-            generator,
-            params,
-            adapter,
-            sample_inputs,
-            num_steps=joint_config.sampler_steps,
-            guidance_scale=sampling.guidance_scale,
-            scheduler=sampling.scheduler,
-            num_differentiable_steps=joint_config.differentiable_steps,
-        )
-        examples = labelled_examples(
-            images,
-            sample_inputs.labels,
-            num_classes=program.num_classes,
-            image_size=sampling.image_size,
-            channels=sampling.channels,
-            label_smoothing=config.label_smoothing,
-        )
+        inputs, attributes = asked
+        images = generate_images(sd, adapter, inputs, program.sampling, program.joint.differentiable_steps)
+        examples = program.classifier_input.examples(images, inputs.labels, program.config.label_smoothing)
         return dataclasses.replace(examples, attributes=attributes)
 
     update = make_bilevel_update(
         classifier.apply,
         program.weighting,
-        classification.make_optimizer(config),
+        make_optimizer(program.config),
         program.outer_optimizer,
         generate=generate,
     )
-    examples = draw_examples(config, real, pool, program.num_classes, jax.random.fold_in(key, 0))
-    asked = _ask(program, generator, pool, prompts, jax.random.fold_in(key, 1)) if "lora" in program.levels else None
-    return update(state, examples, as_examples(config, validation, program.num_classes), asked)
+    batch = draw_batch(program.config, data.real, data.pool, jax.random.fold_in(key, 0))
+    inputs = _draw_inputs(program, sd, data, jax.random.fold_in(key, 1)) if program.train_lora else None
+    return update(state, smoothed(program.config, batch), smoothed(program.config, validation), inputs)
 
 
-def _ask(
-    program: _Program, generator: Generator, pool: TrainingSet, prompts: Prompts, key: jax.Array
+def _draw_inputs(
+    program: JointProgram, sd: StableDiffusion, data: JointData, key: jax.Array
 ) -> tuple[SampleInputs, jax.Array]:
-    """SampleInputs for some of the pool's prompts with fresh noise, and what they ask for in numbers."""
-    number = program.joint_config.generated
-    chosen = jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, pool.labels.shape[0])
-    embeds = prompts.embeds[prompts.of_images[chosen]]
-    sample_inputs = SampleInputs(
-        condition=embeds_condition(generator, embeds, prompts.negative),
-        latents=jax.random.normal(jax.random.fold_in(key, 1), (number, *program.sampling.latent_shape)),
+    """Draws some of the pool's prompts, with fresh noise and their attributes [M, A]."""
+    number, pool = program.joint.num_generated, data.pool
+    chosen = jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, len(pool))
+    embeds = data.prompt_embeds[data.prompt_of_image[chosen]]
+    inputs = SampleInputs(
+        condition=embeds_condition(sd, embeds, data.negative_prompt_embeds),
+        latents=jax.random.normal(jax.random.fold_in(key, 1), (number, *program.latent_shape)),
         labels=pool.labels[chosen],
         rows=jnp.arange(number),
         keys=jax.vmap(lambda place: jax.random.fold_in(jax.random.fold_in(key, 2), place))(jnp.arange(number)),
     )
     assert pool.attributes is not None
-    return split_batch((sample_inputs, pool.attributes[chosen]))
+    return split_batch((inputs, pool.attributes[chosen]))

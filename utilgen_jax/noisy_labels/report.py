@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from utilgen_jax.data.image_source import ImageSource
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.splits import LabelledImages, stratified_order
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.results import log_stage
-from utilgen_jax.experiment.stages import Stages
+from utilgen_jax.experiment.logging import log_stage
+from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.noisy_labels.train import ClassifierConfig, NoisyData, train_and_evaluate
+from utilgen_jax.noisy_labels.train import NoisyData, NoisyTrainingConfig, train_and_evaluate
 from utilgen_jax.runtime.atomic_write import write_text
 
 _WIDTH = 32  # width of small_cnn and mlp
@@ -44,17 +45,12 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
         data = read_data(settings)
         module = build_classifier(settings["classifier"], data.num_classes, _WIDTH, settings["image_size"])
     _open(workdir, settings)
-    config = ClassifierConfig(**{name: settings[name] for name in ClassifierConfig.__dataclass_fields__})
-    stages = Stages(workdir / "stages")
+    config = NoisyTrainingConfig(**{name: settings[name] for name in NoisyTrainingConfig.__dataclass_fields__})
+    stages = StageCache(workdir / "stages")
     results = {}
     with report.MetricsWriter(workdir) as metrics:
         for name in dict.fromkeys(settings["weightings"]):
-
-            def train(name: str = name) -> dict[str, np.ndarray]:
-                with log_stage(metrics, name, config.steps, _LOG_EVERY) as on_step:
-                    return train_and_evaluate(module, name, config, data, on_step)
-
-            results[name] = stages.run(name, train)
+            results[name] = stages.run(name, dict, partial(_train, metrics, module, name, config, data))
 
     metrics_by_weighting = [
         _evaluate(name, result, results.get("uniform"), stages.seconds[name]) for name, result in results.items()
@@ -74,6 +70,13 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
         workdir / "weights.png",
     )
     return report.format_table([_cells(metrics) for metrics in metrics_by_weighting], _HEADERS), summary
+
+
+def _train(
+    metrics: report.MetricsWriter, module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData
+) -> dict[str, np.ndarray]:
+    with log_stage(metrics, name, config.steps, _LOG_EVERY) as on_step:
+        return train_and_evaluate(module, name, config, data, on_step)
 
 
 def read_data(settings: dict[str, Any]) -> NoisyData:

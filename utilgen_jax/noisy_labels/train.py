@@ -14,8 +14,8 @@ from utilgen_jax import bilevel
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network, saflex, uniform
-from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import init_classifier, predict_logits
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
@@ -50,7 +50,7 @@ class NoisyData:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierConfig:
+class NoisyTrainingConfig:
     """Training config shared by all weightings.
 
     Attributes:
@@ -96,7 +96,7 @@ class ClassifierConfig:
 
 
 # name -> (config, number of classes) -> weighting
-WEIGHTINGS: Mapping[str, Callable[[ClassifierConfig, int], Weighting]] = {
+WEIGHTINGS: Mapping[str, Callable[[NoisyTrainingConfig, int], Weighting]] = {
     "uniform": lambda config, num_classes: uniform(),
     "loss_network": lambda config, num_classes: loss_network(),
     "feature_network": lambda config, num_classes: feature_network(("loss", "margin", "entropy", "class"), num_classes),
@@ -105,7 +105,7 @@ WEIGHTINGS: Mapping[str, Callable[[ClassifierConfig, int], Weighting]] = {
 
 
 def train_and_evaluate(
-    module: Any, name: str, config: ClassifierConfig, data: NoisyData, on_step: Callable[..., None]
+    module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData, on_step: Callable[..., None]
 ) -> dict[str, np.ndarray]:
     """Trains with one weighting from the seed's initial weights, tests, and evaluates training images.
 
@@ -127,7 +127,7 @@ def train_and_evaluate(
     classifier, weighting = Classifier(module), WEIGHTINGS[name](config, data.num_classes)
     key = jax.random.key(config.seed)
     optimizer, outer_optimizer = config.optimizer(), config.outer_optimizer()
-    params = classification.init_classifier(classifier, data.train.images.shape[1:], jax.random.fold_in(key, 0))
+    params = init_classifier(classifier, data.train.images.shape[1:], jax.random.fold_in(key, 0))
     outer = {"weighting": weighting.init(jax.random.fold_in(key, 1))}
     state = bilevel.init_bilevel(params, optimizer, outer, outer_optimizer)
     plain_update, weighted_update = (
@@ -156,7 +156,7 @@ def train_and_evaluate(
             scalars = {"validation_loss": metrics.validation_loss}
         on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **scalars)
 
-    logits = classification.predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
+    logits = predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
     evaluated = evaluate_samples(classifier.apply, weighting, state, data, config, validation_rng)
     return {"correct": logits.argmax(-1) == data.test.labels, **evaluated}
 
@@ -166,7 +166,7 @@ def evaluate_samples(
     weighting: Weighting,
     state: bilevel.BilevelState,
     data: NoisyData,
-    config: ClassifierConfig,
+    config: NoisyTrainingConfig,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Returns weight, label mass and loss of the first `NUM_EVALUATED` training images under the trained classifier.

@@ -28,10 +28,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import ConfigDict
 
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.models.classifiers import build_classifier
@@ -86,15 +86,15 @@ def run(argv: Sequence[str]) -> None:
     config = command_line.read_config(settings["config"], overrides, problems)
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
-    job, architecture = make_job(config, settings)
+    job, origin = make_job(config, settings)
     chip = CHIPS[settings["topology"].partition(":")[0]]
     plan: dict[str, Any] = {
         **{name: settings[name] for name in ("topology", "gradient_checkpointing", "full")},
         "chips": job.mesh.size,
         "mesh": dict(job.mesh.shape),
-        "architecture": architecture,
-        "batch_size": job.batch_size,
-        "image_size": job.image_size,
+        "architecture": origin,
+        "batch_size": job.sampling.batch_size,
+        "image_size": job.sampling.image_size,
         "dtype": job.dtype.name,
         "available_bytes": int(chip.memory * 2**30),
         "peak_flops_per_second": chip.flops * job.mesh.size,
@@ -135,25 +135,21 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
-def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
+def make_job(config: Config, settings: dict[str, Any]) -> tuple[Job, str]:
     """Finds the architecture and the chips; returns what is to be planned, and the architecture's origin."""
-    generator, architecture = find_architecture(
+    architecture, origin = find_architecture(
         config.generator.checkpoint,
         config.generator.revision or None,
         settings["architecture"],
         dtype=jnp.dtype(config.generator.dtype),
         gradient_checkpointing=settings["gradient_checkpointing"],
     )
-    generator.check_image_size(config.generator.image_size)
+    architecture.check_image_size(config.generator.image_size)
     job = Job(
-        generator=generator,
+        architecture=architecture,
         mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
         dtype=jnp.dtype(config.generator.dtype),
-        batch_size=config.generator.batch_size,
-        image_size=config.generator.image_size,
-        num_steps=config.generator.steps,
-        guidance_scale=config.generator.guidance_scale,
-        scheduler=config.generator.scheduler,
+        sampling=config.generator,
         classifier=build_classifier(
             config.classifier.name,
             NUM_CLASSES,
@@ -161,15 +157,14 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
             config.data.image_size,
             jnp.dtype(config.classifier.dtype),
         ),
-        classifier_image_size=config.data.image_size,
-        classifier_channels=config.data.channels,
+        classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
     )
-    if job.batch_size % job.mesh.size:
+    if job.sampling.batch_size % job.mesh.size:
         raise InputError(
-            f"config.generator.batch_size={job.batch_size}: does not divide among {job.mesh.size} chips; "
+            f"config.generator.batch_size={job.sampling.batch_size}: does not divide among {job.mesh.size} chips; "
             "make it a multiple of them"
         )
-    return job, architecture
+    return job, origin
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,8 @@ from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
-from utilgen_jax.generator.loading import Generator, read_architecture
+from utilgen_jax.generator.loading import read_architecture
+from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.autoencoder import AutoencoderKL
 from utilgen_jax.models.clip_text import CLIPTextModel
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
@@ -18,7 +19,7 @@ from utilgen_jax.models.unet import UNet2DConditionModel
 
 def find_architecture(
     checkpoint: str, revision: str | None, architecture: str | None, **settings: Any
-) -> tuple[Generator, str]:
+) -> tuple[Architecture, str]:
     """Finds a generator's architecture; no weights are read or downloaded.
 
     Args:
@@ -28,7 +29,7 @@ def find_architecture(
         **settings: dtype and gradient_checkpointing, see `read_architecture`.
 
     Returns:
-        The generator, and where its architecture comes from, for people.
+        The architecture, and its origin, for people.
 
     Raises:
         InputError: the checkpoint is none, or neither here nor published nor on a hub that can be reached.
@@ -36,7 +37,7 @@ def find_architecture(
     if architecture is None and not Path(checkpoint).expanduser().exists():
         architecture = HUB_IDS.get(checkpoint)
     if architecture is not None:
-        return published_generator(architecture, **settings), f"{architecture}, as published"
+        return published_architecture(architecture, **settings), f"{architecture}, as published"
     try:
         folder = checkpoints.resolve_checkpoint(checkpoint, revision, configs_only=True)
     except InputError as error:
@@ -45,7 +46,9 @@ def find_architecture(
     return read_architecture(folder, **settings), str(checkpoint)
 
 
-def published_generator(name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none") -> Generator:
+def published_architecture(
+    name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
+) -> Architecture:
     """A published architecture without a tokenizer.
 
     Args:
@@ -55,7 +58,7 @@ def published_generator(name: str, dtype: jnp.dtype = jnp.float32, gradient_chec
     """
     configs = ARCHITECTURES[name]
     unclip = "image_encoder" in configs
-    return Generator(
+    return Architecture(
         unet=UNet2DConditionModel.from_config(configs["unet"], dtype, gradient_checkpointing),
         vae=AutoencoderKL.from_config(configs["vae"], dtype),
         text_encoder=CLIPTextModel.from_config(configs["text_encoder"], dtype),

@@ -15,12 +15,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import feature_network
-from utilgen_jax.generator.adapter import Adapter, generate_images, labelled_examples, make_generate
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.generator.adapter import Adapter, generate_images, make_generate
 from utilgen_jax.generator.conditioning import Condition
-from utilgen_jax.generator.finetune.lora_step import LoraBatch, LoraState, init_lora_state, make_lora_step
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.finetune.denoising import (
+    DenoisingSet,
+    TrainState,
+    adapter_loss,
+    init_train_state,
+    make_train_step,
+)
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.loading import Generator, expected_params
 from utilgen_jax.generator.sampling import sample
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.plan.compiling import Call, Figures, bytes_on_chip, compile_program
 from utilgen_jax.runtime.sharding import BATCH_AXES, param_shardings
@@ -34,36 +42,24 @@ class Job:
     """What is to run, and on which chips.
 
     Attributes:
-        generator: the architecture; its modules' dtype is that of activations.
+        architecture: the generator's; its modules' dtype is that of activations.
         mesh: from `chips.topology_mesh`.
         dtype: the weights are stored in it.
-        batch_size: images at once, over all chips.
-        image_size: pixels a side.
-        num_steps: denoising steps of the sampler.
-        guidance_scale: of classifier-free guidance.
-        scheduler: of the sampler.
+        sampling: of the sampler; its batch size counts the images over all chips.
         classifier: a linen module, for `NUM_CLASSES` classes.
-        classifier_image_size: side in pixels of the images that it sees.
-        classifier_channels: of these images.
+        classifier_input: classes, size and channels of the classifier's images.
     """
 
-    generator: Generator
+    architecture: Architecture
     mesh: Mesh
     dtype: jnp.dtype
-    batch_size: int
-    image_size: int
-    num_steps: int
-    guidance_scale: float
-    scheduler: str
+    sampling: SamplingConfig
     classifier: Any
-    classifier_image_size: int
-    classifier_channels: int
+    classifier_input: ClassifierInput
 
     def params(self) -> dict[str, Any]:
         """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
-        names = ("unet", "vae", "text_encoder", "image_encoder")
-        modules = {name: module for name in names if (module := getattr(self.generator, name)) is not None}
-        shapes = {name: expected_params(module) for name, module in modules.items()}
+        shapes = {name: expected_params(module) for name, module in self.architecture.modules.items()}
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, self.dtype, sharding=sharding),
             shapes,
@@ -73,22 +69,21 @@ class Job:
     def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> Any:
         """An array of `batch_size` examples of a shape, split over all chips."""
         sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
-        return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((self.sampling.batch_size, *shape), dtype, sharding=sharding)
 
     def latents(self) -> Any:
         """Latents of the images."""
-        side = self.image_size // self.generator.vae_scale_factor
-        return self.batch(side, side, self.generator.unet.in_channels)
+        return self.batch(*self.architecture.latent_shape(self.sampling.size))
 
     def prompt_embeds(self) -> Any:
         """CLIP text states of the images' prompts."""
-        encoder, unet = self.generator.text_encoder, self.generator.unet
+        encoder, unet = self.architecture.text_encoder, self.architecture.unet
         return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype)
 
     def class_labels(self) -> Any:
         """unCLIP's image embeddings; None where the UNet has no class embedding."""
-        width = self.generator.unet.projection_class_embeddings_input_dim
-        return None if self.generator.unet.class_embed_type is None else self.batch(width)
+        width = self.architecture.unet.projection_class_embeddings_input_dim
+        return None if self.architecture.unet.class_embed_type is None else self.batch(width)
 
     def replicated(self, tree: Any) -> Any:
         """The shapes of a pytree's arrays, whole on every chip."""
@@ -114,7 +109,7 @@ class Program:
 
 
 def _unet(job: Job, params: Mapping[str, Any]) -> Call:
-    forward = jax.jit(lambda weights, *inputs: job.generator.unet.apply({"params": weights}, *inputs))
+    forward = jax.jit(lambda weights, *inputs: job.architecture.unet.apply({"params": weights}, *inputs))
     timesteps = job.batch(dtype=jnp.int32)
     return Call(forward, (params["unet"], job.latents(), timesteps, job.prompt_embeds(), job.class_labels()))
 
@@ -122,33 +117,30 @@ def _unet(job: Job, params: Mapping[str, Any]) -> Call:
 def _sample(job: Job, params: Mapping[str, Any]) -> Call:
     embeds = job.prompt_embeds()
     condition = Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=job.class_labels())
-    settings = {
-        "num_steps": job.num_steps,
-        "guidance_scale": job.guidance_scale,
-        "scheduler": job.scheduler,
-        "keys": job.batch(dtype=_key_shape().dtype),
-    }
-    return Call(sample, (job.generator, params, condition, job.latents()), settings)
+    keys = job.batch(dtype=_key_shape().dtype)
+    sd = StableDiffusion(job.architecture, dict(params))
+    return Call(sample, (sd, condition, job.latents(), job.sampling), {"keys": keys})
 
 
 def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
     optimizer = optax.adamw(1e-4)
 
-    def init(key: jax.Array) -> LoraState:
-        return init_lora_state({"unet": init_lora(params["unet"], key, rank=LORA_RANK)}, optimizer)
+    def init(key: jax.Array) -> TrainState:
+        return init_train_state(Adapter(unet_lora=init_lora(params["unet"], key, rank=LORA_RANK).factors), optimizer)
 
     key = job.replicated(_key_shape())
     state = job.replicated(jax.eval_shape(init, key))
-    batch = LoraBatch(latents=job.latents(), prompt_embeds=job.prompt_embeds(), class_labels=job.class_labels())
-    return Call(make_lora_step(job.generator, optimizer), (state, params, batch, key))
+    batch = DenoisingSet(job.latents(), job.batch(dtype=jnp.int32), class_labels=job.class_labels())
+    prompts = job.replicated(job.prompt_embeds())
+    sd = StableDiffusion(job.architecture, dict(params))
+    return Call(make_train_step(adapter_loss, optimizer), (state, sd, prompts, batch, key))
 
 
 def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
     """`batch_size` given, generated and validation images each; the sampler's last step is differentiated."""
-    classifier, size, channels = job.classifier, job.classifier_image_size, job.classifier_channels
+    classifier, size, channels = job.classifier, job.classifier_input.image_size, job.classifier_input.channels
     weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
-    to_examples = partial(labelled_examples, num_classes=NUM_CLASSES, image_size=size, channels=channels)
 
     def init(key: jax.Array) -> BilevelState:
         images = jnp.zeros((1, size, size, channels))
@@ -156,21 +148,14 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
         outer = {"weighting": weighting.init(key), "adapter": Adapter(unet_lora=lora.factors)}
         return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
 
-    def step(state: BilevelState, params: Mapping[str, Any], *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
-        generated = partial(
-            generate_images,
-            job.generator,
-            params,
-            num_steps=job.num_steps,
-            guidance_scale=job.guidance_scale,
-            scheduler=job.scheduler,
-        )
+    def step(state: BilevelState, sd: StableDiffusion, *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
+        generated = partial(generate_images, sd, sampling=job.sampling)
         update = make_bilevel_update(
             lambda weights, images: classifier.apply({"params": weights}, images),
             weighting,
             optimizer,
             outer_optimizer,
-            generate=make_generate(generated, to_examples),
+            generate=make_generate(generated, job.classifier_input.examples),
         )
         return update(state, *batches)
 
@@ -183,6 +168,7 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
         job.batch(size, size, channels), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
     )
     embeds, integers = job.prompt_embeds(), job.batch(dtype=jnp.int32)
+    sd = StableDiffusion(job.architecture, dict(params))
     sample_inputs = SampleInputs(
         condition=Condition(embeds, embeds, job.class_labels()),
         latents=job.latents(),
@@ -190,7 +176,7 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
         rows=integers,
         keys=job.batch(dtype=_key_shape().dtype),
     )
-    return Call(jax.jit(step, donate_argnums=0), (state, params, examples, examples, sample_inputs))
+    return Call(jax.jit(step, donate_argnums=0), (state, sd, examples, examples, sample_inputs))
 
 
 def _key_shape() -> jax.ShapeDtypeStruct:

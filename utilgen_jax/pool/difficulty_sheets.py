@@ -1,4 +1,4 @@
-"""What the generator has learnt of difficulty, as two images (difficulty-controlled diffusion, arXiv 2411.18109)."""
+"""Two sheets of images that show what a difficulty encoder has learnt (arXiv 2411.18109)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from PIL import Image
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import Condition
-from utilgen_jax.generator.loading import Generator, Params
-from utilgen_jax.pool.generate import SamplingConfig, StartFrom, generate_batches
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.pool.generate import ConditionOn, generate_batches
 from utilgen_jax.pool.storage import PoolRecord
 from utilgen_jax.report.contact_sheet import contact_sheet
 
@@ -22,23 +23,21 @@ _SIDE = 96  # pixels of an image on the sheets, about
 
 
 def difficulty_sheets(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     adapter: Adapter,
-    config: SamplingConfig,
+    sampling: SamplingConfig,
     class_names: tuple[str, ...],
     prompts: list[str],
 ) -> dict[str, Image.Image]:
     """Generates the sheets "difficulty_sweep" and "hard_factors".
 
-    In the first, rows are classes and columns the difficulty that is asked for, from one noise in each row. The second
-    is generated from the difficulty token alone, without the class's words: what is hard about each class.
+    In the first, rows are classes and columns the requested difficulty, from one noise in each row. The second
+    is generated from the difficulty token alone, without the class prompt: the hard features of each class.
 
     Args:
-        generator: the checkpoint.
-        params: its weights.
+        sd: the checkpoint.
         adapter: with a difficulty encoder.
-        config: how images are generated.
+        sampling: of all images.
         class_names: K words; the first `MAX_CLASSES` are shown.
         prompts: one a class.
     """
@@ -47,22 +46,22 @@ def difficulty_sheets(
     def without_words(condition: Condition, places: np.ndarray) -> tuple[Condition, None]:
         return dataclasses.replace(condition, prompt_embeds=condition.negative_prompt_embeds), None
 
-    # name -> what is asked in each column, its title, the noise in it, what becomes of the words
-    sheets: dict[str, tuple[list[float], list[str], list[int], StartFrom | None]] = {
+    # name -> each column's requested difficulty, its title, its seed, and the change of the condition
+    sheets: dict[str, tuple[list[float], list[str], list[int], ConditionOn | None]] = {
         "difficulty_sweep": ([*SWEEP], [f"s = {value}" for value in SWEEP], [0] * len(SWEEP), None),
         "hard_factors": ([HARD] * HARD_IMAGES, [], [*range(HARD_IMAGES)], without_words),
     }
     generated = {}
-    for name, (asked, titles, seeds, start_from) in sheets.items():
+    for name, (requested, titles, seeds, condition_on) in sheets.items():
         records = [
             PoolRecord(label=label, prompt=prompts[label], seed=1000 * label + seed, requested_difficulty=value)
             for label in shown
-            for value, seed in zip(asked, seeds, strict=True)
+            for value, seed in zip(requested, seeds, strict=True)
         ]
-        images = np.concatenate([*generate_batches(generator, params, records, adapter, config, start_from=start_from)])
+        images = np.concatenate([*generate_batches(sd, records, adapter, sampling, condition_on=condition_on)])
         generated[name] = contact_sheet(
             to_uint8(images),
-            len(asked),
+            len(requested),
             scale=max(_SIDE // images.shape[1], 1),
             row_titles=[class_names[label] for label in shown],
             column_titles=titles,

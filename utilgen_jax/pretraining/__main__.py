@@ -30,7 +30,8 @@ from absl import flags
 from utilgen_jax import checkpoints
 from utilgen_jax.config import command_line
 from utilgen_jax.generator.conditioning import encode_images
-from utilgen_jax.generator.loading import Generator, Params, load_image_normalizer, load_params, read_architecture
+from utilgen_jax.generator.loading import load_image_normalizer, load_params, read_architecture
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.autoencoder import AutoencoderKL
 from utilgen_jax.models.clip_text import CLIPTextModelWithProjection
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
@@ -42,7 +43,7 @@ from utilgen_jax.pretraining.domain import Domain, glyph_domain
 from utilgen_jax.pretraining.gallery import write_gallery
 from utilgen_jax.pretraining.images import image_domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
-from utilgen_jax.pretraining.unet import train_unet
+from utilgen_jax.pretraining.unet import EncodedImages, train_unet
 from utilgen_jax.report.progress import format_duration
 
 TRAINING_IMAGES = "training_images.txt"
@@ -107,11 +108,11 @@ def write_normalizer(out: Path, image_embeds: np.ndarray) -> None:
     checkpoints.save_component(out / "image_normalizer", config, statistics, jnp.float32)
 
 
-def embed_corpus(corpus: Corpus, generator: Generator, params: Params, batch_size: int = 500) -> np.ndarray:
-    """Returns the CLIP image embeddings of all images: float32 [N, E]."""
+def embed_corpus(corpus: Corpus, sd: StableDiffusion, batch_size: int = 500) -> np.ndarray:
+    """CLIP image embeddings of all images: float32 [N, E]."""
     number = len(corpus.images)
     parts = [
-        np.asarray(encode_images(generator, params, corpus.float_images(np.arange(number)[start : start + batch_size])))
+        np.asarray(encode_images(sd, corpus.float_images(np.arange(number)[start : start + batch_size])))
         for start in range(0, number, batch_size)
     ]
     return np.concatenate(parts)
@@ -153,18 +154,19 @@ def pretrain(out: Path, domain: Domain, seed: int, shrink: int) -> None:
     if not _is_done(out / "vae"):
         write_vae(out, corpus, seed, shrink)
 
-    # The UNet is trained with the weights as stored, in half precision.
-    generator = read_architecture(out)
-    params = {
-        name: load_params(out / name, getattr(generator, name)) for name in ("text_encoder", "image_encoder", "vae")
-    }
+    # The UNet is trained on the weights as they were written, in half precision.
     if not _is_done(out / "unet"):
-        image_embeds = embed_corpus(corpus, generator, params)
+        architecture = read_architecture(out)
+        written = ("text_encoder", "image_encoder", "vae")
+        sd = StableDiffusion(
+            architecture, {name: load_params(out / name, architecture.modules[name]) for name in written}
+        )
+        image_embeds = embed_corpus(corpus, sd)
         write_normalizer(out, image_embeds)
-        params["image_normalizer"] = load_image_normalizer(out, generator)
-        moments = encode_corpus(corpus, generator.vae, params["vae"])
+        sd = sd.with_params(image_normalizer=load_image_normalizer(out, architecture))
+        images = EncodedImages(encode_corpus(corpus, sd.vae, sd.params["vae"]), image_embeds)
         training = _shrunk(sizes.UNET_TRAINING, shrink)
-        unet = train_unet(corpus, generator, params, moments, image_embeds, seed, out / "training", training)
+        unet = train_unet(corpus, sd, images, seed, out / "training", training)
         checkpoints.save_component(out / "unet", sizes.UNET_CONFIG, unet, jnp.float16)
     write_gallery(out, domain)
     shutil.rmtree(out / "training", ignore_errors=True)

@@ -58,7 +58,7 @@ def fit(
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, warmup, training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
 
-    # Steps are dispatched one by one: XLA's CPU backend is slow on convolution gradients inside a scan.
+    # One step a call, see `runtime.loops`.
     @jax.jit
     def train_step(state: dict[str, Any], batch: Batch, step: jax.Array) -> tuple[dict[str, Any], jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), step)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from utilgen_jax.data import LabelledImages, Pool, PoolRecord
+from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.pool.storage import Pool, PoolRecord
 
 # Limits that keep the page small enough to mail.
 MAX_CLASSES = 20

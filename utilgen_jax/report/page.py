@@ -7,7 +7,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from utilgen_jax.data import LabelledImages, Pool
+from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.pool.storage import Pool
 from utilgen_jax.report.gallery import data_uri, gallery
 from utilgen_jax.report.progress import format_duration
 from utilgen_jax.runtime import atomic_write

@@ -6,9 +6,8 @@ compiler derives the rest. Callers wrap their run in `with jax.set_mesh(mesh):`.
 """
 
 import math
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,48 +22,6 @@ Rule = tuple[str, Callable[[tuple[int, ...], Mesh], PartitionSpec]]
 BATCH_AXES = ("data", "fsdp")
 # Splitting a parameter smaller than this saves less memory than its extra messages cost.
 MIN_ELEMENTS_TO_SPLIT = 2**16
-
-
-def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
-    """Joins the other processes of this run, where the environment says that there are any.
-
-    Call it before any device is used. What it looks at:
-
-    - `UTILGEN_DISTRIBUTED=1` joins, `0` does not, whatever else is set. Needed on a Cloud TPU pod, whose VMs
-      tell of it only over the network; JAX then asks them.
-    - `JAX_COORDINATOR_ADDRESS` (host:port) joins; on clusters that JAX does not know, `JAX_NUM_PROCESSES` and
-      `JAX_PROCESS_ID` say the rest.
-    - More than one task in `SLURM_STEP_NUM_TASKS`, `OMPI_COMM_DOMAIN_SIZE` or `MEGASCALE_NUM_SLICES`, or more than one
-      name in `TPU_WORKER_HOSTNAMES`, joins; JAX reads the rest from the same environment.
-
-    Returns:
-        Whether this process is part of a distributed run.
-
-    Raises:
-        InputError: one of the variables cannot be understood, or the other processes are not found.
-    """
-    if jax.distributed.is_initialized():
-        return True
-    wanted = environ.get("UTILGEN_DISTRIBUTED", "")
-    if wanted not in ("", "0", "1"):
-        raise InputError(f"environment variable UTILGEN_DISTRIBUTED={wanted!r}: 1 joins other processes, 0 does not")
-    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_DOMAIN_SIZE", "MEGASCALE_NUM_SLICES")
-    several = (
-        "JAX_COORDINATOR_ADDRESS" in environ
-        or any((_int(environ, name) or 1) > 1 for name in tasks)
-        or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
-    )
-    if wanted == "0" or not (several or wanted == "1"):
-        return False
-    try:
-        jax.distributed.initialize(
-            coordinator_address=environ.get("JAX_COORDINATOR_ADDRESS"),
-            num_processes=_int(environ, "JAX_NUM_PROCESSES"),
-            process_id=_int(environ, "JAX_PROCESS_ID"),
-        )
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"cannot join other processes ({error}); UTILGEN_DISTRIBUTED=0 runs without them") from error
-    return True
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -228,13 +185,3 @@ def to_host(array: np.ndarray | jax.Array) -> np.ndarray:
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
-
-
-def _int(environ: Mapping[str, str], name: str) -> int | None:
-    text = environ.get(name)
-    if text is None or text.strip() == "":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"environment variable {name}={text!r}: must be a whole number") from None

@@ -1,7 +1,8 @@
-"""What `python -m utilgen_jax.sample` does once its arguments are read: checkpoint, LoRA and words in, images out."""
+"""The work of `python -m utilgen_jax.sample` once its arguments are read."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -18,11 +19,13 @@ from utilgen_jax.config.schema import ConfigError
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers import make_sampler, sampler_name
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.loading import Generator, Params, expected_params, load_generator, read_architecture
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.generator.tokens import add_learned_embeds
 from utilgen_jax.models.lora import Lora, with_scale
 from utilgen_jax.report.progress import Progress, format_duration
-from utilgen_jax.sample.batches import SamplingConfig, generate_images
+from utilgen_jax.sample.batches import ImageInputs, generate_images
 from utilgen_jax.sample.inputs import Inputs, image_size, scale_image
 from utilgen_jax.sample.output import ImageFolder
 
@@ -41,24 +44,25 @@ def write_images(settings: dict[str, Any], inputs: Inputs) -> None:
         InputError: the checkpoint or another file cannot be used, or the settings do not fit the checkpoint; nothing
             has been written. Or an image is not finite; those before it are written.
     """
-    generator, params, loras, sampling = _open(settings, inputs)
+    sd, loras, sampling, image_inputs = _open(settings, inputs)
     for prompt in dict.fromkeys([*settings["prompt"], settings["negative_prompt"]]):
-        if rest := checkpoints.beyond_limit(generator.tokenizer, prompt):
+        if rest := checkpoints.beyond_limit(sd.tokenizer, prompt):
             message = f"the prompt is too long for the text encoder, which does not see: {rest!r}"
             print(f"warning: {message}", file=sys.stderr)
     number, times = settings["num"], len(settings["prompt"])
     prompts = [prompt for prompt in settings["prompt"] for _ in range(number)]
     seeds = np.tile(np.arange(settings["seed"], settings["seed"] + number), times)
-    latents = None if inputs.latents is None else np.tile(inputs.latents, (times, 1, 1, 1))
+    if inputs.latents is not None:
+        image_inputs = dataclasses.replace(image_inputs, latents=np.tile(inputs.latents, (times, 1, 1, 1)))
     folder = ImageFolder(settings["out"])
     print(
-        f"{len(prompts)} images of {sampling.height}x{sampling.width}, {sampling.num_steps} steps of "
+        f"{len(prompts)} images of {sampling.height}x{sampling.width}, {sampling.steps} steps of "
         f"{sampling.scheduler}, guidance {sampling.guidance_scale:g}; the first batch takes longer, it compiles",
         file=sys.stderr,
     )
     start = time.monotonic()
     with Progress("sampling", len(prompts), "image") as progress:
-        for images in generate_images(generator, params, prompts, seeds, sampling, latents=latents, loras=loras):
+        for images in generate_images(sd, prompts, seeds, sampling, image_inputs, loras):
             folder.append(images)
             progress.update(len(folder))
     seconds = time.monotonic() - start
@@ -72,42 +76,50 @@ def write_images(settings: dict[str, Any], inputs: Inputs) -> None:
 
 def _open(
     settings: dict[str, Any], inputs: Inputs
-) -> tuple[Generator, Params, Mapping[str, Lora] | None, SamplingConfig]:
-    """Opens the checkpoint and what is laid over it; checks everything that can be before the weights."""
+) -> tuple[StableDiffusion, Mapping[str, Lora] | None, SamplingConfig, ImageInputs]:
+    """Opens checkpoint, LoRA and learned token; checks everything that it can before the weights are loaded."""
     folder = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
     components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
     dtype, param_dtype, vae_dtype = (
         jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype", "vae_dtype")
     )
     architecture = read_architecture(folder, dtype, vae_dtype, components=components)
-    sampling = plan(architecture, settings, inputs)
+    sampling, image_inputs = plan(architecture, settings, inputs)
     loras = None
     if settings["lora"]:
         shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS}
         loras = load_lora(Path(settings["lora"]), shapes)
         loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
-    generator, params = load_generator(
-        folder, dtype, param_dtype, vae_dtype, components=components, variant=settings["variant"]
+    sd = load_stable_diffusion(
+        folder,
+        dtype,
+        param_dtype=param_dtype,
+        components=components,
+        variant=settings["variant"],
+        architecture=architecture,
     )
     if settings["embeds"]:
-        generator, params = add_learned_embeds(generator, params, Path(settings["embeds"]))
-    return generator, params, loras, sampling
+        sd = add_learned_embeds(sd, Path(settings["embeds"]))
+    return sd, loras, sampling, image_inputs
 
 
-def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> SamplingConfig:
-    """Holds the settings against the checkpoint, before its weights are loaded.
+def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -> tuple[SamplingConfig, ImageInputs]:
+    """Checks the settings against the checkpoint, before its weights are loaded.
 
     Args:
-        generator: the checkpoint's architecture.
+        architecture: the checkpoint's.
         settings: each flag's value; what the checkpoint decides (num, height, width, scheduler) is filled in.
         inputs: from `read_inputs`.
+
+    Returns:
+        The sampling config, and the images to start from, scaled; without `inputs.latents`.
 
     Raises:
         ConfigError: lists everything that does not fit.
     """
     problems = []
-    factor = generator.vae_scale_factor
-    own = (generator.unet.sample_size or _DEFAULT_SAMPLE_SIZE) * factor
+    factor = architecture.vae_scale_factor
+    own = (architecture.unet.sample_size or _DEFAULT_SAMPLE_SIZE) * factor
     height, width = settings["height"] or own, settings["width"] or own
     if inputs.init_image is not None:
         height, width = image_size(inputs.init_image, settings["height"], settings["width"], factor)
@@ -117,39 +129,41 @@ def plan(generator: Generator, settings: dict[str, Any], inputs: Inputs) -> Samp
             problems.append(f"--{name}={side}: this checkpoint makes multiples of {factor}; the nearest is {near}")
     number = settings["num"] or (_DEFAULT_NUM if inputs.latents is None else len(inputs.latents))
     settings |= {"num": number, "height": height, "width": width}
-    shape = (number, height // factor, width // factor, generator.unet.in_channels)
+    shape = (number, *architecture.latent_shape((height, width)))
     if inputs.latents is not None and inputs.latents.shape != shape:
         problems.append(
             f"--latents: {settings['latents']} holds {list(inputs.latents.shape)}, but num, height and width make it "
             f"{list(shape)}"
         )
-    if inputs.image_prompt is not None and generator.image_encoder is None:
+    if inputs.image_prompt is not None and architecture.image_encoder is None:
         problems.append(
             f"--image_prompt: {settings['checkpoint']} has no image_encoder; an unCLIP checkpoint has, others can "
             "start from an image with --init_image"
         )
-    noising = generator.image_noising_schedule
+    noising = architecture.image_noising_schedule
     if noising is not None and settings["noise_level"] >= noising.num_train_timesteps:
         problems.append(f"--noise_level={settings['noise_level']}: must be below {noising.num_train_timesteps}")
-    way = {"strength": settings["strength"] if settings["init_image"] else 1.0, "eta": settings["eta"]}
+    noise_settings = {"strength": settings["strength"] if settings["init_image"] else 1.0, "eta": settings["eta"]}
     try:
         if settings["scheduler"] == "checkpoint":
-            settings["scheduler"] = sampler_name(generator.schedule.settings)
-        make_sampler(settings["scheduler"], generator.schedule, settings["steps"], **way)
+            settings["scheduler"] = sampler_name(architecture.schedule.settings)
+        make_sampler(settings["scheduler"], architecture.schedule, settings["steps"], **noise_settings)
     except InputError as error:
         problems.append(f"--scheduler={settings['scheduler']}: {error}")
     if problems:
         raise ConfigError(problems)
-    return SamplingConfig(
-        num_steps=settings["steps"],
-        guidance_scale=settings["guidance_scale"],
+    sampling = SamplingConfig(
         scheduler=settings["scheduler"],
-        height=height,
-        width=width,
+        steps=settings["steps"],
+        guidance_scale=settings["guidance_scale"],
         negative_prompt=settings["negative_prompt"],
         batch_size=settings["batch_size"],
+        height=height,
+        width=width,
+        **noise_settings,
+    )
+    return sampling, ImageInputs(
         init_image=None if inputs.init_image is None else scale_image(inputs.init_image, height, width),
         image_prompt=None if inputs.image_prompt is None else to_float(np.asarray(inputs.image_prompt)),
         noise_level=settings["noise_level"],
-        **way,
     )

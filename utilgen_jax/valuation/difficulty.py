@@ -1,7 +1,20 @@
 """How hard an image is for a classifier (difficulty-controlled diffusion, arXiv 2411.18109)."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
 import numpy as np
 from scipy.special import softmax
+
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.data.splits import Fold
+from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.types import OnStep
 
 
 def difficulty(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -9,11 +22,55 @@ def difficulty(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (1.0 - softmax(logits, axis=-1)[np.arange(len(labels)), labels]).astype(np.float32)
 
 
-def balanced_resample(difficulties: np.ndarray, number: int, rng: np.random.Generator, bins: int = 10) -> np.ndarray:
-    """Draws images so that easy and hard ones are equally many; ours.
+def cross_fitted_difficulty(
+    classifier: Classifier,
+    config: ClassifierConfig,
+    real: Examples,
+    pool: Examples,
+    folds: Sequence[Fold],
+    key: jax.Array,
+    on_step: OnStep,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measures the difficulty of shots and pool, each image by a classifier that was not trained on it.
 
-    Of what a generator makes most is easy. An encoder that sees it as it comes learns little of the rest of [0, 1].
-    (Digits, 2 shots: Spearman's correlation of asked and independently measured difficulty 0.58 so, 0.43 otherwise.)
+    Each classifier trains on the shots and synthetic images of the other folds: one that was trained on an image knows
+    it, and a classifier of a handful of shots alone knows too little of the rest (measured: valuation/README.md).
+
+    Args:
+        classifier: the network.
+        config: its training.
+        real: the shots.
+        pool: synthetic images, the classes in turn.
+        folds: of the shots.
+        key: PRNG key, the same for each fold.
+        on_step: called after each step with (steps done in all folds, loss on the device).
+
+    Returns:
+        Float32 in [0, 1] of the shots [N] and of the pool [M].
+    """
+    parts = (real, pool)
+    measured = tuple(np.zeros(len(part), np.float32) for part in parts)
+    # The pool holds the classes in turn: whole turns go to a fold.
+    folds_of_pool = np.arange(len(pool)) // pool.num_classes % len(folds)
+    for number, fold in enumerate(folds):
+
+        def on_fold_step(step: int, loss: jax.Array, done: int = number * config.steps) -> None:
+            on_step(done + step, loss)
+
+        others = pool.take(np.flatnonzero(folds_of_pool != number))
+        params = train_classifier(classifier, config, real.take(fold.train_indices), others, key, on_fold_step)
+        held_out = (fold.validation_indices, np.flatnonzero(folds_of_pool == number))
+        for part, values, chosen in zip(parts, measured, held_out, strict=True):
+            logits = predict_logits(classifier, params, part.inputs[chosen], config.eval_batch_size)
+            values[chosen] = difficulty(logits, to_host(part.labels)[chosen])
+    return measured[0], measured[1]
+
+
+def balanced_resample(difficulties: np.ndarray, number: int, rng: np.random.Generator, bins: int = 10) -> np.ndarray:
+    """Draws images so that easy and hard ones are equally frequent; ours (measured: valuation/README.md).
+
+    Most of what a generator makes is easy. A difficulty encoder that sees it as it comes learns little of the rest of
+    [0, 1].
 
     Args:
         difficulties: float [N] in [0, 1].

@@ -1,7 +1,7 @@
-"""Soft labels by ensemble: what several classifiers, trained on the pool as it came, say of its images on average.
+"""Soft labels from an ensemble of classifiers that were trained on the pool as it came.
 
-An image that a generator made of a class may look like another, or like two: a label for sure would teach the wrong
-thing. Distillation (Hinton et al. 2015, arXiv 1503.02531) into a network of the same size (born-again networks,
+An image that a generator made of a class may look like another class, or like two: a hard label would then teach the
+wrong thing. Distillation (Hinton et al. 2015, arXiv 1503.02531) into a network of the same size (born-again networks,
 Furlanello et al. 2018, arXiv 1805.04770), with the synthetic pool as what is distilled on. Ours.
 """
 
@@ -11,84 +11,56 @@ import dataclasses
 
 import jax
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
-from utilgen_jax import report
-from utilgen_jax.classifier import train as classification
-from utilgen_jax.classifier.train import TrainingSet
-from utilgen_jax.experiment.appraisal import predict
-from utilgen_jax.experiment.results import log_stage
-from utilgen_jax.experiment.setup import ENSEMBLE_KEY, Job
-from utilgen_jax.methods import Generation
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.types import OnStep
+from utilgen_jax.valuation.calibration import temperature_scale
+from utilgen_jax.valuation.config import EnsembleConfig
 
 
 def ensemble_labels(
-    job: Job, metrics: report.MetricsWriter, generation: Generation, real: TrainingSet, synthetic: TrainingSet
+    classifier: Classifier,
+    config: ClassifierConfig,
+    ensemble: EnsembleConfig,
+    real: Examples,
+    pool: Examples,
+    key: jax.Array,
+    on_step: OnStep,
 ) -> np.ndarray:
-    """The soft labels of a pool, float32 [M, K], as a stage.
+    """Trains an ensemble and labels the pool by its mean prediction, calibrated by `temperature_scale`.
 
-    The classifiers are trained as all are, but for the mixing of their batches, which makes them less sure of
-    themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has weights and batches of its own. What
-    they say is made as sure as it is right, see `temperature_scale`: smoothed and mixed labels have made them modest,
-    and the final classifier, which learns with both again, would be made so twice. (X-rays, where they agree with 99 to
-    100 %
-    of the labels: 80.0 and 74.5 without, 84.3 and 80.3 with, 84.9 and 80.3 by the labels given; two seeds. To undo the
-    smoothing alone is not enough: 77.1.)
+    The members train as the final classifier does, but for the mixing of their batches, which makes them less sure of
+    themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has initial weights and batches of its
+    own. Calibration undoes what smoothed and mixed labels do to their confidence; the final classifier, which trains
+    with both again, would otherwise be softened twice.
 
     Args:
-        job: the run.
-        metrics: its writer.
-        generation: of the rows that share these labels.
-        real: the shots, as the classifier sees them.
-        synthetic: the pool as it came.
-    """
-    members, share = job.config.ensemble.members, job.config.ensemble.share
-    config = dataclasses.replace(job.classifier_config, mixing=job.config.ensemble.mixing)
-    total, name = members * config.steps, f"consensus_{generation.name}"
-
-    def compute() -> dict[str, np.ndarray]:
-        said = np.zeros((len(synthetic.labels), job.num_classes), np.float32)
-        with log_stage(metrics, name, total, job.config.log_every_steps) as on_step:
-            for member in range(members):
-
-                def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
-                    on_step(done + step, loss)
-
-                params = classification.train_classifier(
-                    job.classifier,
-                    config,
-                    real,
-                    synthetic,
-                    jax.random.fold_in(job.key(ENSEMBLE_KEY), member),
-                    on_member_step,
-                )
-                said += softmax(predict(job, params, synthetic.images), axis=-1) / members
-        calibrated = temperature_scale(said, to_host(synthetic.labels))
-        return {"labels": share * calibrated + (1 - share) * to_host(synthetic.targets(job.num_classes))}
-
-    return job.stages.run(name, compute)["labels"]
-
-
-def temperature_scale(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Sharpens or softens probabilities, all by one temperature, to how often they are right.
-
-    The temperature is the one under which the labels are the most likely (temperature scaling, Guo et al. 2017, arXiv
-    1706.04599, section 4.2), between 1/20 and 20. The most probable class stays.
-
-    Args:
-        probabilities: float [N, K], of rows that sum to 1.
-        labels: int [N].
+        classifier: the network of every member.
+        config: the final classifier's.
+        ensemble: number of members, mixing, share of their prediction in a label.
+        real: the shots.
+        pool: the synthetic images, with the labels that they came with.
+        key: PRNG key.
+        on_step: called after each step with (steps done by all members, loss on the device).
 
     Returns:
-        float32 [N, K].
+        Float32 [N, K].
     """
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
+    config = dataclasses.replace(config, mixing=ensemble.mixing)
+    predicted = np.zeros((len(pool), pool.num_classes), np.float32)
+    for member in range(ensemble.members):
 
-    def surprise(log_temperature: float) -> float:
-        said = log_softmax(logits / np.exp(log_temperature), axis=-1)
-        return -float(np.mean(said[np.arange(len(labels)), labels]))
+        def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
+            on_step(done + step, loss)
 
-    found = minimize_scalar(surprise, bounds=(-np.log(20), np.log(20)), method="bounded")
-    return softmax(logits / np.exp(found.x), axis=-1).astype(np.float32)
+        member_key = jax.random.fold_in(key, member)
+        params = train_classifier(classifier, config, real, pool, member_key, on_member_step)
+        logits = predict_logits(classifier, params, pool.inputs, config.eval_batch_size)
+        predicted += softmax(logits, axis=-1) / ensemble.members
+    calibrated = temperature_scale(predicted, to_host(pool.labels))
+    return ensemble.share * calibrated + (1 - ensemble.share) * to_host(pool.dense().targets)

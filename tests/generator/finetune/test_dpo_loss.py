@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from utilgen_jax.generator.finetune.dpo_loss import dpo_losses, preference_pairs
 
 from tests.generator import toy
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import init_adapter
-from utilgen_jax.generator.finetune.dpo_loss import dpo_losses, preference_pairs
 
 
 def test_pairs_are_the_best_and_the_worst_of_a_class():

@@ -12,12 +12,12 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.training_utils import compute_snr
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
+from utilgen_jax.generator.finetune.lora_step import LoraBatch, init_lora_state, lora_loss, make_lora_step
 
 from tests.torch_parity import relative_error
 from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints.lora_files import save_lora
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.finetune.lora_step import LoraBatch, init_lora_state, lora_loss, make_lora_step
 from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.models.lora import init_lora, layer_shapes
 from utilgen_jax.runtime import sharding

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from utilgen_jax.data import LabelledImages
+from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining import glyphs
 from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES

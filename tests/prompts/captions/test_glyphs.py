@@ -8,13 +8,13 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 
 from utilgen_jax.checkpoints import resolve_checkpoint
-from utilgen_jax.data import caption_prompts, class_prompts
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.generator.loading import load_generator
 from utilgen_jax.pretraining import glyphs, vocabulary
 from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES, GlyphAttributes
 from utilgen_jax.prompts.captions.glyph_measures import TYPICAL_LEAN, GlyphMeasures, measure
 from utilgen_jax.prompts.captions.glyphs import attribute_values, caption_glyphs
+from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.sample.batches import SamplingConfig, generate_images
 
 NAMES = ("weight", "slant", "width", "size", "position", "noise")

@@ -16,15 +16,15 @@ from flax import struct
 from utilgen_jax.diffusion.samplers import GaussianSampler, SamplerState
 from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, apply_adapter
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 
 
 @struct.dataclass
 class Trajectory:
-    """The way of M images from noise, as the adapter of that time went it.
+    """The denoising trajectories of M images, as one adapter sampled them.
 
     Attributes:
-        sample inputs: what was asked for.
+        sample_inputs: what the images were generated from.
         latents: before each of the S steps, and after the last: float32 [S + 1, M, h, w, C].
         log_probs: of each step, float32 [S, M], see `gaussian_log_prob`.
     """
@@ -37,7 +37,7 @@ class Trajectory:
 def gaussian_log_prob(values: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """log N(values; mean, std²) for a scalar std, averaged over the elements: float32 [M] of [M, ...].
 
-    Zero where std is: a step without noise is no choice, and has no density.
+    Zero where std is zero: a step without noise has no density.
     """
     is_random = std > 0
     safe = jnp.where(is_random, std, 1.0)
@@ -46,25 +46,23 @@ def gaussian_log_prob(values: jax.Array, mean: jax.Array, std: jax.Array) -> jax
 
 
 def rollout(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     adapter: Adapter,
     sample_inputs: SampleInputs,
     sampler: GaussianSampler,
     guidance_scale: float,
 ) -> Trajectory:
-    """Samples images and remembers how; `sampling.decode_latents` makes them of `latents[-1]`.
+    """Samples images and keeps their trajectories; `sampling.decode_latents` decodes `latents[-1]`.
 
     Args:
-        generator: the checkpoint's architecture.
-        params: its weights.
+        sd: the checkpoint.
         adapter: what is trained.
-        sample inputs: M images, from noise; their keys draw the noise of each step.
+        sample_inputs: M images, from noise; their keys draw the noise of each step.
         sampler: a stochastic one: `make_sampler` with 'ddim' and eta=1, as in the paper, or 'ddpm', or 'lcm'.
         guidance_scale: as in `sampling.sample`.
     """
     condition, noise = apply_adapter(adapter, sample_inputs)
-    denoise = adapter_denoiser(generator, params, adapter, condition, guidance_scale)
+    denoise = adapter_denoiser(sd, adapter, condition, guidance_scale)
 
     def step(latents: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         prediction = denoise(latents, sampler.timesteps[index]).astype(jnp.float32)
@@ -106,15 +104,14 @@ def clipped_surrogate(
     """PPO's loss (Schulman et al. 2017, eq. 7), to be minimised: [M] of [M] each.
 
     Where both log-probabilities agree its gradient is REINFORCE's, -advantage · ∇ log p; it vanishes where the ratio
-    has moved by more than `clip_range` to the side that the advantage likes.
+    has moved by more than `clip_range` in the direction of the advantage.
     """
     ratio = jnp.exp(log_probs - old_log_probs)
     return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1.0 - clip_range, 1.0 + clip_range))
 
 
 def policy_gradient(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     adapter: Adapter,
     trajectory: Trajectory,
     advantages: jax.Array,
@@ -124,12 +121,11 @@ def policy_gradient(
 ) -> tuple[jax.Array, Adapter]:
     """The clipped surrogate's mean over steps and images, and its gradient; step by step, in the memory of one.
 
-    Called again with the same trajectory after an update of the adapter, it is one more of DDPO's inner epochs. A LoRA
-    on convolutions is slow here on CPU: the steps are a loop (see `hypergradients.loops`).
+    Called again with the same trajectory after an update of the adapter, it is one more of DDPO's inner epochs. With a
+    LoRA on convolutions it is slow on CPU (see `runtime.loops`).
 
     Args:
-        generator: the checkpoint's architecture.
-        params: its weights.
+        sd: the checkpoint.
         adapter: what is differentiated.
         trajectory: from `rollout`, of this adapter or of one a few updates ago.
         advantages: float32 [M], see `normalized_advantages`.
@@ -142,7 +138,7 @@ def policy_gradient(
 
     def step_loss(adapter: Adapter, index: jax.Array) -> jax.Array:
         condition, _ = apply_adapter(adapter, trajectory.sample_inputs)
-        denoise = adapter_denoiser(generator, params, adapter, condition, guidance_scale)
+        denoise = adapter_denoiser(sd, adapter, condition, guidance_scale)
         before, after = trajectory.latents[index], trajectory.latents[index + 1]
         prediction = denoise(before, sampler.timesteps[index]).astype(jnp.float32)
         mean, std = sampler.transition(SamplerState(before), index, prediction)

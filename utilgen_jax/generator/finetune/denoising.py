@@ -13,34 +13,15 @@ import numpy as np
 import optax
 from flax import struct
 
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.diffusion.losses import denoising_loss
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, adapter_loras, difficulty_encoder_of
+from utilgen_jax.generator.conditioning import embeds_condition, encode_tokens
+from utilgen_jax.generator.difficulty_token import append_difficulty_token
+from utilgen_jax.generator.finetune.config import DenoisingConfig
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.runtime.schedules import warmup_cosine
 from utilgen_jax.runtime.sharding import init_sharded, split_batch
-
-
-@dataclasses.dataclass(frozen=True)
-class DenoisingConfig:
-    """How it is trained.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: images a step, drawn with replacement.
-        prior_fraction: part of a batch that is images of the generator itself, which keep it from forgetting what it
-            knew (prior preservation, Ruiz et al. 2023, arXiv 2208.12242); 0 for none.
-        learning_rate: of AdamW; peak, after a warm-up of 5 % of the steps; cosine decay to zero.
-        snr_gamma: of min-SNR weighting; 0 for none.
-    """
-
-    steps: int
-    batch_size: int
-    prior_fraction: float
-    learning_rate: float
-    snr_gamma: float
-
-    @property
-    def num_prior(self) -> int:
-        """Images of the generator itself in a batch; at least one is another's."""
-        return min(round(self.batch_size * self.prior_fraction), self.batch_size - 1)
 
 
 @struct.dataclass
@@ -49,72 +30,154 @@ class DenoisingSet:
 
     Attributes:
         latents: clean latents times the scaling factor, float32 [N, h, w, C], see `sampling.encode_to_latents`.
-        labels: int32 [N].
-        difficulties: measured, float32 [N] in [0, 1]; None where none is to be learnt.
+        labels: int32 [N], each image's row in the table of prompts.
+        difficulties: measured, float32 [N] in [0, 1]; None if difficulty is not learned.
+        class_labels: unCLIP's, float [N, 2E]; None for those of no image, and for a UNet without a class embedding.
     """
 
     latents: jax.Array
     labels: jax.Array
     difficulties: jax.Array | None = None
+    class_labels: jax.Array | None = None
 
     def take(self, indices: jax.Array | np.ndarray) -> DenoisingSet:
         """Some of the images, in the order of `indices` [n]."""
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
-Trained = Any  # a pytree of what is trained
-Prompts = Any  # arrays of what stands in the prompts
-# (generator, its weights, what is trained, prompts, batch of B, key of timesteps and noise, snr_gamma) -> float32 [B]
-Loss = Callable[[Generator, Params, Trained, Prompts, DenoisingSet, jax.Array, float | None], jax.Array]
+@struct.dataclass
+class DenoisingData:
+    """All that the trainer draws from.
+
+    Attributes:
+        prompts: of each class: text states float [K, T, D], or token ids int [K, T] that are encoded in the step.
+        examples: the images to learn from.
+        prior: images of the generator itself, with the same fields as `examples`.
+    """
+
+    prompts: jax.Array
+    examples: DenoisingSet
+    prior: DenoisingSet
+
+
+@struct.dataclass
+class TrainState:
+    """The state of training.
+
+    Attributes:
+        step: number of steps done, int32.
+        trained: pytree of what is trained.
+        optimizer_state: the optimiser's; frozen weights take no memory in it.
+    """
+
+    step: jax.Array
+    trained: Any
+    optimizer_state: optax.OptState
+
+
+# (checkpoint, what is trained, prompts, batch, key of timesteps and noise, snr_gamma) -> float32 [B]
+Loss = Callable[[StableDiffusion, Any, jax.Array, DenoisingSet, jax.Array, float | None], jax.Array]
+# (state, checkpoint, prompts, batch, key) -> (state, metrics)
+TrainStep = Callable[
+    [TrainState, StableDiffusion, jax.Array, DenoisingSet, jax.Array], tuple[TrainState, dict[str, jax.Array]]
+]
+
+
+def adapter_loss(
+    sd: StableDiffusion,
+    adapter: Adapter,
+    prompts: jax.Array,
+    batch: DenoisingSet,
+    key: jax.Array,
+    snr_gamma: float | None = None,
+) -> jax.Array:
+    """The denoising loss of each image under an adapter: LoRA on UNet and text encoder, difficulty token.
+
+    Args:
+        sd: the checkpoint; the dtype of its modules is that of the activations.
+        adapter: differentiated.
+        prompts: text states float [K, T, D], or token ids int [K, T]; a LoRA on the text encoder needs the ids.
+        batch: B images; their labels select the prompts.
+        key: PRNG key of timesteps and noise.
+        snr_gamma: γ of min-SNR weighting, None for none; see `denoising_loss`.
+
+    Returns:
+        Float32 [B].
+
+    Raises:
+        InputError: the text encoder has a LoRA, and the prompts are text states.
+    """
+    embeds = prompts[batch.labels]
+    if jnp.issubdtype(prompts.dtype, jnp.integer):
+        embeds = encode_tokens(sd, embeds, adapter_loras(adapter))
+    elif adapter.text_encoder_lora is not None:
+        raise InputError("adapter_loss: a LoRA on the text encoder needs prompts as token ids; text states are fixed")
+    if adapter.difficulty_encoder is not None and batch.difficulties is not None:
+        encoder = difficulty_encoder_of(adapter.difficulty_encoder)
+        embeds = append_difficulty_token(encoder, adapter.difficulty_encoder, embeds, batch.labels, batch.difficulties)
+    condition = embeds_condition(sd, embeds)
+    if batch.class_labels is not None:
+        condition = dataclasses.replace(condition, class_labels=batch.class_labels)
+    denoise = adapter_denoiser(sd, adapter, condition, guidance_scale=1.0)
+    return denoising_loss(denoise, sd.schedule, batch.latents, key, snr_gamma)
+
+
+def init_train_state(trained: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+
+
+def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, snr_gamma: float | None = None) -> TrainStep:
+    """Makes the training step on a given batch, jitted; the state passed to it is donated.
+
+    Args:
+        loss: of each image of a batch, such as `adapter_loss`.
+        optimizer: as in `init_train_state`.
+        snr_gamma: γ of min-SNR weighting, None for none.
+
+    Returns:
+        step(state, sd, prompts, batch, key) -> (state, metrics). `key` is folded with the step's number, so one key
+        serves a whole run. Metrics are float32 scalars: 'loss', the batch's mean, and 'grad_norm'.
+    """
+
+    def step(
+        state: TrainState, sd: StableDiffusion, prompts: jax.Array, batch: DenoisingSet, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = split_batch(batch)
+        step_key = jax.random.fold_in(key, state.step)
+        return _update(state, lambda trained: loss(sd, trained, prompts, batch, step_key, snr_gamma), optimizer)
+
+    return jax.jit(step, donate_argnums=0)
 
 
 def train_by_denoising(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     loss: Loss,
-    trained: Trained,
-    prompts: Prompts,
-    images: DenoisingSet,
-    prior: DenoisingSet,
+    trained: Any,
+    data: DenoisingData,
     config: DenoisingConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
-) -> Trained:
+) -> Any:
     """Trains by AdamW, gradients clipped to a norm of 1.
 
     Args:
-        generator: the checkpoint's architecture.
-        params: its weights, which stay as they are.
-        loss: of each image of a batch; a function of a module, as each one is compiled for itself.
-        trained: what to start from; it is not changed.
-        prompts: for the loss.
-        images: what to learn from.
-        prior: images of the generator itself, with difficulties if `images` has them.
-        config: how.
+        sd: the checkpoint, which stays as it is.
+        loss: of each image of a batch; a function of a module, so that equal runs share one compiled step.
+        trained: the start; it is not changed.
+        data: prompts, images to learn from and prior images.
+        config: steps, batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
 
     Returns:
-        What has become of `trained`.
+        The trained pytree.
     """
-    trained = init_sharded(lambda tree: jax.tree.map(jnp.copy, tree), trained)
-    optimizer_state = init_sharded(_make_optimizer(config).init, trained)
-    # One step a call: a loop on the device would be slow on CPU (see `hypergradients.loops`).
+    state = init_sharded(lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), _make_optimizer(config)), trained)
     for step in range(config.steps):
-        trained, optimizer_state, mean_loss = _step(
-            generator,
-            loss,
-            config,
-            trained,
-            optimizer_state,
-            params,
-            prompts,
-            images,
-            prior,
-            jax.random.fold_in(key, step),
-        )
+        state, mean_loss = _draw_and_update(loss, config, state, sd, data, key)
         on_step(step + 1, mean_loss)
-    return trained
+    return state.trained
 
 
 def _make_optimizer(config: DenoisingConfig) -> optax.GradientTransformation:
@@ -122,29 +185,32 @@ def _make_optimizer(config: DenoisingConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _step(
-    generator: Generator,
-    loss: Loss,
-    config: DenoisingConfig,
-    trained: Trained,
-    optimizer_state: optax.OptState,
-    params: Params,
-    prompts: Prompts,
-    images: DenoisingSet,
-    prior: DenoisingSet,
-    key: jax.Array,
-) -> tuple[Trained, optax.OptState, jax.Array]:
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _draw_and_update(
+    loss: Loss, config: DenoisingConfig, state: TrainState, sd: StableDiffusion, data: DenoisingData, key: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """A step on a batch that is drawn with replacement; returns (state, mean loss)."""
+    key = jax.random.fold_in(key, state.step)
     parts = []
-    for use, (source, number) in enumerate(((images, config.batch_size - config.num_prior), (prior, config.num_prior))):
+    sources = (data.examples, config.batch_size - config.num_prior), (data.prior, config.num_prior)
+    for use, (source, number) in enumerate(sources):
         chosen = jax.random.randint(jax.random.fold_in(key, use), (number,), 0, source.labels.shape[0])
         parts.append(source.take(chosen))
     batch = split_batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
+    noise_key = jax.random.fold_in(key, 2)
+    snr_gamma = config.snr_gamma or None
+    state, metrics = _update(
+        state, lambda trained: loss(sd, trained, data.prompts, batch, noise_key, snr_gamma), _make_optimizer(config)
+    )
+    return state, metrics["loss"]
 
-    def mean_loss(trained: Trained) -> jax.Array:
-        noise_key = jax.random.fold_in(key, 2)
-        return jnp.mean(loss(generator, params, trained, prompts, batch, noise_key, config.snr_gamma or None))
 
-    value, gradient = jax.value_and_grad(mean_loss)(trained)
-    updates, optimizer_state = _make_optimizer(config).update(gradient, optimizer_state, trained)
-    return optax.apply_updates(trained, updates), optimizer_state, value
+def _update(
+    state: TrainState, losses: Callable[[Any], jax.Array], optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The training step of all denoising trainers: one step of the optimiser on the mean of `losses`."""
+    value, gradient = jax.value_and_grad(lambda trained: jnp.mean(losses(trained)))(state.trained)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
+    return TrainState(state.step + 1, trained, optimizer_state), metrics

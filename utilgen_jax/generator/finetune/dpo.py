@@ -1,4 +1,7 @@
-"""Model level of UtilGen (arXiv 2510.24262): rounds of Diffusion-DPO on a pool, useful against useless images."""
+"""Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908): more of a pool's useful images, fewer of its useless ones.
+
+UtilGen's model level (arXiv 2510.24262) takes it in rounds, each on a pool of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,16 @@ import numpy as np
 import optax
 from flax import struct
 
-from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.diffusion.losses import denoising_loss, diffusion_dpo_loss
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, apply_adapter
 from utilgen_jax.generator.conditioning import embeds_condition
-from utilgen_jax.generator.finetune.dpo_loss import dpo_losses
+from utilgen_jax.generator.finetune.config import DpoConfig
+from utilgen_jax.generator.finetune.denoising import TrainState, init_train_state
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.loading import Generator, Params
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.runtime.sharding import init_sharded
-
-
-@dataclasses.dataclass(frozen=True)
-class DpoConfig:
-    """How one round goes.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: pairs a step, drawn with replacement, each at its own timestep and noise.
-        learning_rate: of Adam.
-        lora_rank: of the factors on the UNet's attention.
-        beta: how far the adapter may go from where the round began: less the larger.
-        fraction: part of each class that wins, and that loses, see `objectives.dpo.preference_pairs`.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    lora_rank: int
-    beta: float
-    fraction: float
 
 
 @struct.dataclass
@@ -50,8 +35,8 @@ class DpoPairs:
         latents: clean latents times the scaling factor, float32 [M, h, w, C].
         labels: int32 [M].
         prompt_embeds: text states of the P different prompts, float [P, T, D].
-        prompts: which of them each image was made from, int32 [M].
-        winners, losers: int32 [N] each, the pairs.
+        prompts: the prompt of each image, int32 [M].
+        winners, losers: int32 [N] each, the pairs, see `preference_pairs`.
     """
 
     latents: jax.Array
@@ -62,92 +47,160 @@ class DpoPairs:
     losers: jax.Array
 
 
+@struct.dataclass
+class DpoBatch:
+    """The pairs of one step.
+
+    Attributes:
+        sample_inputs: what the M images were generated from.
+        latents: clean latents of these images times the scaling factor, float32 [M, h, w, C], see
+            `sampling.encode_to_latents`.
+        winners, losers: int [P] each, places in the M images.
+    """
+
+    sample_inputs: SampleInputs
+    latents: jax.Array
+    winners: jax.Array | np.ndarray
+    losers: jax.Array | np.ndarray
+
+
+def preference_pairs(
+    utilities: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, fraction: float = 0.25
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs images of the same class, one of its most and one of its least useful ones. On the host.
+
+    Args:
+        utilities: float [M].
+        labels: int [M].
+        fraction: part of each class that wins, and that loses, in (0, 0.5]; at least one image of each.
+
+    Returns:
+        (winners, losers), int64 [P] each: the best against the worst, the second best against the second worst ...
+
+    Raises:
+        InputError: the fraction is out of range, or no class has two images.
+    """
+    if not 0.0 < fraction <= 0.5:
+        raise InputError(f"preference_pairs: fraction={fraction} must be above 0 and at most 0.5")
+    utilities, labels = np.asarray(utilities), np.asarray(labels)
+    winners, losers = [], []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            continue
+        rising = members[np.argsort(utilities[members], kind="stable")]
+        number = max(int(fraction * len(members)), 1)
+        winners.append(rising[::-1][:number])
+        losers.append(rising[:number])
+    if not winners:
+        raise InputError("preference_pairs: no class has two images to compare; generate more of each class")
+    return np.concatenate(winners), np.concatenate(losers)
+
+
 def train_dpo(
-    generator: Generator,
-    params: Params,
+    sd: StableDiffusion,
     adapter: Adapter,
     pairs: DpoPairs,
     config: DpoConfig,
     key: jax.Array,
     on_step: Callable[..., None],
 ) -> Adapter:
-    """Trains the adapter's LoRA for one round, from where the round before left it.
+    """Trains the adapter's LoRA for one round, from the end of the round before.
 
     Args:
-        generator: the checkpoint's architecture.
-        params: its weights, which stay as they are.
-        adapter: what to start from, and the reference that the round does not leave too far; without a LoRA it gets
-            one.
-        pairs: see there.
-        config: how.
+        sd: the checkpoint, which stays as it is.
+        adapter: the start, and the reference that the loss pulls towards; it gets a LoRA if it has none.
+        pairs: the pool's images and pairs.
+        config: steps, batch, learning rate, rank and β.
         key: PRNG key.
-        on_step: called after each step with (steps done, loss on the device, pair_accuracy=the share of the batch's
-            pairs whose winner the adapter has come to prefer since the round began).
+        on_step: called after each step with (steps done, loss on the device, pair_accuracy=the fraction of the batch's
+            pairs whose winner the adapter prefers more than the reference does).
 
     Returns:
         The adapter.
     """
     if adapter.unet_lora is None:
         init_key = jax.random.fold_in(key, 0)
-        lora = init_sharded(lambda key: init_lora(params["unet"], key, rank=config.lora_rank).factors, init_key)
+        lora = init_sharded(lambda key: init_lora(sd.params["unet"], key, rank=config.rank).factors, init_key)
         adapter = dataclasses.replace(adapter, unet_lora=lora)
     reference = adapter
-    adapter = init_sharded(lambda tree: jax.tree.map(jnp.copy, tree), adapter)
-    optimizer_state = init_sharded(_make_optimizer(config).init, adapter)
+    state = init_sharded(lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), _make_optimizer(config)), adapter)
     batch_key = jax.random.fold_in(key, 1)
-    # One step a call: a loop on the device would be slow on CPU (see `hypergradients.loops`).
     for step in range(config.steps):
-        adapter, optimizer_state, loss, accuracy = _step(
-            generator, config, adapter, optimizer_state, reference, params, pairs, jax.random.fold_in(batch_key, step)
-        )
+        state, loss, accuracy = _step(config, state, reference, sd, pairs, batch_key)
         on_step(step + 1, loss, pair_accuracy=accuracy)
-    return adapter
+    return state.trained
 
 
 def _make_optimizer(config: DpoConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _step(
-    generator: Generator,
-    config: DpoConfig,
-    adapter: Adapter,
-    optimizer_state: optax.OptState,
-    reference: Adapter,
-    params: Params,
-    pairs: DpoPairs,
-    key: jax.Array,
-) -> tuple[Adapter, optax.OptState, jax.Array, jax.Array]:
+    config: DpoConfig, state: TrainState, reference: Adapter, sd: StableDiffusion, pairs: DpoPairs, key: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """A step on pairs that are drawn with replacement; returns (state, loss, pair accuracy)."""
+    key = jax.random.fold_in(key, state.step)
+    draw_key, noise_key, unused_key = (jax.random.fold_in(key, use) for use in range(3))
     size = config.batch_size
-    chosen = jax.random.randint(jax.random.fold_in(key, 0), (size,), 0, pairs.winners.shape[0])
+    chosen = jax.random.randint(draw_key, (size,), 0, pairs.winners.shape[0])
     members = jnp.concatenate([pairs.winners[chosen], pairs.losers[chosen]])
     latents, labels = pairs.latents[members], pairs.labels[members]
     sample_inputs = SampleInputs(
-        condition=embeds_condition(generator, pairs.prompt_embeds[pairs.prompts[members]]),
+        condition=embeds_condition(sd, pairs.prompt_embeds[pairs.prompts[members]]),
         latents=latents,
         labels=labels,
         rows=labels,
-        keys=jax.random.split(key, 2 * size),
+        keys=jax.random.split(unused_key, 2 * size),  # of a sampler's noise; the loss runs none
     )
     places = np.arange(2 * size)
+    batch = DpoBatch(sample_inputs, latents, winners=places[:size], losers=places[size:])
 
     def mean_loss(adapter: Adapter) -> tuple[jax.Array, jax.Array]:
-        noise_key = jax.random.fold_in(key, 1)
-        losses = dpo_losses(
-            generator,
-            params,
-            adapter,
-            reference,
-            latents,
-            sample_inputs,
-            places[:size],
-            places[size:],
-            noise_key,
-            config.beta,
-        )
+        losses = dpo_losses(sd, adapter, reference, batch, noise_key, config.beta)
         return jnp.mean(losses), jnp.mean(losses < jnp.log(2.0))
 
-    (loss, accuracy), gradient = jax.value_and_grad(mean_loss, has_aux=True)(adapter)
-    updates, optimizer_state = _make_optimizer(config).update(gradient, optimizer_state, adapter)
-    return optax.apply_updates(adapter, updates), optimizer_state, loss, accuracy
+    (loss, accuracy), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.trained)
+    updates, optimizer_state = _make_optimizer(config).update(gradient, state.optimizer_state, state.trained)
+    return (
+        TrainState(state.step + 1, optax.apply_updates(state.trained, updates), optimizer_state),
+        loss,
+        accuracy,
+    )
+
+
+def dpo_losses(
+    sd: StableDiffusion,
+    adapter: Adapter,
+    reference: Adapter,
+    batch: DpoBatch,
+    key: jax.Array,
+    beta: float = 2000.0,
+) -> jax.Array:
+    """The loss of each pair, at one random timestep and noise, the same for both of a pair.
+
+    Args:
+        sd: the checkpoint.
+        adapter: differentiated: LoRA, prompts and difficulty; the starting noise has no part in it.
+        reference: the adapter at the start of the round.
+        batch: images and pairs.
+        key: PRNG key of timesteps and noise.
+        beta: strength of the pull to the reference.
+
+    Returns:
+        Float32 [P]; below log 2 where the adapter prefers the winner more than the reference does.
+    """
+    # Both of a pair at once: of one key they get one noise, and the UNet stands in the program once.
+    pairs = jnp.stack([jnp.asarray(batch.winners), jnp.asarray(batch.losers)])
+
+    def errors(adapter: Adapter) -> jax.Array:
+        def errors_of(chosen: jax.Array) -> jax.Array:
+            condition, _ = apply_adapter(adapter, jax.tree.map(lambda leaf: leaf[chosen], batch.sample_inputs))
+            denoise = adapter_denoiser(sd, adapter, condition, guidance_scale=1.0)
+            return denoising_loss(denoise, sd.schedule, batch.latents[chosen], key)
+
+        return jax.vmap(errors_of)(pairs)
+
+    own, others = errors(adapter), errors(jax.lax.stop_gradient(reference))
+    return diffusion_dpo_loss(own[0], own[1], others[0], others[1], beta)

@@ -13,22 +13,18 @@ from utilgen_jax.generator.utility import Utility
 def pathwise_loss(
     adapter: Adapter, sample_inputs: SampleInputs, *, generate_images: GenerateImages, utility: Utility
 ) -> jax.Array:
-    """Less the mean utility of the images; its gradient goes through as much of the sampler as `generate_images` lets
-    it.
+    """Minus the mean utility of the images.
 
-    That is reward backpropagation with the last steps only (Clark et al. 2024, arXiv:2309.17400, "DRaFT-K"). With the
-    utility of `influence_utility`, it is the validation loss's gradient after a step on these images: the same that
-    `bilevel.make_bilevel_update` takes, here in two programs, so that the classifier's memory and the generator's are
-    not needed at once.
-
-    It is the exact derivative: pixels that the decoder clips to black or white (12 % of a glyph image) have none. To
-    let it through there made no difference (glyph domain, 20 updates, 2 seeds: 1.6060 for 1.6062, 1.3990 for 1.3992).
+    The gradient goes through the last steps of the sampler (Clark et al. 2024, arXiv 2309.17400, "DRaFT-K"). With the
+    utility of `influence_utility` it is the gradient of the validation loss after a step on these images, which
+    `bilevel.make_bilevel_update` takes in one program; here it takes two, so that the classifier's memory and the
+    generator's are not needed at once. Pixels that the decoder clips to black or white have no gradient.
 
     Args:
-        adapter: what is differentiated.
-        sample inputs: M images.
-        generate: `adapter.generate_images` with the rest of its arguments; its `num_differentiable_steps` last steps
-            are computed again in the backward pass.
+        adapter: differentiated.
+        sample_inputs: M images.
+        generate_images: `adapter.generate_images` with the other arguments given; its last `num_differentiable_steps`
+            steps are computed again in the backward pass.
         utility: of images, differentiable.
 
     Returns:

@@ -1,0 +1,108 @@
+"""Batches of the classifier's training: real and synthetic images, shifted and augmented."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from utilgen_jax.bilevel.examples import Examples, concatenate
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.data.augment.randaugment import randaugment
+from utilgen_jax.data.images import resize, set_channels, to_float, to_uint8
+from utilgen_jax.runtime.sharding import place, split_batch, to_host
+from utilgen_jax.types import Array
+
+
+class StepKey(enum.IntEnum):
+    """What a training step's key is folded with, for each use of randomness in it."""
+
+    REAL = 0
+    SYNTHETIC = 1
+    SHIFT = 2
+    VALIDATION = 3
+    MIXING = 4
+    RANDAUGMENT = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierInput:
+    """What the classifier sees of any image, and the form of its labels.
+
+    Attributes:
+        num_classes: K.
+        image_size: pixels a side.
+        channels: 1 or 3.
+    """
+
+    num_classes: int
+    image_size: int
+    channels: int
+
+    def images(self, images: Array) -> jax.Array:
+        """Scales generated images, float [N, H, W, 3] in [-1, 1], to what the classifier sees; differentiable."""
+        return set_channels(resize(images, self.image_size), self.channels)
+
+    def examples(self, images: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> Examples:
+        """Labels generated images as the classifier trains on them; differentiable in the images.
+
+        Args:
+            images: float32 [M, S, S, 3] in [-1, 1].
+            labels: int [M].
+            label_smoothing: share of the targets that is spread over all classes.
+        """
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, self.num_classes), label_smoothing)
+        return Examples(self.images(images), targets)
+
+
+def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array) -> Examples:
+    """Draws one batch of shifted images, real ones first; with replacement, so that a handful of shots fills it too.
+
+    Args:
+        config: batch size, synthetic fraction, shift.
+        real: the real images.
+        synthetic: synthetic ones, or None.
+        key: PRNG key of the step.
+
+    Returns:
+        `config.batch_size` examples; with synthetic images the last `config.num_synthetic` are synthetic, and
+        `is_weighted`.
+    """
+    number = config.num_synthetic if synthetic is not None else 0
+    num_real = config.batch_size - number
+    chosen = jax.random.randint(jax.random.fold_in(key, StepKey.REAL), (num_real,), 0, len(real))
+    batch = real.take(chosen)
+    if synthetic is not None:
+        chosen = jax.random.randint(jax.random.fold_in(key, StepKey.SYNTHETIC), (number,), 0, len(synthetic))
+        batch = concatenate(batch, synthetic.take(chosen), fill=("attributes",))
+    batch = split_batch(dataclasses.replace(batch, is_weighted=None))
+    shifted = random_shift(batch.inputs, jax.random.fold_in(key, StepKey.SHIFT), config.max_shift)
+    return dataclasses.replace(batch, inputs=shifted, is_weighted=jnp.arange(config.batch_size) >= num_real)
+
+
+def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
+    """Shifts each image of [B, H, W, C] by up to `max_shift` pixels each way, repeating its edge."""
+    if max_shift == 0:
+        return images
+    margin = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
+    padded = jnp.pad(images, margin, mode="edge")
+    offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
+
+    def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, offsets)
+
+
+def apply_randaugment(batch: Examples, key: jax.Array) -> Examples:
+    """Augments a batch by RandAugment: on the host, by Pillow, as uint8; the images return to their devices.
+
+    Deterministic in the key. With several processes all of them do the same, to the whole batch.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    augmented = to_float(randaugment(to_uint8(to_host(batch.inputs)), rng))
+    return dataclasses.replace(batch, inputs=place(augmented, batch.inputs.sharding))

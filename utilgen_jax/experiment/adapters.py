@@ -1,0 +1,343 @@
+"""The generator's steps of an experiment: what is trained of it, and what each image's own prompt and noise become."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.data.images import to_float
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.logging import of_bilevel
+from utilgen_jax.experiment.stages import step
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts, load_text_projection
+from utilgen_jax.generator.conditioning import encode_images, encode_prompts
+from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
+from utilgen_jax.generator.finetune.config import DpoConfig, LoraConfig, TextualInversionConfig
+from utilgen_jax.generator.finetune.denoising import DenoisingSet
+from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
+from utilgen_jax.generator.finetune.lora import train_lora
+from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
+from utilgen_jax.generator.inputs import SampleInputs
+from utilgen_jax.generator.loading import load_stable_diffusion
+from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
+from utilgen_jax.generator.sampling import encode_to_latents
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.tokens import add_tokens
+from utilgen_jax.joint.config import JointConfig
+from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
+from utilgen_jax.methods.base import PoolSpec
+from utilgen_jax.prompts.templates import class_prompts
+from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
+from utilgen_jax.types import Params
+from utilgen_jax.valuation.config import ValuationConfig
+from utilgen_jax.valuation.cross_fit import predict_weights
+from utilgen_jax.valuation.difficulty import balanced_resample
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment
+    from utilgen_jax.experiment.pools import GeneratedPool
+
+RefineBatch = Callable[[Adapter, SampleInputs], Adapter]
+
+
+class AdapterSteps:
+    """Trains parts of the generator.
+
+    Args:
+        experiment: whose steps these are.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._class_embeds: np.ndarray | None = None
+
+    @cached_property
+    def sd(self) -> StableDiffusion:
+        """The checkpoint, read when it is first needed."""
+        config = self.experiment.config.generator
+        assert self.experiment.checkpoint is not None
+        return load_stable_diffusion(
+            self.experiment.checkpoint,
+            jnp.dtype(config.dtype),
+            sharding_for=sharding_for(self.experiment.mesh),
+        )
+
+    @cached_property
+    def sd_with_tokens(self) -> StableDiffusion:
+        """The checkpoint with the learnt class tokens, see `learn_class_tokens`."""
+        assert self._class_embeds is not None
+        tokens = class_tokens(self.experiment.classifier_input.num_classes)
+        return add_tokens(self.sd, tokens, jnp.asarray(self._class_embeds))
+
+    def sd_of(self, spec: PoolSpec) -> StableDiffusion:
+        """The checkpoint, with class tokens where the pool's prompts hold them."""
+        return self.sd_with_tokens if spec.class_tokens else self.sd
+
+    def learn_class_tokens(self, prior: GeneratedPool) -> None:
+        """Learns a token for each class from the shots, beside prior images; `sd_with_tokens` holds them."""
+        self._class_embeds = self._learn_class_tokens(prior)
+
+    @step("class_tokens", np.ndarray)
+    def _learn_class_tokens(self, prior: GeneratedPool) -> np.ndarray:
+        experiment = self.experiment
+        config = experiment.config.section(TextualInversionConfig)
+        tokens = class_tokens(experiment.classifier_input.num_classes)
+        with experiment.log(config.steps) as on_step:
+            embeds = train_textual_inversion(
+                self.sd,
+                class_prompts(experiment.config.prompts.template, tokens),
+                initial_embeds(self.sd, experiment.split.real.class_names),
+                self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels),
+                self._denoising_set(self.sd, to_float(prior.images), prior.labels),
+                config,
+                experiment.key(Key.TEXTUAL_INVERSION),
+                on_step,
+            )
+        return np.asarray(to_host(embeds))
+
+    def train_lora(
+        self,
+        spec: PoolSpec,
+        config: LoraConfig,
+        prior: GeneratedPool,
+        difficulties: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Adapter:
+        """Fits a LoRA to the shots by the denoising loss, and with difficulties an encoder of them.
+
+        Args:
+            spec: of the pool that it is for.
+            config: of the training.
+            prior: images of the generator itself, trained on beside the shots.
+            difficulties: of the shots [N] and of the prior images [M], in [0, 1]; None: no encoder.
+        """
+        return _on_device(self._train_lora(spec, config, prior, difficulties))
+
+    @step("lora_{spec.name}", Adapter)
+    def _train_lora(
+        self,
+        spec: PoolSpec,
+        config: LoraConfig,
+        prior: GeneratedPool,
+        difficulties: tuple[np.ndarray, np.ndarray] | None,
+    ) -> Adapter:
+        experiment = self.experiment
+        of_shots, of_prior = difficulties or (None, None)
+        prior_set = self._denoising_set(self.sd, to_float(prior.images), prior.labels, of_prior)
+        if of_prior is not None:
+            rng = np.random.default_rng([experiment.config.seed, Key.LORA])
+            prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
+        shots = self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
+        with experiment.log(config.steps) as on_step:
+            class_embeds = encode_prompts(self.sd, experiment.prompts)
+            return train_lora(self.sd, class_embeds, shots, prior_set, config, experiment.key(Key.LORA), on_step)
+
+    def train_dpo(self, spec: PoolSpec, pool: GeneratedPool, weights: np.ndarray) -> Adapter:
+        """Trains one round of Diffusion-DPO on pairs of a pool, high against low weights of a class.
+
+        Args:
+            spec: of the pool that it is for.
+            pool: the images.
+            weights: of the images, float [N].
+        """
+        return _on_device(self._train_dpo(spec, pool, weights))
+
+    @step("dpo_{spec.name}_{pool.round}", Adapter)
+    def _train_dpo(self, spec: PoolSpec, pool: GeneratedPool, weights: np.ndarray) -> Adapter:
+        experiment, sd = self.experiment, self.sd_of(spec)
+        config = experiment.config.section(DpoConfig)
+        winners, losers = preference_pairs(weights, pool.labels, config.fraction)
+        embeds, prompt_of_image = self._prompt_table(sd, pool)
+        images = self._denoising_set(sd, to_float(pool.images), pool.labels)
+        pairs = DpoPairs(
+            latents=images.latents,
+            labels=images.labels,
+            prompt_embeds=embeds,
+            prompts=jnp.asarray(prompt_of_image),
+            winners=jnp.asarray(winners),
+            losers=jnp.asarray(losers),
+        )
+        key = jax.random.fold_in(experiment.key(Key.DPO), pool.round)
+        with experiment.log(config.steps) as on_step:
+            return train_dpo(sd, pool.adapter, replicate(pairs), config, key, on_step)
+
+    def train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> tuple[np.ndarray, Adapter]:
+        """Trains attribute logits, and a LoRA if asked, by the bilevel update on a pool.
+
+        Args:
+            spec: of the pool that it is for.
+            pool: the images, whose prompts hold attributes.
+            lora: whether a LoRA is trained too.
+
+        Returns:
+            What is added to the attributes' log-probabilities, float32 [A], and the adapter.
+        """
+        trained = self._train_jointly(spec, pool, lora)
+        adapter = _on_device(Adapter(**trained.get("adapter", {})))
+        return trained["logits"], adapter
+
+    @step("joint_{spec.name}", dict)
+    def _train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> dict[str, Any]:
+        experiment, sd = self.experiment, self.sd_of(spec)
+        config = experiment.config
+        examples = experiment.examples(pool)
+        embeds, prompt_of_image = self._prompt_table(sd, pool)
+        assert examples.attributes is not None
+        program = JointProgram(
+            config=experiment.classifier_config,
+            joint=config.section(JointConfig),
+            sampling=config.generator,
+            classifier_input=experiment.classifier_input,
+            latent_shape=sd.architecture.latent_shape(config.generator.size),
+            num_attributes=examples.attributes.shape[-1],
+            train_lora=lora,
+        )
+        data = JointData(
+            real=experiment.real,
+            pool=examples,
+            prompt_embeds=embeds,
+            negative_prompt_embeds=encode_prompts(sd, [config.generator.negative_prompt]),
+            prompt_of_image=jnp.asarray(prompt_of_image),
+        )
+        with experiment.log(program.joint.steps) as on_step:
+            logits, adapter = train_jointly(
+                experiment.classifier,
+                program,
+                sd,
+                replicate(data),
+                experiment.folds,
+                experiment.key(Key.JOINT),
+                of_bilevel(on_step),
+            )
+        parts = {name: part for name, part in vars(adapter).items() if part is not None}
+        return {"logits": logits, **({"adapter": parts} if parts else {})}
+
+    def per_image(
+        self, spec: PoolSpec, fold_models: dict[str, Params] | None, weighting: str, noise: bool
+    ) -> RefineBatch:
+        """Makes the function that gives each image of a batch a prompt and a noise of its own (UtilGen).
+
+        Args:
+            spec: of the pool that it is for.
+            fold_models: of a valuation; None: the prompts stay as they are.
+            weighting: that the fold models were trained with.
+            noise: whether each image gets a golden noise.
+
+        Returns:
+            (adapter, inputs of M images with a row each) -> the adapter for that batch.
+        """
+        experiment, sd = self.experiment, self.sd_of(spec)
+        program = _PerImageProgram(
+            prompts=fold_models is not None,
+            noise=noise,
+            config=experiment.config.section(PerImageConfig),
+            sampling=experiment.config.generator,
+            valuation=experiment.config.valuation,
+            weighting=weighting,
+            classifier_input=experiment.classifier_input,
+            label_smoothing=experiment.config.classifier.label_smoothing,
+        )
+        models = FoldModels(experiment.classifier, jax.tree.map(jnp.asarray, fold_models))
+        return partial(_refine_batch, program, sd, models, self._class_anchors(sd))
+
+    def _class_anchors(self, sd: StableDiffusion) -> jax.Array | None:
+        """The CLIP embedding that images of each class should stay near, [K, E]; None without an image encoder.
+
+        That of the class prompt; of a checkpoint whose text encoder has no projection, the mean of the shots'.
+        """
+        experiment = self.experiment
+        if sd.image_encoder is None:
+            return None
+        assert experiment.checkpoint is not None
+        if (experiment.checkpoint / TEXT_PROJECTION).is_dir():
+            projection = load_text_projection(experiment.checkpoint, sd.architecture)
+            return embed_prompts(sd, projection, experiment.prompts)
+        embeds = encode_images(sd, experiment.generator_shots).astype(jnp.float32)
+        embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
+        labels = jnp.asarray(experiment.split.real.labels)
+        return jax.ops.segment_sum(embeds, labels, experiment.classifier_input.num_classes)
+
+    def _denoising_set(
+        self, sd: StableDiffusion, images: jax.Array, labels: np.ndarray, difficulties: np.ndarray | None = None
+    ) -> DenoisingSet:
+        """Encodes images float32 [N, S, S, 3] in [-1, 1]; difficulties float32 [N] where they are known."""
+        batch_size = self.experiment.config.generator.batch_size
+        latents = [
+            encode_to_latents(sd, jnp.asarray(images[start : start + batch_size]))
+            for start in range(0, len(labels), batch_size)
+        ]
+        difficulty = None if difficulties is None else jnp.asarray(difficulties)
+        return replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), difficulty))
+
+    def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[jax.Array, np.ndarray]:
+        """Text states of the different prompts of a pool [P, T, D], and which of them each image has, int [N]."""
+        distinct, prompt_of_image = np.unique([record.prompt or "" for record in pool.records], return_inverse=True)
+        size = min(self.experiment.config.generator.batch_size, len(distinct))
+        # Parts of one shape, the last one filled up: they compile once.
+        filled = [*distinct, *[distinct[-1]] * (-len(distinct) % size)]
+        parts = [encode_prompts(sd, filled[start : start + size]) for start in range(0, len(filled), size)]
+        return jnp.concatenate(parts)[: len(distinct)], prompt_of_image
+
+
+def _on_device(adapter: Adapter) -> Adapter:
+    return jax.tree.map(jnp.asarray, adapter)
+
+
+@struct.dataclass
+class FoldModels:
+    """What predicts the weight of an image: the network, and each fold's parameters, see `PoolValues.fold_models`."""
+
+    classifier: Classifier
+    params: dict[str, Params] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _PerImageProgram:
+    """What the compiled per-image optimisation depends on."""
+
+    prompts: bool
+    noise: bool
+    config: PerImageConfig
+    sampling: SamplingConfig
+    valuation: ValuationConfig
+    weighting: str
+    classifier_input: ClassifierInput
+    label_smoothing: float
+
+
+def _refine_batch(
+    program: _PerImageProgram,
+    sd: StableDiffusion,
+    models: FoldModels,
+    anchors: jax.Array | None,
+    adapter: Adapter,
+    inputs: SampleInputs,
+) -> Adapter:
+    if anchors is not None:
+        inputs = dataclasses.replace(inputs, clip_anchors=anchors[inputs.labels])
+    return _refine(program, sd, models, adapter, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _refine(
+    program: _PerImageProgram, sd: StableDiffusion, models: FoldModels, adapter: Adapter, inputs: SampleInputs
+) -> Adapter:
+    def utility(images: jax.Array, labels: jax.Array) -> jax.Array:
+        assert models.params is not None
+        examples = program.classifier_input.examples(images, labels, program.label_smoothing)
+        return predict_weights(models.classifier, program.weighting, program.valuation, models.params, examples)
+
+    if program.prompts:
+        adapter = optimize_prompts(sd, adapter, inputs, utility, program.config, program.sampling)
+    if program.noise:
+        adapter = add_golden_noise(sd, adapter, inputs, program.config, program.sampling)
+    return adapter

@@ -1,0 +1,98 @@
+"""The classifier's steps of an experiment: training, evaluation, difficulty."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.data.images import to_float
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.stages import step
+from utilgen_jax.methods.base import Method
+from utilgen_jax.types import Array, Params
+from utilgen_jax.valuation.difficulty import cross_fitted_difficulty, difficulty
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment
+    from utilgen_jax.experiment.pools import GeneratedPool
+
+
+class ClassifierSteps:
+    """Trains and applies the experiment's classifier.
+
+    Args:
+        experiment: whose steps these are.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    @step("classifier_{method.name}", dict)
+    def train(self, method: Method, synthetic: Examples | None) -> Params:
+        """Trains the classifier of a method on the real images and, if any, synthetic ones."""
+        changes = {name: getattr(method, name) for name in ("augmentation", "mixing") if getattr(method, name)}
+        config = dataclasses.replace(self.experiment.classifier_config, **changes)
+        return self._train(config, synthetic)
+
+    @step("classifier_real", dict)
+    def real(self) -> Params:
+        """The classifier of the real images alone, which measures difficulty; that of the method `real`."""
+        return self._train(self.experiment.classifier_config, None)
+
+    def _train(self, config, synthetic: Examples | None) -> Params:
+        experiment = self.experiment
+        with experiment.log(config.steps) as on_step:
+            key = experiment.key(Key.CLASSIFIER)
+            return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, on_step)
+
+    @step("evaluation_{method.name}", float)
+    def evaluate(self, method: Method, params: Params) -> float:
+        """The accuracy on the test images, which nothing else reads."""
+        test = self.experiment.split.test
+        logits = self.predict(params, to_float(test.images))
+        return (logits.argmax(-1) == test.labels).mean()
+
+    def predict(self, params: Params, images: Array) -> np.ndarray:
+        """The logits [N, K] of images [N, H, W, C]."""
+        experiment = self.experiment
+        return predict_logits(experiment.classifier, params, images, experiment.config.classifier.eval_batch_size)
+
+    @step("difficulty", np.ndarray)
+    def real_difficulty(self) -> np.ndarray:
+        """How hard the classifier of the real images finds each of them, float32 [N]."""
+        return self.difficulty(self.experiment.real, self.experiment.split.real.labels)
+
+    def difficulty(self, examples: Examples, labels: np.ndarray) -> np.ndarray:
+        """How hard the classifier of the real images finds examples, float32 [N]."""
+        return difficulty(self.predict(self.real(), examples.inputs), labels)
+
+    def cross_fitted_difficulty(self, pool: GeneratedPool) -> tuple[np.ndarray, np.ndarray]:
+        """How hard shots [N] and a plain pool [M] are for classifiers that were not trained on them."""
+        measured = self._cross_fitted_difficulty(pool)
+        return measured["real"], measured["pool"]
+
+    @step("difficulty_of_shots", dict)
+    def _cross_fitted_difficulty(self, pool: GeneratedPool) -> dict[str, np.ndarray]:
+        experiment = self.experiment
+        config, folds = experiment.classifier_config, experiment.folds
+        with experiment.log(config.steps * len(folds)) as on_step:
+            real, synthetic = cross_fitted_difficulty(
+                experiment.classifier,
+                config,
+                experiment.real,
+                experiment.examples(pool),
+                folds,
+                experiment.key(Key.CLASSIFIER),
+                on_step,
+            )
+        return {"real": real, "pool": synthetic}
+
+
+def is_first() -> bool:
+    """Whether this process writes."""
+    return jax.process_index() == 0

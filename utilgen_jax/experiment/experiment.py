@@ -1,0 +1,256 @@
+"""An experiment: data, devices, keys, and the cached steps that methods are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from utilgen_jax.bilevel.examples import Examples, labelled
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.config.schema import Config
+from utilgen_jax.data.images import resize, set_channels, to_float
+from utilgen_jax.data.splits import FewShotSplit, Fold
+from utilgen_jax.experiment.adapters import AdapterSteps
+from utilgen_jax.experiment.classifiers import ClassifierSteps
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.logging import log_stage
+from utilgen_jax.experiment.pools import GeneratedPool, PoolSteps
+from utilgen_jax.experiment.results import print_table, write_results
+from utilgen_jax.experiment.stages import StageCache
+from utilgen_jax.experiment.values import ValueSteps
+from utilgen_jax.experiment.workdir import versions, write_summary
+from utilgen_jax.generator.stable_diffusion import Architecture
+from utilgen_jax.methods.base import Method, PoolSpec
+from utilgen_jax.pool.storage import Pool, read_pool, update_records
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.report.metrics import MetricsWriter
+from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.types import OnStep, Params
+from utilgen_jax.valuation.cross_fit import PoolValues
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedDirs:
+    """Where runs of a comparison, which differ in method alone, keep what they have in common.
+
+    Attributes:
+        stages: results of stages.
+        pools: pools that the few-shot images have a part in.
+        shotless_pools: the others, and the stages that make them; runs that differ in shots too can share it.
+    """
+
+    stages: Path
+    pools: Path
+    shotless_pools: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a method's classifier trains on beside the real images.
+
+    Attributes:
+        synthetic: the pool as the classifier sees it, weighted; None: real images only.
+        pool: the pool itself.
+        values: of its images.
+    """
+
+    synthetic: Examples | None = None
+    pool: GeneratedPool | None = None
+    values: PoolValues | None = None
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A run's settings, input and steps; `setup.set_up` makes it. A context manager: its mesh, its metrics.
+
+    Attributes:
+        config: checked.
+        methods: to compare, "real" first; the last is the one that the run is about.
+        split: few-shot and test images.
+        folds: of the few-shot images, for cross-fitting; empty where nothing is synthetic.
+        prompts: one a class.
+        checkpoint: the generator's folder; None where nothing is synthetic.
+        architecture: the generator's, without weights.
+        classifier: trained on each method's images.
+        classifier_config: its training, with the synthetic fraction that suits the shots.
+        mesh: of devices.
+        workdir: the run's folder.
+        shared: for a run that is part of a comparison.
+        classifiers, adapters, pools, values: the cached steps.
+    """
+
+    config: Config
+    methods: Sequence[Method]
+    split: FewShotSplit
+    folds: list[Fold]
+    prompts: list[str]
+    checkpoint: Path | None
+    architecture: Architecture | None
+    classifier: Classifier
+    classifier_config: ClassifierConfig
+    mesh: jax.sharding.Mesh
+    workdir: Path
+    shared: SharedDirs | None
+
+    def __post_init__(self) -> None:
+        """Makes the steps."""
+        self.stages = StageCache(self.shared.stages if self.shared else self.workdir / "checkpoints")
+        self.classifiers = ClassifierSteps(self)
+        self.adapters = AdapterSteps(self)
+        self.pools = PoolSteps(self)
+        self.values = ValueSteps(self)
+        self._built: dict[PoolSpec, GeneratedPool] = {}
+        self._data: dict[str, TrainingData] = {}
+
+    def __enter__(self) -> Experiment:
+        with ExitStack() as stack:
+            stack.enter_context(jax.set_mesh(self.mesh))
+            self.metrics = stack.enter_context(MetricsWriter(self.workdir, enabled=self.is_first))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes."""
+        return jax.process_index() == 0
+
+    def key(self, use: Key) -> jax.Array:
+        """The PRNG key of one use of randomness."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), use)
+
+    def log(self, total: int) -> AbstractContextManager[OnStep]:
+        """Logs the stage that is being computed, of `total` training steps, see `logging.log_stage`."""
+        return log_stage(self.metrics, self.stages.current, total, self.config.log_every_steps)
+
+    @property
+    def classifier_input(self) -> ClassifierInput:
+        """What the classifier sees of an image."""
+        data = self.config.data
+        return ClassifierInput(len(self.split.real.class_names), data.image_size, data.channels)
+
+    @cached_property
+    def real(self) -> Examples:
+        """The few-shot images as the classifier sees them, on the mesh."""
+        real = self.split.real
+        return replicate(labelled(to_float(real.images), real.labels, self.classifier_input.num_classes))
+
+    @cached_property
+    def generator_shots(self) -> jax.Array:
+        """The few-shot images as the generator sees images: float32 [N, S, S, 3] in [-1, 1]."""
+        return set_channels(resize(to_float(self.split.real.images), self.config.generator.image_size), 3)
+
+    def pool(self, spec: PoolSpec) -> GeneratedPool:
+        """The pool of a spec, built once; methods whose specs are equal share it."""
+        if spec not in self._built:
+            self._built[spec] = spec.build(self)
+        return self._built[spec]
+
+    def examples(self, pool: GeneratedPool) -> Examples:
+        """A pool as the classifier sees it, on the mesh, all weights 1; with the prompts' attributes if they vary."""
+        images = self.classifier_input.images(to_float(pool.images))
+        examples = replicate(labelled(images, pool.labels, self.classifier_input.num_classes))
+        if not pool.spec.attributes:
+            return examples
+        attributes = PromptAttributes.parse(self.config.prompts.attributes)
+        options = np.stack([attributes.parse_prompt(record.prompt or "") for record in pool.records])
+        return dataclasses.replace(examples, attributes=replicate(attributes.one_hot(options)))
+
+    def real_only(self) -> TrainingData:
+        """No synthetic images."""
+        return TrainingData()
+
+    def training_data(self, pool: GeneratedPool, values: PoolValues) -> TrainingData:
+        """A pool as a classifier trains on it: weights of mean 1, so that it counts the same in every method."""
+        examples = self.examples(pool)
+        targets = examples.targets if values.soft_labels is None else replicate(values.soft_labels)
+        weights = replicate(values.weights / values.weights.mean())
+        return TrainingData(dataclasses.replace(examples, targets=targets, weights=weights), pool, values)
+
+    def train_classifier(self, method: Method, data: TrainingData) -> Params:
+        """Trains a method's classifier on the real images and its own."""
+        self._data[method.name] = data
+        if method.name == "real":
+            return self.classifiers.real()
+        return self.classifiers.train(method, data.synthetic)
+
+    def evaluate(self, method: Method, params: Params) -> float:
+        """The accuracy of a method's classifier on the test images."""
+        return self.classifiers.evaluate(method, params)
+
+    def pool_folder(self, spec: PoolSpec, round_number: int = 0) -> Path:
+        """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""
+        name = f"round_{round_number:02d}"
+        if self.shared is not None:
+            return (self.shotless_folder(spec) or self.shared.pools) / spec.name / name
+        own = self.methods[-1].pool == spec
+        return self.workdir / "pool" / ("" if own else spec.name) / name
+
+    def shotless_folder(self, spec: PoolSpec) -> Path | None:
+        """Where a pool that the shots have no part in is shared, and the stage that makes it; None: it is not."""
+        return None if self.shared is None or spec.uses_shots else self.shared.shotless_pools
+
+    def finish(self, accuracy: Mapping[str, float]) -> dict[str, Any]:
+        """Notes the values in the pool and writes summary and report.
+
+        A run that is part of a comparison writes its summary alone.
+
+        Args:
+            accuracy: by name of the method.
+
+        Returns:
+            The contents of `summary.json`.
+        """
+        config, method = self.config, self.methods[-1]
+        data = self._data[method.name]
+        pool = None if data.pool is None else data.pool.pool
+        if data.pool is not None and self.shared is None:
+            pool = self._note_values(data)
+        num_synthetic = [0 if each.pool is None else len(each.pool.labels) for each in self._data.values()]
+        summary = {
+            "method": config.method,
+            "dataset": config.data.name,
+            "shots": config.data.shots,
+            "seed": config.seed,
+            "accuracy": {"real_only": accuracy["real"]}
+            | ({"vanilla": accuracy["vanilla"]} if "vanilla" in accuracy else {})
+            | {"final": accuracy[method.name]},
+            "num_real": len(self.split.real),
+            "num_synthetic": num_synthetic[-1],
+            "num_test": len(self.split.test),
+            "seconds": self.stages.seconds,
+            "versions": versions(),
+        }
+        if self.is_first and self.shared is None:
+            difficulty = self.classifiers.real_difficulty()
+            page = write_results(self.workdir, config, summary, self.split.real, pool, difficulty, data.values)
+            print_table(summary)
+            print(f"report: {page}")
+        if self.is_first:
+            # Last: a summary says that the run is whole.
+            write_summary(self.workdir, summary)
+        return summary
+
+    def _note_values(self, data: TrainingData) -> Pool:
+        """Writes the values of a pool's images beside them, for a person to read."""
+        assert data.pool is not None and data.values is not None
+        folder = self.pool_folder(data.pool.spec, data.pool.round)
+        if self.is_first:
+            values = {
+                "difficulty": data.values.difficulty,
+                "weight": data.values.weights,
+                "soft_label": data.values.soft_labels,
+            }
+            update_records(folder, **{name: column for name, column in values.items() if column is not None})
+        return read_pool(folder, self.split.real.class_names)

@@ -1,0 +1,267 @@
+"""The pool steps of an experiment: prompts, plans, generation, selection."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from utilgen_jax.data.images import to_float
+from utilgen_jax.data.long_tail import fill_counts
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.stages import step
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.finetune.textual_inversion import class_tokens
+from utilgen_jax.generator.image_conditioning import condition_on_images, find_mix_strategy, plan_sources
+from utilgen_jax.methods.base import PoolSpec
+from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
+from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool
+from utilgen_jax.pool.plan import plan_pool
+from utilgen_jax.pool.selection import select_top
+from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.prompts.captions import caption_labelled_images
+from utilgen_jax.prompts.templates import caption_prompts, class_prompts
+from utilgen_jax.report.progress import Progress
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedPool:
+    """A pool, and the generator that made it.
+
+    Attributes:
+        spec: how it was made.
+        pool: the images as they are on disk.
+        adapter: what was trained of the generator.
+        round: of generation, from 0.
+        soft_labels: of an ensemble that has seen the images, float32 [N, K]; None where there is none.
+    """
+
+    spec: PoolSpec
+    pool: Pool
+    adapter: Adapter = Adapter()
+    round: int = 0
+    soft_labels: np.ndarray | None = None
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 [N, H, W, 3]."""
+        return self.pool.images
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]."""
+        return self.pool.labels
+
+    @property
+    def records(self) -> tuple[PoolRecord, ...]:
+        """What is known of each image."""
+        return self.pool.records
+
+
+class PoolSteps:
+    """Plans, generates and selects the experiment's pools.
+
+    Args:
+        experiment: whose steps these are.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def caption_prompts(self) -> list[list[str]]:
+        """The prompts "class prompt, caption" of each class, one a shot."""
+        experiment = self.experiment
+        real = experiment.split.real
+        # Every process captions for itself: the same captions, in a file of its own.
+        name = "captions.jsonl" if experiment.is_first else f"captions.{jax.process_index()}.jsonl"
+        file = (experiment.shared.stages if experiment.shared else experiment.workdir) / name
+        source = experiment.config.prompts.captions
+        with Progress("captions", len(real), "image", enabled=experiment.is_first) as progress:
+            captions = caption_labelled_images(source, real, file, progress.update)
+        words = [real.class_names[label] for label in real.labels]
+        prompts = caption_prompts(f"{experiment.config.prompts.template}, {{caption}}", words, captions)
+        return [
+            [prompt for prompt, label in zip(prompts, real.labels, strict=True) if label == number]
+            for number in range(len(real.class_names))
+        ]
+
+    def class_token_prompts(self) -> list[list[str]]:
+        """The prompt of each class with its learnt token in place of its name."""
+        tokens = class_tokens(self.experiment.classifier_input.num_classes)
+        return [[prompt] for prompt in class_prompts(self.experiment.config.prompts.template, tokens)]
+
+    def attribute_prompts(
+        self, oversampling: int = 1, round_number: int = 0, logits: np.ndarray | None = None
+    ) -> list[list[str]]:
+        """A prompt for each image of each class, with drawn attributes.
+
+        Args:
+            oversampling: images made for each one that a pool should have.
+            round_number: of generation.
+            logits: added to the attributes' log-probabilities, float [A]; None: the config's probabilities.
+        """
+        config = self.experiment.config
+        attributes = PromptAttributes.parse(config.prompts.attributes)
+        probabilities = attributes.uniform_probabilities(config.prompts.attribute_probability)
+        if logits is not None:
+            probabilities = attributes.reweighted(probabilities, logits)
+        rng = np.random.default_rng([config.seed, Key.ATTRIBUTES, round_number])
+        counts = self.images_per_class(oversampling)
+        return [
+            [attributes.render(prompt, options) for options in attributes.draw(probabilities, max(int(number), 1), rng)]
+            for prompt, number in zip(self.experiment.prompts, counts, strict=True)
+        ]
+
+    def images_per_class(self, oversampling: int = 1) -> np.ndarray:
+        """How many images of each class a pool has: int [K]."""
+        experiment = self.experiment
+        num_classes, goal = experiment.classifier_input.num_classes, experiment.config.pool.fill_to
+        shots = np.bincount(experiment.split.real.labels, minlength=num_classes)
+        counts = fill_counts(shots, goal) if goal else np.full(num_classes, experiment.config.pool.images_per_class)
+        return oversampling * counts
+
+    def plan(
+        self,
+        prompts: Sequence[Sequence[str]],
+        round_number: int = 0,
+        difficulty: tuple[Sequence[float], float] | None = None,
+        oversampling: int = 1,
+    ) -> list[PoolRecord]:
+        """The records of a pool to generate, see `pool.plan.plan_pool`.
+
+        Args:
+            prompts: of each class, taken in turn.
+            round_number: of generation.
+            difficulty: means [K] and standard deviation of the requested difficulties; None: none is requested.
+            oversampling: images made for each one that a pool should have.
+        """
+        counts = self.images_per_class(oversampling)
+        return plan_pool(prompts, counts, self.experiment.config.seed, round_number, difficulty)
+
+    def mixed_shots(self, records: Sequence[PoolRecord], mix_strategy: str) -> ConditionOn:
+        """What conditions each image on two shots of its class, mixed, see `generator.image_conditioning`.
+
+        Args:
+            records: the whole pool.
+            mix_strategy: name of one of `MIX_STRATEGIES`.
+        """
+        experiment = self.experiment
+        architecture = experiment.architecture
+        assert architecture is not None
+        strategy = find_mix_strategy(mix_strategy, architecture.image_encoder is not None)
+        labels = np.array([record.label for record in records])
+        rng = np.random.default_rng([experiment.config.seed, Key.MIXED_SHOTS])
+        sources = plan_sources(experiment.split.real.labels, labels, rng)
+        seeds = np.array([record.seed for record in records])
+        shots = experiment.generator_shots
+
+        def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
+            first, second = (shots[sources[places, column]] for column in (0, 1))
+            return condition_on_images(experiment.adapters.sd, condition, strategy, first, second, seeds[places])
+
+        return condition_on
+
+    def generate(
+        self,
+        spec: PoolSpec,
+        records: Sequence[PoolRecord],
+        adapter: Adapter | None = None,
+        *,
+        condition_on: ConditionOn | None = None,
+        refine: RefineBatch | None = None,
+        strength: float = 1.0,
+    ) -> GeneratedPool:
+        """Generates the images that the pool's folder does not hold yet, as a stage, and reads the pool.
+
+        Args:
+            spec: of the pool.
+            records: the whole pool, see `plan`; all of one round.
+            adapter: what was trained of the generator; None: the generator as it is.
+            condition_on: what else the images are conditioned on; None: words alone.
+            refine: gives each batch an adapter of its own.
+            strength: part of the way from noise that is walked by images that start from others.
+        """
+        experiment, adapter = self.experiment, adapter or Adapter()
+        round_number = records[0].round or 0
+        folder = experiment.pool_folder(spec, round_number)
+        work = partial(self._generate, spec, records, adapter, condition_on, refine, strength)
+        name = _stage_name(spec, round_number)
+        experiment.stages.run(name, dict, work, experiment.shotless_folder(spec))
+        return GeneratedPool(spec, read_pool(folder, experiment.split.real.class_names), adapter, round_number)
+
+    def _generate(
+        self,
+        spec: PoolSpec,
+        records: Sequence[PoolRecord],
+        adapter: Adapter,
+        condition_on: ConditionOn | None,
+        refine: RefineBatch | None,
+        strength: float,
+    ) -> dict[str, np.ndarray]:
+        experiment, round_number = self.experiment, records[0].round or 0
+        sampling = dataclasses.replace(experiment.config.generator, strength=strength)
+        writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
+        if len(writer) < len(records):
+            title = f"generate {spec.name}" + (f", round {round_number}" if round_number else "")
+            with Progress(title, len(records), "image", initial=len(writer), enabled=experiment.is_first) as progress:
+                sd = experiment.adapters.sd_of(spec)
+                generate_pool(
+                    sd, writer, records, adapter, sampling, progress.update, condition_on=condition_on, refine=refine
+                )
+        return {"num_images": np.array(len(records))}
+
+    def select(
+        self, spec: PoolSpec, pool: GeneratedPool, scores: np.ndarray, soft_labels: np.ndarray | None = None
+    ) -> GeneratedPool:
+        """Selects the images of each class with the highest scores, as a pool of their own.
+
+        Args:
+            spec: of the new pool.
+            pool: to select from.
+            scores: of its images, float [N].
+            soft_labels: of its images, float [N, K]; the new pool keeps those of the images that are selected.
+        """
+        experiment, round_number = self.experiment, pool.round + 1
+        work = partial(self._select, spec, pool, scores)
+        chosen = experiment.stages.run(_stage_name(spec, round_number), np.ndarray, work)
+        selected = read_pool(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
+        labels = None if soft_labels is None else soft_labels[chosen]
+        return GeneratedPool(spec, selected, pool.adapter, round_number, labels)
+
+    def _select(self, spec: PoolSpec, pool: GeneratedPool, scores: np.ndarray) -> np.ndarray:
+        experiment = self.experiment
+        chosen = select_top(pool.labels, scores, self.images_per_class())
+        writer = PoolWriter(experiment.pool_folder(spec, pool.round + 1), experiment.split.real.class_names)
+        rest = chosen[len(writer) :]
+        if experiment.is_first and rest.size:
+            writer.append(to_float(pool.images[rest]), [pool.records[place] for place in rest])
+        return chosen
+
+    def show_difficulty(self, adapter: Adapter) -> None:
+        """Draws two sheets of what a difficulty encoder has learnt, for the report of a run of its own."""
+        if self.experiment.shared is None:
+            self._show_difficulty(adapter)
+
+    @step("difficulty_sheets", dict)
+    def _show_difficulty(self, adapter: Adapter) -> dict[str, np.ndarray]:
+        experiment = self.experiment
+        names, sampling = experiment.split.real.class_names, experiment.config.generator
+        sheets = difficulty_sheets(experiment.adapters.sd, adapter, sampling, names, experiment.prompts)
+        for name, sheet in sheets.items() if experiment.is_first else ():
+            folder = experiment.workdir / "report"
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(folder / f"{name}.png")
+        return {"num_sheets": np.array(len(sheets))}
+
+
+def _stage_name(spec: PoolSpec, round_number: int) -> str:
+    return f"pool_{spec.name}" if round_number == 0 else f"pool_{spec.name}_{round_number}"

@@ -1,0 +1,124 @@
+"""The valuation steps of an experiment: what each image of a pool counts in training, and under which label."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import entropy
+
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.logging import of_bilevel
+from utilgen_jax.experiment.stages import step
+from utilgen_jax.methods.base import PoolSpec
+from utilgen_jax.report.plots import plot_weight_curve
+from utilgen_jax.valuation.config import EnsembleConfig
+from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit
+from utilgen_jax.valuation.ensemble import ensemble_labels
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment
+    from utilgen_jax.experiment.pools import GeneratedPool
+
+
+class ValueSteps:
+    """Values pools.
+
+    Args:
+        experiment: whose steps these are.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    @step("value_{name}", PoolValues)
+    def uniform(self, name: str, pool: GeneratedPool) -> PoolValues:
+        """All images count the same; their difficulty is measured for the report.
+
+        Args:
+            name: of the stage.
+            pool: the images.
+        """
+        difficulty = self._difficulty(pool)
+        return PoolValues(np.ones_like(difficulty), difficulty=difficulty)
+
+    @step("value_{name}", PoolValues)
+    def cross_fit(self, name: str, pool: GeneratedPool, weighting: str) -> PoolValues:
+        """Learns a weighting over the folds of the shots, see `valuation.cross_fit`.
+
+        Args:
+            name: of the stage.
+            pool: the images.
+            weighting: key of `cross_fit.WEIGHTINGS`.
+        """
+        experiment = self.experiment
+        difficulty = self._difficulty(pool)
+        valuation = experiment.config.valuation
+        with experiment.log(valuation.steps * len(experiment.folds)) as on_step:
+            values = cross_fit(
+                experiment.classifier,
+                experiment.classifier_config,
+                valuation,
+                weighting,
+                experiment.real,
+                experiment.examples(pool),
+                experiment.folds,
+                experiment.key(Key.VALUATION),
+                of_bilevel(on_step),
+            )
+        return dataclasses.replace(values, difficulty=difficulty)
+
+    @step("ensemble_{spec.name}", np.ndarray)
+    def ensemble_labels(self, spec: PoolSpec, pool: GeneratedPool) -> np.ndarray:
+        """Soft labels of a pool, float32 [M, K], see `valuation.ensemble`.
+
+        Args:
+            spec: of the methods that share these labels.
+            pool: the images.
+        """
+        experiment = self.experiment
+        ensemble = experiment.config.section(EnsembleConfig)
+        with experiment.log(ensemble.members * experiment.classifier_config.steps) as on_step:
+            return ensemble_labels(
+                experiment.classifier,
+                experiment.classifier_config,
+                ensemble,
+                experiment.real,
+                experiment.examples(pool),
+                experiment.key(Key.ENSEMBLE),
+                on_step,
+            )
+
+    def entropy(self, soft_labels: np.ndarray) -> np.ndarray:
+        """The entropy of each row of soft labels [N, K]: float [N]."""
+        return entropy(soft_labels, axis=1)
+
+    def show_weight_curve(self, name: str, pool_round: int, values: PoolValues) -> None:
+        """Draws the curve W(loss), whose slope UtilGen's instance level follows, and logs it as two numbers."""
+        experiment = self.experiment
+        assert values.losses is not None
+        slope, correlation = weight_slope(values.losses, values.weights)
+        experiment.metrics.write(pool_round, f"weight_curve_{name}", slope=slope, correlation=correlation)
+        if experiment.is_first:
+            image = experiment.workdir / "report" / f"weight_curve_{name}_{pool_round}.png"
+            plot_weight_curve(values.losses, values.weights, image)
+
+    def _difficulty(self, pool: GeneratedPool) -> np.ndarray:
+        return self.experiment.classifiers.difficulty(self.experiment.examples(pool), pool.labels)
+
+
+def weight_slope(losses: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """The curve W(loss) over a pool in two numbers.
+
+    Args:
+        losses: float [N].
+        weights: float [N].
+
+    Returns:
+        The least-squares slope of the weights over the losses, and their correlation, 0 where the weights are flat.
+    """
+    spread = losses - losses.mean()
+    slope = float(np.sum(spread * weights) / max(np.sum(spread**2), 1e-12))
+    deviation = float(np.std(weights))
+    return slope, slope * float(np.std(losses)) / deviation if deviation > 1e-8 else 0.0

@@ -1,0 +1,85 @@
+"""What a method is: a pool of synthetic images, and what each image counts and under which label.
+
+The files beside this one import nothing heavy: a config is checked before JAX is imported. Their code calls the cached
+steps of an `Experiment`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment, TrainingData
+    from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.valuation.cross_fit import PoolValues
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolSpec:
+    """How a pool of synthetic images is made; methods whose specs are equal share the pool.
+
+    A subclass is a frozen dataclass: its fields are the method's flags, and its `build` is the method's steps in the
+    order of the paper.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the pool's folder and of the stages that make it."""
+        raise NotImplementedError
+
+    @property
+    def uses_shots(self) -> bool:
+        """Whether the few-shot images have a part in the pool; if not, runs that differ in shots share it."""
+        return True
+
+    @property
+    def class_tokens(self) -> bool:
+        """Whether the prompts hold learnt class tokens (textual inversion)."""
+        return False
+
+    @property
+    def attributes(self) -> bool:
+        """Whether the prompts hold drawn attributes, which the classifier's examples then carry."""
+        return False
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises InputError where config, data or checkpoint do not suit; called before anything is written."""
+
+    def build(self, experiment: Experiment) -> GeneratedPool:
+        """Makes the pool."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method of a comparison: real images, and the synthetic images of a pool if it has one.
+
+    Attributes:
+        name: on the command line.
+        title: in tables.
+        pool: of its synthetic images; None: none are added.
+        published: whether it is a published system, which others are compared with.
+        only_in_ablations: whether a comparison leaves it out unless asked.
+        augmentation: of the classifier's training images in place of the config's; "": the config's.
+        mixing: of a batch's images in place of the config's; "": the config's.
+    """
+
+    name: str
+    title: str
+    pool: PoolSpec | None = None
+    published: bool = False
+    only_in_ablations: bool = False
+    augmentation: str = ""
+    mixing: str = ""
+
+    def training_data(self, experiment: Experiment) -> TrainingData:
+        """Returns what the classifier trains on beside the real images."""
+        if self.pool is None:
+            return experiment.real_only()
+        pool = experiment.pool(self.pool)
+        return experiment.training_data(pool, self.value(experiment, pool))
+
+    def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
+        """Returns weights, and soft labels if any, of the pool's images; all images count the same by default."""
+        return experiment.values.uniform(self.name, pool)

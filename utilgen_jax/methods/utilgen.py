@@ -1,0 +1,95 @@
+"""UtilGen (NeurIPS 2025, arXiv 2510.24262): the generator is optimised by what its images are worth to the classifier.
+
+The steps, in the paper's order:
+
+1. A token for each class by textual inversion on the few-shot images, and a first pool.
+2. Task-oriented valuation: a weight network, learnt by the bilevel update, maps a sample's loss to its weight.
+3. Model level: rounds of Diffusion-DPO on pairs of high- and low-weight images of a class, each on a new pool.
+4. Instance level: a prompt embedding of each image's own, by gradient ascent on its weight, and a starting noise that
+   hints at the prompt.
+5. The classifier trains on the real images and the weighted pool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from utilgen_jax.generator.config import PerImageConfig
+from utilgen_jax.generator.finetune.config import DpoConfig, TextualInversionConfig
+from utilgen_jax.methods.base import Method, PoolSpec
+from utilgen_jax.methods.baselines import PlainPool
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment
+    from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.valuation.cross_fit import PoolValues
+
+WEIGHTING = "loss_network"
+
+
+@dataclasses.dataclass(frozen=True)
+class UtilGenPool(PoolSpec):
+    """UtilGen's pool; the ablation is these three flags.
+
+    Attributes:
+        dpo: the model level.
+        prompts: the instance level's prompts.
+        noise: the instance level's noise.
+    """
+
+    dpo: bool = True
+    prompts: bool = True
+    noise: bool = True
+
+    @property
+    def name(self) -> str:
+        parts = [part for part in ("dpo", "prompts", "noise") if getattr(self, part)]
+        if not parts:
+            return "class_tokens"
+        return "utilgen" if len(parts) == 3 else "_".join(["utilgen", *parts])
+
+    @property
+    def class_tokens(self) -> bool:
+        return True
+
+    def build(self, experiment: Experiment) -> GeneratedPool:
+        if not (self.dpo or self.prompts or self.noise):
+            experiment.adapters.learn_class_tokens(prior=experiment.pool(PlainPool()))
+            prompts = experiment.pools.class_token_prompts()
+            return experiment.pools.generate(self, experiment.pools.plan(prompts))
+        if self.prompts or self.noise:
+            pool = experiment.pool(UtilGenPool(dpo=self.dpo, prompts=False, noise=False))
+            return self._instance_level(experiment, pool)
+        return self._model_level(experiment, experiment.pool(UtilGenPool(dpo=False, prompts=False, noise=False)))
+
+    def _model_level(self, experiment: Experiment, pool: GeneratedPool) -> GeneratedPool:
+        for _ in range(experiment.config.section(DpoConfig).rounds):
+            weights = self._value(experiment, pool).weights
+            adapter = experiment.adapters.train_dpo(self, pool, weights)
+            records = experiment.pools.plan(experiment.pools.class_token_prompts(), pool.round + 1)
+            pool = experiment.pools.generate(self, records, adapter)
+        return pool
+
+    def _instance_level(self, experiment: Experiment, pool: GeneratedPool) -> GeneratedPool:
+        fold_models = self._value(experiment, pool).fold_models if self.prompts else None
+        refine = experiment.adapters.per_image(self, fold_models, WEIGHTING, self.noise)
+        records = experiment.pools.plan(experiment.pools.class_token_prompts(), pool.round + 1)
+        return experiment.pools.generate(self, records, pool.adapter, refine=refine)
+
+    def _value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
+        values = experiment.values.cross_fit(f"{self.name}_{pool.round}", pool, WEIGHTING)
+        experiment.values.show_weight_curve(self.name, pool.round, values)
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class UtilGen(Method):
+    """UtilGen's pool, weighted by its weight network."""
+
+    def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
+        return experiment.values.cross_fit(self.name, pool, WEIGHTING)
+
+
+METHODS = (UtilGen("utilgen", "+ synthetic images, UtilGen", UtilGenPool(), published=True),)
+SECTIONS = {"textual_inversion": TextualInversionConfig, "dpo": DpoConfig, "per_image": PerImageConfig}

@@ -1,0 +1,55 @@
+"""Plans a pool: prompt, seed and difficulty of each image follow from its place in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utilgen_jax.pool.storage import PoolRecord
+
+
+def plan_pool(
+    class_prompts: Sequence[Sequence[str]],
+    images_per_class: int | Sequence[int] | np.ndarray,
+    seed: int,
+    round_number: int,
+    difficulty: tuple[float | Sequence[float] | np.ndarray, float] | None = None,
+) -> list[PoolRecord]:
+    """Plans a pool: classes in turn, each image with a seed of its own.
+
+    Args:
+        class_prompts: one prompt or more for each class, taken in turn.
+        images_per_class: images of each class: one number for all, or K.
+        seed: of the run.
+        round_number: of generation, from 0; each round has other seeds.
+        difficulty: mean (one for all, or K) and standard deviation of the normal distribution, clipped to [0, 1], of
+            the requested difficulties; None: none is requested.
+
+    Returns:
+        The records, without file names yet; a shorter plan begins a longer one.
+    """
+    num_classes = len(class_prompts)
+    counts = np.broadcast_to(images_per_class, num_classes)
+    number = num_classes * int(counts.max())
+    seeds = np.random.default_rng([seed, round_number]).integers(0, 2**31, number)
+    requested: list[float | None] = [None] * number
+    if difficulty is not None:
+        means = np.tile(np.broadcast_to(difficulty[0], num_classes), number // num_classes)
+        drawn = np.random.default_rng([seed, round_number, 1]).normal(means, difficulty[1])
+        requested = [round(float(value), 4) for value in np.clip(drawn, 0.0, 1.0)]
+    records = []
+    for index in range(number):
+        place, label = divmod(index, num_classes)
+        if place < counts[label]:
+            prompts = class_prompts[label]
+            records.append(
+                PoolRecord(
+                    label=label,
+                    prompt=prompts[place % len(prompts)],
+                    seed=int(seeds[index]),
+                    requested_difficulty=requested[index],
+                    round=round_number,
+                )
+            )
+    return records
