@@ -4,8 +4,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from utilgen_jax.data import digits, load_source
+from utilgen_jax.data import digits
 from utilgen_jax.data.image_source import ArraySource, Sources
+from utilgen_jax.data.sources import load_source
 from utilgen_jax.errors import InputError
 
 

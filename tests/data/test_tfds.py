@@ -11,7 +11,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from utilgen_jax.data import few_shot, tfds
+from utilgen_jax.data import tfds
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
 
 NAMES = ["ant", "bee"]
