@@ -19,7 +19,7 @@ TINY = (
     "--config.pool.images_per_class=4",
     "--config.classifier.steps=10",
     "--config.classifier.width=8",
-    "--config.utility.steps=4",
+    "--config.valuation.steps=4",
     "--config.data.max_test=100",
 )
 

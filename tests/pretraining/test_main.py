@@ -1,4 +1,4 @@
-"""`python -m utilgen_jax.pretraining`, shrunk to seconds: from nothing to a checkpoint that the generator opens."""
+"""`python -m utilgen_jax.pretraining`, shrunk to seconds: from scratch to a checkpoint that the generator loads."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from utilgen_jax.pretraining import corpus, glyphs, sizes, vocabulary
 from utilgen_jax.pretraining import domain as domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 
-# One resolution fewer in both networks, and attention in the UNet's middle alone: they are quicker to compile then.
+# One resolution fewer in both networks, and attention only in the middle of the UNet, for fast compilation.
 # Latents are 16x16.
 SMALL_AUTOENCODER = sizes.AUTOENCODER_CONFIG | {
     "down_block_types": ["DownEncoderBlock2D"] * 2,

@@ -41,7 +41,7 @@ def test_reweighted_probabilities_match_weighted_draws():
 
 @pytest.mark.parametrize("texts", [(), ("thin|",), ("thin|bold", "bold|large"), ("thin, very|bold",)])
 def test_ambiguous_attributes_are_refused(texts):
-    with pytest.raises(InputError, match="generator.phrases"):
+    with pytest.raises(InputError, match="prompts.attributes"):
         PromptAttributes.parse(texts)
 
 

@@ -28,7 +28,7 @@ def drawn() -> tuple[list[GlyphAttributes], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Handwriting at its own 8 x 8 pixels: uint8 [100, 8, 8, 1] and labels."""
+    """Handwritten digits of 8 x 8 pixels: uint8 [100, 8, 8, 1] and labels."""
     real = load_digits()
     return np.rint(real.images[:100, ..., None] * (255 / 16)).astype(np.uint8), real.target[:100]
 
