@@ -95,8 +95,8 @@ def test_a_component_from_elsewhere(checkpoint, copy_of):
     other = copy_of("sd21") / "vae"
     edit_json(other / "config.json", scaling_factor=0.5)
     sd = load_stable_diffusion(checkpoint("sd15"), components={"vae": other})
-    _, theirs = load_stable_diffusion(checkpoint("sd21"))
-    _, own = load_stable_diffusion(checkpoint("sd15"))
+    theirs = load_stable_diffusion(checkpoint("sd21")).params
+    own = load_stable_diffusion(checkpoint("sd15")).params
     assert sd.vae.scaling_factor == 0.5
     jax.tree.map(np.testing.assert_array_equal, sd.params["vae"], theirs["vae"])
     jax.tree.map(np.testing.assert_array_equal, sd.params["unet"], own["unet"])
