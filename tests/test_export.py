@@ -1,4 +1,4 @@
-"""The command that writes checkpoints for PyTorch: torch's diffusers opens them and generates our images."""
+"""Exported checkpoints: torch's diffusers loads them and generates our images."""
 
 import functools
 import json
@@ -67,7 +67,7 @@ def random_lora(params, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "unclip"])
-def test_torch_opens_the_folder_and_finds_every_weight(checkpoint, tmp_path, family):
+def test_torch_loads_the_folder_with_all_weights(checkpoint, tmp_path, family):
     out = tmp_path / "exported"
     assert export(f"--checkpoint={checkpoint(family)}", f"--out={out}") == 0
     original, exported = (DiffusionPipeline.from_pretrained(folder) for folder in (checkpoint(family), out))
@@ -123,7 +123,7 @@ def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_old_lora_file_becomes_todays(checkpoint, tmp_path):
+def test_an_old_lora_file_is_converted(checkpoint, tmp_path):
     sd = load_stable_diffusion(checkpoint("sd15"))
     lora = random_lora(sd.params["unet"], 0)
     today = load_file(save_lora(tmp_path / "today.safetensors", {"unet": lora}))
@@ -161,16 +161,16 @@ def test_only_an_earlier_export_is_replaced(checkpoint, tmp_path, capsys):
     assert (out / "unet").is_dir()
 
 
-def test_what_breaks_off_leaves_the_target_as_it_was(checkpoint, tmp_path, capsys):
+def test_a_failed_export_leaves_the_target_unchanged(checkpoint, tmp_path, capsys):
     broken = shutil.copytree(checkpoint("sd15"), tmp_path / "broken")
     file = broken / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     lines = refusal(capsys, f"--checkpoint={broken}", f"--out={tmp_path / 'out'}")
-    assert "not a whole safetensors file" in "".join(lines)
+    assert "not a complete safetensors file" in "".join(lines)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_mistakes_are_told_all_at_once(tmp_path, capsys):
+def test_all_input_errors_are_reported_at_once(tmp_path, capsys):
     (tmp_path / "file").touch()
     lines = refusal(capsys, "--dtyp=x", "--dtype=float61", "--lora_scale=2", f"--out={tmp_path / 'file' / 'sub'}")
     assert [line.split(":")[0] for line in lines] == [
@@ -182,10 +182,10 @@ def test_mistakes_are_told_all_at_once(tmp_path, capsys):
     ]
     assert "nearest is --dtype" in lines[0] and "nearest is float16" in lines[2]
     lines = refusal(capsys, "--checkpoint=glyphs", f"--out={tmp_path}", "--lora=gone", "--lora_only", "--dtype=float16")
-    assert lines == ["--lora: there is no gone", "--dtype: is of no use with --lora_only"]
+    assert lines == ["--lora: gone does not exist", "--dtype: has no effect with --lora_only"]
 
 
-def test_help_tells_the_flags(capsys):
+def test_help_lists_the_flags(capsys):
     assert export("--help") == 0
     text = capsys.readouterr().out
     assert "--lora_only" in text and "python -m utilgen_jax.export --checkpoint=glyphs" in text

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax import main, pipeline
 from utilgen_jax.config.command_line import read_config
+from utilgen_jax.config.schema import to_json
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHRUNK = (
@@ -21,8 +22,8 @@ SHRUNK = (
     ("pool.images_per_class", "4"),
     ("classifier.steps", "20"),
     ("classifier.width", "8"),
-    ("utility.steps", "6"),
-    ("adaptation.steps", "4"),
+    ("valuation.steps", "6"),
+    ("lora.steps", "4"),
     ("difficulty.steps", "4"),
     ("difficulty.batch_size", "16"),
     ("data.max_test", "100"),
@@ -143,7 +144,7 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method):
         "generator.checkpoint": str(checkpoint),
         "generator.image_size": "16",
         "classifier.name": "mlp",
-        "adaptation.learning_rate": "0.1",
+        "lora.learning_rate": "0.1",
         "difficulty.learning_rate": "0.1",
     }
     config = read_config(f"{CONFIGS / 'digits.py'}:method={method}", (*SHRUNK, *own.items()))
@@ -172,7 +173,7 @@ def test_joint_generates_drawn_phrases_and_learns_what_several_classifiers_say(t
     variant = f"{CONFIGS / 'digits.py'}:method=joint"
     summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""), ("classifier.name", "mlp"))), tmp_path)
     assert summary["num_synthetic"] == 40
-    said = load_file(tmp_path / "checkpoints" / "ensemble_phrases.safetensors")["labels"]
+    said = load_file(tmp_path / "checkpoints" / "ensemble_joint.safetensors")["value"]
     records = [
         json.loads(line) for line in (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
     ]
@@ -189,13 +190,13 @@ def test_of_twice_as_many_images_those_stay_that_several_classifiers_are_least_s
     assert summary["num_synthetic"] == 40
     stages, folders = (
         tmp_path / "checkpoints",
-        [tmp_path / "pool" / name for name in ("round_01", "oversampling/round_00")],
+        [tmp_path / "pool" / name for name in ("round_01", "joint_oversampled/round_00")],
     )
     own, oversampling = (
         [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()] for folder in folders
     )
     said, places = (
-        load_file(stages / "ensemble_joint_uncertain.safetensors")["labels"],
+        load_file(stages / "ensemble_joint_uncertain.safetensors")["value"],
         [next(place for place, other in enumerate(oversampling) if other["seed"] == record["seed"]) for record in own],
     )
     assert said.shape == (80, 10) and len(set(places)) == 40
@@ -310,7 +311,7 @@ def test_bad_input_is_one_message_status_2_and_nothing_written(tmp_path, capsys,
 
 
 def test_another_config_on_a_workdir_is_refused_by_the_fields_that_differ(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps(shrunk("shots=5").to_dict()))
+    (tmp_path / "config.json").write_text(to_json(shrunk("shots=5")))
     arguments = [f"--config.{path}={text}" for path, text in SHRUNK]
     assert main.main(["main", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *arguments]) == 2
     assert "data.shots: 5 before, 2 now" in capsys.readouterr().err

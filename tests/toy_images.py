@@ -3,8 +3,9 @@
 import numpy as np
 from flax import linen as nn
 
-from utilgen_jax.classifier.train import ClassifierConfig, TrainingSet
-from utilgen_jax.valuation.cross_fit import ValuationConfig
+from utilgen_jax.bilevel.examples import labelled
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.valuation.config import ValuationConfig
 
 NUM_CLASSES = 4
 CONFIG = ClassifierConfig(
@@ -15,8 +16,9 @@ CONFIG = ClassifierConfig(
     weight_decay=1e-4,
     label_smoothing=0.1,
     max_shift=1,
+    mixing="none",
 )
-WEIGHTS = ValuationConfig(
+VALUATION = ValuationConfig(
     steps=4,
     hidden=10,
     learning_rate=0.01,
@@ -39,7 +41,7 @@ class TinyClassifier(nn.Module):
 
 
 def draw_images(classes, seed, noise=0.3):
-    """Float32 [N, 8, 8, 1]: a bright quadrant says the class, the rest is noise."""
+    """Float32 [N, 8, 8, 1]: a bright quadrant shows the class, the rest is noise."""
     images = np.random.default_rng(seed).normal(-0.5, noise, size=(len(classes), 8, 8, 1))
     for image, k in zip(images, classes, strict=True):
         row, column = 4 * (k // 2), 4 * (k % 2)
@@ -53,4 +55,4 @@ def draw_set(per_class, seed, wrong=0.0, noise=0.3):
     is_wrong = np.tile(np.arange(per_class) < round(wrong * per_class), NUM_CLASSES)
     others = (classes + np.random.default_rng(seed).integers(1, NUM_CLASSES, size=len(classes))) % NUM_CLASSES
     labels = np.where(is_wrong, others, classes).astype(np.int32)
-    return TrainingSet(draw_images(classes, seed, noise), labels, np.ones(len(labels), np.float32)), is_wrong
+    return labelled(draw_images(classes, seed, noise), labels, NUM_CLASSES), is_wrong

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from utilgen_jax.bilevel.examples import Examples, concatenate
+from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import cross_entropies, influence
 
 OPTIMIZERS = {
@@ -28,7 +28,7 @@ def draw(rng, number):
     return Examples(inputs, jax.nn.one_hot(rng.integers(3, size=number), 3, dtype=inputs.dtype))
 
 
-def setting(optimizer):
+def prepare(optimizer):
     rng = np.random.default_rng(0)
     params = jax.tree.map(jnp.asarray, {"in": rng.normal(size=(4, 5)), "out": rng.normal(size=(5, 3))})
     examples, validation = draw(rng, 6), draw(rng, 5)
@@ -44,7 +44,7 @@ def setting(optimizer):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_matrix_is_the_gradient_of_weights_and_of_labels(name):
     optimizer = OPTIMIZERS[name]
-    params, state, examples, validation = setting(optimizer)
+    params, state, examples, validation = prepare(optimizer)
     weights = jnp.linspace(0.5, 1.5, 6)
     found = influence(apply, optimizer, params, state, examples, validation, weights)
 
@@ -68,17 +68,3 @@ def test_the_matrix_is_the_gradient_of_weights_and_of_labels(name):
     np.testing.assert_allclose(-weights[:, None] * found.matrix / 6, by_label, rtol=1e-5, atol=1e-9)
     # The prediction's own mean: no label is better on average, so the best one is never worse than nothing.
     np.testing.assert_allclose(np.sum(jax.nn.softmax(found.logits) * found.matrix, -1), 0.0, atol=1e-12)
-
-
-def test_joining_makes_clear_what_is_weighed():
-    rng = np.random.default_rng(0)
-    real = draw(rng, 2).replace(is_weighted=jnp.zeros(2, bool), difficulty=jnp.ones(2))
-    synthetic = draw(rng, 3)
-    both = concatenate(real, synthetic)
-    np.testing.assert_array_equal(both.is_weighted, [False, False, True, True, True])
-    np.testing.assert_array_equal(both.inputs[2:], synthetic.inputs)
-    assert both.difficulty is None and both.similarity is None
-    np.testing.assert_array_equal(synthetic.weighted, np.ones(3, bool))
-
-    stacked = [jax.tree.map(lambda leaf: leaf[None], part) for part in (real, real)]
-    assert concatenate(*stacked, axis=1).difficulty.shape == (1, 4)

@@ -20,7 +20,8 @@ from utilgen_jax.bilevel.weightings import (
     saflex,
     uniform,
 )
-from utilgen_jax.classifier.train import ClassifierConfig, make_optimizer
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.train import make_optimizer
 
 CONFIG = ClassifierConfig(
     steps=20,
@@ -272,8 +273,8 @@ def test_several_inner_steps_are_looked_through_together():
     def value(outer):
         one = dataclasses.replace(state, outer=outer)
         for index in range(2):
-            batch, asked = jax.tree.map(lambda leaf, index=index: leaf[index], (examples, sample_inputs))
-            one, _ = single(one, batch, None, asked)
+            batch, requested = jax.tree.map(lambda leaf, index=index: leaf[index], (examples, sample_inputs))
+            one, _ = single(one, batch, None, requested)
         return validation_loss(one.params), one.params
 
     loss, params = value(state.outer)
@@ -332,7 +333,7 @@ def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
     assert validation_loss(new.params) < metrics.validation_loss
 
 
-def test_saflex_and_a_adapter_go_together():
+def test_saflex_and_an_adapter_go_together():
     optimizer, it = OPTIMIZERS["sgd"], domain()
     state = moved_state(optimizer, {"adapter": it.outer["adapter"]})
     update = make_bilevel_update(apply, saflex(), optimizer, optax.sgd(0.5), generate=generate)
@@ -404,15 +405,15 @@ def test_fifty_steps_compile_once_with_and_once_without_validation_on_donated_bu
     state = init_bilevel(
         jax.tree.map(jnp.copy, it.params), optimizer, jax.tree.map(jnp.copy, it.outer), outer_optimizer
     )
-    seen, told = [], []
+    seen, reported = [], []
     for step in range(50):
         before = state
         state, metrics = in_place(state, it.examples, it.validation if step % 5 == 0 else None, it.sample_inputs)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
         seen.append(len(traces))
-        told.append(metrics)
+        reported.append(metrics)
     assert seen[1] > seen[0] and set(seen[1:]) == {seen[1]}
-    for metrics in told:  # the state's buffers are gone, the metrics' are not
+    for metrics in reported:  # the state's buffers are gone, the metrics' are not
         check_finite(metrics.first_nonfinite)
 
 

@@ -168,7 +168,7 @@ def test_a_file_of_one_model_needs_no_prefix(folder, params, tmp_path):
     assert_same_factors(our_factors(load_lora(tmp_path / "diffusers", params)), factors_of(pipeline))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
 def test_folder_of_peft(folder, params, tmp_path):
     config = peft.LoraConfig(**TEXT_CONFIG, init_lora_weights=False)
@@ -204,7 +204,7 @@ def random_loras(params, targets):
         {"text_encoder": ("feed_forward",)},
     ],
 )
-def test_torch_reads_what_is_written_here(folder, params, tmp_path, targets):
+def test_torch_reads_our_files(folder, params, tmp_path, targets):
     loras = random_loras(params, targets)
     path = save_lora(tmp_path / "lora", loras)
     assert path == tmp_path / "lora" / LORA_FILE
@@ -249,7 +249,7 @@ def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
-def test_everything_that_does_not_fit_is_told_at_once(params, tmp_path):
+def test_all_mismatches_are_reported_at_once(params, tmp_path):
     zeros = torch.zeros
     query = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     key, value = query.replace("to_q", "to_k"), query.replace("to_q", "to_v")
@@ -277,7 +277,7 @@ def test_everything_that_does_not_fit_is_told_at_once(params, tmp_path):
         f"{key}: its factor 'up' is missing",
         f"{value}: its factor 'up' has shape (32, 3), the layer needs (32, 2)",
         "unet.conv_in: its alpha has shape (2,), not one number",
-        "not understood: unet.conv_in.lora_magnitude_vector",
+        "unknown key: unet.conv_in.lora_magnitude_vector",
         "the model has no such layer: unet.conv_inn.lora_A.weight",
         "the model has no such layer: text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
         "the model has no such layer: lora_unet_input_blocks_1_1_proj_in.lora_down.weight",
@@ -308,9 +308,9 @@ def test_files_that_are_no_lora_are_refused(params, tmp_path):
         load_lora(tmp_path / "pytorch_lora_weights.bin", params)
     path = tmp_path / LORA_FILE
     safetensors.torch.save_file({}, path)
-    with pytest.raises(InputError, match="holds no tensors"):
+    with pytest.raises(InputError, match="has no tensors"):
         load_lora(path, params)
     for text in ("{", "[1]"):
         safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"lora_adapter_metadata": text})
-        with pytest.raises(InputError, match="lora_adapter_metadata is no JSON"):
+        with pytest.raises(InputError, match="lora_adapter_metadata is not JSON"):
             load_lora(tmp_path, params)

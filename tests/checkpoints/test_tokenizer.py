@@ -87,7 +87,7 @@ ODD_PROMPTS = [
 
 
 def assert_ids_are_those_of_transformers(folder, prompts):
-    """Holds ours against what diffusers asks of transformers for a prompt, called on the folder."""
+    """Compares our token ids with those of diffusers' calls of transformers."""
     ours = checkpoints.tokenize(checkpoints.load_tokenizer(folder), prompts)
     theirs = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     encoded = [

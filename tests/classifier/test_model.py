@@ -11,14 +11,14 @@ from flax import linen as nn
 
 from tests import toy_images
 from tests.torch_parity import random_images, torch_state, variables_from_torch
-from tests.toy_images import NUM_CLASSES, WEIGHTS, draw_set
+from tests.toy_images import NUM_CLASSES, VALUATION, draw_set
 from utilgen_jax.classifier.model import Classifier, make_classifier, normalize
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.norms import FrozenBatchNorm
 from utilgen_jax.runtime import sharding
-from utilgen_jax.valuation.cross_fit import value_pool
+from utilgen_jax.valuation.cross_fit import cross_fit
 
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=6, max_shift=0)
 
@@ -51,16 +51,16 @@ HEAD_ONLY = Classifier(
 ON_FEATURES = Classifier(Head(), initial={"head": PARAMS["head"]})
 
 
-def features(images):
-    """The images as the frozen part shows them to the head."""
-    hidden = images.images.reshape(len(images.images), -1) @ PARAMS["hidden"]["kernel"] + PARAMS["hidden"]["bias"]
+def features(examples):
+    """The examples as the frozen part shows them to the head."""
+    hidden = examples.inputs.reshape(len(examples), -1) @ PARAMS["hidden"]["kernel"] + PARAMS["hidden"]["bias"]
     mean, variance = (STATISTICS["bn1"][f"running_{name}"] for name in ("mean", "var"))
     hidden = (hidden - mean) / np.sqrt(variance + 1e-5) * PARAMS["bn1"]["scale"] + PARAMS["bn1"]["bias"]
-    return dataclasses.replace(images, images=np.maximum(hidden, 0)[:, None, None].astype(np.float32))
+    return dataclasses.replace(examples, inputs=np.maximum(hidden, 0)[:, None, None].astype(np.float32))
 
 
-def train(classifier, *images):
-    return train_classifier(classifier, CONFIG, *images, jax.random.key(0), lambda step, loss: None)
+def train(classifier, *examples):
+    return train_classifier(classifier, CONFIG, *examples, jax.random.key(0), lambda step, loss: None)
 
 
 def assert_close(found, expected, **tolerance):
@@ -86,8 +86,8 @@ def test_a_frozen_backbone_under_a_head_is_training_on_its_features(toy):
     assert_close(trained, train(ON_FEATURES, *map(features, toy)), atol=1e-5)
     assert np.abs(trained["head"]["kernel"] - PARAMS["head"]["kernel"]).max() > 1e-3
     real = toy[0]
-    logits = predict_logits(HEAD_ONLY, trained, real.images, 5)
-    np.testing.assert_allclose(logits, predict_logits(ON_FEATURES, trained, features(real).images, 5), atol=1e-5)
+    logits = predict_logits(HEAD_ONLY, trained, real.inputs, 5)
+    np.testing.assert_allclose(logits, predict_logits(ON_FEATURES, trained, features(real).inputs, 5), atol=1e-5)
 
 
 def test_a_frozen_backbone_has_neither_optimizer_state_nor_gradient(toy):
@@ -98,7 +98,7 @@ def test_a_frozen_backbone_has_neither_optimizer_state_nor_gradient(toy):
     def products(classifier):
         params = init_classifier(classifier, (8, 8, 1), jax.random.key(0))
         gradient = jax.grad(lambda params, images: classifier.apply(params, images).sum())
-        return str(jax.make_jaxpr(gradient)(params, toy[0].images)).count("dot_general[")
+        return str(jax.make_jaxpr(gradient)(params, toy[0].inputs)).count("dot_general[")
 
     # Two matrices forward, and the head's gradient; and then the hidden activations' and the first matrix's.
     assert (products(HEAD_ONLY), products(WHOLE)) == (3, 5)
@@ -131,8 +131,8 @@ def test_the_lookahead_goes_through_frozen_parts(toy):
     folds = cross_fit_folds(toy[0].labels, 2, 0)
 
     def value(classifier, real, pool):
-        arguments = CONFIG, WEIGHTS, 4, real, pool, folds, jax.random.key(0), lambda step, metrics: None
-        return value_pool(classifier, "weight_network", *arguments)
+        arguments = real, pool, folds, jax.random.key(0), lambda step, metrics: None
+        return cross_fit(classifier, CONFIG, VALUATION, "loss_network", *arguments)
 
     found, expected = value(HEAD_ONLY, *toy), value(ON_FEATURES, *map(features, toy))
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
@@ -161,7 +161,7 @@ def mlp(tmp_path_factory):
 
 @pytest.mark.parametrize("trainable", ["all", "head"])
 @pytest.mark.parametrize("num_classes", [5, 3])
-def test_settings_say_what_is_loaded_and_what_is_trained(mlp, capsys, trainable, num_classes):
+def test_settings_decide_what_is_loaded_and_what_is_trained(mlp, capsys, trainable, num_classes):
     path, variables = mlp
     settings = SimpleNamespace(**{**vars(SETTINGS), "pretrained": str(path), "trainable": trainable})
     classifier = make_classifier(settings, num_classes, 8, 3)

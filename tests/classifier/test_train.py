@@ -11,19 +11,10 @@ import pytest
 import torch
 
 from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
+from utilgen_jax.bilevel.examples import labelled
+from utilgen_jax.classifier.dataset import draw_batch
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import (
-    TrainingSet,
-    apply_randaugment,
-    balance_logits,
-    draw_batch,
-    init_classifier,
-    make_optimizer,
-    predict_logits,
-    random_shift,
-    smoothed_cross_entropy,
-    train_classifier,
-)
+from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.models.classifiers import SmallCNN
 from utilgen_jax.runtime import sharding
 
@@ -37,9 +28,9 @@ def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: 
     )
 
 
-def accuracy(params, images, module=None):
-    logits = predict_logits(Classifier(module or TinyClassifier()), params, images.images, 50)
-    return (logits.argmax(-1) == images.labels).mean()
+def accuracy(params, examples, module=None):
+    logits = predict_logits(Classifier(module or TinyClassifier()), params, examples.inputs, 50)
+    return (logits.argmax(-1) == examples.labels).mean()
 
 
 def assert_equal(first, second, **tolerance):
@@ -51,116 +42,15 @@ def largest_difference(first, second):
     return max(jax.tree.leaves(differences))
 
 
-def numbered(start, count):
-    """Images of one grey each, by which they can be told apart after any shift; labels and weights tell the same."""
-    numbers = np.arange(start, start + count)
-    images = np.broadcast_to(numbers[:, None, None, None] / 100, (count, 8, 8, 1)).astype(np.float32)
-    return TrainingSet(jnp.array(images), jnp.array(numbers, jnp.int32), jnp.array(numbers, jnp.float32))
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "fraction", "expected"),
-    [(64, 0.5, 32), (64, 0.25, 16), (64, 0.001, 1), (64, 0.999, 63), (2, 0.9, 1), (64, 1.0, 64)],
-)
-def test_a_mixed_batch_has_both_kinds_unless_only_one_is_wanted(batch_size, fraction, expected):
-    config = dataclasses.replace(CONFIG, batch_size=batch_size, synthetic_fraction=fraction, max_shift=0)
-    assert config.num_synthetic == expected
-    batch = draw(config, numbered(0, 5), numbered(50, 7), jax.random.key(0))
-    is_synthetic = np.asarray(batch.labels) >= 50
-    np.testing.assert_array_equal(is_synthetic, np.arange(batch_size) >= batch_size - expected)
-
-
-def test_batches_keep_images_labels_and_weights_together():
-    draws = [draw(CONFIG, numbered(0, 3), numbered(50, 7), jax.random.key(seed)) for seed in range(20)]
-    for batch in draws:
-        assert batch.images.shape == (16, 8, 8, 1) and batch.labels.dtype == jnp.int32
-        np.testing.assert_array_equal(batch.labels, batch.weights)
-        expected = np.broadcast_to(np.asarray(batch.labels)[:, None, None, None] / 100, batch.images.shape)
-        np.testing.assert_allclose(batch.images, expected, rtol=1e-6)
-    # With replacement and evenly: three shots fill the real half, each with about a third of it.
-    counts = np.bincount(np.concatenate([batch.labels for batch in draws]), minlength=57)
-    assert counts[:3].sum() == counts[50:].sum() == 160
-    assert counts[:3].min() > 30 and counts[50:].min() > 8
-
-
-def test_soft_labels_take_the_place_of_labels_also_beside_images_without():
-    soft = jnp.eye(60)[jnp.array([3, 4])] * 0.5 + 1 / 120
-    synthetic = numbered(50, 2).replace(soft_labels=soft)
-    assert numbered(0, 3).soft_labels is None
-    batch = draw(CONFIG, numbered(0, 3), synthetic, jax.random.key(0))
-    numbers = np.asarray(batch.labels)
-    expected = np.where(numbers[:, None] < 50, np.eye(60)[numbers % 50], np.asarray(soft)[numbers % 50 % 2])
-    np.testing.assert_array_equal(batch.targets(60), expected.astype(np.float32))
-    np.testing.assert_array_equal(draw(CONFIG, numbered(0, 3), None, jax.random.key(0)).targets(3).sum(-1), 1)
-
-
-def test_batches_depend_on_the_key_alone():
-    real, synthetic = numbered(0, 30), numbered(50, 30)
-    first, again, other = (draw(CONFIG, real, synthetic, jax.random.key(seed)) for seed in (1, 1, 2))
-    assert_equal(first, again)
-    assert (first.labels != other.labels).any()
-    only_real = draw(CONFIG, real, None, jax.random.key(1))
-    assert only_real.labels.shape == (16,) and only_real.labels.max() < 30
-
-
-@pytest.mark.parametrize("max_shift", [1, 2])
-def test_random_shift_against_numpy(max_shift):
-    images = np.random.default_rng(0).normal(size=(500, 5, 6, 2)).astype(np.float32)
-    shifted = np.asarray(random_shift(jnp.array(images), jax.random.key(3), max_shift))
-    padded = np.pad(images, ((0, 0), (max_shift,) * 2, (max_shift,) * 2, (0, 0)), mode="edge")
-    span = range(2 * max_shift + 1)
-    crops = {(row, column): padded[:, row : row + 5, column : column + 6] for row in span for column in span}
-    matches = {offset: (crop == shifted).all((1, 2, 3)) for offset, crop in crops.items()}
-    # Each image has moved by exactly one of the offsets, and all offsets are about as frequent.
-    np.testing.assert_array_equal(sum(match.astype(int) for match in matches.values()), 1)
-    expected = 500 / len(crops)
-    assert all(abs(match.sum() - expected) < 5 * expected**0.5 for match in matches.values())
-
-
-def test_no_shift_changes_nothing():
-    images = jnp.array(np.random.default_rng(0).normal(size=(3, 5, 5, 1)))
-    np.testing.assert_array_equal(random_shift(images, jax.random.key(0), 0), images)
-
-
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2, 0.9])
-def test_smoothed_cross_entropy_is_torchs(label_smoothing):
-    rng = np.random.default_rng(0)
-    logits, labels = 5 * rng.normal(size=(20, 7)).astype(np.float32), rng.integers(7, size=20)
-    expected = torch.nn.functional.cross_entropy(
-        torch.tensor(logits), torch.tensor(labels), reduction="none", label_smoothing=label_smoothing
-    )
-    found = smoothed_cross_entropy(logits, np.eye(7)[labels], label_smoothing)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_smoothing_leaves_the_weight_of_a_target():
-    rng = np.random.default_rng(0)
-    logits, targets = rng.normal(size=(5, 4)).astype(np.float32), np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
-    weights = np.array([0.0, 0.5, 1.0, 2.0, 3.0], np.float32)
-    losses = smoothed_cross_entropy(logits, targets, 0.2)
-    np.testing.assert_allclose(
-        smoothed_cross_entropy(logits, weights[:, None] * targets, 0.2), weights * losses, rtol=1e-5
-    )
-
-
-def test_balanced_softmax_is_the_cross_entropy_of_counted_probabilities():
-    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    labels, seen = np.array([0, 1, 2, 2, 0]), np.array([0] * 20 + [1] * 4 + [2])
-    counted = np.array([20, 4, 1]) * np.exp(logits)
-    expected = -np.log(counted / counted.sum(axis=1, keepdims=True))[np.arange(5), labels]
-    found = smoothed_cross_entropy(balance_logits(jnp.asarray(logits), jnp.asarray(seen)), np.eye(3)[labels], 0.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 @pytest.mark.slow
 def test_rare_classes_are_found_again_with_balanced_softmax():
-    images, _ = draw_set(40, seed=0, noise=0.8)
+    shots, _ = draw_set(40, seed=0, noise=0.8)
     test, _ = draw_set(100, seed=2, noise=0.8)
-    rare = np.asarray(images.labels) == 3
+    rare = np.asarray(shots.labels) == 3
     chosen = np.concatenate([np.flatnonzero(~rare), np.flatnonzero(rare)[:3]])
     recalls = {}
     for loss in ("softmax", "balanced_softmax"):
-        logits = predict_logits(Classifier(TinyClassifier()), train(images.take(chosen), loss=loss), test.images, 50)
+        logits = predict_logits(Classifier(TinyClassifier()), train(shots.take(chosen), loss=loss), test.inputs, 50)
         recalls[loss] = (logits.argmax(-1) == 3)[test.labels == 3].mean()
     assert recalls["balanced_softmax"] > recalls["softmax"] + 0.05
 
@@ -174,27 +64,20 @@ def test_mixed_images_teach_too_and_weight_zero_stays_without_influence(mixing):
     assert accuracy(params, test) > 0.9
     assert largest_difference(params, train(real, steps=100)) > 0.01
 
-    first, other = (
-        dataclasses.replace(draw_set(10, seed=1)[0], labels=np.full(40, label, np.int32)) for label in (0, 1)
-    )
+    images = draw_set(10, seed=1)[0].inputs
+    first, other = (labelled(images, np.full(40, label), NUM_CLASSES) for label in (0, 1))
     zero = np.zeros(40, np.float32)
     losses = [[], []]
-    for heard, synthetic in zip(losses, (first, other), strict=True):
+    for reported, synthetic in zip(losses, (first, other), strict=True):
         weighted = dataclasses.replace(synthetic, weights=zero)
-        train(real, weighted, mixing=mixing, steps=3, on_step=lambda step, loss, heard=heard: heard.append(float(loss)))
+        train(
+            real,
+            weighted,
+            mixing=mixing,
+            steps=3,
+            on_step=lambda step, loss, reported=reported: reported.append(float(loss)),
+        )
     assert losses[0] == losses[1]
-
-
-def test_randaugment_changes_images_by_the_key_and_nothing_else():
-    batch = sharding.replicate(draw_set(10, seed=0)[0])
-    augmented, again, other = (apply_randaugment(batch, jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(augmented.images, again.images)
-    # Of 14 operations, some leave an image as it is: none of two in a row does so to most.
-    changed = (np.abs(augmented.images - batch.images) > 1 / 127).any((1, 2, 3))
-    assert changed.mean() > 0.7 and (augmented.images != other.images).any()
-    assert augmented.images.dtype == jnp.float32 and np.abs(augmented.images).max() <= 1
-    np.testing.assert_array_equal(augmented.labels, batch.labels)
-    np.testing.assert_array_equal(augmented.weights, batch.weights)
 
 
 def test_randaugment_reaches_real_and_synthetic_images_and_draws_anew_each_step(monkeypatch):
@@ -204,10 +87,8 @@ def test_randaugment_reaches_real_and_synthetic_images_and_draws_anew_each_step(
         seen.append((images.copy(), rng.integers(2**31)))
         return 255 - images
 
-    monkeypatch.setattr("utilgen_jax.classifier.train.randaugment", spy)
-    dark, bright = (
-        TrainingSet(np.full((4, 8, 8, 1), grey, np.float32), np.arange(4), np.ones(4, np.float32)) for grey in (-1, 0.5)
-    )
+    monkeypatch.setattr("utilgen_jax.classifier.dataset.randaugment", spy)
+    dark, bright = (labelled(np.full((4, 8, 8, 1), grey, np.float32), np.arange(4), 4) for grey in (-1, 0.5))
     train(dark, bright, steps=2, augmentation="randaugment")
     assert [images.dtype for images, _ in seen] == [np.uint8] * 2 and seen[0][1] != seen[1][1]
     for images, _ in seen:
@@ -259,7 +140,7 @@ def test_the_loss_is_the_weighted_mean_of_the_batch():
         jax.random.fold_in(jax.random.fold_in(key, 1), 0),
     )
     losses = torch.nn.functional.cross_entropy(
-        torch.tensor(np.array(module.apply({"params": params}, batch.images))),
+        torch.tensor(np.array(module.apply({"params": params}, batch.inputs))),
         torch.tensor(np.array(batch.labels, np.int64)),
         reduction="none",
         label_smoothing=0.1,
@@ -287,16 +168,16 @@ def test_samples_of_weight_zero_have_no_influence_at_all():
     real, _ = draw_set(2, seed=0)
     synthetic, _ = draw_set(20, seed=1)
     is_wrong = np.arange(80) % 4 < 3
-    synthetic = dataclasses.replace(synthetic, labels=np.where(is_wrong, (synthetic.labels + 1) % 4, synthetic.labels))
+    synthetic = labelled(synthetic.inputs, (synthetic.labels + is_wrong) % NUM_CLASSES, NUM_CLASSES)
     test, _ = draw_set(50, seed=2)
     weights = np.where(is_wrong, 0.0, 1 / (1 - is_wrong.mean())).astype(np.float32)
     weighted = train(real, dataclasses.replace(synthetic, weights=weights))
 
-    # To the last bit: what such a sample shows, and what its label says, does not matter.
+    # To the last bit: neither the image nor the label of such a sample matters.
     rng = np.random.default_rng(0)
-    images = np.where(is_wrong[:, None, None, None], rng.uniform(-1, 1, synthetic.images.shape), synthetic.images)
+    images = np.where(is_wrong[:, None, None, None], rng.uniform(-1, 1, synthetic.inputs.shape), synthetic.inputs)
     labels = np.where(is_wrong, rng.integers(NUM_CLASSES, size=len(is_wrong)), synthetic.labels)
-    others = TrainingSet(images.astype(np.float32), labels.astype(np.int32), weights)
+    others = labelled(images.astype(np.float32), labels, NUM_CLASSES).replace(weights=weights)
     assert largest_difference(weighted, train(real, others)) == 0
 
     # With full weight they matter, and mislead.
@@ -313,7 +194,7 @@ def test_only_the_key_decides_the_parameters():
     assert largest_difference(first, train(real, synthetic, steps=5, seed=1)) > 0.01
 
 
-def test_rows_of_a_comparison_share_their_compilations():
+def test_methods_of_a_comparison_share_their_compilations():
     traces = []
 
     class Counted(TinyClassifier):
@@ -339,10 +220,10 @@ def test_the_mesh_does_not_change_the_result(axes):
     expected = train(real, synthetic, steps=10)
     with jax.set_mesh(sharding.make_mesh(*axes)):
         found = train(*sharding.replicate((real, synthetic)), steps=10)
-        logits = predict_logits(Classifier(TinyClassifier()), found, real.images, 5)
+        logits = predict_logits(Classifier(TinyClassifier()), found, real.inputs, 5)
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(found))
     assert_equal(found, expected, rtol=1e-4, atol=1e-5)
-    expected_logits = predict_logits(Classifier(TinyClassifier()), expected, real.images, 16)
+    expected_logits = predict_logits(Classifier(TinyClassifier()), expected, real.inputs, 16)
     np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
 
 
@@ -361,7 +242,8 @@ def test_logits_do_not_depend_on_the_batches(batch_size):
 def losses_of_the_small_cnn() -> list[float]:
     losses: list[float] = []
     with jax.set_mesh(sharding.make_mesh(8, 1)):
-        real = sharding.replicate(draw_set(30, seed=0)[0])
+        shots = draw_set(30, seed=0)[0]
+        real = sharding.replicate(labelled(shots.inputs, shots.labels, 10))
         train(
             real, module=SmallCNN(10, 8), steps=6, batch_size=64, on_step=lambda step, loss: losses.append(float(loss))
         )

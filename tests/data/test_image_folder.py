@@ -86,9 +86,9 @@ def test_a_folder_without_the_layout_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_without_a_image_is_refused(folder, split):
+def test_a_class_without_images_is_refused(folder, split):
     (folder / split / "empty").mkdir()
-    with pytest.raises(InputError, match=f"{split}/empty holds no image"):
+    with pytest.raises(InputError, match=f"{split}/empty has no images"):
         image_folder.load(str(folder), 6, 3)
 
 
@@ -106,7 +106,7 @@ def test_links_that_leave_the_folder_are_refused(folder, tmp_path_factory, place
     _save(outside / "rose/a.png")
     target = {"train/rose/link.png": outside / "rose/a.png", "train/link": outside / "rose", "val": outside}[place]
     (folder / place).symlink_to(target)
-    with pytest.raises(InputError, match="link that leaves"):
+    with pytest.raises(InputError, match="is a link out of"):
         image_folder.load(str(folder), 6, 3)
 
 

@@ -43,7 +43,7 @@ def test_generated_and_real_images_are_scaled_alike(size):
     assert np.abs(np.asarray(scaled, int) - real).max() <= 1
 
 
-def test_generated_images_become_what_the_classifier_sees_under_jit():
+def test_generated_images_are_resized_under_jit():
     pixels = _random((2, 32, 32, 3))
     seen = jax.jit(lambda x: images.set_channels(images.resize(x, 8), 1))(images.to_float(pixels))
     assert seen.shape == (2, 8, 8, 1)
@@ -95,7 +95,7 @@ def test_decode_turns_a_image_upright():
 
 
 @pytest.mark.parametrize("broken", [b"", b"no image at all", "cut"])
-def test_decode_names_what_it_cannot_decode(broken):
+def test_decoding_error_names_the_image(broken):
     if broken == "cut":
         file = io.BytesIO()
         Image.fromarray(_random((32, 32, 3))).save(file, "png")

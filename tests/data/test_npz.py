@@ -50,12 +50,12 @@ def test_the_file_can_name_its_classes(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (dict(x_train=IMAGES), "needs x_train and y_train.*holds x_train"),
+        (dict(x_train=IMAGES), "needs x_train and y_train.*has x_train"),
         (dict(x_train=IMAGES / 255, y_train=LABELS), "x_train is float64; images must be uint8"),
         (dict(x_train=IMAGES[:, None], y_train=LABELS), r"x_train has shape \(6, 1, 5, 5\)"),
         (dict(x_train=IMAGES, y_train=LABELS[:5]), r"y_train has shape \(5,\)"),
         (dict(x_train=IMAGES, y_train=np.eye(3, dtype=int)[LABELS]), r"y_train has shape \(6, 3\)"),
-        (dict(x_train=IMAGES, y_train=LABELS / 2), "y_train is float64; labels must be whole numbers"),
+        (dict(x_train=IMAGES, y_train=LABELS / 2), "y_train is float64; labels must be integers"),
         (dict(x_train=IMAGES, y_train=LABELS + 1), "has label 3, outside 0..2"),
         (dict(x_train=IMAGES, y_train=LABELS.astype(object)), "cannot be read as a .npz file of plain arrays"),
     ],

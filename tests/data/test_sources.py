@@ -36,7 +36,7 @@ def test_digits_are_scikit_learns_with_their_full_range():
     np.testing.assert_array_equal(train.labels, expected.target)
 
 
-def test_digits_come_at_the_size_and_channels_asked_for():
+def test_digits_have_the_requested_size_and_channels():
     images = digits.load(image_size=16, channels=3).train.read([7])
     assert images.shape == (1, 16, 16, 3)
     assert (images == images[..., :1]).all()
@@ -75,7 +75,7 @@ def test_unknown_source_is_refused():
     [
         (_source([], ("a", "b")), None, "no images"),
         (_source([0, 0], ("a",)), None, "two classes"),
-        (_source([0, 1, 0], ("a", "b", "c")), None, "no train image for c"),
+        (_source([0, 1, 0], ("a", "b", "c")), None, "no training images of c"),
         (_source([0, 1, 2], ("a", "b")), None, "2 has label 2, outside 0..1"),
         (_source([0, 1], ("a", "b")), _source([0, -1], ("a", "b")), "1 has label -1"),
         (_source([0, 1], ("a", "b")), _source([0, 1], ("b", "a")), "different classes"),

@@ -7,7 +7,7 @@ from utilgen_jax.errors import InputError
 
 
 def _source(counts, prefix="train"):
-    """A source whose class k has counts[k] images, mixed up; the pixel at the corner is the image's number."""
+    """A source with counts[k] shuffled images of class k; the first pixel is the number of the image."""
     labels = np.random.default_rng(9).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
     images = np.zeros((len(labels), 4, 4, 1), np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels))
@@ -28,7 +28,7 @@ def _consistent(part, source):
 
 
 @pytest.mark.parametrize("sources", [UNDIVIDED, DIVIDED])
-def test_k_shots_a_class_and_real_never_meets_test(sources):
+def test_k_shots_per_class_disjoint_from_the_test_images(sources):
     split = few_shot(sources, shots=3, seed=1)
     np.testing.assert_array_equal(np.bincount(split.real.labels), [3, 3, 3])
     _consistent(split.real, sources.train)
@@ -62,10 +62,10 @@ def test_a_small_test_set_is_the_same_for_every_number_of_shots():
     assert len({few_shot(UNDIVIDED, shots, seed=0, max_test=30).test.ids for shots in (1, 2, 5, 10)}) == 1
 
 
-def test_no_shots_means_all_where_there_is_a_test_part():
+def test_zero_shots_means_all_training_images():
     split = few_shot(DIVIDED, shots=0, seed=0)
     assert split.real.ids == DIVIDED.train.ids
-    with pytest.raises(InputError, match="no test part"):
+    with pytest.raises(InputError, match="no test split"):
         few_shot(UNDIVIDED, shots=0, seed=0)
 
 
@@ -74,7 +74,7 @@ def test_more_shots_than_images_names_the_classes():
         few_shot(DIVIDED, shots=7, seed=0)
     assert len(few_shot(DIVIDED, shots=5, seed=0).real) == 15
     # Of an undivided class one image must be left to test on.
-    with pytest.raises(InputError, match=r"class 0 \(20\), and the set has no test part"):
+    with pytest.raises(InputError, match=r"class 0 \(20\); without a test split"):
         few_shot(UNDIVIDED, shots=20, seed=0)
     assert np.bincount(few_shot(UNDIVIDED, shots=19, seed=0).test.labels)[0] == 1
 
@@ -94,7 +94,7 @@ def test_take_keeps_things_together():
 @pytest.mark.parametrize("counts", [[1, 1, 1], [2, 2], [1, 4, 2], [5, 5, 5, 5], [10], [1] * 10])
 @pytest.mark.parametrize("num_folds", [2, 3])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_folds_are_even_and_validate_every_shot_once(counts, num_folds, seed):
+def test_folds_are_balanced_and_validate_every_image_once(counts, num_folds, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     folds = cross_fit_folds(labels, num_folds, seed)
     everything = np.arange(len(labels))
@@ -118,5 +118,5 @@ def test_folds_depend_on_the_seed_alone():
 
 @pytest.mark.parametrize("num_folds", [0, 1, 4])
 def test_folds_that_do_not_fit_are_refused(num_folds):
-    with pytest.raises(InputError, match="folds do not fit 3"):
+    with pytest.raises(InputError, match="folds of 3 real images"):
         cross_fit_folds(np.array([0, 1, 2]), num_folds, 0)

@@ -14,7 +14,7 @@ TEXT = "n01491361\ttiger shark\n\nn01443537 goldfish, Carassius auratus\n"
 
 @pytest.fixture
 def data(tmp_path):
-    """An image folder of four classes with three train and two test images each; the grey tells class and image."""
+    """An image folder of four classes with three train and two test images each; grey levels differ."""
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(NAMES):
             folder = tmp_path / split / name
@@ -48,7 +48,7 @@ def test_the_first_classes_are_kept(data):
     data.max_classes = 9
     assert len(load_source(data).train.class_names) == 4
     data.max_classes = 1
-    with pytest.raises(InputError, match="needs two classes at least"):
+    with pytest.raises(InputError, match="needs at least two classes"):
         load_source(data)
 
 
@@ -56,10 +56,10 @@ def test_the_first_classes_are_kept(data):
     ("text", "message"),
     [
         ("n01440764 tench\nn09999999 bird", "line 2: the data set has no class 'n09999999'; its first is 'n01440764'"),
-        ("n01440764", "line 1: no words follow 'n01440764'"),
-        ("n01440764 , tench", "line 1: no words follow 'n01440764'"),
-        ("n01440764 tench\nn01440764 fish", "line 2: 'n01440764' or 'fish' stands in an earlier line"),
-        ("n01440764 tench\nn01443537 tench", "line 2: 'n01443537' or 'tench' stands in an earlier line"),
+        ("n01440764", "line 1: no name follows 'n01440764'"),
+        ("n01440764 , tench", "line 1: no name follows 'n01440764'"),
+        ("n01440764 tench\nn01440764 fish", "line 2: 'n01440764' or 'fish' is in an earlier line"),
+        ("n01440764 tench\nn01443537 tench", "line 2: 'n01443537' or 'tench' is in an earlier line"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_its_line(tmp_path, text, message):

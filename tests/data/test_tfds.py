@@ -90,7 +90,7 @@ def test_a_image_that_cannot_be_decoded_is_named(tmp_path):
         sources.train.read([0, 6])
 
 
-def test_a_set_that_is_not_there_says_how_to_prepare_it(tmp_path):
+def test_message_on_a_missing_data_set_has_the_command_to_prepare_it(tmp_path):
     for name in ("no_such_set", "mnist", "made_up:9.9.9", "cifar10:9.9.9"):  # Unknown; known, but not prepared.
         with pytest.raises(InputError) as caught:
             tfds.load(name, str(tmp_path), 8, 3)
@@ -99,7 +99,7 @@ def test_a_set_that_is_not_there_says_how_to_prepare_it(tmp_path):
         assert command in str(caught.value)
 
 
-def test_a_set_in_another_format_says_how_to_prepare_it(tmp_path):
+def test_message_on_another_format_has_the_command_to_prepare_it(tmp_path):
     with pytest.raises(InputError, match="not prepared as ArrayRecord.*file_format='array_record'"):
         tfds.load("made_up", _write(tmp_path, {"train": TRAIN}, file_format="tfrecord"), 8, 3)
 
@@ -124,7 +124,7 @@ def test_names_that_could_run_code_from_elsewhere_are_refused(tmp_path, name):
         tfds.load(name, str(tmp_path), 8, 3)
 
 
-def test_a_missing_package_says_which_extra(tmp_path, monkeypatch):
+def test_message_on_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     real_import = builtins.__import__
 
     def without_tfds(name, *args, **kwargs):

@@ -49,7 +49,7 @@ def test_alphas_at_timesteps_and_before_the_first(setting, final):
     assert final is None or alphas[-1] == final
 
 
-def test_samplers_differ_in_what_they_take_for_settings_that_are_not_there():
+def test_samplers_have_different_defaults():
     schedule = schedules.load_schedule(STABLE_DIFFUSION)
     before = np.array([-1])
     assert schedules.alphas_at(schedule, before) == 1.0

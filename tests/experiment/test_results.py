@@ -5,11 +5,13 @@ import pytest
 from PIL import Image
 
 from utilgen_jax.config.schema import default_config
+from utilgen_jax.config.validation import checked
 from utilgen_jax.data.splits import LabelledImages
-from utilgen_jax.experiment.results import log_stage, print_table, write_results
+from utilgen_jax.experiment.results import print_table, write_results
 from utilgen_jax.methods import METHODS
 from utilgen_jax.pool.storage import Pool, PoolRecord
-from utilgen_jax.report import MetricsWriter, read_metrics
+from utilgen_jax.report import MetricsWriter
+from utilgen_jax.valuation.cross_fit import PoolValues
 
 
 def summary(method="utilgen", **accuracy):
@@ -50,62 +52,26 @@ def test_a_method_that_is_a_baseline_stands_there_once(capsys, method, accuracy,
     assert [row[0] for row in table_rows(capsys)] == [METHODS[name].title for name in titles]
 
 
-class Scalar:
-    """A number on the device: counts how often it is read."""
-
-    def __init__(self, value):
-        self.value, self.reads = value, 0
-
-    def __float__(self):
-        self.reads += 1
-        return self.value
-
-
-def test_stages_log_the_mean_since_the_last_entry_now_and_then_and_at_their_end(tmp_path):
-    losses = [Scalar(1 / step) for step in range(1, 8)]
-    reads = []
-    with MetricsWriter(tmp_path) as metrics, log_stage(metrics, "value", total=7, every=3) as on_step:
-        for step, loss in enumerate(losses, start=1):
-            on_step(step, loss, **({"mean_weight": Scalar(float(step))} if step > 1 else {}))
-            reads.append(sum(loss.reads for loss in losses))
-    rows = read_metrics(tmp_path)
-    assert [(row["stage"], row["step"]) for row in rows] == [("value", 3), ("value", 6), ("value", 7)]
-    np.testing.assert_allclose(
-        [row["loss"] for row in rows], [(1 + 1 / 2 + 1 / 3) / 3, (1 / 4 + 1 / 5 + 1 / 6) / 3, 1 / 7]
-    )
-    assert [row["mean_weight"] for row in rows] == [2.5, 5, 7]
-    assert reads == [0, 0, 3, 3, 3, 6, 7]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with (
-        MetricsWriter(tmp_path) as metrics,
-        pytest.raises(FloatingPointError, match="'value', step 2: loss is nan"),
-        log_stage(metrics, "value", total=9, every=2) as on_step,
-    ):
-        on_step(2, Scalar(float("nan")))
-
-
-def run_of(tmp_path, pool_value, with_metrics=True):
+def run_of(tmp_path, values, with_metrics=True):
     rng = np.random.default_rng(0)
     real = LabelledImages(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1]), tuple("abcd"), ("zero", "one"))
     pool = None
-    if pool_value is not None:
+    if values is not None:
         records = tuple(PoolRecord(label=i % 2, prompt="a photo", weight=0.5, difficulty=0.5) for i in range(6))
         pool = Pool(rng.integers(256, size=(6, 16, 16, 3)).astype(np.uint8), np.arange(6) % 2, records)
     if with_metrics:
         with MetricsWriter(tmp_path) as metrics:
             for step in (1, 2, 3):
                 metrics.write(step, "classifier real_only", loss=1 / step)
-    return write_results(tmp_path, default_config(), summary(), real, pool, rng.uniform(size=4), pool_value)
+    return write_results(tmp_path, checked(default_config()), summary(), real, pool, rng.uniform(size=4), values)
 
 
-UNIFORM = {"difficulty": np.linspace(0.1, 0.9, 6), "weight": np.ones(6)}
-LEARNT = UNIFORM | {"weight": np.linspace(0.9, 0.1, 6), "loss": np.linspace(0.2, 3, 6)}
+UNIFORM = PoolValues(np.ones(6), difficulty=np.linspace(0.1, 0.9, 6))
+LEARNT = PoolValues(np.linspace(0.9, 0.1, 6), np.linspace(0.2, 3, 6), difficulty=np.linspace(0.1, 0.9, 6))
 
 
 @pytest.mark.parametrize(
-    ("pool_value", "with_metrics", "figures"),
+    ("values", "with_metrics", "figures"),
     [
         pytest.param(LEARNT, True, {"curves", "difficulty", "weight_curve"}, id="weight network"),
         pytest.param(UNIFORM, True, {"curves", "difficulty"}, id="uniform weights"),
@@ -114,10 +80,10 @@ LEARNT = UNIFORM | {"weight": np.linspace(0.9, 0.1, 6), "loss": np.linspace(0.2,
     ],
 )
 def test_the_report_has_the_figures_there_is_something_to_draw_for(
-    tmp_path, monkeypatch, pool_value, with_metrics, figures
+    tmp_path, monkeypatch, values, with_metrics, figures
 ):
     monkeypatch.setattr("sys.argv", ["main.py", "--config=a b.py"])
-    page = run_of(tmp_path, pool_value, with_metrics)
+    page = run_of(tmp_path, values, with_metrics)
     assert page == tmp_path / "report" / "index.html"
     assert {file.stem for file in page.parent.glob("*.png")} == figures
     for name in figures:

@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from utilgen_jax.classifier.config import synthetic_fraction
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.setup import asked_of_classes, prepare, synthetic_fraction
+from utilgen_jax.experiment.setup import set_up
+from utilgen_jax.pipeline import methods_of
 
 DIGITS = f"{Path(__file__).parents[2] / 'configs' / 'digits.py'}:method=real"
 
 
 def prepared(workdir, **data):
     config = read_config(DIGITS, [(f"data.{name}", str(value)) for name, value in data.items()])
-    return prepare(config, workdir, None)
+    return set_up(config, workdir, None, methods_of(config))
 
 
 def test_label_noise_changes_labels_of_shots_and_nothing_else(tmp_path):
@@ -36,15 +38,6 @@ def test_label_noise_must_leave_each_class_a_shot(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_difficulty_can_be_asked_by_class():
-    assert asked_of_classes(("cat=0.7", "dog=1"), ("cat", "dog", "cow")) == {"cat": 0.7, "dog": 1.0}
-    with pytest.raises(InputError, match="'cta' is none of the classes; the nearest is 'cat'"):
-        asked_of_classes(("cta=0.7",), ("cat", "dog"))
-    for entry in ("cat", "cat=hard", "cat=1.5"):
-        with pytest.raises(InputError, match=f"'{entry}' should be such as 'cat=0.7'"):
-            asked_of_classes((entry,), ("cat", "dog"))
-
-
 @pytest.mark.parametrize("shots, expected", [(1, 0.75), (2, 0.6), (5, 0.375), (12, 0.2), (1000, 0.2)])
 def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expected):
     assert synthetic_fraction(shots) == pytest.approx(expected)
@@ -54,4 +47,7 @@ def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expe
 
 def test_the_synthetic_part_can_be_set(tmp_path):
     config = read_config(DIGITS, [("classifier.synthetic_fraction", "1.0")])
-    assert prepare(config, tmp_path, None).classifier_config.num_synthetic == config.classifier.batch_size
+    assert (
+        set_up(config, tmp_path, None, methods_of(config)).classifier_config.num_synthetic
+        == config.classifier.batch_size
+    )

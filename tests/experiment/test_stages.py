@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.stages import Stages
+from utilgen_jax.experiment.stages import StageCache
 
 
 def result():
@@ -14,7 +14,7 @@ def result():
         "scalar": np.array(0.25),
         "count": 3,
         "jax": jnp.arange(4),
-        "head/kernel": np.ones((1, 2), np.int32),
+        "head": {"kernel": np.ones((1, 2), np.int32)},
         "empty": np.zeros((0, 3)),
     }
 
@@ -25,9 +25,9 @@ def never():
 
 def test_a_finished_stage_is_not_run_again(tmp_path, capsys):
     folder = tmp_path / "new" / "checkpoints"
-    first = Stages(folder).run("train", result)
+    first = StageCache(folder).run("train", dict, result)
     assert capsys.readouterr().err == ""
-    again = Stages(folder).run("train", never)
+    again = StageCache(folder).run("train", dict, never)
     assert "train: done before" in capsys.readouterr().err
     assert first.keys() == again.keys() == result().keys()
     for name, value in result().items():
@@ -40,19 +40,19 @@ def test_a_finished_stage_is_not_run_again(tmp_path, capsys):
 
 
 def test_stages_are_kept_apart(tmp_path):
-    stages = Stages(tmp_path)
-    stages.run("one", lambda: {"x": np.array([1])})
-    stages.run("two", lambda: {"x": np.array([2])})
-    assert [Stages(tmp_path).run(name, never)["x"].item() for name in ("one", "two")] == [1, 2]
+    stages = StageCache(tmp_path)
+    stages.run("one", dict, lambda: {"x": np.array([1])})
+    stages.run("two", dict, lambda: {"x": np.array([2])})
+    assert [StageCache(tmp_path).run(name, dict, never)["x"].item() for name in ("one", "two")] == [1, 2]
 
 
 def test_seconds_are_those_of_the_first_time(tmp_path, monkeypatch):
     clock = iter([100.0, 112.349])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    first = Stages(tmp_path)
-    first.run("train", result)
-    again = Stages(tmp_path)
-    again.run("train", never)
+    first = StageCache(tmp_path)
+    first.run("train", dict, result)
+    again = StageCache(tmp_path)
+    again.run("train", dict, never)
     assert first.seconds == again.seconds == {"train": 12.35}
 
 
@@ -60,11 +60,11 @@ def test_a_stage_that_raises_leaves_nothing(tmp_path):
     def broken():
         raise FloatingPointError("loss is nan")
 
-    stages = Stages(tmp_path)
+    stages = StageCache(tmp_path)
     with pytest.raises(FloatingPointError, match="loss is nan"):
-        stages.run("train", broken)
+        stages.run("train", dict, broken)
     assert list(tmp_path.iterdir()) == [] and stages.seconds == {}
-    assert stages.run("train", result)["count"] == 3
+    assert stages.run("train", dict, result)["count"] == 3
 
 
 def test_an_interrupted_write_is_no_result(tmp_path, monkeypatch):
@@ -74,16 +74,16 @@ def test_an_interrupted_write_is_no_result(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr("utilgen_jax.experiment.stages.save_file", full)
-        Stages(tmp_path).run("train", result)
+        StageCache(tmp_path).run("train", dict, result)
     assert not (tmp_path / "train.safetensors").exists()
-    Stages(tmp_path).run("train", result)
+    StageCache(tmp_path).run("train", dict, result)
     assert [file.name for file in tmp_path.iterdir()] == ["train.safetensors"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "no seconds", "not a number"])
 def test_a_damaged_file_is_named(tmp_path, damage):
     file = tmp_path / "train.safetensors"
-    Stages(tmp_path).run("train", result)
+    StageCache(tmp_path).run("train", dict, result)
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-5])
     elif damage in ("garbage", "empty"):
@@ -91,12 +91,12 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     else:
         save_file({"x": np.zeros(1)}, file, metadata=None if damage == "no seconds" else {"seconds": "many"})
     with pytest.raises(InputError, match="remove the file to compute it again") as caught:
-        Stages(tmp_path).run("train", never)
+        StageCache(tmp_path).run("train", dict, never)
     assert str(file) in str(caught.value)
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     folder = tmp_path / "checkpoints"
-    assert Stages(folder).run("train", result)["count"] == 3
+    assert StageCache(folder).run("train", dict, result)["count"] == 3
     assert not folder.exists()

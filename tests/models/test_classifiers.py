@@ -71,12 +71,12 @@ def test_the_number_of_parameters_does_not_depend_on_the_size_of_the_images():
     ("arguments", "message"),
     [
         (("resnet", 10, 32, 8), "config.classifier.name='resnet' is not one of small_cnn"),
-        (("small_cnn", 10, 32, 4), "config.data.image_size=4: small_cnn takes multiples of 8"),
+        (("small_cnn", 10, 32, 4), "config.data.image_size=4: small_cnn requires multiples of 8"),
         (("small_cnn", 10, 32, 28), "config.data.image_size=28"),
         (("small_cnn", 10, 12, 8), "config.classifier.width=12 must be a multiple of 8"),
     ],
 )
-def test_what_does_not_suit_the_network_is_refused(arguments, message):
+def test_unsupported_sizes_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         build_classifier(*arguments)
 

@@ -208,7 +208,7 @@ def test_other_precisions_are_near_float32(dtype, param_dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_what_needs_float32_is_computed_in_it(dtype):
+def test_float32_parts_are_computed_in_float32(dtype):
     """Exponentials, reductions, roots and sinusoids: those of the softmax, the norms' statistics, the timesteps."""
     model = UNet2DConditionModel.from_config(CONFIGS["unclip"], dtype=dtype)
     inputs = random_inputs(CONFIGS["unclip"])
@@ -265,7 +265,7 @@ def test_unsupported_setting_is_refused_by_name(change, named):
     assert named in str(error.value)
 
 
-def test_unknown_gradient_checkpointing_is_told_with_the_known_names():
+def test_unknown_gradient_checkpointing_lists_the_known_names():
     with pytest.raises(InputError, match="'all' is unknown; known are none, products, layers, blocks"):
         UNet2DConditionModel.from_config(BASE, gradient_checkpointing="all")
 

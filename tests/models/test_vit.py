@@ -104,6 +104,6 @@ def test_small_images_have_small_patches(size, tokens):
 
 
 @pytest.mark.parametrize("size", [30, 72])
-def test_patches_that_do_not_fill_the_image_are_refused(size):
-    with pytest.raises(InputError, match=f"config.data.image_size={size}: vit_s takes multiples of 4"):
+def test_indivisible_image_sizes_are_refused(size):
+    with pytest.raises(InputError, match=f"config.data.image_size={size}: vit_s needs multiples of 4"):
         build_classifier("vit_s", CLASSES, 32, size)

@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_names_model_and_step(tmp_pa
     def broken_after_ten(step):
         return get_batch(step) * (np.nan if step >= 10 else 1.0)
 
-    with pytest.raises(FloatingPointError, match="foundation: toy: the loss is nan at step 50"):
+    with pytest.raises(FloatingPointError, match="pretraining: toy: the loss is nan at step 50"):
         fit("toy", loss_fn, START, broken_after_ten, TRAINING, 9, tmp_path)
 
 

@@ -108,10 +108,10 @@ def test_typical_aspects_are_the_fonts_means():
     np.testing.assert_allclose(np.mean(aspects, 0), vocabulary.TYPICAL_ASPECT, atol=0.02)
 
 
-def test_every_phrase_occurs_and_the_default_is_large_and_centred():
-    said = [vocabulary.phrases(glyphs.sample_attributes(0, index)) for index in range(600)]
-    for name, options in vocabulary.PHRASES.items():
-        assert {phrases[name] for phrases in said} == set(options)
-    assert np.mean([phrases["size"] == "large" for phrases in said]) > 0.55
-    assert np.mean([phrases["position"] == "centred" for phrases in said]) > 0.8
-    assert not any(phrases["size"] == "small" and phrases["noise"] == "blurred" for phrases in said)
+def test_every_value_occurs_and_most_glyphs_are_large_and_centred():
+    sampled = [vocabulary.attribute_values(glyphs.sample_attributes(0, index)) for index in range(600)]
+    for name, options in vocabulary.ATTRIBUTE_VALUES.items():
+        assert {values[name] for values in sampled} == set(options)
+    assert np.mean([values["size"] == "large" for values in sampled]) > 0.55
+    assert np.mean([values["position"] == "centred" for values in sampled]) > 0.8
+    assert not any(values["size"] == "small" and values["noise"] == "blurred" for values in sampled)

@@ -1,4 +1,4 @@
-"""A domain of one's own images: what is taught, what is said of it, and that no shot is among it."""
+"""An image domain: its training images and captions, disjoint from the few-shot images."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.images import CAPTIONS_EACH, image_domain
+from utilgen_jax.pretraining.images import CAPTIONS_PER_IMAGE, image_domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 from utilgen_jax.prompts.captions.tones import caption_tones
 
@@ -18,7 +18,7 @@ CLASSES = ("normal", "pneumonia")
 
 @pytest.fixture
 def npz(tmp_path):
-    """Twelve images of one class and eight of the other; of each the level says which it is."""
+    """Twelve images of one class and eight of the other; the grey level identifies each image."""
     images = np.arange(20, dtype=np.uint8)[:, None, None] * np.full((1, 28, 28), 10, np.uint8)
     labels = np.arange(20) >= 12
     np.savez(
@@ -32,7 +32,7 @@ def config(npz):
     return read_config(CONFIG, [("data.path", str(npz)), ("data.shots", "2")])
 
 
-def test_a_share_of_each_class_is_taught_with_its_class_and_tones(config, tmp_path):
+def test_a_share_of_each_class_is_captioned_by_class_and_tones(config, tmp_path):
     domain, taught = image_domain(config, share=0.5, seed=1)
     assert len(taught) == len(set(taught)) == 10
     assert sum(each < "train/00012" for each in taught) == 6
@@ -40,20 +40,25 @@ def test_a_share_of_each_class_is_taught_with_its_class_and_tones(config, tmp_pa
     write_tokenizer(tmp_path / "tokenizer", domain.words)
     tokenizer = checkpoints.load_tokenizer(tmp_path / "tokenizer")
     corpus = domain.make_corpus(tokenizer)
-    assert len(corpus.captions) == CAPTIONS_EACH * 10 and corpus.images.shape == (CAPTIONS_EACH * 10, 32, 32, 3)
+    assert len(corpus.captions) == CAPTIONS_PER_IMAGE * 10 and corpus.images.shape == (
+        CAPTIONS_PER_IMAGE * 10,
+        32,
+        32,
+        3,
+    )
     for image, caption in zip(corpus.images, corpus.captions, strict=True):
         level = int(image.max()) // 10
         assert f"train/{level:05d}" in taught
-        prompt, *phrases = caption.split(", ")[1:]
+        prompt, *values = caption.split(", ")[1:]
         assert prompt == CLASSES[level >= 12]
-        assert set(phrases) <= set(caption_tones(image[None], [""])[0].split(", "))
+        assert set(values) <= set(caption_tones(image[None], [""])[0].split(", "))
     assert len(set(corpus.captions)) > 4
     # Each word is one token, with one at the start and one at the end.
     longest = max(corpus.captions, key=len)
     assert len(tokenizer(longest).input_ids) == len(longest.replace(",", " ,").replace("-", " - ").split()) + 2
 
 
-def test_what_is_taught_is_no_shot(config, tmp_path):
+def test_training_images_are_no_few_shot_images(config, tmp_path):
     _, taught = image_domain(config, share=0.5, seed=1)
     (tmp_path / "taught.txt").write_text("\n".join(taught))
     config = config.copy_and_resolve_references()

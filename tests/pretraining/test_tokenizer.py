@@ -42,7 +42,7 @@ def test_special_tokens_and_padding_are_stable_diffusions(tokenizer: CLIPTokeniz
 
 
 def test_longest_caption_needs_the_length_and_no_shorter_multiple_of_8(tokenizer: CLIPTokenizer):
-    longest = [max(options, key=lambda phrase: len(phrase.split())) for options in vocabulary.PHRASES.values()]
+    longest = [max(options, key=lambda value: len(value.split())) for options in vocabulary.ATTRIBUTE_VALUES.values()]
     length = len(tokenizer(", ".join([vocabulary.class_prompt(3), *longest])).input_ids)
     assert glyph_tokenizer.MODEL_MAX_LENGTH - 8 < length <= glyph_tokenizer.MODEL_MAX_LENGTH
     assert tokenizer.model_max_length == glyph_tokenizer.MODEL_MAX_LENGTH

@@ -17,9 +17,9 @@ def test_each_class_gets_its_prompt():
         ("a photo", "lacks {class}"),
         ("a {colour} {class}", "found {colour}"),
         ("a {} {class}", "found {}"),
-        ("a {class.__class__}", "placeholders are {class} alone"),
-        ("a {class!r}", "placeholders are {class} alone"),
-        ("a {class:>10}", "placeholders are {class} alone"),
+        ("a {class.__class__}", "the only placeholders are {class};"),
+        ("a {class!r}", "the only placeholders are {class};"),
+        ("a {class:>10}", "the only placeholders are {class};"),
         ("a {class", "brace"),
         ("a } {class}", "brace"),
     ],
@@ -30,7 +30,7 @@ def test_templates_that_do_not_fit_are_refused(template, message):
 
 
 def test_a_wordnet_id_is_no_name():
-    with pytest.raises(InputError, match="'n01440764' is a number of WordNet's.*config.data.classes_file"):
+    with pytest.raises(InputError, match="'n01440764' is a WordNet id.*config.data.classes_file"):
         class_prompts("a photo of a {class}", ["cat", "n01440764"])
 
 
@@ -45,7 +45,7 @@ def test_class_and_caption_of_each_image():
     [
         ("a {class}", "lacks {caption}"),
         ("a photo, {caption}", "lacks {class}"),
-        ("a {class}, {text}", "{class} and {caption} alone; found {text}"),
+        ("a {class}, {text}", "{class} and {caption}; found {text}"),
     ],
 )
 def test_caption_templates_that_do_not_fit_are_refused(template, message):

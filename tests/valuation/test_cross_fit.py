@@ -1,5 +1,4 @@
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,19 +8,19 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from tests import toy_images
-from tests.toy_images import NUM_CLASSES, WEIGHTS, TinyClassifier, draw_images, draw_set
+from tests.toy_images import NUM_CLASSES, VALUATION, TinyClassifier, draw_images, draw_set
 from utilgen_jax.bilevel.examples import Examples
-from utilgen_jax.classifier import train as classification
 from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
 from utilgen_jax.runtime import sharding
-from utilgen_jax.valuation.cross_fit import predict_weights, value_pool
+from utilgen_jax.valuation.cross_fit import cross_fit, predict_weights
 
 # So many steps are never done: valuation has its own number.
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=10**6, synthetic_fraction=0.75)
 # A weighting that stays as it was drawn.
-FIXED = dataclasses.replace(WEIGHTS, learning_rate=0.0)
+FIXED = dataclasses.replace(VALUATION, learning_rate=0.0)
 
 
 def value(
@@ -30,13 +29,13 @@ def value(
     folds=None,
     seed=0,
     config=CONFIG,
-    valuation_config=WEIGHTS,
+    valuation=VALUATION,
     on_step=lambda step, metrics: None,
-    weighting="weight_network",
+    weighting="loss_network",
 ):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
-    settings = weighting, config, valuation_config, NUM_CLASSES
-    return value_pool(Classifier(TinyClassifier()), *settings, real, pool, folds, jax.random.key(seed), on_step)
+    settings = config, valuation, weighting
+    return cross_fit(Classifier(TinyClassifier()), *settings, real, pool, folds, jax.random.key(seed), on_step)
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +45,19 @@ def toy():
 
 @pytest.fixture(scope="module")
 def valued(toy):
-    """The toy pool's value, and what was told after each step."""
+    """The toy pool's value, and what each step reported."""
     seen = []
     return value(*toy, on_step=lambda *arguments: seen.append(arguments)), seen
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_wrong_labels_are_found_out(seed):
+def test_wrong_labels_get_low_weights(seed):
     real, _ = draw_set(6, seed=10 + seed)
     pool, is_wrong = draw_set(40, seed=20 + seed, wrong=0.5)
     config = dataclasses.replace(CONFIG, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02)
-    valuation_config = dataclasses.replace(WEIGHTS, steps=300, hidden=50, learning_rate=0.002)
-    result = value(real, pool, seed=seed, config=config, valuation_config=valuation_config)
+    valuation = dataclasses.replace(VALUATION, steps=300, hidden=50, learning_rate=0.002)
+    result = value(real, pool, seed=seed, config=config, valuation=valuation)
     assert roc_auc_score(~is_wrong, result.weights) > 0.9
     # A network that has learnt nothing may fall with the loss too, but hardly.
     assert result.weights[~is_wrong].mean() > result.weights[is_wrong].mean() + 0.15
@@ -70,8 +69,8 @@ def test_saflex_finds_the_right_labels_of_wrong_ones():
     pool, is_wrong = draw_set(40, seed=20, wrong=0.3)
     truth = np.repeat(np.arange(NUM_CLASSES), 40)
     config = dataclasses.replace(CONFIG, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02, max_shift=0)
-    valuation_config = dataclasses.replace(WEIGHTS, steps=100, label_strength=2.0)
-    result = value(real, pool, config=config, valuation_config=valuation_config, weighting="saflex")
+    valuation = dataclasses.replace(VALUATION, steps=100, label_strength=2.0)
+    result = value(real, pool, config=config, valuation=valuation, weighting="saflex")
     assert result.soft_labels.shape == (160, NUM_CLASSES) and result.soft_labels.dtype == np.float32
     np.testing.assert_allclose(result.soft_labels.sum(-1), 1, rtol=1e-5)
     own = result.soft_labels[np.arange(160), pool.labels]
@@ -83,13 +82,13 @@ def test_saflex_finds_the_right_labels_of_wrong_ones():
 
 def test_saflex_leaves_the_smoothing_of_its_labels_to_the_final_classifier(toy):
     config = dataclasses.replace(CONFIG, label_smoothing=0.9)
-    valuation_config = dataclasses.replace(WEIGHTS, steps=2, label_strength=8.0)
-    result = value(*toy, config=config, valuation_config=valuation_config, weighting="saflex")
+    valuation = dataclasses.replace(VALUATION, steps=2, label_strength=8.0)
+    result = value(*toy, config=config, valuation=valuation, weighting="saflex")
     assert result.soft_labels[np.arange(len(toy[1].labels)), toy[1].labels].mean() > 0.9  # 0.4, smoothed before
 
 
 def test_steps_are_counted_over_the_folds(valued):
-    assert [step for step, _ in valued[1]] == list(range(1, 2 * WEIGHTS.steps + 1))
+    assert [step for step, _ in valued[1]] == list(range(1, 2 * VALUATION.steps + 1))
 
 
 @pytest.mark.slow
@@ -97,20 +96,23 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
     logits = []
 
     def spy(*arguments):
-        logits.append(classification.predict_logits(*arguments))
+        logits.append(predict_logits(*arguments))
         return logits[-1]
 
-    functions = SimpleNamespace(**{**vars(classification), "predict_logits": spy})
-    monkeypatch.setattr("utilgen_jax.valuation.cross_fit.classification", functions)
+    monkeypatch.setattr("utilgen_jax.valuation.cross_fit.predict_logits", spy)
     real, pool = toy
-    result = value(real, pool, valuation_config=FIXED)
+    result = value(real, pool, valuation=FIXED)
     for array in (result.weights, result.losses):
         assert array.shape == (24,) and array.dtype == np.float32
     assert result.weights.min() >= 0 and result.weights.max() <= 1
 
+    labels = torch.tensor(np.asarray(pool.labels)).long()
     losses = [
         torch.nn.functional.cross_entropy(
-            torch.tensor(fold_logits), torch.tensor(pool.labels).long(), reduction="none", label_smoothing=0.1
+            torch.tensor(fold_logits),
+            labels,
+            reduction="none",
+            label_smoothing=0.1,
         ).numpy()
         for fold_logits in logits
     ]
@@ -128,10 +130,11 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
 def test_validation_images_teach_the_weighting_but_never_the_classifier(toy):
     real, pool = toy
     (fold, _) = cross_fit_folds(real.labels, 2, 0)
-    others = real.images.copy()
-    others[fold.validation_indices] = draw_images((real.labels[fold.validation_indices] + 1) % NUM_CLASSES, seed=5)
-    changed = dataclasses.replace(real, images=others)
-    fixed, fixed_changed = (value(shots, pool, [fold], valuation_config=FIXED) for shots in (real, changed))
+    others = real.inputs.copy()
+    classes = (np.asarray(real.labels)[fold.validation_indices] + 1) % NUM_CLASSES
+    others[fold.validation_indices] = draw_images(classes, seed=5)
+    changed = dataclasses.replace(real, inputs=others)
+    fixed, fixed_changed = (value(shots, pool, [fold], valuation=FIXED) for shots in (real, changed))
     np.testing.assert_array_equal(fixed.losses, fixed_changed.losses)
     np.testing.assert_array_equal(fixed.weights, fixed_changed.weights)
     learnt, learnt_changed = (value(shots, pool, [fold]) for shots in (real, changed))
@@ -155,7 +158,7 @@ def test_weights_that_the_pool_had_are_not_read(toy, valued):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 100])
 def test_validation_may_be_drawn_in_batches(toy, valued, size):
-    result = value(*toy, valuation_config=dataclasses.replace(WEIGHTS, validation_batch_size=size))
+    result = value(*toy, valuation=dataclasses.replace(VALUATION, validation_batch_size=size))
     assert np.isfinite(result.weights).all() and np.abs(result.weights - valued[0].weights).max() > 0
 
 
@@ -176,21 +179,21 @@ def test_the_mesh_does_not_change_the_result(toy, valued):
     np.testing.assert_allclose(found.losses, valued[0].losses, atol=1e-4)
 
 
-def test_the_fold_models_say_again_what_they_said(toy, valued):
+def test_the_fold_models_predict_the_weights_again(toy, valued):
     pool, result = toy[1], valued[0]
-    targets = optax.smooth_labels(pool.targets(NUM_CLASSES), CONFIG.label_smoothing)
+    targets = optax.smooth_labels(pool.targets, CONFIG.label_smoothing)
     weights = predict_weights(
-        Classifier(TinyClassifier()), "weight_network", WEIGHTS, result.fold_models, Examples(pool.images, targets)
+        Classifier(TinyClassifier()), "loss_network", VALUATION, result.fold_models, Examples(pool.inputs, targets)
     )
     np.testing.assert_allclose(weights, result.weights, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_weights_of_joint_see_what_was_asked_for():
+def test_a_feature_network_sees_the_attributes():
     real, _ = draw_set(6, seed=10)
     pool, is_wrong = draw_set(40, seed=20, wrong=0.5)
     pool = dataclasses.replace(pool, attributes=np.eye(2, dtype=np.float32)[is_wrong.astype(int)])
     config = dataclasses.replace(CONFIG, batch_size=32, learning_rate=0.02)
-    valuation_config = dataclasses.replace(WEIGHTS, steps=100, hidden=50, learning_rate=0.005)
-    result = value(real, pool, config=config, valuation_config=valuation_config, weighting="joint")
+    valuation = dataclasses.replace(VALUATION, steps=100, hidden=50, learning_rate=0.005)
+    result = value(real, pool, config=config, valuation=valuation, weighting="feature_network")
     assert roc_auc_score(~is_wrong, result.weights) > 0.95

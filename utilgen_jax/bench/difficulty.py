@@ -3,35 +3,32 @@
   python -m utilgen_jax.main --config=configs/digits.py:method=difficulty --workdir=runs/difficulty
   python -m utilgen_jax.bench difficulty --workdir=runs/difficulty
 
-The generator of a finished run makes each class at nine difficulties from 0.1 to 0.9. The classifier that measures
-them shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see
+The generator of a finished run makes each class at nine difficulties from 0.1 to 0.9. The independent classifier
+shares nothing with the run: other shots, ten a class, and a plain pool of other noise, see
 `<workdir>/independent`. The figure is Spearman's correlation over single images. Nothing is timed: --repeats and
 --warmup have no effect here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax.traverse_util import unflatten_dict
-from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
 from utilgen_jax import checkpoints, pipeline
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.classifier.train import predict_logits
-from utilgen_jax.config.schema import from_flat, from_json
-from utilgen_jax.config.validation import checked, with_fields
+from utilgen_jax.config.schema import build_config, from_json
+from utilgen_jax.config.validation import with_fields
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.stages import read_result
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pool.generate import generate_batches
@@ -41,7 +38,7 @@ from utilgen_jax.report.table import format_table
 from utilgen_jax.valuation.difficulty import difficulty
 
 REQUESTED = np.linspace(0.1, 0.9, 9)
-INDEPENDENT_SHOTS, INDEPENDENT_SEED = 10, 1000  # the seed is added to the run's
+INDEPENDENT_SHOTS, INDEPENDENT_SEED = 10, 1000  # the seed is counted from the run's
 _ADAPTER = "checkpoints/lora_difficulty.safetensors"
 
 
@@ -77,32 +74,31 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"{file}: is missing; --workdir should be a finished run's")
-    config = checked(from_flat(from_json(file.read_text(encoding="utf-8"))))
+    config = build_config(from_json(file.read_text(encoding="utf-8")))
     changes = {"method": "vanilla", "data.shots": INDEPENDENT_SHOTS, "seed": config.seed + INDEPENDENT_SEED}
     pipeline.run(with_fields(config, changes), workdir / "independent")
-    independent = _load_tree(workdir / "independent/checkpoints/classifier_vanilla.safetensors")
+    params = read_result(workdir / "independent/checkpoints/classifier_vanilla.safetensors", dict)
 
     class_names = load_source(config.data).train.class_names
     prompts = class_prompts(config.prompts.template, class_names)
     folder = checkpoints.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
     sd = load_stable_diffusion(folder, jnp.dtype(config.generator.dtype))
-    number = settings["images"]
     records = [
         PoolRecord(
             label=label, prompt=prompts[label], seed=INDEPENDENT_SEED * label + image, requested_difficulty=value
         )
         for label in range(len(class_names))
-        for image in range(number)
+        for image in range(settings["images"])
         for value in REQUESTED.tolist()
     ]
-    labels = np.array([record.label for record in records])
-    requested = np.array([record.requested_difficulty for record in records])
-    adapter = jax.tree.map(jnp.asarray, Adapter(**_load_tree(workdir / _ADAPTER)))
+    labels, requested = (
+        np.array([getattr(each, name) for each in records]) for name in ("label", "requested_difficulty")
+    )
+    adapter = read_result(workdir / _ADAPTER, Adapter)
     images = np.concatenate([*generate_batches(sd, records, adapter, config.generator)])
-    classifier_input = ClassifierInput(len(class_names), config.data.image_size, config.data.channels)
-    classifier = make_classifier(config.classifier, *dataclasses.astuple(classifier_input))
-    seen = classifier_input.images(jnp.asarray(images))
-    logits = predict_logits(classifier, independent, seen, config.classifier.eval_batch_size)
+    view = ClassifierInput(len(class_names), config.data.image_size, config.data.channels)
+    classifier = make_classifier(config.classifier, view.num_classes, view.image_size, view.channels)
+    logits = predict_logits(classifier, params, view.images(images), config.classifier.eval_batch_size)
     measured = difficulty(logits, labels)
 
     correlation = float(spearmanr(requested, measured).statistic)
@@ -119,8 +115,3 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     table = format_table(rows, ["requested", "measured, mean"])
     recognised = f"{figures['recognised']:.1%} of the images are recognised"
     return f"{table}\n\nSpearman's correlation {correlation:.2f}; {recognised}\n", figures
-
-
-def _load_tree(file: Path) -> dict[str, Any]:
-    """The nested arrays of a stage's result."""
-    return unflatten_dict(load_file(file), sep="/")

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8x8 grey pixels that come with the package, undivided."""
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, without a test split."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -12,11 +12,11 @@ def load(image_size: int, channels: int) -> Sources:
     """Reads the digits.
 
     Args:
-        image_size: Side in pixels of the images read; 8 is their own.
+        image_size: side in pixels of the images read; the original side is 8.
         channels: 1 or 3.
 
     Returns:
-        The whole set as train, no test: it has no split of its own. Grey levels 0..16 are scaled to 0..255.
+        All images as the training split, without a test split. Grey levels 0..16 are scaled to 0..255.
     """
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]

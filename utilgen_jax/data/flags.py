@@ -1,4 +1,4 @@
-"""The flags by which a command without a config says which images it wants, and how the loaders hear of them."""
+"""Flags for the data set of a command without a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from absl import flags
 from utilgen_jax.data.config import DataConfig
 from utilgen_jax.errors import InputError
 
-# The loaders speak of config fields, such a command has flags.
+# Config fields in the loaders' messages -> flags.
 _FLAGS = {
     "config.data.path": "--data_path",
     "config.data.name": "--data",
@@ -23,24 +23,24 @@ _FLAGS = {
 
 def define_data_flags(values: flags.FlagValues) -> None:
     """Adds --data, --data_path, --class_names, --image_size and --channels."""
-    kinds = "npz, imagefolder, or the name of a data set that tensorflow-datasets has prepared"
-    paths = "the .npz file, the image folder, or tensorflow-datasets' data_dir if it is not the usual"
+    kinds = "npz, imagefolder, or the name of a prepared tensorflow-datasets data set"
+    paths = ".npz file, image folder, or tensorflow-datasets' data_dir; empty: its default"
     flags.DEFINE_string("data", None, kinds, flag_values=values)
     flags.DEFINE_string("data_path", "", paths, flag_values=values)
-    flags.DEFINE_list("class_names", [], "words for the classes, where the data have none", flag_values=values)
+    flags.DEFINE_list("class_names", [], "class names, if the data set has none", flag_values=values)
     size = "side in pixels to which images are scaled"
     flags.DEFINE_integer("image_size", 32, size, lower_bound=8, flag_values=values)
-    flags.DEFINE_integer("channels", 3, "1 grey, 3 colour", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("channels", 3, "1: grey, 3: RGB", lower_bound=1, flag_values=values)
 
 
 def load_flagged_source(settings: dict[str, Any]) -> Any:
-    """Opens the data set: `image_source.Sources`.
+    """Opens the data set; returns `image_source.Sources`.
 
     Args:
-        settings: the flags of `define_data_flags` by name.
+        settings: values of the flags of `define_data_flags` by name.
 
     Raises:
-        InputError: the data cannot be had.
+        InputError: the data cannot be read.
     """
     from utilgen_jax.data.sources import LOADERS, load_source
 
@@ -58,7 +58,7 @@ def load_flagged_source(settings: dict[str, Any]) -> Any:
 
 @contextmanager
 def named_as_flags() -> Iterator[None]:
-    """Within it an InputError's message names flags where it named config fields."""
+    """Replaces config fields by flags in the messages of InputErrors."""
     try:
         yield
     except InputError as error:

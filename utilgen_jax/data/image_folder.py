@@ -1,10 +1,10 @@
-"""A folder of images sorted into classes, the easiest way to bring one's own.
+"""A folder of images in a subfolder per class.
 
     <folder>/train/<class>/*.jpg        png, jpg, jpeg, bmp and webp; grey or RGB, any size
-    <folder>/test/<class>/*.jpg         or val/; with neither, all train images but the shots can be test
+    <folder>/test/<class>/*.jpg         or val/; with neither, the test images come from train/
 
-A class is called what its folder is called, classes are numbered in sorted order, and so are images. Hidden files and
-files of other kinds are passed over. Symbolic links are followed only where they stay inside <folder>.
+Classes have the names of their folders. Classes and images are numbered in sorted order. Hidden files and other file
+types are ignored. Symbolic links are followed only inside <folder>.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """One split of the folder; an `ImageSource` whose ids are the paths below the folder."""
+    """A split of the folder; an `ImageSource` whose ids are paths relative to the folder."""
 
     name: str
     class_names: tuple[str, ...]
@@ -42,23 +42,23 @@ class FolderSource:
 
 
 def load(path: str, image_size: int, channels: int) -> Sources:
-    """Lists the images of a folder; none is decoded yet.
+    """Lists the images of a folder without decoding them.
 
     Args:
-        path: The folder that holds `train/`.
-        image_size: Side in pixels of the images read: the shorter side is scaled to it, the middle is kept.
+        path: folder with `train/`.
+        image_size: side in pixels of the images read; the shorter side is scaled to it, and the centre is cropped.
         channels: 1 or 3.
 
     Returns:
-        Train and test (`test/`, else `val/`, else None).
+        The training split and the test split (`test/`, else `val/`, else None).
 
     Raises:
-        InputError: No such layout, a class without an image, other classes in test than in train, a link that leaves
-            the folder.
+        InputError: the layout is wrong, a class has no images, the splits have different classes, or a link leaves the
+            folder.
     """
     folder = Path(path)
     if not (folder / "train").is_dir():
-        raise InputError(f"config.data.path={path!r} should be a folder that holds train/<class>/*.png (or jpg, ...)")
+        raise InputError(f"config.data.path={path!r} should be a folder with train/<class>/*.png (or jpg, ...)")
     train = _load_split(folder, "train", image_size, channels)
     held_out = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     if held_out is None:
@@ -67,7 +67,7 @@ def load(path: str, image_size: int, channels: int) -> Sources:
     for one, other, has, lacks in ((train, test, "train", held_out), (test, train, held_out, "train")):
         extra = sorted(set(one.class_names) - set(other.class_names))
         if extra:
-            raise InputError(f"{folder}: {has}/ has classes that {lacks}/ lacks: {', '.join(extra)}; mend the folders")
+            raise InputError(f"{folder}: {has}/ has classes that {lacks}/ lacks: {', '.join(extra)}")
     return Sources(train=train, test=test)
 
 
@@ -75,13 +75,13 @@ def _load_split(folder: Path, split: str, image_size: int, channels: int) -> Fol
     root = folder.resolve()
     class_folders = [entry for entry in _visible(folder / split, root) if entry.is_dir()]
     if not class_folders:
-        raise InputError(f"{folder / split} holds no class folder; put images into {folder / split}/<class>/")
+        raise InputError(f"{folder / split} has no class folders; put images into {folder / split}/<class>/")
     labels: list[int] = []
     ids: list[str] = []
     for label, class_folder in enumerate(class_folders):
         images = [entry for entry in _visible(class_folder, root) if entry.suffix.lower() in SUFFIXES]
         if not images:
-            raise InputError(f"{class_folder} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
+            raise InputError(f"{class_folder} has no images ({', '.join(SUFFIXES)}); add some or remove the folder")
         ids.extend(image.relative_to(folder).as_posix() for image in images)
         labels.extend([label] * len(images))
     return FolderSource(
@@ -96,9 +96,9 @@ def _load_split(folder: Path, split: str, image_size: int, channels: int) -> Fol
 
 
 def _visible(folder: Path, root: Path) -> list[Path]:
-    """The entries of a folder, sorted, without hidden ones; no link among them, nor the folder itself, leaves root."""
+    """Returns the sorted entries of a folder without hidden ones; InputError if any of them is a link out of root."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in (folder, *entries):
         if entry.is_symlink() and not entry.resolve().is_relative_to(root):
-            raise InputError(f"{entry} is a link that leaves {root}; copy what it points to into the folder")
+            raise InputError(f"{entry} is a link out of {root}; copy its target into the folder")
     return entries

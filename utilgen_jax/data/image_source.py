@@ -1,4 +1,4 @@
-"""What every set of labelled real images looks like to the rest of the program."""
+"""The interface of labelled image data sets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from utilgen_jax.errors import InputError
 
 
 class ImageSource(Protocol):
-    """Labelled images which are decoded only when read.
+    """Labelled images that are decoded when read.
 
     Attributes:
-        name: For messages, e.g. 'digits' or the folder.
-        class_names: Words for the classes; K of them.
-        labels: int32 [N], in 0..K-1.
-        ids: N stable names of the images, e.g. 'train/daisy/0200.jpg'.
+        name: name for messages, e.g. 'digits' or the folder.
+        class_names: K class names.
+        labels: int32 [N] in 0..K-1.
+        ids: N stable image ids, e.g. 'train/daisy/0200.jpg'.
     """
 
     @property
@@ -31,42 +31,42 @@ class ImageSource(Protocol):
     def ids(self) -> Sequence[str]: ...  # noqa: D102
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decodes some images.
+        """Decodes images.
 
         Args:
-            indices: n positions in 0..N-1.
+            indices: n indices in 0..N-1.
 
         Returns:
-            uint8 [n, H, W, C], at the size and channels that the source was made for.
+            uint8 [n, H, W, C], with the size and channels of the source.
 
         Raises:
-            InputError: An image cannot be decoded; the message names it.
+            InputError: an image cannot be decoded.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """A data set: its train images and its test images, of the same classes.
+    """A data set: training and test images of the same classes.
 
     Attributes:
-        train: Labelled images to take the shots from.
-        test: Read once, by the final evaluation; None for an undivided set, where all but the shots can be test.
+        train: labelled training images, from which the few-shot images are chosen.
+        test: test images, read once by the final evaluation; None for a data set without a test split.
 
     Raises:
-        InputError: A class has no image, a label is out of range, or the classes of the two differ.
+        InputError: a class has no images, a label is out of range, or the splits have different classes.
     """
 
     train: ImageSource
     test: ImageSource | None
 
     def __post_init__(self) -> None:
-        """Checks what every later stage relies on."""
+        """Checks labels and classes."""
         _check_labels(self.train)
         empty = np.bincount(self.train.labels, minlength=len(self.train.class_names)) == 0
         if empty.any():
             names = ", ".join(self.train.class_names[k] for k in np.flatnonzero(empty))
-            raise InputError(f"{self.train.name}: no train image for {names}; add some, or leave the class out")
+            raise InputError(f"{self.train.name}: no training images of {names}; add some, or leave the class out")
         if self.test is not None:
             _check_labels(self.test)
             if self.train.class_names != self.test.class_names:
@@ -81,7 +81,7 @@ def _check_labels(source: ImageSource) -> None:
     if len(labels) == 0:
         raise InputError(f"{source.name}: there are no images")
     if num_classes < 2:
-        raise InputError(f"{source.name}: needs two classes at least, has {num_classes}")
+        raise InputError(f"{source.name}: needs at least two classes, has {num_classes}")
     if labels.min() < 0 or labels.max() >= num_classes:
         bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
         raise InputError(f"{source.name}: {source.ids[bad]} has label {labels[bad]}, outside 0..{num_classes - 1}")
@@ -89,16 +89,16 @@ def _check_labels(source: ImageSource) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images that lie in memory at their own size; an `ImageSource`.
+    """Images in memory at their original size; an `ImageSource`.
 
     Attributes:
-        name: For messages.
-        class_names: K words.
+        name: name for messages.
+        class_names: K class names.
         labels: int32 [N].
-        ids: N names.
+        ids: N image ids.
         images: uint8 [N, H, W, C], C 1 or 3, any H and W.
-        image_size: Side in pixels that `read` gives.
-        channels: Channels that `read` gives, 1 or 3.
+        image_size: side in pixels of the images read.
+        channels: channels of the images read, 1 or 3.
     """
 
     name: str

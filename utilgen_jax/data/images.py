@@ -1,8 +1,7 @@
-"""Images as arrays: decoding files, uint8 and float, size and channels.
+"""Images as arrays: decoding, conversion between uint8 and float, size and channels.
 
-One rule of scaling holds for real images (Pillow, uint8) and generated ones (JAX, float), so that the classifier sees
-both through the same filter: a whole factor down is the mean of each block, anything else is linear interpolation with
-antialiasing.
+Real images (Pillow, uint8) and generated images (JAX, float) are scaled by the same filter: the mean of each block for
+an integer factor down, else linear interpolation with antialiasing.
 """
 
 from pathlib import Path
@@ -15,17 +14,17 @@ from PIL import Image, ImageOps
 
 from utilgen_jax.errors import InputError
 
-# Rec. 601 luma, as Pillow's convert("L") has it.
+# Rec. 601 luma, as in Pillow's convert("L").
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def to_float(images: Any) -> Any:
-    """uint8 in 0..255 to float32 in [-1, 1], any shape, NumPy or JAX."""
+    """Converts uint8 in 0..255 to float32 in [-1, 1]; any shape, NumPy or JAX."""
     return images.astype(np.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: Any) -> Any:
-    """float in [-1, 1] (clipped to it) to the nearest uint8, any shape, NumPy or JAX; undoes `to_float` exactly."""
+    """Converts float, clipped to [-1, 1], to the nearest uint8; any shape, NumPy or JAX; the inverse of `to_float`."""
     return ((images + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
@@ -34,7 +33,7 @@ def resize(images: jax.Array | np.ndarray, size: int) -> jax.Array:
 
     Args:
         images: float [B, S, S, C].
-        size: The new side; static under jit.
+        size: new side in pixels; static under jit.
 
     Returns:
         float [B, size, size, C]: block means where size divides S, antialiased linear interpolation otherwise.
@@ -52,7 +51,7 @@ def resize(images: jax.Array | np.ndarray, size: int) -> jax.Array:
 
 
 def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
-    """Grey from RGB by luminance (Rec. 601), RGB from grey by repeating; jittable and differentiable.
+    """Converts RGB to grey by luminance (Rec. 601), or grey to RGB; jittable and differentiable.
 
     Args:
         images: float [..., C] with C 1 or 3.
@@ -66,17 +65,17 @@ def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
     if now == channels:
         return images
     if (now, channels) == (3, 1):
-        # Not a dot product: TPUs round the operands of those to bfloat16.
+        # Not a dot product, whose operands TPUs round to bfloat16.
         return (images * jnp.asarray(LUMINANCE, images.dtype)).sum(axis=-1, keepdims=True)
     if (now, channels) == (1, 3):
         return jnp.repeat(images, 3, axis=-1)
-    raise ValueError(f"cannot make {channels} channels of {now}; only 1 and 3 are known")
+    raise ValueError(f"cannot convert {now} channels to {channels}; only 1 and 3 are supported")
 
 
 def plain_image(image: Image.Image, channels: int) -> Image.Image:
-    """An image as 8-bit grey (Rec. 601 luma) or RGB, 16-bit greys scaled and what is transparent laid over white."""
+    """Converts an image to 8-bit grey (Rec. 601 luma) or RGB; scales 16-bit grey, composes transparency on white."""
     if image.mode.startswith("I"):
-        # Pillow's convert would clip 16-bit greys to 255 instead of scaling them.
+        # Pillow's convert clips 16-bit grey to 255 instead of scaling it.
         image = Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -85,11 +84,11 @@ def plain_image(image: Image.Image, channels: int) -> Image.Image:
 
 
 def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The middle square of an image, scaled; the shorter side fits exactly.
+    """Crops the centre square of an image and scales it.
 
     Args:
-        image: Any 8- or 16-bit image, see `plain_image`.
-        size: Side of the result in pixels.
+        image: 8- or 16-bit image, see `plain_image`.
+        size: side of the result in pixels.
         channels: 1 or 3 (RGB).
 
     Returns:
@@ -105,23 +104,23 @@ def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def open_image(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Image:
-    """Decodes an image file the way a person sees it (EXIF rotation applied), see `plain_image`.
+    """Decodes an image file and applies its EXIF rotation, see `plain_image`.
 
     Args:
-        file: Path or open binary file, in any format that Pillow reads.
-        where: What the image is called in an error.
+        file: path or open binary file, in any format of Pillow.
+        where: name of the image in errors.
         channels: 1 or 3.
 
     Raises:
-        InputError: It cannot be read or decoded.
+        InputError: the file cannot be read or decoded.
     """
     try:
         with Image.open(file) as image:
             return plain_image(ImageOps.exif_transpose(image), channels)
-    except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
+    except Exception as error:  # Pillow's decoders raise various exceptions on broken files.
         raise InputError(f"{where}: the image cannot be decoded ({error}); replace or remove it") from error
 
 
 def decode_image(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
-    """Decodes and fits an image file: uint8 [size, size, channels]; see `open_image` and `fit_image`."""
+    """Decodes, crops and scales an image file: uint8 [size, size, channels]; see `open_image` and `fit_image`."""
     return fit_image(open_image(file, where, channels), size, channels)

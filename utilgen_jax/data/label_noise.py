@@ -1,19 +1,19 @@
-"""Wrong labels on purpose, to see who notices."""
+"""Artificial label noise."""
 
 import numpy as np
 
 
 def add_label_noise(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
-    """Uniform label noise: each label is, with probability `share`, drawn anew from all classes.
+    """Adds uniform label noise: redraws each label from all classes with probability `share`.
 
-    The right class is among them, as in Meta-Weight-Net's public code (Shu et al. 2019), so that
-    share · (K - 1) / K of the labels are wrong in the mean: 36 % of ten classes' at share 0.4.
+    A redrawn label can be right, as in Meta-Weight-Net's public code (Shu et al. 2019), so that the expected fraction
+    of wrong labels is share · (K - 1) / K: 36 % for ten classes and share 0.4.
 
     Args:
-        labels: int [N] in 0..K-1, right.
+        labels: right labels, int [N] in 0..K-1.
         num_classes: K.
-        share: in [0, 1].
-        seed: of the draws.
+        share: probability in [0, 1].
+        seed: random seed.
 
     Returns:
         int32 [N], in 0..K-1.

@@ -1,4 +1,4 @@
-"""Data sets of a few common and many rare classes, made from balanced ones (Cui et al. 2019, arXiv 1901.05555)."""
+"""Long-tailed subsets of balanced data sets (Cui et al. 2019, arXiv 1901.05555)."""
 
 import numpy as np
 
@@ -6,47 +6,49 @@ from utilgen_jax.errors import InputError
 
 
 def long_tail_counts(largest: int, num_classes: int, factor: float) -> np.ndarray:
-    """How many images of each class: n_k = largest · factor^(-k / (K - 1)), cut to a whole number, and 1 at least.
+    """Returns the number of images of each class: n_k = max(floor(largest · factor^(-k / (K - 1))), 1).
 
     >>> long_tail_counts(100, 3, 100.0)
     array([100,  10,   1])
 
     Args:
-        largest: Images of the first class, 1 or more.
-        num_classes: K, 2 or more.
-        factor: The imbalance factor, 1 or more: the first class has so many times the images of the last.
+        largest: number of images of the first class, at least 1.
+        num_classes: K, at least 2.
+        factor: imbalance factor, at least 1: the ratio of the first class's images to the last class's.
 
     Returns:
-        int64 [K], falling.
+        int64 [K], descending.
     """
     exact = largest * factor ** (-np.arange(num_classes) / (num_classes - 1))
-    # A hair more than the quotient, so that 9.999999 of a float's rounding stays 10.
+    # The margin keeps quotients such as 9.999999, rounded from 10, at 10.
     return np.maximum(np.floor(exact * (1 + 1e-9)), 1).astype(np.int64)
 
 
 def long_tail_indices(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Chooses so many images of each class; those of a smaller count are among those of a larger one.
+    """Chooses images of each class; the images for a smaller count are a subset of those for a larger one.
 
     Args:
         labels: int [N] in 0..K-1.
-        counts: int [K].
-        seed: Chooses the images.
+        counts: number of images of each class, int [K].
+        seed: random seed of the choice.
 
     Returns:
-        int64 [sum of counts] into the labels, one class after the other.
+        Indices int64 [sum of counts], class by class.
 
     Raises:
-        InputError: A class has fewer images than asked for.
+        InputError: a class has fewer images than requested.
     """
     chosen = []
     for label, count in enumerate(counts):
         members = np.flatnonzero(labels == label)
         if len(members) < count:
-            raise InputError(f"long tail: class {label} has {len(members)} images, not the {count} asked for; lower it")
+            raise InputError(
+                f"long tail: class {label} has {len(members)} images, {count} are requested; lower the number"
+            )
         chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
     return np.concatenate(chosen)
 
 
 def fill_counts(counts: np.ndarray, goal: int) -> np.ndarray:
-    """How many synthetic images bring each class to `goal` images: int64 [K] of int [K], 0 where it has as many."""
+    """Returns how many images each class lacks to `goal`, int64 [K], from its counts, int [K]."""
     return np.maximum(goal - np.asarray(counts, np.int64), 0)

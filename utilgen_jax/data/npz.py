@@ -1,8 +1,8 @@
 """Images and labels in one NumPy .npz file, such as MedMNIST's.
 
-The arrays are `x_train`, `y_train` (or MedMNIST's `train_images`, `train_labels`), likewise for `test`, and for `val`,
-which stands for test where there is none. Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3; labels are whole
-numbers, [N] or [N, 1], counted from 0. An array of strings `class_names`, if there, names the classes.
+The arrays are `x_train` and `y_train`, or MedMNIST's `train_images` and `train_labels`; and the same for `test`, or for
+`val` if there is no `test`. Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3; labels are integers [N] or
+[N, 1], from 0. An optional array of strings, `class_names`, names the classes.
 """
 
 import zipfile
@@ -17,26 +17,26 @@ from utilgen_jax.errors import InputError
 
 
 def load(path: str, image_size: int, channels: int, class_names: Sequence[str] = ()) -> Sources:
-    """Opens a .npz file; pickled arrays are refused.
+    """Opens a .npz file without pickled arrays.
 
     Args:
-        path: The file.
-        image_size: Side in pixels of the images read.
+        path: the file.
+        image_size: side in pixels of the images read.
         channels: 1 or 3.
-        class_names: Words for the classes; empty: the file's own.
+        class_names: class names; empty for those of the file.
 
     Returns:
-        Train and, where the file has one, test.
+        The training split and, if the file has one, the test split.
 
     Raises:
-        InputError: A file or array that is missing or not as above, or no class names in either place.
+        InputError: the file or an array is missing or invalid, or there are no class names.
     """
     arrays = _read_arrays(path)
     names = tuple(class_names)
     if not names and "class_names" in arrays and arrays["class_names"].dtype.kind == "U":
         names = tuple(str(name) for name in arrays["class_names"].reshape(-1))
     if not names:
-        raise InputError(f"{path} does not name its classes: set config.data.class_names, in the order of the labels")
+        raise InputError(f"{path} has no class names: set config.data.class_names, in the order of the labels")
 
     def split(*candidates: str) -> ArraySource | None:
         for split_name in candidates:
@@ -57,7 +57,7 @@ def load(path: str, image_size: int, channels: int, class_names: Sequence[str] =
     train = split("train")
     if train is None:
         found = ", ".join(sorted(arrays)) or "nothing"
-        raise InputError(f"{path} needs x_train and y_train, or train_images and train_labels; it holds {found}")
+        raise InputError(f"{path} needs x_train and y_train, or train_images and train_labels; it has {found}")
     return Sources(train=train, test=split("test", "val"))
 
 
@@ -66,7 +66,7 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
         raise InputError(f"config.data.path={path!r} is not a file; it should be a .npz file")
     if not zipfile.is_zipfile(path):
         raise InputError(
-            f"{path} is not a .npz file, or is cut off; np.savez(path, x_train=..., y_train=...) makes one"
+            f"{path} is not a .npz file, or is truncated; np.savez(path, x_train=..., y_train=...) makes one"
         )
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -87,7 +87,7 @@ def _check_images(images: np.ndarray, where: str) -> np.ndarray:
 
 def _check_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
     if labels.shape not in ((count,), (count, 1)):
-        raise InputError(f"{where} has shape {labels.shape}; one label an image is needed, [{count}] or [{count}, 1]")
+        raise InputError(f"{where} has shape {labels.shape}; it should be [{count}] or [{count}, 1]")
     if labels.dtype.kind not in "iu":
-        raise InputError(f"{where} is {labels.dtype}; labels must be whole numbers, counted from 0")
+        raise InputError(f"{where} is {labels.dtype}; labels must be integers, from 0")
     return labels.reshape(-1).astype(np.int32)

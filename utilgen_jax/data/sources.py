@@ -1,4 +1,4 @@
-"""From `config.data` to labelled images: the table of what `config.data.source` can be."""
+"""Loads the data set of `config.data`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.subset import choose_classes, leave_out, read_class_file, read_ids
 from utilgen_jax.errors import InputError
 
-# `data` is config.data, see `load_source`.
+# name -> loader of config.data, see `load_source`
 LOADERS: dict[str, Callable[[Any], Sources]] = {
     "digits": lambda data: digits.load(data.image_size, data.channels),
     "tfds": lambda data: tfds.load(data.name, data.path, data.image_size, data.channels),
@@ -19,18 +19,17 @@ LOADERS: dict[str, Callable[[Any], Sources]] = {
 
 
 def load_source(data: Any) -> Sources:
-    """Opens the data set that a configuration names.
+    """Opens the data set of a config.
 
     Args:
-        data: `config.data`, see `utilgen_jax.config.schema`: source, name, path, image_size, channels, class_names,
-            classes_file, max_classes, exclude. The class names, where given, replace the data set's own; classes that
-            the file does not list, or beyond the first max_classes, are left out, and so are excluded train images.
+        data: `config.data`, see `utilgen_jax.config.schema`. `class_names` replaces the data set's own names.
+            `classes_file` and `max_classes` select classes. `exclude` removes training images.
 
     Returns:
-        Train and test images; test is None for an undivided set, see `splits.few_shot`.
+        Training and test images; test is None for a data set without a test split, see `splits.few_shot`.
 
     Raises:
-        InputError: The data set cannot be had, or the class names or the file do not fit it.
+        InputError: the data set cannot be read, or the class names or files do not match it.
     """
     if data.source not in LOADERS:
         raise InputError(f"config.data.source={data.source!r} is not one of {', '.join(LOADERS)}")
@@ -49,17 +48,17 @@ def _chosen(sources: Sources, words: Mapping[str, str]) -> Sources:
 
 
 def _renamed(sources: Sources, names: tuple[str, ...]) -> Sources:
-    """The same images with other words for their classes, if any are given."""
+    """Renames the classes, if names are given."""
     if not names:
         return sources
     if len(names) != len(sources.train.class_names) or len(set(names)) != len(names):
         raise InputError(
-            f"config.data.class_names has {len(names)} names ({len(set(names))} different); {sources.train.name} needs "
-            f"{len(sources.train.class_names)} different ones, for {', '.join(sources.train.class_names)}"
+            f"config.data.class_names has {len(names)} names ({len(set(names))} distinct); {sources.train.name} needs "
+            f"{len(sources.train.class_names)} distinct ones, for {', '.join(sources.train.class_names)}"
         )
 
     def renamed(source: Any) -> ImageSource:
-        # All of LOADERS' are frozen dataclasses.
+        # All sources of LOADERS are frozen dataclasses.
         return dataclasses.replace(source, class_names=names)
 
     return Sources(renamed(sources.train), sources.test and renamed(sources.test))

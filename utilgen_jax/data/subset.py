@@ -1,4 +1,4 @@
-"""A part of a data set: the classes that a file lists, or the first few; or all but the images that a file lists."""
+"""Subsets of a data set: selected classes, or all but excluded images."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from utilgen_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some of another source's images; an `ImageSource`.
+    """A subset of another source's images; an `ImageSource`.
 
     Attributes:
-        name: For messages.
-        class_names: K words.
-        labels: int32 [N], in 0..K-1.
-        ids: N names, the source's own.
-        source: Where the images are.
-        indices: int64 [N], their positions in it.
+        name: name for messages.
+        class_names: K class names.
+        labels: int32 [N] in 0..K-1.
+        ids: N image ids of the source.
+        source: source of the images.
+        indices: indices of the images in the source, int64 [N].
     """
 
     name: str
@@ -32,7 +32,7 @@ class Subset:
 
     @classmethod
     def of(cls, source: ImageSource, indices: np.ndarray, class_names: tuple[str, ...], labels: np.ndarray) -> "Subset":
-        """The images at some positions, with classes that may be numbered and called anew; labels int32 [n]."""
+        """Makes the subset of some indices, with other labels (int32 [n]) and class names."""
         ids = tuple(source.ids[int(index)] for index in indices)
         return cls(source.name, class_names, labels, ids, source, indices)
 
@@ -42,14 +42,14 @@ class Subset:
 
 
 def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
-    """Keeps some classes, in the order in which they are numbered, and numbers them anew.
+    """Selects classes and renumbers them in their order.
 
     Args:
-        source: Labelled images.
-        words: {the source's name of a class: the word for it}, of the classes that are kept.
+        source: labelled images.
+        words: {class name of the source: new class name} of the selected classes.
 
     Returns:
-        Their images, in the order of the source.
+        The images of these classes, in the order of the source.
     """
     kept = [label for label, name in enumerate(source.class_names) if name in words]
     new_labels = np.full(len(source.class_names), -1, np.int32)
@@ -60,10 +60,10 @@ def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
 
 
 def leave_out(source: ImageSource, ids: Sequence[str]) -> Subset:
-    """All images of a source but some, in its order.
+    """Removes images by id.
 
     Raises:
-        InputError: The source has no image of that name.
+        InputError: the source has no image of an id.
     """
     unknown = set(ids) - set(source.ids)
     if unknown:
@@ -75,26 +75,25 @@ def leave_out(source: ImageSource, ids: Sequence[str]) -> Subset:
 
 
 def read_ids(path: str) -> list[str]:
-    """Reads ids of images, a line each; InputError where there is no such text file."""
+    """Reads image ids, one per line; InputError if the file cannot be read."""
     return [line.strip() for line in _read_lines("config.data.exclude", path) if line.strip()]
 
 
 def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
-    """Reads which classes are wanted, and what they are called.
+    """Reads the classes to use and their names for prompts.
 
-    Each line is the data set's own name of a class, a blank or tab, and words for it, of which the part before the
-    first comma is taken: `n01440764 tench, Tinca tinca`, as in ILSVRC's LOC_synset_mapping.txt.
+    Each line has the data set's name of a class, a blank or tab, and the new name up to a comma: `n01440764 tench,
+    Tinca tinca`, as in ILSVRC's LOC_synset_mapping.txt.
 
     Args:
-        path: The file, UTF-8; empty lines are passed over.
-        class_names: K names that the data set knows its classes by.
+        path: text file in UTF-8; empty lines are ignored.
+        class_names: K class names of the data set.
 
     Returns:
-        {name: words}, in the order of the file.
+        {class name of the data set: new name}, in the order of the file.
 
     Raises:
-        InputError: No such file, a line without words, a name that the data set does not know, or a name or words
-            twice; names the line.
+        InputError: the file cannot be read, or a line has an unknown class, no new name, or a repeated name.
     """
     lines = _read_lines("config.data.classes_file", path)
     known = set(class_names)
@@ -108,9 +107,9 @@ def read_class_file(path: str, class_names: Sequence[str]) -> dict[str, str]:
         if name not in known:
             problem = f"the data set has no class {name!r}; its first is {class_names[0]!r}"
         elif not word:
-            problem = f"no words follow {name!r}; write such as 'n01440764 tench'"
+            problem = f"no name follows {name!r}; write a line such as 'n01440764 tench'"
         elif name in words or word in words.values():
-            problem = f"{name!r} or {word!r} stands in an earlier line too; each class needs its own words"
+            problem = f"{name!r} or {word!r} is in an earlier line too; names must be distinct"
         if problem:
             raise InputError(f"{path}, line {number}: {problem}")
         words[name] = word

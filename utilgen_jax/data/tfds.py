@@ -1,7 +1,6 @@
-"""Data sets that tensorflow-datasets has prepared as ArrayRecord files; reading them needs no TensorFlow.
+"""Data sets that tensorflow-datasets has prepared as ArrayRecord files; reading them does not need TensorFlow.
 
-tensorflow-datasets leaves the images encoded and they are decoded here: the labels of CIFAR-10's 50,000 images are
-then read in seconds, and an image that cannot be decoded is named.
+Images are read in encoded form and decoded here, so that labels load fast and errors name the image.
 """
 
 import dataclasses
@@ -16,14 +15,14 @@ from utilgen_jax.data.image_source import Sources
 from utilgen_jax.data.images import decode_image
 from utilgen_jax.errors import InputError
 
-# name, name/config, name:1.2.3. Nothing else: 'huggingface:...' and its like would run code from elsewhere.
+# name, name/config or name:1.2.3 only: others, such as 'huggingface:...', would run downloaded code.
 _NAME = re.compile(r"\w+(/\w[\w.-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 _RECORDS_AT_ONCE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """One split of a prepared data set; an `ImageSource`. `records` gives dicts: the encoded `image`, the `label`."""
+    """A split of a prepared data set; an `ImageSource`. `records` has dicts of the encoded `image` and `label`."""
 
     name: str
     class_names: tuple[str, ...]
@@ -48,22 +47,22 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     """Opens a prepared data set and reads its labels.
 
     Args:
-        name: As tensorflow-datasets has it: 'cifar10', 'name/config', 'name:1.2.3'.
-        data_dir: The folder that holds `name/`; empty: tensorflow-datasets' own, ~/tensorflow_datasets.
-        image_size: Side in pixels of the images read.
+        name: name in tensorflow-datasets, such as 'cifar10', 'name/config' or 'name:1.2.3'.
+        data_dir: folder with `name/`; empty for tensorflow-datasets' default, ~/tensorflow_datasets.
+        image_size: side in pixels of the images read.
         channels: 1 or 3.
 
     Returns:
-        The split `train`, and as test the first of `test` and `validation` that is there and labelled.
+        The split `train`, and as test split the first labelled one of `test` and `validation`.
 
     Raises:
-        InputError: tensorflow-datasets is missing, or the set is missing, not prepared as ArrayRecord, damaged, or not
-            one of images with one label each.
+        InputError: tensorflow-datasets is missing; or the data set is missing, damaged, not prepared as ArrayRecord, or
+            does not have images with one label each.
     """
     if not _NAME.fullmatch(name):
-        raise InputError(f"config.data.name={name!r} is no name of a data set, like 'cifar10' or 'name/config:1.2.3'")
+        raise InputError(f"config.data.name={name!r} is no data set name, such as 'cifar10' or 'name/config:1.2.3'")
     try:
-        import tensorflow_datasets as tfds  # Slow to import, and an extra: only where it is asked for.
+        import tensorflow_datasets as tfds  # optional and slow to import
     except ImportError as error:
         raise InputError(f"config.data.source='tfds': {error}; pip install 'utilgen_jax[tfds]'") from error
 
@@ -74,7 +73,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
-    except (tfds.core.DatasetNotFoundError, AssertionError) as error:  # AssertionError: a version that is not there.
+    except (tfds.core.DatasetNotFoundError, AssertionError) as error:  # AssertionError: a missing version
         raise InputError(f"tensorflow-datasets has no {name!r} in {location}; {prepare}") from error
     if "train" not in builder.info.splits:
         raise InputError(f"{name!r} is not prepared in {location}; {prepare}")
@@ -84,7 +83,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     ):
         raise InputError(f"{name!r} has no 'image' with one class 'label'; its features: {', '.join(features)}")
 
-    # Masks and such too: they are not read.
+    # including masks and the like, which are not read
     encoded = {
         key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)
     }
@@ -112,12 +111,12 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
         )
 
     train = split("train")
-    assert train is not None  # Its presence is checked above.
+    assert train is not None  # checked above
     return Sources(train=train, test=split("test") or split("validation"))
 
 
 def _read_labels(records: Any) -> np.ndarray:
-    """int32 [N]; in pieces, so that no more than a few encoded images are in memory."""
+    """Reads labels, int32 [N], in chunks, to hold few encoded images in memory."""
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(labels), _RECORDS_AT_ONCE):
         stop = min(start + _RECORDS_AT_ONCE, len(labels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
-from utilgen_jax.runtime.sharding import replicate, sharding_for
+from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
 from utilgen_jax.types import Params
 from utilgen_jax.valuation.config import ValuationConfig
 from utilgen_jax.valuation.cross_fit import predict_weights
@@ -93,7 +93,7 @@ class AdapterSteps:
         config = experiment.config.section(TextualInversionConfig)
         tokens = class_tokens(experiment.classifier_input.num_classes)
         with experiment.log(config.steps) as on_step:
-            return train_textual_inversion(
+            embeds = train_textual_inversion(
                 self.sd,
                 class_prompts(experiment.config.prompts.template, tokens),
                 initial_embeds(self.sd, experiment.split.real.class_names),
@@ -103,6 +103,7 @@ class AdapterSteps:
                 experiment.key(Key.TEXTUAL_INVERSION),
                 on_step,
             )
+        return np.asarray(to_host(embeds))
 
     def train_lora(
         self,
@@ -185,7 +186,7 @@ class AdapterSteps:
         return trained["logits"], adapter
 
     @step("joint_{spec.name}", dict)
-    def _train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> dict[str, object]:
+    def _train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> dict[str, Any]:
         experiment, sd = self.experiment, self.sd_of(spec)
         config = experiment.config
         examples = experiment.examples(pool)

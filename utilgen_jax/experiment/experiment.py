@@ -164,7 +164,7 @@ class Experiment:
         if not pool.spec.attributes:
             return examples
         attributes = PromptAttributes.parse(self.config.prompts.attributes)
-        options = np.stack([attributes.read(record.prompt or "") for record in pool.records])
+        options = np.stack([attributes.parse_prompt(record.prompt or "") for record in pool.records])
         return dataclasses.replace(examples, attributes=replicate(attributes.one_hot(options)))
 
     def real_only(self) -> TrainingData:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.data.images import to_float
@@ -118,7 +117,7 @@ class PoolSteps:
         rng = np.random.default_rng([config.seed, Key.ATTRIBUTES, round_number])
         counts = self.images_per_class(oversampling)
         return [
-            [attributes.say(prompt, options) for options in attributes.draw(probabilities, max(int(number), 1), rng)]
+            [attributes.render(prompt, options) for options in attributes.draw(probabilities, max(int(number), 1), rng)]
             for prompt, number in zip(self.experiment.prompts, counts, strict=True)
         ]
 
@@ -166,7 +165,7 @@ class PoolSteps:
         shots = experiment.generator_shots
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
-            first, second = (jnp.asarray(shots[sources[places, column]]) for column in (0, 1))
+            first, second = (shots[sources[places, column]] for column in (0, 1))
             return condition_on_images(experiment.adapters.sd, condition, strategy, first, second, seeds[places])
 
         return condition_on

@@ -116,6 +116,19 @@ def step(
     return decorate
 
 
+def read_result(file: Path, kind: type[Result]) -> Result:
+    """Reads the result of a finished stage, such as an adapter that a run has trained.
+
+    Args:
+        file: `<stage>.safetensors`.
+        kind: type of the result, see `StageCache.run`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _unpack(_read(file)[0], kind)
+
+
 def _pack(result: Any) -> Arrays:
     """A result as a flat map of arrays on the host; fields that are None are left out."""
     if dataclasses.is_dataclass(result) and not isinstance(result, type):

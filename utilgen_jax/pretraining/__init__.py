@@ -1,1 +1,1 @@
-"""`python -m utilgen_jax.pretraining`: a small Stable Diffusion from nothing."""
+"""`python -m utilgen_jax.pretraining`: pretrains a small Stable Diffusion from scratch."""

@@ -1,15 +1,15 @@
-"""Makes a small Stable Diffusion from nothing: the embedded glyph domain, or one of your own images.
+"""Pretrains a small Stable Diffusion from scratch, on printed digits or on your own images.
 
   python -m utilgen_jax.pretraining --out=runs/glyphs
   python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/lungs
 
-It makes the corpus, trains a tiny CLIP, an autoencoder and a UNet, one after the other, and writes a Stable Diffusion
-unCLIP checkpoint for 32x32 pixels in diffusers' folder format. Everything follows from the seed. A run that was cut off
-continues: finished components are read back from the folder, the one in training from its last checkpoint.
+It makes the corpus, trains a tiny CLIP, an autoencoder and a UNet in turn, and writes a Stable Diffusion unCLIP
+checkpoint for 32x32 pixels in diffusers' folder format. The result is deterministic in the seed. The same command
+resumes an interrupted run: finished components are read from the folder, the current one from its last checkpoint.
 
-With --config the corpus is a share of the config's train images, captioned by class and by tones. Their ids are
-written to OUT/training_images.txt: give that to the experiment as --config.data.exclude, so that no shot is one of
-them. Exit status: 0 done, 2 bad input, 130 interrupted.
+With --config the corpus is a share of the training images of the config's data set, captioned by class and tones. Their
+ids are written to OUT/training_images.txt; pass this file to the experiment as --config.data.exclude, so that it does
+not use them as few-shot images. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ TRAINING_IMAGES = "training_images.txt"
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
     values = command_line.common_flags(None)
-    flags.DEFINE_string("out", "runs/glyphs", "the checkpoint folder to write", flag_values=values)
-    flags.DEFINE_float("share", 0.5, "with --config: of the train images", 0.01, 0.99, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "of corpus, initial weights and order", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("shrink", 1, "divide corpus and steps, only to try it", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("out", "runs/glyphs", "checkpoint folder to write", flag_values=values)
+    flags.DEFINE_float("share", 0.5, "fraction of --config's training images to use", 0.01, 0.99, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "seed of corpus, initial weights and batches", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "shrink", 1, "divisor of corpus size and steps, for a trial", lower_bound=1, flag_values=values
+    )
     return values
 
 
@@ -69,7 +71,7 @@ def _shrunk(training: sizes.Training, shrink: int) -> sizes.Training:
 
 
 def _is_done(folder: Path) -> bool:
-    """Whether a component's weights were written."""
+    """Returns whether a component has been written."""
     return any(folder.glob("*.safetensors"))
 
 
@@ -80,7 +82,7 @@ def write_clip(out: Path, corpus: Corpus, text_config: dict[str, Any], seed: int
     training = _shrunk(sizes.CLIP_TRAINING, shrink)
     params = train_clip(corpus, text_encoder, image_encoder, seed, out / "training", training)
     text = dict(params["text"])
-    # Stable Diffusion's text encoder has no projection; utility terms that compare text with images read it here.
+    # Stable Diffusion's text encoder has no projection; it is stored apart, for comparing text with images.
     projection = {"text_projection": text.pop("text_projection"), "logit_scale": params["logit_scale"]}
     checkpoints.save_component(
         out / "text_projection", {"projection_dim": sizes.EMBEDDING_SIZE}, projection, jnp.float16
@@ -90,7 +92,7 @@ def write_clip(out: Path, corpus: Corpus, text_config: dict[str, Any], seed: int
 
 
 def write_vae(out: Path, corpus: Corpus, seed: int, shrink: int) -> None:
-    """Trains the autoencoder and writes `vae`, with the scaling factor that its latents ask for."""
+    """Trains the autoencoder and writes `vae`, with the scaling factor of its latents."""
     vae = AutoencoderKL.from_config(sizes.AUTOENCODER_CONFIG)
     training = _shrunk(sizes.AUTOENCODER_TRAINING, shrink)
     params = train_autoencoder(corpus, vae, seed, out / "training", training)
@@ -100,7 +102,7 @@ def write_vae(out: Path, corpus: Corpus, seed: int, shrink: int) -> None:
 
 
 def write_normalizer(out: Path, image_embeds: np.ndarray) -> None:
-    """Writes `image_normalizer`: mean and deviation of the corpus's image embeddings."""
+    """Writes `image_normalizer`: mean and standard deviation of the corpus's image embeddings."""
     statistics = {"mean": image_embeds.mean(0, keepdims=True), "std": image_embeds.std(0, keepdims=True)}
     config = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": sizes.EMBEDDING_SIZE}
     checkpoints.save_component(out / "image_normalizer", config, statistics, jnp.float32)
@@ -117,7 +119,7 @@ def embed_corpus(corpus: Corpus, sd: StableDiffusion, batch_size: int = 500) -> 
 
 
 def write_configs(out: Path, text_config: dict[str, Any]) -> None:
-    """Writes all that is known before training: the components' configs, without weights."""
+    """Writes the configs of all components, without weights."""
     configs = {
         "text_encoder": text_config,
         "image_encoder": sizes.IMAGE_ENCODER_CONFIG,
@@ -133,14 +135,14 @@ def write_configs(out: Path, text_config: dict[str, Any]) -> None:
     _write_json(out / "model_index.json", sizes.MODEL_INDEX)
 
 
-def make_foundation(out: Path, domain: Domain, seed: int, shrink: int) -> None:
-    """Runs all stages; each leaves its component in `out` and is skipped where that is already there.
+def pretrain(out: Path, domain: Domain, seed: int, shrink: int) -> None:
+    """Trains the components that `out` lacks, and writes each of them.
 
     Args:
-        out: the checkpoint folder.
-        domain: what is learnt.
-        seed: of initial weights and order.
-        shrink: divides the steps.
+        out: checkpoint folder.
+        domain: domain to train on.
+        seed: random seed of initial weights and batches.
+        shrink: divisor of the number of steps.
     """
     write_tokenizer(out / "tokenizer", domain.words)
     tokenizer = checkpoints.load_tokenizer(out / "tokenizer")
@@ -171,13 +173,13 @@ def make_foundation(out: Path, domain: Domain, seed: int, shrink: int) -> None:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Reads the command line and makes the checkpoint.
+    """Parses the command line and writes the checkpoint.
 
     Args:
-        argv: the command line, its first entry the program.
+        argv: command line, including the program name.
 
     Raises:
-        InputError: something the user gave is wrong; nothing has been written then.
+        InputError: the user's input is invalid; nothing has been written.
     """
     values = define_flags()
     overrides, problems = command_line.parse_flags(values, argv)
@@ -188,19 +190,19 @@ def run(argv: Sequence[str]) -> None:
     out, seed, shrink = Path(settings["out"]), settings["seed"], settings["shrink"]
     if not settings["config"]:
         if overrides:
-            problems.append("--config: say which, as there are overrides of it")
+            problems.append("--config: required with overrides of its fields")
         if problems:
             raise command_line.ConfigError(problems)
-        domain, taught = glyph_domain(seed, shrink), None
+        domain, training_ids = glyph_domain(seed, shrink), None
     else:
         config = command_line.read_config(settings["config"], overrides, problems)
-        domain, taught = image_domain(config, settings["share"], seed)
+        domain, training_ids = image_domain(config, settings["share"], seed)
     start = time.monotonic()
-    if taught is not None:
+    if training_ids is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / TRAINING_IMAGES).write_text("".join(f"{each}\n" for each in taught), encoding="utf-8")
-    make_foundation(out, domain, seed, shrink)
-    print(f"The domain is in {out} ({format_duration(time.monotonic() - start)}).")
+        (out / TRAINING_IMAGES).write_text("".join(f"{each}\n" for each in training_ids), encoding="utf-8")
+    pretrain(out, domain, seed, shrink)
+    print(f"written: {out} ({format_duration(time.monotonic() - start)}).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Trains the glyph domain's autoencoder: 32x32 images to 8x8 latents and back."""
+"""Trains the autoencoder between 32x32 images and 8x8 latents."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from utilgen_jax.pretraining.sizes import AUTOENCODER_TRAINING, Training
 
 Params = Any
 
-KL_WEIGHT = 1e-3  # per pixel; holds the latents near a unit Gaussian without blurring what they say
+KL_WEIGHT = 1e-3  # per pixel; keeps the latents close to a standard normal distribution without blurring the images
 
 
 def train_autoencoder(
     corpus: Corpus,
-    vae: Any,  # a linen module; the static type of apply() says nothing
+    vae: Any,  # a linen module; apply() is untyped
     seed: int,
     folder: Path,
     training: Training = AUTOENCODER_TRAINING,
 ) -> Params:
-    """Trains by squared and absolute error and a small KL term (Rombach et al. 2022, appendix G, no discriminator).
+    """Trains on squared and absolute error and a small KL term (Rombach et al. 2022, appendix G, no discriminator).
 
     Args:
-        corpus: images.
+        corpus: corpus of images.
         vae: an `AutoencoderKL`.
-        seed: of initial weights, posterior noise and order.
-        folder: for checkpoints.
-        training: steps, batch size, learning rate.
+        seed: random seed of initial weights, posterior noise and batches.
+        folder: folder for checkpoints.
+        training: number of steps, batch size and learning rate.
 
     Returns:
-        The trained params.
+        The trained parameters.
     """
     key = jax.random.fold_in(jax.random.key(seed), 2)
     params = jax.jit(vae.init)(key, corpus.float_images(np.arange(1)))["params"]
@@ -55,7 +55,7 @@ def train_autoencoder(
 
 
 def encode_corpus(corpus: Corpus, vae: Any, params: Params, batch_size: int = 500) -> np.ndarray:
-    """The posterior's moments of all images: float32 [N, h, w, 2C]."""
+    """Returns the moments of the posteriors of all images: float32 [N, h, w, 2C]."""
     encode = jax.jit(lambda images: vae.apply({"params": params}, images, method="encode"))
     number = len(corpus.images)
     parts = [
@@ -66,5 +66,5 @@ def encode_corpus(corpus: Corpus, vae: Any, params: Params, batch_size: int = 50
 
 
 def latent_scaling_factor(moments: np.ndarray) -> float:
-    """What gives the latents unit variance: 1 / their standard deviation, over all means [N, h, w, 2C]."""
+    """Returns the factor that gives the latents unit variance, from the moments [N, h, w, 2C]."""
     return float(1.0 / np.std(np.asarray(mode(jnp.asarray(moments)))))

@@ -1,4 +1,4 @@
-"""Trains the glyph domain's tiny CLIP: captions and images into one space (Radford et al. 2021)."""
+"""Trains a tiny CLIP, which embeds captions and images in one space (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LARGEST_LOGIT_SCALE = np.log(100.0)
 def contrastive_loss(
     image_embeds: jax.Array, text_embeds: jax.Array, input_ids: jax.Array, logit_scale: jax.Array
 ) -> jax.Array:
-    """CLIP's symmetric cross-entropy, where every image with the same caption is a right answer.
+    """Returns CLIP's symmetric cross-entropy with all images of equal captions as positives.
 
-    The controlled vocabulary is small, so that a batch holds many equal captions; plain CLIP would push them apart.
+    The vocabulary is small, so that a batch has many equal captions, which CLIP's own loss would push apart.
 
     Args:
         image_embeds: float [B, P], unnormalised.
         text_embeds: float [B, P], unnormalised.
-        input_ids: int [B, T], to tell which captions are equal.
+        input_ids: token ids, int [B, T], which identify equal captions.
         logit_scale: logarithm of the inverse temperature, scalar.
 
     Returns:
@@ -48,7 +48,7 @@ def contrastive_loss(
 
 def train_clip(
     corpus: Corpus,
-    text_encoder: Any,  # linen modules; the static type of apply() says nothing
+    text_encoder: Any,  # linen modules; apply() is untyped
     image_encoder: Any,
     seed: int,
     folder: Path,
@@ -60,9 +60,9 @@ def train_clip(
         corpus: images and captions.
         text_encoder: a `CLIPTextModelWithProjection`.
         image_encoder: a `CLIPVisionModelWithProjection`.
-        seed: of initial weights and order.
-        folder: for checkpoints.
-        training: steps, batch size, learning rate.
+        seed: random seed of initial weights and batches.
+        folder: folder for checkpoints.
+        training: number of steps, batch size and learning rate.
 
     Returns:
         {"text": params, "image": params, "logit_scale": scalar}.

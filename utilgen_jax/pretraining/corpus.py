@@ -1,4 +1,4 @@
-"""The training corpus in memory: images, their captions' token ids, and batches by step number."""
+"""The training corpus in memory: images and the token ids of their captions, in batches by step number."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _CHUNK = 1000  # images between two updates of the progress line
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Images and what is said of them.
+    """Images and their captions.
 
     Attributes:
-        images: uint8 [N, 32, 32], or [N, 32, 32, 3] in colours.
-        input_ids: int32 [N, T], tokens of the captions.
-        captions: N strings.
-        empty_ids: int32 [T], tokens of the empty prompt.
+        images: uint8 [N, 32, 32] grey, or [N, 32, 32, 3] RGB.
+        input_ids: token ids of the captions, int32 [N, T].
+        captions: N captions.
+        empty_ids: token ids of the empty prompt, int32 [T].
     """
 
     images: np.ndarray
@@ -35,7 +35,7 @@ class Corpus:
 
     @classmethod
     def of(cls, images: np.ndarray, captions: list[str], tokenize: Callable[[list[str]], Any]) -> Corpus:
-        """Images and their captions, each different one of which is tokenised once."""
+        """Builds a corpus from images and captions; tokenises each distinct caption once."""
         distinct = sorted(set(captions))
         ids = dict(zip(distinct, tokenize(distinct), strict=True))
         return cls(
@@ -46,20 +46,20 @@ class Corpus:
         )
 
     def float_images(self, indices: np.ndarray) -> np.ndarray:
-        """The images as a generator sees them: float32 [B, 32, 32, 3] in [-1, 1]."""
+        """Returns images in the generator's format: float32 [B, 32, 32, 3] in [-1, 1]."""
         chosen = self.images[indices].astype(np.float32) / 127.5 - 1.0
         return chosen if chosen.ndim == 4 else np.repeat(chosen[..., None], 3, axis=-1)
 
     def batch(self, seed: int, step: int, batch_size: int) -> dict[str, Any]:
-        """One step's images and token ids, chosen by seed and step alone."""
+        """Returns the images and token ids of a step; they depend on seed and step only."""
         indices = batch_indices(seed, step, len(self.images), batch_size)
         return {"images": self.float_images(indices), "input_ids": self.input_ids[indices]}
 
 
 def make_corpus(size: int, seed: int, tokenizer: Any) -> Corpus:
-    """Renders `size` glyphs and tokenises their captions; the same seed gives the same corpus."""
+    """Renders `size` glyphs and tokenises their captions; deterministic in the seed."""
     images, captions = [], []
-    with Progress("foundation: corpus", size, unit="image") as progress:
+    with Progress("pretraining: corpus", size, unit="image") as progress:
         for start in range(0, size, _CHUNK):
             some_images, some_captions, _ = glyphs.corpus(min(_CHUNK, size - start), seed, start)
             images.append(some_images)

@@ -1,4 +1,4 @@
-"""What a checkpoint is made from: the words it knows, the corpus it learns, and what its gallery shows."""
+"""A domain to pretrain on: its vocabulary, its corpus and the prompts of its gallery."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from utilgen_jax.pretraining.corpus import Corpus, make_corpus
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """A domain that a small Stable Diffusion can be taught.
+    """A domain to pretrain a small Stable Diffusion on.
 
     Attributes:
-        words: each becomes one token.
-        make_corpus: tokenizer -> images and captions.
-        prompts: of the gallery's columns, by title.
-        endings: what is said behind the prompts in the gallery's rows.
+        words: vocabulary; each word becomes a token.
+        make_corpus: tokenizer -> corpus.
+        prompts: prompts of the gallery's columns, by title.
+        endings: attributes appended to the prompts in the gallery's rows.
     """
 
     words: tuple[str, ...]
@@ -44,7 +44,7 @@ GLYPH_ENDINGS = (
 
 
 def glyph_domain(seed: int, shrink: int) -> Domain:
-    """Printed digits; `shrink` divides the corpus."""
+    """Returns the domain of printed digits; `shrink` divides the size of the corpus."""
     size = max(sizes.CORPUS_SIZE // shrink, 1000)
     return Domain(
         words=vocabulary.vocabulary_words(),

@@ -1,4 +1,4 @@
-"""The training loop that the glyph domain's models share."""
+"""The training loop of all components."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT_EVERY_STEPS = 500
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
-    """The images of one step, int [batch_size], by its number alone: a resumed run sees what a whole one would."""
+    """Returns the image indices of a step, int [batch_size]; they depend on seed and step only, so that runs resume."""
     return np.random.default_rng(np.random.SeedSequence([seed, step])).integers(0, size, batch_size)
 
 
@@ -36,23 +36,23 @@ def fit(
     folder: Path,
     ema_decay: float = 0.0,
 ) -> Params:
-    """Trains with AdamW under a warm-up and cosine schedule; continues from its last checkpoint in `folder`.
+    """Trains with AdamW and a warm-up cosine schedule; resumes from the last checkpoint in `folder`.
 
     Args:
-        name: of the model, for the progress line and the checkpoint.
+        name: name of the model, for the progress line and the checkpoint.
         loss_fn: (params, batch, key) -> scalar loss.
-        params: where to begin.
+        params: initial parameters.
         get_batch: step number -> batch.
-        training: steps and learning rate.
-        seed: of the loss's noise.
-        folder: for checkpoints.
-        ema_decay: of the exponential moving average of the weights; 0 returns the weights themselves.
+        training: number of steps and learning rate.
+        seed: random seed of the loss's keys.
+        folder: folder for checkpoints.
+        ema_decay: decay of the exponential moving average of the parameters; 0 for none.
 
     Returns:
-        The trained params (their moving average where asked for).
+        The trained parameters, or their moving average.
 
     Raises:
-        FloatingPointError: the loss is not finite; names model and step.
+        FloatingPointError: the loss is not finite.
     """
     warmup = min(100, training.steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, warmup, training.steps)
@@ -65,7 +65,7 @@ def fit(
         loss, gradients = jax.value_and_grad(loss_fn)(state["params"], batch, key)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         new_params = optax.apply_updates(state["params"], updates)
-        # The average warms up with the run, so that early weights do not linger in it.
+        # The decay warms up, so that the initial parameters are forgotten.
         decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
         average = optax.incremental_update(new_params, state["average"], 1.0 - decay)
         return {"params": new_params, "average": average, "optimizer": optimizer_state}, loss
@@ -76,12 +76,12 @@ def fit(
     if orbax_checkpoint.exists(saved):
         restored = orbax_checkpoint.restore(saved, {"state": state, "step": 0})
         state, start = restored["state"], int(restored["step"])
-    with Progress(f"foundation: {name}", training.steps, initial=start) as progress:
+    with Progress(f"pretraining: {name}", training.steps, initial=start) as progress:
         for step in range(start, training.steps):
             state, loss = train_step(state, get_batch(step), jnp.int32(step))
             if (step + 1) % 50 == 0 or step + 1 == training.steps:
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"foundation: {name}: the loss is {loss} at step {step + 1}")
+                    raise FloatingPointError(f"pretraining: {name}: the loss is {loss} at step {step + 1}")
                 progress.update(step + 1, loss=float(loss))
             if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
                 orbax_checkpoint.save(saved, {"state": state, "step": step + 1})

@@ -17,7 +17,7 @@ from utilgen_jax.report.contact_sheet import contact_sheet
 
 
 def write_gallery(folder: Path, domain: Domain, num_steps: int = 25, guidance_scale: float = 2.0) -> Path:
-    """Generates the domain's prompts (columns) with each of its endings (rows) and writes `<folder>/gallery.png`.
+    """Generates images of the domain's prompts (columns) with its endings (rows) and writes `<folder>/gallery.png`.
 
     All rows have the same starting noise, so that the effect of a word can be seen.
     """

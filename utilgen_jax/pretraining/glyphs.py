@@ -1,8 +1,8 @@
 """Printed digits, rendered deterministically: a seed and an index determine the image and its caption.
 
-Each font's digits are turned once into distance fields at a high resolution. An image is then one lookup per sample:
-stroke weight is a threshold on the field, slant, width, size, place and rotation an affine map, the warp a smooth
-displacement. Framing follows the images of digit data sets: most digits are centred and fill the height.
+Each font's digits are converted once to distance fields of high resolution, which an image samples: the stroke weight
+is a threshold on the field; slant, width, size, position and rotation are an affine map; the warp is a smooth
+displacement. As in digit data sets, most digits are centred and fill the height.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ IMAGE_SIZE = 32
 
 
 class Font(NamedTuple):
-    """A font that matplotlib ships: its file, the code point of its zero, and the slant (tangent) it is drawn with."""
+    """A font of matplotlib: its file, the code point of its zero, and its slant (tangent)."""
 
     file: str
     zero: int = ord("0")
     slant: float = 0.0
 
 
-# By style and name. Obliques are left out, because slant is an attribute of its own. The mathematical digits of STIX
-# are separate designs: sans (U+1D7E2), sans bold (U+1D7EC), monospace (U+1D7F6).
+# By style and name. Obliques are left out, as slant is an attribute. The mathematical digits of STIX are separate
+# designs: sans (U+1D7E2), sans bold (U+1D7EC), monospace (U+1D7F6).
 FONTS: dict[str, dict[str, Font]] = {
     "sans": {
         "dejavu-sans": Font("DejaVuSans.ttf"),
@@ -60,25 +60,25 @@ FONTS: dict[str, dict[str, Font]] = {
         "stix-bold-italic": Font("STIXGeneralBolIta.ttf", slant=0.27),
     },
 }
-DOTTED_ZERO = ("dejavu-mono", "dejavu-mono-bold")  # their zero has a dot inside, which no other font's has: not used
+DOTTED_ZERO = ("dejavu-mono", "dejavu-mono-bold")  # their zero has a dot inside, unlike all others; not used
 
-_FONT_SIZE = 160  # pixels to the em: the ink of a digit is then about 115 pixels high
-_MARGIN = 40  # pixels of ground kept around the ink, for bold strokes
+_FONT_SIZE = 160  # pixels per em; a digit's ink is about 115 pixels high
+_MARGIN = 40  # pixels of background around the ink, for bold strokes
 _SUPERSAMPLE = 2
-_WIDEST = 1.0  # of the image's width
-_GAP = 0.07  # the ground between strokes stays this wide, over the ink height, if the font has it so wide
-_JITTER = 0.02  # how far off centre, over the image's side, a centred glyph may be
+_WIDEST = 1.0  # largest ink width, over the image's width
+_GAP = 0.07  # smallest width of the gap between strokes, over the ink height, where the font has a gap
+_JITTER = 0.02  # largest offset of a centred glyph, over the image's side
 
 
 @dataclasses.dataclass(frozen=True)
 class _Outline:
-    """An upright digit of a font. Lengths are in ink heights; coordinates start at the ink box's centre, y down."""
+    """An upright digit of a font. Lengths are in ink heights; the origin is the ink box's centre, y points down."""
 
     distance: np.ndarray  # [h, w] float32, signed distance to the edge, positive in the ink
     to_spine: np.ndarray  # [h, w] float32, distance to the strokes' centre lines
-    to_gap: np.ndarray  # [h, w] float32, distance to the centre lines of the ground between strokes
+    to_gap: np.ndarray  # [h, w] float32, distance to the centre lines of the gaps between strokes
     hull: np.ndarray  # [points, 2] (x, y), convex hull of the ink
-    hull_to_spine: np.ndarray  # [points], `to_spine` there
+    hull_to_spine: np.ndarray  # [points], `to_spine` at these points
     ink_height: int  # pixels of the fields
     aspect: float  # ink width
     stroke: float  # mean stroke width
@@ -98,8 +98,8 @@ def _outline(name: str, digit: int) -> _Outline:
     height, width = ink.shape
     ink = np.pad(ink, _MARGIN)
     inside, outside = ndimage.distance_transform_edt(ink), ndimage.distance_transform_edt(~ink)
-    # On a stroke's centre line the distance to the edge falls off to both sides, so that its gradient vanishes there.
-    # The same holds in the middle of a gap.
+    # On a stroke's centre line, and in the middle of a gap, the distance to the edge has a maximum: its gradient
+    # vanishes.
     spine = ink & (np.hypot(*np.gradient(inside)) < 0.6)
     gap = ~ink & (np.hypot(*np.gradient(outside)) < 0.6)
     to_spine = (ndimage.distance_transform_edt(~spine) / height).astype(np.float32)
@@ -113,27 +113,27 @@ def _outline(name: str, digit: int) -> _Outline:
         hull_to_spine=to_spine[tuple(hull.T)],
         ink_height=height,
         aspect=width / height,
-        # Across a stroke of width w the distance to the edge averages w / 4.
+        # The mean distance to the edge of a stroke of width w is w / 4.
         stroke=float(4 * inside[ink].mean() / height),
     )
 
 
 def sample_attributes(seed: int, index: int) -> GlyphAttributes:
-    """Draw the attributes of image `index` of the corpus `seed`.
+    """Draws the attributes of image `index` of the corpus `seed`.
 
-    Digits take turns (`index % 10`), so that any run of images is balanced. The rest is drawn independently, with
-    three exceptions: a glyph off centre is small enough, and a wide one narrow enough, to stay inside the image, and
-    a small one is not blurred, since it could not be read.
+    The digit is `index % 10`, so that consecutive images are balanced. The other attributes are independent, except
+    that off-centre and wide glyphs are scaled to stay inside the image, and small ones are not blurred beyond
+    recognition.
 
     Args:
-        seed: Any non-negative integer: the corpus.
-        index: Any non-negative integer: the image.
+        seed: non-negative number of the corpus.
+        index: non-negative number of the image.
 
     Returns:
-        The attributes: about two thirds large, 15 % off centre; half clean, the rest grainy or blurred.
+        The attributes. About two thirds of the glyphs are large, 15 % off centre, and half clean.
     """
-    # The ranges are what print shows and what the framing of digit data sets is documented to be: the ink fills the
-    # box. They were set once, by hand, and are not tuned to any real image or to any accuracy on real images.
+    # The ranges follow printed text and the documented framing of digit data sets, in which the ink fills the box.
+    # They are not tuned to real images or to any accuracy on them.
     rng = np.random.default_rng([seed, index])
     digit = index % 10
     style = str(rng.choice(vocabulary.STYLES))
@@ -167,27 +167,27 @@ def sample_attributes(seed: int, index: int) -> GlyphAttributes:
 class _Layout(NamedTuple):
     matrix: np.ndarray  # [2, 2]; image position in pixels = matrix @ outline coordinate + offset
     offset: np.ndarray  # [2]
-    grow: float  # how far the outline's edge moves out, in ink heights
-    least: float  # half the width that every stroke keeps, in ink heights
-    width: float  # as `GlyphAttributes.width`, less where the ink would be too wide for the image
+    grow: float  # outward shift of the outline, in ink heights
+    least: float  # smallest half-width of a stroke, in ink heights
+    width: float  # `GlyphAttributes.width`, reduced where the ink would not fit into the image
 
 
 def _lay_out(attributes: GlyphAttributes) -> _Layout:
     outline = _outline(attributes.font, attributes.digit)
     aspect = attributes.width * vocabulary.TYPICAL_ASPECT[attributes.digit]
-    # Growing the outline by g on each side makes strokes (w + 2 g) of an ink (1 + 2 g) high. Stretching thickens
-    # upright strokes alone; the root shares that out.
+    # Growing the outline by g gives strokes of width (w + 2 g) and ink of height (1 + 2 g). Stretching thickens only
+    # upright strokes; the root balances the thickness of all strokes.
     weight = attributes.weight / np.sqrt(aspect / outline.aspect)
     grow = (weight - outline.stroke) / (2 * (1 - weight))
-    wanted = stretch = aspect * (1 + 2 * grow) / (outline.aspect + 2 * grow)
-    # Thin parts of a font with contrast would vanish where thick ones are slimmed: all keep two thirds of the stroke.
+    target = stretch = aspect * (1 + 2 * grow) / (outline.aspect + 2 * grow)
+    # Thin strokes of a font with contrast would vanish when shrunk: all keep two thirds of the mean stroke width.
     least = (outline.stroke + 2 * grow) / 3
     margins = np.maximum(grow, least - outline.hull_to_spine)[:, None]
     shear = np.tan(np.arctan(attributes.slant) - attributes.rotation)
     cosine, sine = np.cos(attributes.rotation), np.sin(attributes.rotation)
     turn = np.array([[cosine, -sine], [sine, cosine]]) @ np.array([[1.0, -shear], [0.0, 1.0]])
     room = min(_WIDEST, 1.0 - 2 * abs(attributes.x))
-    for _ in range(3):  # the ink box for a stretch, then the stretch for the box: settled after the second time
+    for _ in range(3):  # alternates between ink box and stretch; converges after two iterations
         matrix = turn @ np.diag([stretch, 1.0])
         points = outline.hull @ matrix.T
         moves = margins * (stretch, 1.0)
@@ -195,25 +195,25 @@ def _lay_out(attributes: GlyphAttributes) -> _Layout:
         scale = attributes.size / (high - low)[1]
         stretch *= min(1.0, room / (scale * (high - low)[0]))
     offset = 0.5 + np.array([attributes.x, attributes.y]) - scale * (low + high) / 2
-    return _Layout(scale * IMAGE_SIZE * matrix, IMAGE_SIZE * offset, grow, least, attributes.width * stretch / wanted)
+    return _Layout(scale * IMAGE_SIZE * matrix, IMAGE_SIZE * offset, grow, least, attributes.width * stretch / target)
 
 
 @functools.cache
 def _warp_basis(controls: int = 4) -> np.ndarray:
-    """[samples, controls] cubic interpolation from a row of control points to the row of samples across an image."""
+    """Returns the matrix [samples, controls] of cubic interpolation from control points to samples along an axis."""
     samples = np.linspace(0, controls - 1, IMAGE_SIZE * _SUPERSAMPLE)
     rows = [ndimage.map_coordinates(row, samples[None], order=3, mode="nearest") for row in np.eye(controls)]
     return np.stack(rows, axis=1)
 
 
 def render(attributes: GlyphAttributes) -> np.ndarray:
-    """Draw a glyph.
+    """Renders a glyph.
 
     Args:
-        attributes: What to draw; the image is a pure function of it.
+        attributes: attributes that determine the image.
 
     Returns:
-        uint8 [32, 32], bright ink (255) on a black ground (0).
+        uint8 [32, 32], bright ink (255) on a black background (0).
     """
     rng = np.random.default_rng(attributes.texture_seed)
     outline = _outline(attributes.font, attributes.digit)
@@ -236,7 +236,7 @@ def render(attributes: GlyphAttributes) -> np.ndarray:
 
 
 def _add_noise(image: np.ndarray, attributes: GlyphAttributes, rng: np.random.Generator) -> np.ndarray:
-    """Apply grain (additive, and speckle on the ink) or blur to a float image in [0, 1]; return uint8."""
+    """Applies grain (additive, and speckle on the ink) or blur to a float image in [0, 1]; returns uint8."""
     if attributes.noise == "grainy":
         additive, speckle = rng.normal(0.0, attributes.grain, size=(2, *image.shape))
         image = image * (1 + 2 * speckle) + additive
@@ -248,12 +248,12 @@ def _add_noise(image: np.ndarray, attributes: GlyphAttributes, rng: np.random.Ge
 
 
 def corpus(num: int, seed: int, start: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Render images `start` to `start + num` of a corpus, with training captions.
+    """Renders images `start` to `start + num` of a corpus, with training captions.
 
     Args:
-        num: How many.
-        seed: The corpus; the same seed gives the same images and captions, whatever the slice asked for.
-        start: Index of the first image.
+        num: number of images.
+        seed: number of the corpus; images and captions do not depend on the slice.
+        start: index of the first image.
 
     Returns:
         images uint8 [num, 32, 32], captions (num strings), labels int32 [num].

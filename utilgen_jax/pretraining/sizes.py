@@ -1,8 +1,7 @@
-"""The glyph generator: the sizes of its models and the length of their training, in one place.
+"""Model sizes and training lengths of the pretrained generator.
 
-The component configs have the fields of diffusers' and transformers' `config.json`, and are written as such. The sizes
-were chosen so that the whole training takes well under 45 minutes on 2 processor cores and all weights together stay
-under 8 MB in half precision.
+The component configs have the fields of diffusers' and transformers' `config.json`. The training takes less than 45
+minutes on 2 CPU cores, and all weights take less than 8 MB in half precision.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ EMBEDDING_SIZE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long and how fast one component is trained."""
+    """Training config of a component."""
 
     steps: int
     batch_size: int
@@ -29,13 +28,13 @@ AUTOENCODER_TRAINING = Training(steps=1500, batch_size=32, learning_rate=2e-3)
 UNET_TRAINING = Training(steps=4000, batch_size=64, learning_rate=1e-3)
 UNET_EMA_DECAY = 0.998
 SNR_GAMMA = 5.0
-# How often the UNet sees no caption, and how often no image, so that each alone conditions and neither is needed.
+# Probabilities of training the UNet without caption and without image, so that it can be conditioned on either.
 CAPTION_DROPOUT = 0.1
 IMAGE_DROPOUT = 0.6
 
 
 def text_encoder_config(vocab_size: int, max_length: int, eos_token_id: int) -> dict[str, Any]:
-    """config.json of the CLIP text tower."""
+    """Returns the `config.json` of the CLIP text encoder."""
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -100,7 +99,7 @@ UNET_CONFIG: dict[str, Any] = {
     "norm_eps": 1e-5,
     "act_fn": "silu",
     "cross_attention_dim": EMBEDDING_SIZE,
-    # The number of heads in each block: diffusers keeps the historic name.
+    # The number of heads in each block; diffusers keeps the historic name.
     "attention_head_dim": [2, 4],
     "use_linear_projection": True,
     "class_embed_type": "projection",

@@ -1,6 +1,6 @@
-"""A small domain's tokenizer: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
+"""A tokenizer for a small vocabulary: byte-level BPE in the files of a Stable Diffusion `tokenizer/` folder.
 
-Each word of the domain's vocabulary is one token; any other text falls back to shorter pieces, in the end to bytes.
+Each word of the vocabulary is one token; other text is split into shorter tokens, down to bytes.
 """
 
 import json
@@ -9,21 +9,21 @@ from pathlib import Path
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-MODEL_MAX_LENGTH = 32  # the longest caption has 28 tokens, START and END among them
+MODEL_MAX_LENGTH = 32  # the longest caption has 28 tokens, including START and END
 
 
 def byte_symbols() -> list[str]:
-    """Return the printable characters that stand for the 256 bytes in the byte-level BPE of GPT-2 and CLIP.
+    """Returns the printable characters that represent the 256 bytes in the byte-level BPE of GPT-2 and CLIP.
 
     Returns:
-        256 distinct characters: printable bytes first, each as itself, then the others, from U+0100 on.
+        256 distinct characters: the printable bytes themselves, then characters from U+0100 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
 
 
 def _apply(merges: dict[tuple[str, str], int], word: str) -> list[str]:
-    """Split a word into symbols and merge neighbours, the earliest-learnt pair first, until no pair is known."""
+    """Splits a word into symbols and merges neighbours, the highest-ranked pair first."""
     symbols = [*word[:-1], word[-1] + WORD_END]
     while len(symbols) > 1:
         pairs = [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in merges]
@@ -35,10 +35,10 @@ def _apply(merges: dict[tuple[str, str], int], word: str) -> list[str]:
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Return merges under which each word (of ASCII characters) becomes one symbol.
+    """Returns merges that make each word (of ASCII characters) one symbol.
 
-    A merge is appended only where the earlier ones leave a word in pieces. Later merges rank lower, so that they never
-    interfere with a word already whole.
+    A merge is appended only where the earlier ones leave a word in pieces. Later merges rank lower, so that they do not
+    affect earlier words.
     """
     merges: dict[tuple[str, str], int] = {}
     for word in words:
@@ -48,11 +48,11 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: str | Path, words: Iterable[str]) -> None:
-    """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json`.
+    """Writes `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json`.
 
     Args:
-        folder: Made if it is missing; `transformers.CLIPTokenizer.from_pretrained` opens it.
-        words: Each becomes one token, in lower case; those that are not of ASCII characters are left in bytes.
+        folder: output folder, created if missing; `transformers.CLIPTokenizer.from_pretrained` loads it.
+        words: words that become tokens, in lower case; non-ASCII words remain bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

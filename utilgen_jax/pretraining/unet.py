@@ -1,4 +1,4 @@
-"""Trains the glyph domain's UNet on captions and unCLIP image embeddings, each dropped at random."""
+"""Trains the UNet on captions and unCLIP image embeddings, each dropped at random."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_unet(
     folder: Path,
     training: Training = UNET_TRAINING,
 ) -> Params:
-    """Trains on the denoising loss with min-SNR weighting; all other components stay as they are.
+    """Trains on the denoising loss with min-SNR weighting; all other components are frozen.
 
     Args:
         corpus: images and captions.
@@ -59,7 +59,7 @@ def train_unet(
         training: steps, batch size, learning rate.
 
     Returns:
-        The moving average of the UNet's weights.
+        The moving average of the UNet's parameters.
     """
     key = jax.random.fold_in(jax.random.key(seed), 3)
     example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_arguments(sd.unet))

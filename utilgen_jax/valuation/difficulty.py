@@ -51,7 +51,7 @@ def cross_fitted_difficulty(
     parts = (real, pool)
     measured = tuple(np.zeros(len(part), np.float32) for part in parts)
     # The pool holds the classes in turn: whole turns go to a fold.
-    folds_of_pool = np.arange(len(pool)) // pool.targets.shape[-1] % len(folds)
+    folds_of_pool = np.arange(len(pool)) // pool.num_classes % len(folds)
     for number, fold in enumerate(folds):
 
         def on_fold_step(step: int, loss: jax.Array, done: int = number * config.steps) -> None:

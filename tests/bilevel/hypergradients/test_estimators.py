@@ -112,7 +112,7 @@ def test_finite_difference_approaches_unrolled_by_the_square_of_epsilon(name):
 def ridge(rate):
     """Ridge regression whose penalty is ψ: the optimum and its hypergradient have closed forms."""
     rng = np.random.default_rng(1)
-    inputs, targets, seen, wanted = (jnp.asarray(rng.normal(size=size)) for size in ((16, 5), 16, (8, 5), 8))
+    inputs, targets, seen, seen_targets = (jnp.asarray(rng.normal(size=size)) for size in ((16, 5), 16, (8, 5), 8))
     problem = Bilevel(
         lambda params, outer, batch: (
             jnp.mean((batch[0] @ params - batch[1]) ** 2) / 2 + jnp.exp(outer) * jnp.sum(params**2) / 2,
@@ -124,10 +124,10 @@ def ridge(rate):
     outer = jnp.asarray(-1.0)
     hessian = inputs.T @ inputs / 16 + jnp.exp(outer) * jnp.eye(5)
     optimum = jnp.linalg.solve(hessian, inputs.T @ targets / 16)
-    along = seen.T @ (seen @ optimum - wanted) / 8
+    along = seen.T @ (seen @ optimum - seen_targets) / 8
     # dθ*/dψ = -H⁻¹ exp(ψ) θ*
     expected = -along @ jnp.linalg.solve(hessian, jnp.exp(outer) * optimum)
-    return problem, outer, optimum, (inputs[None], targets[None]), (seen, wanted), hessian, expected
+    return problem, outer, optimum, (inputs[None], targets[None]), (seen, seen_targets), hessian, expected
 
 
 @pytest.mark.slow
@@ -147,8 +147,8 @@ def test_implicit_with_few_terms_and_damping_is_the_truncated_series():
         step_size=0.2,
         damping=0.5,
     )
-    seen, wanted = validation
-    along = seen.T @ (seen @ optimum - wanted) / 8
+    seen, seen_targets = validation
+    along = seen.T @ (seen @ optimum - seen_targets) / 8
     shrink = np.eye(5) - 0.2 * (hessian + 0.5 * np.eye(5))
     series = sum(np.linalg.matrix_power(shrink, power) for power in range(4)) * 0.2
     np.testing.assert_allclose(found.gradient, -along @ series @ (jnp.exp(outer) * optimum), rtol=1e-10)

@@ -16,8 +16,8 @@ def test_a_box_is_scaled_as_pillow_does(size):
         for channel in range(2):
             channel_image = Image.fromarray(image[..., channel])
             box = (left, top, left + width, top + height)
-            wanted = np.asarray(channel_image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-            np.testing.assert_allclose(ours[..., channel], wanted, atol=2e-5)
+            expected = np.asarray(channel_image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            np.testing.assert_allclose(ours[..., channel], expected, atol=2e-5)
 
 
 def test_boxes_are_drawn_as_torchvision_draws_them():

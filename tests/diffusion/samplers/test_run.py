@@ -42,7 +42,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     together = run(NOISE, KEYS)
     np.testing.assert_allclose(together[1:2], run(NOISE[1:2], KEYS[1:2]), atol=1e-6)
     assert np.abs(run(NOISE, KEYS[::-1]) - together).max() > 0.1
-    with pytest.raises(InputError, match="draws noise at every step: it needs keys"):
+    with pytest.raises(InputError, match="is stochastic: it needs keys"):
         run_sampler(fake_model, sampler, NOISE)
 
 
@@ -147,7 +147,7 @@ def test_gradients_flow_through_the_last_steps_alone(name):
     np.testing.assert_allclose(jax.grad(of_one)(0.7, None), step_gradients.sum(), rtol=1e-4)
 
 
-def test_steps_without_gradients_keep_nothing_and_few_with_gradients_are_unrolled():
+def test_steps_without_gradients_store_nothing_and_few_with_gradients_are_unrolled():
     of_one, _ = losses("ddim")
     for number, loops in ((0, 0), (1, 1), (2, 1), (6, 3)):  # the steps without; those with, forwards, backwards
         gradient = jax.jit(jax.grad(of_one), static_argnums=1)
@@ -193,16 +193,16 @@ def test_settings_that_a_sampler_does_not_compute_are_refused_by_name(name, sett
     ("name", "num_steps", "settings", "message"),
     [
         ("heun", 5, {}, "scheduler 'heun' is not one of ddim, .*lcm, checkpoint"),
-        ("euler", 5, {"eta": 0.5}, "eta=0.5 is of the scheduler 'ddim' alone, not of 'euler'"),
-        ("ddim", 5, {"strength": 0.1}, "strength=0.1 of 5 sampling steps: .* the product at least 1"),
-        ("ddim", 5, {"strength": 1.5}, "strength=1.5 .* it must be at most 1"),
+        ("euler", 5, {"eta": 0.5}, "eta=0.5 is only for the scheduler 'ddim', not for 'euler'"),
+        ("ddim", 5, {"strength": 0.1}, "strength=0.1 of 5 sampling steps: .* leave at least one step"),
+        ("ddim", 5, {"strength": 1.5}, "strength=1.5 .* must be at most 1"),
         ("checkpoint", 5, {}, "_class_name='UniPCMultistepScheduler' is not one of .*; choose .* by name: ddim"),
         ("lcm", 51, {}, "between 1 and 50, not 51"),
         ("dpmsolver++", 1000, {}, "between 1 and 999, not 1000"),
         *[(name, 0, {}, "must be between 1 and .*, not 0") for name in SAMPLERS],
     ],
 )
-def test_what_does_not_fit_is_refused(name, num_steps, settings, message):
+def test_invalid_arguments_are_refused(name, num_steps, settings, message):
     schedule = load_schedule(CONFIG | {"_class_name": "UniPCMultistepScheduler"})
     with pytest.raises(InputError, match=message):
         make_sampler(name, schedule, num_steps, **settings)

@@ -1,4 +1,4 @@
-"""Captioners of transformers, as tiny random checkpoints: what its own classes say is what we say."""
+"""Captioners of transformers: our captions equal those of its own classes, for tiny random checkpoints."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def vit_gpt2():
 
 
 def write_checkpoint(folder, make_model):
-    """Saves a random model, tokenizer and image processor, and returns what the model says of IMAGES."""
+    """Saves a random model, tokenizer and image processor, and returns the model's captions of IMAGES."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BlipImageProcessorPil, PreTrainedTokenizerFast

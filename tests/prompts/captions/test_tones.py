@@ -1,4 +1,4 @@
-"""Tones of images that were made to have them."""
+"""Tones of images made to have them."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def caption(grey, channels=1):
         (STRIPES, ["medium brightness", "high contrast", "much detail", "evenly lit"]),
     ],
 )
-def test_tones_are_said(grey, expected):
+def test_captions_have_the_tones(grey, expected):
     assert caption(grey) == caption(grey, channels=3) == expected
 
 
@@ -38,7 +38,7 @@ def test_each_image_has_its_own_caption_at_any_size():
     assert make_captioner("tones") is caption_tones
 
 
-def test_phrases_are_groups_for_the_config():
-    assert tuple("|".join(phrase for phrase, _ in bands) for bands in BANDS.values()) == TONES
-    said = PromptAttributes.parse(TONES).groups
-    assert len({phrase for group in said for phrase in group}) == sum(map(len, BANDS.values()))
+def test_tones_are_attributes_of_the_config():
+    assert tuple("|".join(value for value, _ in bands) for bands in BANDS.values()) == TONES
+    groups = PromptAttributes.parse(TONES).groups
+    assert len({value for group in groups for value in group}) == sum(map(len, BANDS.values()))

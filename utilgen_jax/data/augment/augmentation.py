@@ -1,4 +1,4 @@
-"""Augmentation of uint8 images on the host, a batch at a time."""
+"""Augmentation of batches of uint8 images on the host."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,12 +8,12 @@ from utilgen_jax.data.augment.randaugment import randaugment
 
 
 def flip_crop(images: np.ndarray, rng: np.random.Generator, margin: int = 4) -> np.ndarray:
-    """CIFAR's usual augmentation: a random crop of the image with a black margin, half of them mirrored.
+    """CIFAR's standard augmentation: random crops of the zero-padded image, and random horizontal flips.
 
     Args:
         images: uint8 [B, H, W, C].
-        rng: the draws.
-        margin: pixels on each side.
+        rng: random generator.
+        margin: padding in pixels on each side.
 
     Returns:
         uint8 [B, H, W, C].

@@ -1,8 +1,4 @@
-"""Mixup and CutMix: images of a batch mixed in pairs, and their targets with them.
-
-Written out here, as the augmentation libraries kept for JAX (augmax, dm-pix) have neither and Keras's layers keep a
-random state of their own; what is random here follows from a key.
-"""
+"""Mixup and CutMix: pairs of images of a batch are mixed, and so are their targets."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,17 +10,17 @@ Mixing = Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax
 
 
 def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Mixup (Zhang et al. 2018, arXiv 1710.09412): λ of each image and 1 - λ of another; jittable.
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412): λ times an image plus 1 - λ times another; jittable.
 
     Args:
         images: float [B, H, W, C].
-        targets: float [B, K], such as one-hot or smoothed labels. The cross-entropy is linear in them, so rows may be
-            scaled by the examples' weights beforehand.
-        key: PRNG key; one λ ~ Beta(alpha, alpha) a batch, and the partners by a permutation.
-        alpha: Above 0. The paper's: 1 on CIFAR, 0.2 on ImageNet.
+        targets: float [B, K], such as one-hot or smoothed labels. The cross-entropy is linear in them, so that rows may
+            be scaled by sample weights beforehand.
+        key: PRNG key; one λ ~ Beta(alpha, alpha) per batch, and pairs by a permutation.
+        alpha: positive; 1 on CIFAR and 0.2 on ImageNet in the paper.
 
     Returns:
-        Images and targets, mixed alike.
+        Mixed images and targets.
     """
     lam = _draw_lambda(key, alpha)
     partner = _draw_partners(key, len(images))
@@ -32,16 +28,16 @@ def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -
 
 
 def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of each image comes from another; jittable.
+    """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of each image is replaced by another image's; jittable.
 
     Args:
         images: float [B, H, W, C].
-        targets: float [B, K], see `mixup`; mixed by the share of the box that lies inside the image.
-        key: PRNG key; one box a batch, of the share 1 - λ with λ ~ Beta(alpha, alpha), partners by a permutation.
-        alpha: Above 0. The paper's: 1.
+        targets: float [B, K], see `mixup`; mixed in proportion to the area of the box inside the image.
+        key: PRNG key; one box per batch, with the area 1 - λ, λ ~ Beta(alpha, alpha); pairs by a permutation.
+        alpha: positive; 1 in the paper.
 
     Returns:
-        Images and targets.
+        Mixed images and targets.
     """
     mask = cut_mask(jax.random.fold_in(key, 2), _draw_lambda(key, alpha), *images.shape[1:3])
     partner = _draw_partners(key, len(images))
@@ -51,13 +47,13 @@ def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) 
 
 
 def cut_mask(key: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
-    """CutMix's box: of the image's proportions and 1 - λ of its area, its middle anywhere, clipped to the image.
+    """Draws CutMix's box: 1 - λ of the image's area, with its aspect ratio and a uniform centre, clipped to the image.
 
     Args:
-        key: PRNG key of the place.
+        key: PRNG key of the centre.
         lam: λ in [0, 1], float scalar.
-        height: pixels.
-        width: pixels.
+        height: height in pixels.
+        width: width in pixels.
 
     Returns:
         bool [height, width], True inside the box.

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020, arXiv 1909.13719): a few operations drawn at random, all of one magnitude."""
+"""RandAugment (Cubuk et al. 2020, arXiv 1909.13719): random operations of a common magnitude."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-# The magnitudes' scale, as in torchvision: 9 of 30 is mild, and larger is always stronger.
+# Scale of the magnitude, as in torchvision.
 MAX_MAGNITUDE = 30
 
-# (image, amount in [-1, 1], grey level of what comes in from outside) -> image
+# (image, amount in [-1, 1], grey level outside the image) -> image
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
@@ -38,7 +38,7 @@ def _solarize(image: Image.Image, amount: float, fill: int) -> Image.Image:
     return ImageOps.solarize(image, 256 - round(256 * abs(amount)))
 
 
-# The paper's 14. The sign of the amount is drawn: which way to turn, shift or change.
+# The paper's 14 operations. The sign of the amount is random.
 OPERATIONS: Mapping[str, Operation] = {
     "identity": lambda image, amount, fill: image,
     "autocontrast": lambda image, amount, fill: ImageOps.autocontrast(image),
@@ -60,18 +60,18 @@ OPERATIONS: Mapping[str, Operation] = {
 def randaugment(
     images: np.ndarray, rng: np.random.Generator, num_operations: int = 2, magnitude: float = 9, fill: int = 0
 ) -> np.ndarray:
-    """Applies `num_operations` operations to each image, drawn with replacement, one after the other.
+    """Applies `num_operations` random operations to each image, drawn with replacement.
 
-    At the largest magnitude: rotation by 30°, shear by 0.3, shift by 45 % of the side, colour, contrast, brightness and
-    sharpness times 1 ± 0.9, 4 bits of 8, and all pixels inverted; in between, in proportion. (torchvision's ranges; a
-    batch of 64 images of 32×32 takes a few milliseconds.)
+    Amounts are proportional to the magnitude. At the largest magnitude, as in torchvision: rotation by 30°, shear by
+    0.3, translation by 45 % of the side, colour, contrast, brightness and sharpness times 1 ± 0.9, 4 bits of 8, and all
+    pixels inverted.
 
     Args:
         images: uint8 [B, H, W, C], C 1 or 3.
-        rng: the draws.
-        num_operations: N.
-        magnitude: M in [0, 30].
-        fill: grey level in [0, 255] of what turning, shearing and shifting let in from outside.
+        rng: random generator.
+        num_operations: operations per image, N in the paper.
+        magnitude: magnitude in [0, 30], M in the paper.
+        fill: grey level in [0, 255] outside the image.
 
     Returns:
         uint8 [B, H, W, C].

@@ -1,21 +1,21 @@
-"""Random parts of images, scaled up to whole ones (Szegedy et al. 2015), as torchvision's RandomResizedCrop."""
+"""Random resized crops (Szegedy et al. 2015), as torchvision's RandomResizedCrop."""
 
 import jax
 import jax.numpy as jnp
 
-_TRIES = 10  # as torchvision
+_TRIES = 10  # as in torchvision
 
 
 def random_resized_crop(
     images: jax.Array, keys: jax.Array, size: int, area: tuple[float, float] = (0.08, 1.0)
 ) -> jax.Array:
-    """Cuts a random box out of each image and scales it; jittable.
+    """Crops a random box of each image and scales it; jittable.
 
     Args:
         images: float [B, S, S, C].
-        keys: PRNG keys [B], an image's own.
-        size: Side of the result in pixels.
-        area: The smallest and the largest share of the image that is kept.
+        keys: PRNG keys [B], one per image.
+        size: side of the result in pixels.
+        area: smallest and largest area of the box, over that of the image.
 
     Returns:
         float [B, size, size, C].
@@ -25,15 +25,15 @@ def random_resized_crop(
 
 
 def draw_box(key: jax.Array, side: int, area: tuple[float, float]) -> jax.Array:
-    """A box in a square image: uniform in area, its aspect log-uniform in 3/4 .. 4/3, anywhere it fits.
+    """Draws a box in a square image, uniform in area, log-uniform in aspect ratio in 3/4 .. 4/3, uniform in position.
 
     Args:
         key: PRNG key.
-        side: Of the image, in pixels.
-        area: The smallest and the largest share.
+        side: side of the image in pixels.
+        area: smallest and largest area of the box, over that of the image.
 
     Returns:
-        int32 [4]: top, left, height, width; the whole image if ten draws do not fit.
+        int32 [4]: top, left, height, width; the whole image if none of ten draws fits.
     """
     draws = jax.random.uniform(key, (_TRIES + 1, 2))
     shapes, place = draws[:-1], draws[-1]
@@ -47,12 +47,12 @@ def draw_box(key: jax.Array, side: int, area: tuple[float, float]) -> jax.Array:
 
 
 def resize_boxes(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
-    """Scales a box of each image, linearly with antialiasing, as Pillow's `resize` with a `box` does.
+    """Scales a box of each image, linearly with antialiasing, as Pillow's `resize` with `box`.
 
     Args:
         images: float [B, S, S, C].
         boxes: int [B, 4]: top, left, height, width.
-        size: Side of the result in pixels.
+        size: side of the result in pixels.
 
     Returns:
         float [B, size, size, C].

@@ -1,4 +1,4 @@
-"""Short texts on real images, to stand behind the class in a prompt: from models, from measures, or from a person."""
+"""Captions of real images for prompts: from image-to-text models, from image measurements, or from a file."""
 
 from utilgen_jax.prompts.captions.caption_file import read_captions
 from utilgen_jax.prompts.captions.captioner import CAPTIONERS, Captioner, make_captioner

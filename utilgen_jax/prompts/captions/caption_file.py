@@ -11,23 +11,22 @@ _SHOWN = 10
 
 
 def read_captions(file: str | Path, ids: Sequence[str]) -> list[str]:
-    """Reads a user's captions of some images.
+    """Reads captions from a file.
 
     Args:
-        file: A JSON object a line, with `caption` and the image's `id` or `file_name`; other fields, and captions of
-            other images, are passed over.
-        ids: N names, see `LabelledImages.ids`.
+        file: JSON lines with `caption` and the image's `id` or `file_name`; other fields and images are ignored.
+        ids: N image ids, see `LabelledImages.ids`.
 
     Returns:
         N captions.
 
     Raises:
-        InputError: No such file, lines that are no such objects, or images without a caption or with two; all of
-            them at once, a line each.
+        InputError: the file is missing, lines are invalid, or images have no caption or several; lists all
+            problems.
     """
     file = Path(file)
     if not file.is_file():
-        raise InputError(f"{file}: there is no such file of captions")
+        raise InputError(f"{file}: no such file of captions")
     captions, problems = parse_captions(file)
     missing = [name for name in ids if name not in captions]
     problems += [f"{file}: no caption of the image {name!r}" for name in missing]
@@ -38,7 +37,7 @@ def read_captions(file: str | Path, ids: Sequence[str]) -> list[str]:
 
 
 def parse_captions(file: Path) -> tuple[dict[str, str], list[str]]:
-    """Reads a file of captions: {id: caption, all on one line of text}, and a message for each wrong line."""
+    """Reads a file of captions as {id: caption}, and returns a message for each invalid line."""
     captions: dict[str, str] = {}
     problems: list[str] = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
@@ -56,10 +55,10 @@ def parse_captions(file: Path) -> tuple[dict[str, str], list[str]]:
         if not names or not isinstance(caption, str):
             problems.append(f'{where}: should be like {{"id": "train/daisy/0200.jpg", "caption": "a white flower"}}')
         elif captions.setdefault(names[0], one_line(caption)) != one_line(caption):
-            problems.append(f"{where}: another caption of {names[0]!r}, which has one above")
+            problems.append(f"{where}: {names[0]!r} has another caption in an earlier line")
     return captions, problems
 
 
 def one_line(caption: str) -> str:
-    """A caption with every run of blanks as one space, and without a full stop behind: the middle of a prompt."""
+    """Collapses white space and removes the final full stop, so that a caption fits into a prompt."""
     return " ".join(caption.split()).rstrip(" .")

@@ -1,11 +1,9 @@
-"""Captions of many images: batch by batch, kept on disk, and gone on with where a broken-off run stopped."""
+"""Captions images in batches, with a cache on disk from which an interrupted run resumes."""
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.errors import InputError
@@ -17,70 +15,61 @@ from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line
 def caption_labelled_images(
     source: str, labelled: LabelledImages, cache_file: str | Path, on_images: Callable[[int], None]
 ) -> list[str]:
-    """Captions labelled images from whatever `source` names.
+    """Captions labelled images by a captioner or from a file.
 
     Args:
-        source: A file of captions, `*.jsonl`, see `read_captions`; otherwise a captioner's name, see `make_captioner`.
-        labelled: N, the shots and no other.
-        cache_file: See `caption_images`; where it has all captions, no captioner is loaded.
-        on_images: As there.
+        source: file of captions, `*.jsonl`, see `read_captions`; or name of a captioner, see `make_captioner`.
+        labelled: N images.
+        cache_file: see `caption_images`; no captioner is loaded if the cache has all captions.
+        on_images: see `caption_images`.
 
     Returns:
-        N captions, one line each.
+        N captions of one line.
 
     Raises:
-        InputError: See `read_captions`, `make_captioner` and `caption_images`.
+        InputError: see `read_captions`, `make_captioner` and `caption_images`.
     """
     if source.endswith(".jsonl"):
         captions = read_captions(source, labelled.ids)
         on_images(len(captions))
         return captions
     load = functools.cache(lambda: make_captioner(source))
-    return caption_images(
-        lambda images, class_names: load()(images, class_names),
-        labelled.images,
-        labelled.ids,
-        [labelled.class_names[label] for label in labelled.labels],
-        cache_file,
-        on_images,
-    )
+    return caption_images(lambda images, class_names: load()(images, class_names), labelled, cache_file, on_images)
 
 
 def caption_images(
     captioner: Captioner,
-    images: np.ndarray,
-    ids: Sequence[str],
-    class_names: Sequence[str],
+    labelled: LabelledImages,
     cache_file: str | Path,
     on_images: Callable[[int], None],
     batch_size: int = 16,
 ) -> list[str]:
-    """Captions the images of which the cache has no caption yet.
+    """Captions the images that the cache lacks.
 
     Args:
-        captioner: See `make_captioner`.
-        images: uint8 [N, H, W, C].
-        ids: N different names, see `LabelledImages.ids`.
-        class_names: N, each image's own.
-        cache_file: JSON lines that `read_captions` reads as well, made or added to. It knows images by their names
-            alone: another captioner, data set or image size needs a file of its own.
-        on_images: Called with the number of captions there are, of these labelled.
-        batch_size: Images that the captioner sees at once.
+        captioner: see `make_captioner`.
+        labelled: N images.
+        cache_file: JSON lines in the format of `read_captions`; created if missing. Entries are keyed by image id only:
+            another captioner, data set or image size needs another file.
+        on_images: called with the number of images captioned so far.
+        batch_size: images per call of the captioner.
 
     Returns:
-        N captions, one line each.
+        N captions of one line.
 
     Raises:
-        InputError: The cache is damaged; more than half a last line, which a broken-off run leaves and which goes.
+        InputError: the cache is damaged. A partial last line of an interrupted run is removed.
     """
     cache_file = Path(cache_file)
     captions = _open_cache(cache_file)
+    ids = labelled.ids
+    class_names = [labelled.class_names[label] for label in labelled.labels]
     todo = [row for row, name in enumerate(ids) if name not in captions]
     if len(todo) < len(ids):
         on_images(len(ids) - len(todo))
     for start in range(0, len(todo), batch_size):
         rows = todo[start : start + batch_size]
-        texts = [one_line(text) for text in captioner(images[rows], [class_names[row] for row in rows])]
+        texts = [one_line(text) for text in captioner(labelled.images[rows], [class_names[row] for row in rows])]
         new = {ids[row]: text for row, text in zip(rows, texts, strict=True)}
         lines = [json.dumps({"id": name, "caption": text}, ensure_ascii=False) + "\n" for name, text in new.items()]
         append_text(cache_file, "".join(lines))
@@ -95,5 +84,5 @@ def _open_cache(cache_file: Path) -> dict[str, str]:
     cut_partial_line(cache_file)
     captions, problems = parse_captions(cache_file)
     if problems:
-        raise InputError(f"{problems[0]}; remove the file to have the images captioned again")
+        raise InputError(f"{problems[0]}; remove the file to caption the images again")
     return captions

@@ -1,8 +1,8 @@
-"""Measures an image of a digit in the terms in which the glyph domain's images are made and described.
+"""Measures the attributes of the glyph domain in an image of a digit.
 
-The ground's brightness is that of the border; ink is what differs from it, bright or dark. All lengths are taken on
-the image scaled to the glyph domain's size, where a small image is as blurred as the glyph domain's blurred ones.
-Nothing here was fitted to real images; the constants are those at which measures of renderings meet their attributes.
+The background has the brightness of the border; ink is what differs from it, bright or dark. Lengths are measured on
+the image scaled to the glyph domain's size, where small images are as blurred as the domain's blurred ones. The
+constants make the measures of rendered glyphs agree with their attributes; none is fitted to real images.
 """
 
 import dataclasses
@@ -15,25 +15,30 @@ from utilgen_jax.data.images import plain_image
 from utilgen_jax.pretraining.glyphs import IMAGE_SIZE
 from utilgen_jax.pretraining.vocabulary import TYPICAL_ASPECT
 
-# The lean (see `_lean`) of each digit rendered upright, the mean over the fonts: a 7 leans right though it is upright.
+# The lean (see `_lean`) of each upright digit, averaged over the fonts: an upright 7 leans right.
 TYPICAL_LEAN = (-0.01, -0.08, 0.005, -0.005, 0.0, -0.04, -0.005, 0.06, -0.015, -0.01)
 
-_FAINTEST = 0.1  # contrast of 1 below which an image is taken for empty
-_INK = 0.45  # the edge of the ink, of 1 for full ink
-_ENLARGE = 4  # edges are found between pixels, by linear interpolation
-# Four times the mean distance to the edge is the width of an endless stroke; ends and bends lessen it.
+_FAINTEST = 0.1  # contrast in [0, 1] below which an image counts as empty
+_INK = 0.45  # threshold of the ink, where full ink is 1
+_ENLARGE = 4  # factor of the linear interpolation that locates edges between pixels
+# The width of an infinite stroke is four times the mean distance to its edge; ends and bends reduce it.
 _STROKE_ENDS = 1.15
-_GRAIN = 0.025  # of 1 for full ink; grainy images have 0.03 and more
-_SHARP = 0.6  # the steepest edges of a sharp image rise by more than this in a pixel, of a blurred one by less
+_GRAIN = 0.025  # standard deviation of the background, where full ink is 1; grainy images have 0.03 or more
+_SHARP = 0.6  # rise per pixel of the steepest edges that separates sharp from blurred images
 
 
 @dataclasses.dataclass(frozen=True)
 class GlyphMeasures:
-    """What can be measured of an image, in the units of `vocabulary.GlyphAttributes`.
+    """Measures of an image, in the units of `vocabulary.GlyphAttributes`.
 
     Attributes:
-        weight, slant, size, x, y, noise: As there.
-        width: As there; None where no digit is known whose typical width could be the unit.
+        weight: stroke width over ink height.
+        slant: tangent of the slant.
+        width: width over the typical width of the digit; None if the digit is unknown.
+        size: ink height over image height.
+        x: horizontal offset of the ink box.
+        y: vertical offset of the ink box.
+        noise: one of `vocabulary.NOISES`.
     """
 
     weight: float
@@ -50,10 +55,10 @@ def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
 
     Args:
         image: uint8 [S, S, C], C 1 or 3, any S.
-        digit: What it shows, 0 to 9; None: something else, which is measured as if upright meant no lean at all.
+        digit: the digit, 0 to 9; None for another class, whose typical lean is taken to be 0.
 
     Returns:
-        The measures; None of an image that shows nothing.
+        The measures; None for an empty image.
     """
     pixels = _scale(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -62,7 +67,7 @@ def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
     if peak < _FAINTEST:
         return None
     ink = np.clip(contrast / peak, 0.0, 1.0)
-    # A ground around it, so that ink that touches the image's border has an edge there too.
+    # Padding, so that ink at the image border has an edge there.
     enlarged = ndimage.zoom(np.pad(ink, 1), _ENLARGE, order=1, grid_mode=True, mode="grid-constant")
     inside = enlarged > _INK
     rows, columns = np.nonzero(inside)
@@ -87,33 +92,33 @@ def measure(image: np.ndarray, digit: int | None) -> GlyphMeasures | None:
 
 
 def _scale(image: np.ndarray) -> np.ndarray:
-    """An image as the glyph domain would show it: grey, float [IMAGE_SIZE, IMAGE_SIZE] in [0, 1]."""
+    """Converts an image to the glyph domain's format: grey, float [IMAGE_SIZE, IMAGE_SIZE] in [0, 1]."""
     grey = plain_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), 1)
-    # The kernel of the glyph domain's blurred images; where it scales down it also smooths.
+    # The same kernel as for the glyph domain's blurred images; it smooths when scaling down.
     return np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)) / 255.0
 
 
 def _lean(ink: np.ndarray) -> float:
-    """The slope of the regression of place on height: a shear by s, to the right going up, adds exactly s to it."""
+    """Returns the slope of the regression of horizontal on vertical position; a shear by s adds exactly s."""
     ink = np.where(ink > 0.1, ink, 0.0)
     rows, columns = np.indices(ink.shape)
     share = ink / ink.sum()
     rows, columns = rows - (share * rows).sum(), columns - (share * columns).sum()
-    # Ink of a single row has no slope.
+    # The ink of a single row has no slope.
     return float(-(share * rows * columns).sum() / max((share * rows**2).sum(), 1e-6))
 
 
 def _sharp_stroke(inside: np.ndarray) -> float:
-    """The mean width of strokes, in pixels before enlarging, from the distance to their edges."""
+    """Returns the mean stroke width, in pixels before enlarging, from the distance to the edges."""
     distance = ndimage.distance_transform_edt(inside)[inside].mean() - 0.5
     return float(_STROKE_ENDS * 4 * distance / _ENLARGE)
 
 
 def _blurred_stroke(ink: np.ndarray, peak: float) -> float:
-    """The mean width of strokes, in pixels, from their area and their length.
+    """Returns the mean stroke width, in pixels, from the area and the length of the strokes.
 
-    A stroke w wide and l long has an area of w·l, and brightness changes by 2·l times its peak around it. Blur leaves
-    the area, and lowers the peak, by which `ink` has been divided.
+    A stroke of width w and length l has the area w·l and a total variation of 2·l times its peak. Blur keeps the area
+    and lowers the peak, by which `ink` has been divided.
     """
     ink = np.pad(np.where(ink > 0.1, ink, 0.0), 1)
     variation = np.hypot(np.diff(ink, axis=1)[:-1], np.diff(ink, axis=0)[:, :-1]).sum()
@@ -121,7 +126,7 @@ def _blurred_stroke(ink: np.ndarray, peak: float) -> float:
 
 
 def _noise(pixels: np.ndarray, ink: np.ndarray) -> str:
-    """One of `vocabulary.NOISES`: the steepest edges tell what is blurred, the ground off the ink what is grainy."""
+    """Classifies the noise as one of `vocabulary.NOISES`, by the steepest edges and the background's deviation."""
     steps = np.concatenate([np.abs(np.diff(ink, axis=axis)).ravel() for axis in (0, 1)])
     if np.sort(steps)[-20:].mean() < _SHARP:
         return "blurred"

@@ -1,4 +1,4 @@
-"""The glyph domain's captioner: measures an image, and says it in the words with which the generator was trained."""
+"""The glyph domain's captioner: describes measurements of an image in the vocabulary of the generator."""
 
 from collections.abc import Sequence
 
@@ -15,29 +15,29 @@ def caption_glyphs(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
 
     Args:
         images: uint8 [B, S, S, C], C 1 or 3, any S.
-        class_names: B words; 'three', '3' and '3 - three' are a digit's.
+        class_names: B class names; digits are recognised by names such as 'three', '3' and '3 - three'.
 
     Returns:
-        Phrases in the order of the training captions. The style of a font is not among them, as handwriting has none;
-        nor is the width of what is no digit, see `glyph_measures`. '' of an empty image.
+        Attribute values in the order of the training captions, without the font style, which handwriting lacks, and
+        without the width of images of other classes, see `glyph_measures`. '' for an empty image.
     """
     captions = []
     for image, class_name in zip(images, class_names, strict=True):
         measures = measure(image, _digit(class_name))
-        said = {} if measures is None else glyph_phrases(measures)
-        captions.append(", ".join(said[name] for name in ATTRIBUTES if name in said))
+        values = {} if measures is None else attribute_values(measures)
+        captions.append(", ".join(values[name] for name in ATTRIBUTES if name in values))
     return captions
 
 
-def glyph_phrases(measures: GlyphMeasures) -> dict[str, str]:
-    """The phrase of each of `vocabulary.ATTRIBUTES` that was measured."""
-    values = {name: getattr(measures, name) for name in BANDS}
-    said = {name: band(name, value) for name, value in values.items() if value is not None}
-    return {**said, "position": position(measures.x, measures.y), "noise": measures.noise}
+def attribute_values(measures: GlyphMeasures) -> dict[str, str]:
+    """Returns the value of each of `vocabulary.ATTRIBUTES` that was measured."""
+    numbers = {name: getattr(measures, name) for name in BANDS}
+    values = {name: band(name, number) for name, number in numbers.items() if number is not None}
+    return {**values, "position": position(measures.x, measures.y), "noise": measures.noise}
 
 
 def _digit(class_name: str) -> int | None:
-    """The digit that a class is named for; None where it is named for none, or for two."""
+    """Returns the digit in a class name; None if there is none, or more than one."""
     words = set(class_name.lower().replace("_", " ").split())
     digits = [digit for digit, name in enumerate(DIGIT_NAMES) if words & {name, str(digit)}]
     return digits[0] if len(digits) == 1 else None

@@ -1,4 +1,4 @@
-"""Captioners that transformers has; PyTorch runs them, here alone, and comes with the extra `[caption]`."""
+"""Captioners of transformers. They need PyTorch, which the extra `[caption]` installs."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -10,28 +10,28 @@ from PIL import Image
 from utilgen_jax.data.images import plain_image
 from utilgen_jax.errors import InputError
 
-# Those that speak about an image without being asked; a chat model would have to be asked.
+# Models that caption an image without a text prompt.
 MODEL_TYPES = ("blip", "blip-2", "git", "vision-encoder-decoder")
 MAX_TOKENS = 16  # as in arXiv 2307.08526
 
 
 def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[str]]:
-    """Loads a captioner: greedy decoding of `MAX_TOKENS` tokens at most, on the GPU if PyTorch sees one.
+    """Loads a captioner with greedy decoding of up to `MAX_TOKENS` tokens, on a GPU if PyTorch has one.
 
-    Only safetensors are read, and no code that a repository may bring is run.
+    Reads only safetensors and runs no code of the repository.
 
     Args:
-        name: Hub id or folder of a model of one of `MODEL_TYPES`, with its tokenizer and image processor.
+        name: hub id or folder of a model of one of `MODEL_TYPES`, with its tokenizer and image processor.
 
     Returns:
-        A `Captioner`, which looks at the images alone and not at the names of their classes.
+        A `Captioner` that ignores the class names.
 
     Raises:
-        InputError: PyTorch is missing, or there is no such model, or one of another type.
+        InputError: PyTorch is missing, or the model does not exist or has another type.
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError(
-            f"captioner {name!r} needs PyTorch: `pip install -e .[caption]`; or take the captioner 'glyphs', or a file "
+            f"captioner {name!r} needs PyTorch: `pip install -e .[caption]`; or use the captioner 'glyphs', or a file "
             "of captions"
         )
     import torch
@@ -43,9 +43,9 @@ def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[
         model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if model_type not in MODEL_TYPES:
             raise InputError(
-                f"captioner {name!r} is of type {model_type!r}; it should be one of {', '.join(MODEL_TYPES)}"
+                f"captioner {name!r} has type {model_type!r}, which is not one of {', '.join(MODEL_TYPES)}"
             )
-        # Pillow's, whether torchvision is there or not: the same images on every machine.
+        # Always Pillow's, not torchvision's: the same pixels on every machine.
         image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, backend="pil")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -53,7 +53,7 @@ def load_image_to_text(name: str) -> Callable[[np.ndarray, Sequence[str]], list[
         )
     except InputError:
         raise
-    except Exception as error:  # The Rust readers of tokenizers and of safetensors raise bare ones.
+    except Exception as error:  # The Rust readers of tokenizers and safetensors raise bare exceptions.
         raise InputError(f"captioner {name!r} cannot be loaded: {error}") from error
     model = model.to(device).eval()
 

@@ -1,4 +1,4 @@
-"""Says of any image what can be measured without a model: brightness, contrast, detail, and its brighter side."""
+"""Captions any image by what can be measured without a model: brightness, contrast, detail and brighter side."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ import numpy as np
 from utilgen_jax.data.images import resize, to_float
 from utilgen_jax.pretraining.vocabulary import band
 
-SIZE = 32  # pixels a side at which it is measured
+SIZE = 32  # side in pixels at which images are measured
 
-# measure -> (phrase, upper bound) in rising order, of grey levels in [0, 1]: the first whose bound exceeds the measure.
+# measure -> (value, upper bound) in ascending order; the first bound above the measure counts. Grey levels in [0, 1].
 BANDS: dict[str, tuple[tuple[str, float], ...]] = {
     "brightness": (("dark", 0.45), ("medium brightness", 0.6), ("bright", np.inf)),
     "contrast": (("low contrast", 0.12), ("medium contrast", 0.17), ("high contrast", np.inf)),
@@ -19,11 +19,13 @@ BANDS: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 def caption_tones(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Captions images in the words of `BANDS`, such as 'dark, low contrast, soft, evenly lit'; a `Captioner`.
+    """Captions images in the words of `BANDS`; a `Captioner`.
+
+    For example 'dark, low contrast, soft, evenly lit'.
 
     Args:
         images: uint8 [B, S, S, C], C 1 or 3, any S.
-        class_names: B words, which say nothing here.
+        class_names: ignored.
     """
     del class_names
     grey = (np.asarray(resize(to_float(images), SIZE)).mean(-1) + 1) / 2
@@ -35,5 +37,5 @@ def caption_tones(images: np.ndarray, class_names: Sequence[str]) -> list[str]:
         "detail": steps[0] + steps[1],
         "side": grey[:, :, :half].mean((1, 2)) - grey[:, :, half:].mean((1, 2)),
     }
-    said = [[band(name, value, BANDS) for value in measures[name]] for name in BANDS]
-    return [", ".join(phrases) for phrases in zip(*said, strict=True)]
+    values = [[band(name, measure, BANDS) for measure in measures[name]] for name in BANDS]
+    return [", ".join(of_image) for of_image in zip(*values, strict=True)]

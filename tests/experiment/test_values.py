@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import scipy.stats
-from utilgen_jax.experiment.refinement import weight_slope
+
+from utilgen_jax.experiment.values import weight_slope
 
 
 def test_the_slope_of_the_curve_is_that_of_the_regression():
