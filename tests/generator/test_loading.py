@@ -69,9 +69,9 @@ def test_storage_may_be_narrower_than_activations(checkpoint, loaded):
     decode = jax.jit(lambda params: sd.vae.apply({"params": params}, latents, method="decode"))
     cases = ((encode, "text_encoder", jnp.float16, 2e-3), (decode, "vae", jnp.bfloat16, 2e-2))
     for function, name, stored, tolerance in cases:
-        narrow = load_stable_diffusion(checkpoint("unclip"), param_dtype=stored)
+        narrow = load_stable_diffusion(checkpoint("unclip"), stored, architecture=sd.architecture)
         assert {leaf.dtype for leaf in jax.tree.leaves(narrow.params[name])} == {jnp.dtype(stored)}
-        assert narrow.architecture == sd.architecture  # computes in float32
+        assert narrow.architecture is sd.architecture  # computes in float32
         assert narrow.schedule.alphas_cumprod.dtype == jnp.float32
         output = function(narrow.params[name])
         assert output.dtype == jnp.float32

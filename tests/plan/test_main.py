@@ -17,8 +17,8 @@ from utilgen_jax.generator.stable_diffusion import expected_params
 from utilgen_jax.plan import __main__ as plan
 from utilgen_jax.plan import table
 from utilgen_jax.plan.architecture import find_architecture, published_architecture
-from utilgen_jax.plan.chips import TOPOLOGIES
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.runtime.chips import TOPOLOGIES
+from utilgen_jax.runtime.flops import count_flops
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

@@ -139,7 +139,7 @@ def test_updates_raise_the_reward(toy_domain, adapter):
     @jax.jit
     def update(adapter, state, trajectory, rewards):
         advantages = normalized_advantages(rewards, trajectory.sample_inputs.labels, toy.CLASSES)
-        _, gradient = policy_gradient(sd, adapter, trajectory, advantages, sampler, GUIDANCE)
+        _, gradient = policy_gradient(sd, adapter, trajectory, advantages)
         updates, state = optimizer.update(gradient, state, adapter)
         return optax.apply_updates(adapter, updates), state
 
