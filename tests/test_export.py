@@ -17,7 +17,8 @@ from tests.torch_parity import relative_error
 from utilgen_jax.checkpoints.lora_files import save_lora
 from utilgen_jax.export import main
 from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import Lora, init_lora, with_scale
 
@@ -81,8 +82,8 @@ def test_torch_loads_the_folder_with_all_weights(checkpoint, tmp_path, family):
 
 @pytest.mark.slow
 def test_torch_generates_our_image_from_a_folder_with_a_merged_lora(checkpoint, tmp_path):
-    generator, params = load_generator(checkpoint("sd15"))
-    loras = {name: random_lora(params[name], seed) for seed, name in enumerate(("unet", "text_encoder"))}
+    sd = load_stable_diffusion(checkpoint("sd15"))
+    loras = {name: random_lora(sd.params[name], seed) for seed, name in enumerate(("unet", "text_encoder"))}
     file = save_lora(tmp_path / "lora.safetensors", loras)
     arguments = (
         f"--checkpoint={checkpoint('sd15')}",
@@ -93,10 +94,8 @@ def test_torch_generates_our_image_from_a_folder_with_a_merged_lora(checkpoint, 
     assert export(*arguments) == 0
 
     loras = {name: with_scale(lora, 0.7) for name, lora in loras.items()}
-    condition = text_condition(generator, params, [PROMPT], loras=loras)
-    ours = sample(
-        generator, params, condition, LATENTS, num_steps=STEPS, guidance_scale=GUIDANCE, scheduler="ddim", loras=loras
-    )
+    condition = text_condition(sd, [PROMPT], loras=loras)
+    ours = sample(sd, condition, LATENTS, SamplingConfig(steps=STEPS, guidance_scale=GUIDANCE), loras=loras)
 
     assert relative_error(ours, torch_image(tmp_path / "out")) < 1e-3
     assert relative_error(ours, torch_image(checkpoint("sd15"))) > 1e-2
@@ -125,8 +124,8 @@ def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_an_old_lora_file_is_converted(checkpoint, tmp_path):
-    _, params = load_generator(checkpoint("sd15"))
-    lora = random_lora(params["unet"], 0)
+    sd = load_stable_diffusion(checkpoint("sd15"))
+    lora = random_lora(sd.params["unet"], 0)
     today = load_file(save_lora(tmp_path / "today.safetensors", {"unet": lora}))
     names = {"lora_A": "lora.down", "lora_B": "lora.up"}
     old = {functools.reduce(lambda key, pair: key.replace(*pair), names.items(), key): t for key, t in today.items()}
@@ -196,6 +195,6 @@ def test_help_lists_the_flags(capsys):
 def test_the_embedded_checkpoint_is_exported(tmp_path):
     assert export("--checkpoint=glyphs", f"--out={tmp_path / 'glyphs'}", "--dtype=float32") == 0
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "glyphs")
-    _, params = load_generator(tmp_path / "glyphs")
-    bias = params["unet"]["conv_out"]["bias"]
+    sd = load_stable_diffusion(tmp_path / "glyphs")
+    bias = sd.params["unet"]["conv_out"]["bias"]
     assert jnp.array_equal(bias, pipeline.unet.conv_out.bias.detach().numpy())

@@ -86,7 +86,12 @@ def export(settings: dict[str, Any]) -> Path:
     from utilgen_jax.checkpoints.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
     from utilgen_jax.errors import InputError
     from utilgen_jax.generator.loading import read_architecture
-    from utilgen_jax.generator.saving import check_export_target, exported_components, write_diffusers_folder
+    from utilgen_jax.generator.saving import (
+        ExportSource,
+        check_export_target,
+        exported_components,
+        write_diffusers_folder,
+    )
     from utilgen_jax.generator.stable_diffusion import expected_params
     from utilgen_jax.models.lora import with_scale
     from utilgen_jax.report.progress import Progress
@@ -115,11 +120,8 @@ def export(settings: dict[str, Any]) -> Path:
 
         write_diffusers_folder(
             out,
-            checkpoint,
-            architecture,
+            ExportSource(checkpoint, architecture, components, settings["variant"]),
             dtype=jnp.dtype(settings["dtype"]) if settings["dtype"] else None,
-            components=components,
-            variant=settings["variant"],
             loras=loras,
             on_written=on_written,
         )

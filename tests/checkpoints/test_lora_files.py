@@ -18,7 +18,8 @@ from tests.torch_parity import relative_error
 from utilgen_jax.checkpoints.lora_files import LORA_FILE, load_lora, save_lora
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import Lora, init_lora
 
@@ -36,7 +37,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(folder):
-    return load_generator(folder)[1]
+    return load_stable_diffusion(folder).params
 
 
 def torch_pipeline(folder, unet=None, text_encoder=None):
@@ -233,11 +234,11 @@ def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
     trained = torch_pipeline(folder, UNET_CONFIG, TEXT_CONFIG)
     save_as_today(trained, tmp_path / "theirs")
     expected = torch_image(trained)
-    generator, params = load_generator(folder)
+    sd = load_stable_diffusion(folder)
     loras = load_lora(tmp_path / "theirs", params)
-    condition = text_condition(generator, params, [prompt], loras=loras)
-    arguments = {"num_steps": steps, "guidance_scale": guidance_scale, "loras": loras}
-    ours = sample(generator, params, condition, jnp.asarray(latents), **arguments) / 2 + 0.5
+    condition = text_condition(sd, [prompt], loras=loras)
+    sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale)
+    ours = sample(sd, condition, jnp.asarray(latents), sampling, loras=loras) / 2 + 0.5
     assert relative_error(ours, expected) < 1e-3
 
     save_lora(tmp_path / "ours", loras)

@@ -300,7 +300,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told(checkpoint, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("utilgen_jax.sample.write.load_generator", None)  # no weights may be loaded
+    monkeypatch.setattr("utilgen_jax.sample.write.load_stable_diffusion", None)  # no weights may be loaded
     write_image(Path("photo.png"), 20, 20)
     Path("broken.png").write_bytes(Path("photo.png").read_bytes()[:100])
     arrays = {

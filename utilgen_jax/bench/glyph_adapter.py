@@ -154,9 +154,7 @@ class GlyphDomain:
         """DDPO's, with utilities normalised class by class."""
         del key
         advantages = normalized_advantages(seen.utilities, seen.trajectory.sample_inputs.labels, NUM_CLASSES)
-        _, gradient = policy_gradient(
-            task.sd, adapter, seen.trajectory, advantages, self.sampler, self.sampling.guidance_scale
-        )
+        _, gradient = policy_gradient(task.sd, adapter, seen.trajectory, advantages)
         return gradient
 
     def dpo(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:

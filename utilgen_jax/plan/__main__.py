@@ -38,9 +38,9 @@ from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
 from utilgen_jax.plan.architecture import find_architecture
-from utilgen_jax.plan.chips import CHIPS, TOPOLOGIES
 from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, Job, plan_program
 from utilgen_jax.plan.topology import topology_mesh
+from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 
 
 def define_flags() -> flags.FlagValues:

@@ -43,7 +43,7 @@ class Job:
 
     Attributes:
         architecture: the generator's; its modules' dtype is that of activations.
-        mesh: from `chips.topology_mesh`.
+        mesh: from `topology.topology_mesh`.
         dtype: the weights are stored in it.
         sampling: of the sampler; its batch size counts the images over all chips.
         classifier: a linen module, for `NUM_CLASSES` classes.

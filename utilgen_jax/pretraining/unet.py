@@ -20,7 +20,6 @@ from utilgen_jax.pretraining.sizes import (
     CAPTION_DROPOUT,
     IMAGE_DROPOUT,
     SNR_GAMMA,
-    UNET_EMA_DECAY,
     UNET_TRAINING,
     Training,
 )
@@ -96,4 +95,4 @@ def train_unet(
             "image_embeds": images.image_embeds[indices],
         }
 
-    return fit("unet", loss_fn, params, get_batch, training, seed, folder, UNET_EMA_DECAY)
+    return fit(folder / "unet", loss_fn, params, get_batch, training, seed)

@@ -92,8 +92,7 @@ def _open(
         loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
     sd = load_stable_diffusion(
         folder,
-        dtype,
-        param_dtype=param_dtype,
+        param_dtype,
         components=components,
         variant=settings["variant"],
         architecture=architecture,
