@@ -37,8 +37,8 @@ class PoolRecord:
         prompt: What it was generated from.
         seed: Together with the prompt gives the same image again.
         difficulty: s in [0, 1], measured.
-        requested_difficulty: s in [0, 1] that the generator was asked for.
-        weight: What it is worth in training, in [0, 1].
+        requested_difficulty: s in [0, 1], requested of the generator.
+        weight: Of the image in training, in [0, 1].
         soft_label: K probabilities.
         round: The round of generation that made it, from 0.
         file_name: Path below the pool's folder; the writer fills it in.

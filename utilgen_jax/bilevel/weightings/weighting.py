@@ -23,7 +23,7 @@ class WeightingInputs:
     Attributes:
         examples: the batch.
         logits: what the classifier says of it now, float32 [B, K].
-        influence: Π of `utility.influence`, float32 [B, K]; None where it was not asked for or no validation is at
+        influence: Π of `bilevel.influence`, float32 [B, K]; None where it is not needed or no validation is at
             hand.
     """
 
