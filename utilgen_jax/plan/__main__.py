@@ -161,8 +161,8 @@ def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]
     )
     if planned.sampling.batch_size % planned.mesh.size:
         raise InputError(
-            f"config.generator.batch_size={planned.sampling.batch_size}: does not divide among {planned.mesh.size} chips"
-            "; make it a multiple of them"
+            f"config.generator.batch_size={planned.sampling.batch_size}: does not divide among {planned.mesh.size} "
+            "chips; make it a multiple of them"
         )
     return planned, origin
 
