@@ -87,13 +87,13 @@ def load(folder: Path, dtype: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from utilgen_jax.generator.loading import load_generator
+    from utilgen_jax.generator.loading import load_stable_diffusion
 
     start = time.monotonic()
-    _, params = load_generator(folder, jnp.dtype(dtype))
-    jax.block_until_ready(params)
+    sd = load_stable_diffusion(folder, jnp.dtype(dtype))
+    jax.block_until_ready(sd)
     seconds = time.monotonic() - start
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(sd))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "dtype": dtype,

@@ -1,4 +1,4 @@
-"""The command that scores a file of weights: the toy set's images are labelled by the network in torch."""
+"""The evaluate command on a toy data set that is labelled by the network in torch."""
 
 import json
 
@@ -16,7 +16,7 @@ CHANNELS = {"none": (0.5, 0.5), "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.22
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Folder with ResNet-20's random weights and, for each normalisation, a set with 23 of 30 labels torch's."""
+    """Folder with ResNet-20's random weights and, for each normalisation, a data set with 23 of torch's 30 labels."""
     folder = tmp_path_factory.mktemp("evaluate")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_TEST, 8, 8, 3)).astype(np.uint8)
@@ -44,7 +44,7 @@ def score(folder, *arguments):
     return evaluate.main(["evaluate", *flags, "--normalization=imagenet", *arguments])
 
 
-def test_it_counts_right_answers_and_tells_wilsons_interval(toy, capsys):
+def test_accuracy_and_wilsons_interval(toy, capsys):
     assert score(toy, "--batch_size=8") == 0
     text, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
@@ -58,20 +58,20 @@ def test_it_counts_right_answers_and_tells_wilsons_interval(toy, capsys):
     assert "76.7%" in text and "30 test images" in text
 
 
-def test_the_images_are_normalized_as_asked(toy, capsys):
+def test_images_are_normalized_as_requested(toy, capsys):
     assert score(toy, f"--data_path={toy}/none.npz", "--normalization=none") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_correct"] == NUM_TEST - NUM_WRONG
     assert score(toy, "--normalization=none") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_correct"] != NUM_TEST - NUM_WRONG
 
 
-def test_all_mistakes_are_told_at_once(capsys):
+def test_all_input_errors_are_reported_at_once(capsys):
     mistakes = ["--classifier=resnet21", "--normalization=imagnet", "--channels=2", "--wieghts=x.npz"]
     assert evaluate.main(["evaluate", *mistakes]) == 2
     message = capsys.readouterr().err
     for part in (
-        "--data: say which, such as --data=cifar10",
-        "--weights: say which",
+        "--data: required, e.g. --data=cifar10",
+        "--weights: required",
         "--classifier=resnet21: is not one of small_cnn",
         "the nearest is resnet20",
         "the nearest is imagenet",
@@ -84,14 +84,14 @@ def test_all_mistakes_are_told_at_once(capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--channels=1"], "--normalization=imagenet: is of 3 channels"),
-        (["--data=digits"], "--data=digits: has no test part"),
+        (["--channels=1"], "--normalization=imagenet: needs --channels=3"),
+        (["--data=digits"], "--data=digits: has no test split"),
         (["--data_path=nowhere.npz"], "--data_path='nowhere.npz' is not a file"),
         (["--weights=nowhere.npz"], "nowhere.npz: no such file"),
         (["--classifier=resnet32"], "missing layer1.3.conv1.weight"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(toy, capsys, changes, message):
+def test_invalid_input_is_refused(toy, capsys, changes, message):
     assert score(toy, *changes) == 2
     assert message in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The command that writes checkpoints for PyTorch: torch's diffusers opens them and generates our images."""
+"""Exported checkpoints: torch's diffusers loads them and generates our images."""
 
 import functools
 import json
@@ -17,7 +17,8 @@ from tests.torch_parity import relative_error
 from utilgen_jax.checkpoints.lora_files import save_lora
 from utilgen_jax.export import main
 from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import Lora, init_lora, with_scale
 
@@ -31,7 +32,7 @@ WEIGHTED = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Family ('sd15', 'unclip') -> folder, not to be changed."""
+    """Family ('sd15', 'unclip') -> read-only folder."""
     return functools.cache(lambda family: write_tiny_stable_diffusion(tmp_path_factory.mktemp(family), family=family))
 
 
@@ -40,7 +41,7 @@ def export(*arguments):
 
 
 def refusal(capsys, *arguments):
-    """The error messages of a call that must be refused, without a traceback."""
+    """Returns the error messages of an invalid call."""
     assert export(*arguments) == 2
     text = capsys.readouterr().err
     assert "Traceback" not in text
@@ -66,7 +67,7 @@ def random_lora(params, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "unclip"])
-def test_torch_opens_the_folder_and_finds_every_weight(checkpoint, tmp_path, family):
+def test_torch_loads_the_folder_with_all_weights(checkpoint, tmp_path, family):
     out = tmp_path / "exported"
     assert export(f"--checkpoint={checkpoint(family)}", f"--out={out}") == 0
     original, exported = (DiffusionPipeline.from_pretrained(folder) for folder in (checkpoint(family), out))
@@ -81,8 +82,8 @@ def test_torch_opens_the_folder_and_finds_every_weight(checkpoint, tmp_path, fam
 
 @pytest.mark.slow
 def test_torch_generates_our_image_from_a_folder_with_a_merged_lora(checkpoint, tmp_path):
-    generator, params = load_generator(checkpoint("sd15"))
-    loras = {name: random_lora(params[name], seed) for seed, name in enumerate(("unet", "text_encoder"))}
+    sd = load_stable_diffusion(checkpoint("sd15"))
+    loras = {name: random_lora(sd.params[name], seed) for seed, name in enumerate(("unet", "text_encoder"))}
     file = save_lora(tmp_path / "lora.safetensors", loras)
     arguments = (
         f"--checkpoint={checkpoint('sd15')}",
@@ -93,10 +94,8 @@ def test_torch_generates_our_image_from_a_folder_with_a_merged_lora(checkpoint, 
     assert export(*arguments) == 0
 
     loras = {name: with_scale(lora, 0.7) for name, lora in loras.items()}
-    condition = text_condition(generator, params, [PROMPT], loras=loras)
-    ours = sample(
-        generator, params, condition, LATENTS, num_steps=STEPS, guidance_scale=GUIDANCE, scheduler="ddim", loras=loras
-    )
+    condition = text_condition(sd, [PROMPT], loras=loras)
+    ours = sample(sd, condition, LATENTS, SamplingConfig(steps=STEPS, guidance_scale=GUIDANCE), loras=loras)
 
     assert relative_error(ours, torch_image(tmp_path / "out")) < 1e-3
     assert relative_error(ours, torch_image(checkpoint("sd15"))) > 1e-2
@@ -124,9 +123,9 @@ def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_old_lora_file_becomes_todays(checkpoint, tmp_path):
-    _, params = load_generator(checkpoint("sd15"))
-    lora = random_lora(params["unet"], 0)
+def test_an_old_lora_file_is_converted(checkpoint, tmp_path):
+    sd = load_stable_diffusion(checkpoint("sd15"))
+    lora = random_lora(sd.params["unet"], 0)
     today = load_file(save_lora(tmp_path / "today.safetensors", {"unet": lora}))
     names = {"lora_A": "lora.down", "lora_B": "lora.up"}
     old = {functools.reduce(lambda key, pair: key.replace(*pair), names.items(), key): t for key, t in today.items()}
@@ -162,16 +161,16 @@ def test_only_an_earlier_export_is_replaced(checkpoint, tmp_path, capsys):
     assert (out / "unet").is_dir()
 
 
-def test_what_breaks_off_leaves_the_target_as_it_was(checkpoint, tmp_path, capsys):
+def test_a_failed_export_leaves_the_target_unchanged(checkpoint, tmp_path, capsys):
     broken = shutil.copytree(checkpoint("sd15"), tmp_path / "broken")
     file = broken / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     lines = refusal(capsys, f"--checkpoint={broken}", f"--out={tmp_path / 'out'}")
-    assert "not a whole safetensors file" in "".join(lines)
+    assert "not a complete safetensors file" in "".join(lines)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_mistakes_are_told_all_at_once(tmp_path, capsys):
+def test_all_input_errors_are_reported_at_once(tmp_path, capsys):
     (tmp_path / "file").touch()
     lines = refusal(capsys, "--dtyp=x", "--dtype=float61", "--lora_scale=2", f"--out={tmp_path / 'file' / 'sub'}")
     assert [line.split(":")[0] for line in lines] == [
@@ -183,10 +182,10 @@ def test_mistakes_are_told_all_at_once(tmp_path, capsys):
     ]
     assert "nearest is --dtype" in lines[0] and "nearest is float16" in lines[2]
     lines = refusal(capsys, "--checkpoint=glyphs", f"--out={tmp_path}", "--lora=gone", "--lora_only", "--dtype=float16")
-    assert lines == ["--lora: there is no gone", "--dtype: is of no use with --lora_only"]
+    assert lines == ["--lora: gone does not exist", "--dtype: has no effect with --lora_only"]
 
 
-def test_help_tells_the_flags(capsys):
+def test_help_lists_the_flags(capsys):
     assert export("--help") == 0
     text = capsys.readouterr().out
     assert "--lora_only" in text and "python -m utilgen_jax.export --checkpoint=glyphs" in text
@@ -196,6 +195,6 @@ def test_help_tells_the_flags(capsys):
 def test_the_embedded_checkpoint_is_exported(tmp_path):
     assert export("--checkpoint=glyphs", f"--out={tmp_path / 'glyphs'}", "--dtype=float32") == 0
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "glyphs")
-    _, params = load_generator(tmp_path / "glyphs")
-    bias = params["unet"]["conv_out"]["bias"]
+    sd = load_stable_diffusion(tmp_path / "glyphs")
+    bias = sd.params["unet"]["conv_out"]["bias"]
     assert jnp.array_equal(bias, pipeline.unet.conv_out.bias.detach().numpy())

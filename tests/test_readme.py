@@ -172,7 +172,7 @@ def configs_in_commands() -> list[tuple[str, tuple[tuple[str, str], ...]]]:
         pairs = [word.removeprefix("--config").partition("=") for word in words if word.startswith("--config")]
         given = {name.removeprefix("."): value for name, _, value in pairs}
         spec = given.pop("", None)
-        if spec and not spec.endswith(("=NAME", ":VARIANT")):
+        if spec and not spec.endswith(("=NAME", ":VARIANT", "=sdedit")):
             found.add((spec, tuple(given.items())))
     return sorted(found)
 
@@ -184,7 +184,8 @@ def test_configs_in_commands_are_valid(spec: str, overrides: tuple[tuple[str, st
 
 def test_overrides_in_the_text_name_fields():
     named = {name for text in TEXTS.values() for name in re.findall(r"--config\.(\w+(?:\.\w+)?)", text)}
-    assert len(named) > 5 and named - {"section.field"} <= set(FIELDS)
+    # The method of utilgen_jax/README.md is not there until its reader adds it, see test_package_readme.py.
+    assert len(named) > 5 and named - {"section.field", "sdedit.strength"} <= set(FIELDS)
 
 
 def described_sections() -> set[str]:
@@ -219,7 +220,9 @@ def test_the_changelog_tells_how_fields_were_renamed():
 
 
 def test_parts_of_methods_exist():
-    parts = set(re.findall(r"`((?:utilgen|joint|vanilla)_[a-z]+)`", TEXTS["utilgen_jax/methods/README.md"])) - {"utilgen_jax"}
+    parts = set(re.findall(r"`((?:utilgen|joint|vanilla)_[a-z]+)`", TEXTS["utilgen_jax/methods/README.md"])) - {
+        "utilgen_jax"
+    }
     assert parts and parts <= set(METHODS)
 
 

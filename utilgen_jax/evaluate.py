@@ -1,16 +1,16 @@
-"""Scores a trained classifier on a data set's test images.
+"""Evaluates a trained classifier on the test images of a data set.
 
   python -m utilgen_jax.evaluate --data=cifar10 --data_path=DATA_DIR --classifier=resnet20 \\
       --weights=resnet20-12fca82f.npz --normalization=imagenet
   python -m utilgen_jax.evaluate --data=imagefolder --data_path=FOLDER --image_size=224 --classifier=resnet50 \\
       --weights=model.safetensors --normalization=imagenet
 
-The weights are one .safetensors or .npz file under torch's names: torchvision's for resnet18 and larger, resnext50,
+The weights are a .safetensors or .npz file with torch's names: torchvision's for resnet18 and larger, resnext50,
 wide_resnet50 and mobilenet_v2; timm's vit_small_patch16 for vit_s; github.com/akamaster/pytorch_resnet_cifar10's for
-resnet20, 32 and 56. Batch norm uses the statistics of the file. The labels must be the data set's. An image's middle
-square is scaled to --image_size; where published figures are of a smaller crop, they differ by a little.
+resnet20, 32 and 56. Batch norm uses the statistics of the file. The weights must have the labels of the data set. The
+centre square of an image is scaled to --image_size; published accuracies may use a smaller crop.
 
-It prints the accuracy with Wilson's 95 % interval; the last line on standard output is one JSON object. Exit status:
+It prints the accuracy with Wilson's 95 % interval; the last line on standard output is a JSON object. Exit status:
 0 done, 2 bad input, 130 interrupted.
 """
 
@@ -30,48 +30,46 @@ from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.data.flags import define_data_flags, load_flagged_source, named_as_flags
 from utilgen_jax.errors import InputError
 
-_WIDTH = 32  # of small_cnn and mlp
+_WIDTH = 32  # width of small_cnn and mlp
 
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
     values = flags.FlagValues()
     define_data_flags(values)
-    flags.DEFINE_string("classifier", "resnet20", f"the network: {', '.join(CLASSIFIERS)}", flag_values=values)
-    flags.DEFINE_string("weights", None, "the file of its weights", flag_values=values)
-    normalization = "of channels: none ([-1, 1]), or imagenet (its mean and deviation, as torchvision has it)"
+    flags.DEFINE_string("classifier", "resnet20", f"network: {', '.join(CLASSIFIERS)}", flag_values=values)
+    flags.DEFINE_string("weights", None, "file of weights", flag_values=values)
+    normalization = "normalisation of channels: none ([-1, 1]), or imagenet (mean and deviation, as in torchvision)"
     flags.DEFINE_string("normalization", "none", normalization, flag_values=values)
-    flags.DEFINE_integer("batch_size", 100, "images at once", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    flags.DEFINE_integer("batch_size", 100, "images per batch", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this help and exit", short_name="h", flag_values=values)
     return values
 
 
 def check_arguments(settings: dict[str, Any]) -> list[str]:
-    """Lists what is wrong with the flags' values, as far as that can be told without reading a file."""
+    """Returns messages about invalid flag values; reads no files."""
     examples = {"data": "cifar10", "weights": "resnet20-12fca82f.npz"}
-    problems = [
-        f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
-    ]
+    problems = [f"--{name}: required, e.g. --{name}={text}" for name, text in examples.items() if not settings[name]]
     for name, valid in {"classifier": CLASSIFIERS, "normalization": NORMALIZATIONS}.items():
         problems += choice_problems(name, settings[name], valid)
     if settings["channels"] not in (1, 3):
         problems.append(f"--channels={settings['channels']}: is 1 or 3")
     elif settings["normalization"] == "imagenet" and settings["channels"] != 3:
-        problems.append("--normalization=imagenet: is of 3 channels; leave --channels=3")
+        problems.append("--normalization=imagenet: needs --channels=3")
     return problems
 
 
 def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
-    """Scores the classifier.
+    """Evaluates the classifier.
 
     Args:
-        settings: the command's flags by name.
+        settings: flag values by name.
 
     Returns:
         "accuracy", "low" and "high" (Wilson's 95 % interval) in [0, 1], "num_correct" and "num_test"; JSON-ready.
 
     Raises:
-        InputError: the data or the weights cannot be had, the data have no test part, or the weights do not fit.
+        InputError: the data or the weights cannot be read, the data have no test split, or the weights do not match.
     """
     import jax
     import jax.numpy as jnp
@@ -88,7 +86,7 @@ def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
     with named_as_flags():
         test = load_flagged_source(settings).test
         if test is None:
-            raise InputError(f"--data={settings['data']}: has no test part")
+            raise InputError(f"--data={settings['data']}: has no test split")
         file = open_classifier_file(settings["weights"])
         module: Any = build_classifier(settings["classifier"], len(test.class_names), _WIDTH, size, norm=file.norm)
     images = jax.ShapeDtypeStruct((1, size, size, settings["channels"]), jnp.float32)
@@ -111,13 +109,13 @@ def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Reads the command line, scores, and prints.
+    """Parses the command line, evaluates, and prints.
 
     Args:
-        argv: the command line, its first entry the program.
+        argv: command line, including the program name.
 
     Raises:
-        InputError: something the user gave is wrong.
+        InputError: the user's input is invalid.
     """
     values = define_flags()
     _, problems = command_line.parse_flags(values, argv)
@@ -128,17 +126,17 @@ def run(argv: Sequence[str]) -> None:
     problems += check_arguments(settings)
     if problems:
         raise command_line.ConfigError(problems)
-    found = evaluate(settings)
+    result = evaluate(settings)
     print(
-        f"{settings['classifier']}, {settings['weights']}: {found['accuracy']:.1%} "
-        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['num_test']} test images of {settings['data']}"
+        f"{settings['classifier']}, {settings['weights']}: {result['accuracy']:.1%} "
+        f"[{result['low']:.1%}, {result['high']:.1%}] of {result['num_test']} test images of {settings['data']}"
     )
-    print(json.dumps({**settings, **found}, allow_nan=False))
+    print(json.dumps({**settings, **result}, allow_nan=False))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was kept")
+    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), "nothing was written")
 
 
 if __name__ == "__main__":

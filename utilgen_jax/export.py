@@ -1,14 +1,13 @@
-"""A checkpoint for PyTorch: a folder that torch's diffusers opens, or a LoRA file alone.
+"""Exports a checkpoint, or only a LoRA, for PyTorch's diffusers.
 
   python -m utilgen_jax.export --checkpoint=glyphs --out=exported
   python -m utilgen_jax.export --checkpoint=stabilityai/stable-diffusion-2-1-base --dtype=float16 \\
       --lora=pytorch_lora_weights.safetensors --lora_scale=0.8 --out=exported
   python -m utilgen_jax.export --checkpoint=FOLDER --lora=old_lora.safetensors --lora_only --out=exported_lora
 
-The folder holds `model_index.json` and every component, for `DiffusionPipeline.from_pretrained`. A LoRA is merged into
-its weights; with --lora_only it is written as `pytorch_lora_weights.safetensors` for `pipe.load_lora_weights`, whatever
-program wrote the file that is read. An earlier export in --out is replaced, anything else is left alone. Exit status:
-0 done, 2 bad input, 130 interrupted.
+The folder gets `model_index.json` and all components, for `DiffusionPipeline.from_pretrained`. A LoRA is merged into
+the weights. With --lora_only it is converted to `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights`. An
+earlier export in --out is replaced; other files are never replaced. Exit status: 0 done, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -34,39 +33,35 @@ def define_flags() -> flags.FlagValues:
         flags.DEFINE_string(name, None, help, flag_values=values)
 
     text("checkpoint", "'glyphs' (the embedded one), a folder in diffusers' format, or a hub id owner/name")
-    text("revision", "of a hub id: branch, tag or commit")
-    text("variant", "weights to read where a checkpoint has several, such as fp16")
-    text("vae", "folder or hub id of an autoencoder published alone, in place of the checkpoint's")
-    text("lora", "LoRA file or folder, as diffusers, peft or kohya's scripts write it")
-    flags.DEFINE_float("lora_scale", 1.0, "of the LoRA's effect: 0 none, 1 as trained", flag_values=values)
-    flags.DEFINE_boolean("lora_only", False, "write the LoRA file alone, no checkpoint", flag_values=values)
-    text("dtype", f"to store the weights in: {', '.join(_DTYPES)}; default as they are stored")
-    text("out", "folder to write; made if missing")
-    flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
+    text("revision", "branch, tag or commit of a hub id")
+    text("variant", "variant of the weights to read, such as fp16")
+    text("vae", "folder or hub id of an autoencoder to use instead of the checkpoint's")
+    text("lora", "LoRA file or folder, in the format of diffusers, peft or kohya")
+    flags.DEFINE_float("lora_scale", 1.0, "strength of the LoRA: 0 none, 1 as trained", flag_values=values)
+    flags.DEFINE_boolean("lora_only", False, "write only the LoRA file, no checkpoint", flag_values=values)
+    text("dtype", f"dtype of the written weights: {', '.join(_DTYPES)}; default: as stored")
+    text("out", "output folder; created if missing")
+    flags.DEFINE_boolean("help", False, "show this help and exit", short_name="h", flag_values=values)
     return values
 
 
 def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
-    """Lists what is wrong with the command line, as far as that can be told without opening the checkpoint.
+    """Returns messages about invalid arguments; does not open the checkpoint.
 
     Args:
-        settings: each flag's value.
-        given: names of the flags that are on the command line.
+        settings: flag values by name.
+        given: names of the flags on the command line.
     """
     examples = {"checkpoint": "glyphs", "out": "exported"}
-    problems = [
-        f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
-    ]
+    problems = [f"--{name}: required, e.g. --{name}={text}" for name, text in examples.items() if not settings[name]]
     problems += choice_problems("dtype", settings["dtype"], _DTYPES)
     if settings["lora"] and not Path(settings["lora"]).exists():
-        problems.append(f"--lora: there is no {settings['lora']}")
+        problems.append(f"--lora: {settings['lora']} does not exist")
     problems += [
-        f"--{name}: is of use with --lora only"
-        for name in ("lora_scale", "lora_only")
-        if name in given and not settings["lora"]
+        f"--{name}: requires --lora" for name in ("lora_scale", "lora_only") if name in given and not settings["lora"]
     ]
     if settings["lora_only"]:
-        problems += [f"--{name}: is of no use with --lora_only" for name in ("dtype", "vae") if settings[name]]
+        problems += [f"--{name}: has no effect with --lora_only" for name in ("dtype", "vae") if settings[name]]
     out = Path(settings["out"] or ".")
     if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
         problems.append(f"--out: {out} is, or lies under, a file; give a folder")
@@ -77,13 +72,13 @@ def export(settings: dict[str, Any]) -> Path:
     """Writes the folder, or the LoRA file.
 
     Args:
-        settings: the value of each flag.
+        settings: flag values by name.
 
     Returns:
-        What was written.
+        The path of the folder or file.
 
     Raises:
-        InputError: the checkpoint or the LoRA cannot be read, they do not fit, or the target holds something else.
+        InputError: the checkpoint or the LoRA cannot be read, they do not match, or the target has other files.
     """
     import jax.numpy as jnp
 
@@ -91,14 +86,19 @@ def export(settings: dict[str, Any]) -> Path:
     from utilgen_jax.checkpoints.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
     from utilgen_jax.errors import InputError
     from utilgen_jax.generator.loading import read_architecture
-    from utilgen_jax.generator.saving import check_export_target, exported_components, write_diffusers_folder
+    from utilgen_jax.generator.saving import (
+        ExportSource,
+        check_export_target,
+        exported_components,
+        write_diffusers_folder,
+    )
     from utilgen_jax.generator.stable_diffusion import expected_params
     from utilgen_jax.models.lora import with_scale
     from utilgen_jax.report.progress import Progress
 
     out = Path(settings["out"]).expanduser()
     if settings["lora_only"] and (out / LORA_FILE).exists():
-        raise InputError(f"--out: {out / LORA_FILE} is there already; give another folder, or remove it")
+        raise InputError(f"--out: {out / LORA_FILE} already exists; choose another folder, or remove it")
     if not settings["lora_only"]:
         check_export_target(out)
     checkpoint = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
@@ -120,11 +120,8 @@ def export(settings: dict[str, Any]) -> Path:
 
         write_diffusers_folder(
             out,
-            checkpoint,
-            architecture,
+            ExportSource(checkpoint, architecture, components, settings["variant"]),
             dtype=jnp.dtype(settings["dtype"]) if settings["dtype"] else None,
-            components=components,
-            variant=settings["variant"],
             loras=loras,
             on_written=on_written,
         )
@@ -132,13 +129,13 @@ def export(settings: dict[str, Any]) -> Path:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Reads the command line and writes what it asks for.
+    """Parses the command line and writes the export.
 
     Args:
-        argv: The command line, its first entry the program.
+        argv: command line, including the program name.
 
     Raises:
-        InputError: Something the user gave is wrong; nothing has been written.
+        InputError: the user's input is invalid; nothing has been written.
     """
     values = define_flags()
     _, problems = command_line.parse_flags(values, argv)
@@ -154,7 +151,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    interrupted = "nothing was replaced; the same command begins anew"
+    interrupted = "nothing was replaced; the same command starts again"
     return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 

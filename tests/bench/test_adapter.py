@@ -12,7 +12,7 @@ from tests.generator import toy
 from utilgen_jax.bench import adapter, glyph_adapter
 from utilgen_jax.bench.__main__ import main
 from utilgen_jax.bilevel.examples import Examples
-from utilgen_jax.config.schema import default_config
+from utilgen_jax.config.schema import Config
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
@@ -24,16 +24,16 @@ class ToyDomain(glyph_adapter.GlyphDomain):
     """The toy generator and a classifier of its images, with drawn parameters; all else is the glyph domain's."""
 
     def __init__(self):
-        self.config = default_config()
-        self.generator, self.params = toy.make_toy()
-        self.sampler = make_ddim(self.generator.schedule, glyph_adapter.NUM_STEPS, first=0, eta=glyph_adapter.ETA)
+        self.config = Config()
+        self.sd = toy.make_toy()
+        self.sampler = make_ddim(self.sd.schedule, glyph_adapter.NUM_STEPS, first=0, eta=glyph_adapter.ETA)
         self.classifier = SimpleNamespace(apply=toy.toy_classifier)
         self.to_examples = toy.to_examples
         self.value = jax.jit(self._value)
 
     def make_task(self, seed):
         validation = Examples(toy.normal(seed, 9, toy.SIDE, toy.SIDE, 1), np.eye(3, dtype=np.float32)[np.arange(9) % 3])
-        return glyph_adapter.Task(self.params, toy.toy_classifier_params(), validation)
+        return glyph_adapter.Task(self.sd, toy.toy_classifier_params(), validation)
 
     def make_sample_inputs(self, number, rng):
         return toy.toy_requests(number, seed=int(rng.integers(1000)))

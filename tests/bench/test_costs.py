@@ -4,7 +4,7 @@ import pytest
 
 from utilgen_jax.bench.costs import compiled_flops, peak_bytes
 from utilgen_jax.models.dot_product_attention import chunked_attention, dot_product_attention, plain_attention
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.runtime.flops import count_flops
 
 
 def compile(function, *arguments):

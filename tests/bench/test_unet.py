@@ -11,7 +11,7 @@ import torch
 
 from utilgen_jax.bench import sides, unet
 from utilgen_jax.bench.__main__ import main
-from utilgen_jax.bench.jax_unet import JaxUNet, drawn_noise, random_params
+from utilgen_jax.bench.jax_unet import JaxUNet, UNetSettings, drawn_noise, random_params
 from utilgen_jax.bench.torch_unet import TorchUNet
 from utilgen_jax.diffusion.schedules import add_noise, load_schedule
 from utilgen_jax.errors import InputError
@@ -79,7 +79,7 @@ def test_half_precision_and_image_conditions():
 
 @pytest.mark.slow
 def test_torchs_checkpointing_and_compilation_are_asked_for(monkeypatch):
-    ours = JaxUNet(TINY, SCHEDULER, dtype="float32", weights_dtype="float32", rank=2)
+    ours = JaxUNet(TINY, SCHEDULER, UNetSettings("float32", "float32", rank=2))
     inputs, asked, outputs = ours.inputs(1, 8), [], []
 
     def compile(model):
@@ -90,11 +90,7 @@ def test_torchs_checkpointing_and_compilation_are_asked_for(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile)
     for enabled in (False, True):
-        side = TorchUNet(
-            *(TINY, ours.params, ours.lora),
-            **{"platform": "cpu", "dtype": "float32", "weights_dtype": "float32", "rank": 2},
-            **{"compile": enabled, "gradient_checkpointing": enabled},
-        )
+        side = TorchUNet(TINY, ours, platform="cpu", compile=enabled, gradient_checkpointing=enabled)
         outputs.append(side.lora_step(inputs).outputs)
     assert asked == [True]
     for name in outputs[0]:

@@ -1,4 +1,4 @@
-"""Where checkpoints are looked for, and what is said when they are not there."""
+"""Finding checkpoints, and the messages when they are missing."""
 
 import fnmatch
 import shutil
@@ -25,7 +25,7 @@ from utilgen_jax.errors import InputError
 
 
 class Hub:
-    """A hub with one repository, 'owner/name', whose files lie in a folder; keeps what it was asked for."""
+    """A hub with one repository, 'owner/name', whose files are in a folder; records its requests."""
 
     def __init__(self, repository, cache, error=None, offline=False):
         self.repository, self.cache, self.error, self.offline = repository, cache, error, offline
@@ -61,7 +61,7 @@ class Hub:
 
 @pytest.fixture
 def hub(unclip, tmp_path, monkeypatch):
-    """A hub whose repository a test may change; it also holds what is of no use here."""
+    """A hub whose repository a test may change; it also has unused files."""
     (unclip / "safety_checker").mkdir()
     for name in ("v1-5-pruned.safetensors", "safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin"):
         (unclip / name).write_bytes(b"")
@@ -73,7 +73,7 @@ def hub(unclip, tmp_path, monkeypatch):
 
 
 def as_half(folder, **options):
-    """Writes a repository's UNet and VAE once more with `variant='fp16'`, and returns the old files."""
+    """Writes UNet and VAE of a repository also with `variant='fp16'`, and returns the old files."""
     old = [*folder.glob("unet/*.safetensors"), *folder.glob("vae/*.safetensors")]
     UNet2DConditionModel.from_pretrained(folder / "unet").half().save_pretrained(
         folder / "unet", variant="fp16", **options
@@ -102,7 +102,7 @@ def test_glyphs_is_the_embedded_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["", "./gone", "/gone/model", "~/gone", "gone", "a/b/c", "../x", "tests/gone", "own er/name"]
 )
-def test_what_looks_like_a_path_is_never_asked_of_the_hub(name, hub, monkeypatch, tmp_path):
+def test_paths_are_not_requested_from_the_hub(name, hub, monkeypatch, tmp_path):
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="hub id 'owner/name'"):
@@ -128,17 +128,17 @@ FULL = {
 HALF = {name.replace(".", ".fp16.", 1) if name.startswith(("unet", "vae")) else name for name in FULL}
 
 
-@pytest.mark.parametrize(("revision", "asked"), [(None, None), ("", None), ("v1", "v1")])
-def test_of_a_repository_only_what_is_read_is_downloaded(hub, revision, asked):
+@pytest.mark.parametrize(("revision", "requested"), [(None, None), ("", None), ("v1", "v1")])
+def test_only_needed_files_are_downloaded(hub, revision, requested):
     as_half(hub.repository)
     folder = checkpoints.resolve_checkpoint("owner/name", revision)
     assert folder == hub.cache and hub.weights == FULL
-    assert hub.listed == hub.downloads == [("owner/name", asked)]
+    assert hub.listed == hub.downloads == [("owner/name", requested)]
     for component in ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer"):
         checkpoints.load_component(folder / component)
 
 
-def test_variant_is_downloaded_and_read_where_it_is_asked_for(hub):
+def test_requested_variant_is_downloaded_and_read(hub):
     as_half(hub.repository)
     folder = checkpoints.resolve_checkpoint("owner/name", variant="fp16")
     assert hub.weights == HALF
@@ -193,26 +193,26 @@ def test_single_component_is_found_here_and_on_the_hub(hub, unclip_original):
     assert checkpoints.load_component(checkpoints.resolve_component("owner/name"))[0]["_class_name"] == "AutoencoderKL"
 
 
-def test_what_was_downloaded_before_serves_without_a_connection(hub):
+def test_cached_files_are_used_without_a_connection(hub):
     checkpoints.resolve_checkpoint("owner/name")
     hub.offline = True
     assert checkpoints.resolve_checkpoint("owner/name") == hub.cache
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (ConnectionError("no route"), "hf download owner/name --local-dir"),
         (GatedRepoError("403", response=mock.MagicMock()), "accept its licence at https://huggingface.co/owner/name"),
-        (RepositoryNotFoundError("404", response=mock.MagicMock()), "neither a folder here nor a repository"),
+        (RepositoryNotFoundError("404", response=mock.MagicMock()), "neither a local folder nor a repository"),
         (RevisionNotFoundError("404", response=mock.MagicMock()), "has no revision 'v1'"),
-        (HFValidationError("bad"), "neither a folder here nor a repository"),
+        (HFValidationError("bad"), "neither a local folder nor a repository"),
         (HfHubHTTPError("no space left", response=mock.MagicMock()), "no space left"),
     ],
 )
-def test_hub_failure_says_the_way_out(hub, error, says):
+def test_message_on_a_hub_failure_has_advice(hub, error, message):
     hub.error = error
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         checkpoints.resolve_checkpoint("owner/name", "v1")
     assert str(caught.value).startswith("owner/name: ")
 

@@ -1,4 +1,4 @@
-"""Weights of classifiers as torch, timm, torchvision and akamaster's repository write them, and what does not fit."""
+"""Classifier weights of torch, timm, torchvision and akamaster's repository, and mismatches."""
 
 import jax
 import numpy as np
@@ -54,7 +54,7 @@ def test_half_precision_becomes_float32(tmp_path):
     np.testing.assert_array_equal(variables["params"]["linear"]["bias"], STATE["linear.bias"].half().float())
 
 
-def test_everything_that_does_not_fit_is_told_at_once(tmp_path):
+def test_all_mismatches_are_reported_at_once(tmp_path):
     state = dict(STATE)
     del state["bn1.running_var"], state["layer1.0.conv2.weight"]
     state["layer3.0.conv1.weight"] = torch.zeros(1)
@@ -114,7 +114,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         "cut.npz": "not a .npz file",
         "pickled.npz": "cannot be read as a .npz file of plain arrays",
         "absent.safetensors": "no such file",
-        "model.pth": "a pickle, which may run any code",
+        "model.pth": "a pickle, which can run arbitrary code",
     }.items():
         with pytest.raises(InputError, match=f"{name}: .*{message}"):
             open_classifier_file(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Components in and out, against torch's diffusers and transformers, and every way in which a folder can be broken."""
+"""Reading and writing components, against torch's diffusers and transformers, and damaged folders."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ COMPONENTS = tuple(TORCH_CLASSES)
 
 
 def weight_file(folder):
-    """The one safetensors file of a component."""
+    """Returns the safetensors file of a component."""
     (path,) = folder.glob("*.safetensors")
     return path
 
@@ -43,7 +43,7 @@ def assert_trees_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_torch_opens_what_we_write(unclip_original, tmp_path, component):
+def test_torch_loads_our_files(unclip_original, tmp_path, component):
     torch_class = TORCH_CLASSES[component]
     original = torch_class.from_pretrained(unclip_original / component).state_dict()
 
@@ -292,22 +292,22 @@ def store_as_float8(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "named", "says"),
+    ("damage", "named", "message"),
     [
-        (truncate, "diffusion_pytorch_model.safetensors", "not a whole safetensors file"),
-        (garble_header, "diffusion_pytorch_model.safetensors", "not a whole safetensors file"),
-        (empty, "diffusion_pytorch_model.safetensors", "not a whole safetensors file"),
+        (truncate, "diffusion_pytorch_model.safetensors", "not a complete safetensors file"),
+        (garble_header, "diffusion_pytorch_model.safetensors", "not a complete safetensors file"),
+        (empty, "diffusion_pytorch_model.safetensors", "not a complete safetensors file"),
         (only_pickle, "diffusion_pytorch_model.bin", "a pickle"),
         (no_weights, "vae", "no weights"),
         (no_config, "config.json", "no such file"),
         (broken_config, "config.json", "cannot be read as JSON"),
-        (list_config, "config.json", "must hold a JSON object"),
+        (list_config, "config.json", "must be a JSON object"),
         (store_as_float8, "diffusion_pytorch_model.safetensors", "stored as F8_E4M3"),
     ],
 )
-def test_broken_folder_is_named(unclip, damage, named, says):
+def test_broken_folder_is_named(unclip, damage, named, message):
     damage(unclip / "vae")
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         checkpoints.load_component(unclip / "vae")
     assert str(unclip / "vae") in str(caught.value) and named in str(caught.value)
 
@@ -318,20 +318,20 @@ def test_missing_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "says"),
+    ("weight_map", "message"),
     [
-        ({"a.weight": "../secret.safetensors"}, "no safetensors file of its own folder"),
-        ({"a.weight": "/etc/secret.safetensors"}, "no safetensors file of its own folder"),
-        ({"a.weight": "sub\\secret.safetensors"}, "no safetensors file of its own folder"),
-        ({"a.weight": "checkpoints.bin"}, "no safetensors file of its own folder"),
-        ({"a.weight": 3}, "no safetensors file of its own folder"),
+        ({"a.weight": "../secret.safetensors"}, "not a safetensors file in this folder"),
+        ({"a.weight": "/etc/secret.safetensors"}, "not a safetensors file in this folder"),
+        ({"a.weight": "sub\\secret.safetensors"}, "not a safetensors file in this folder"),
+        ({"a.weight": "checkpoints.bin"}, "not a safetensors file in this folder"),
+        ({"a.weight": 3}, "not a safetensors file in this folder"),
         ({"a.weight": "gone.safetensors"}, "no such file"),
         ({"a.weight": "shard.safetensors", "b.weight": "shard.safetensors"}, "lacks tensor b.weight"),
         ({}, "weight_map"),
         (None, "weight_map"),
     ],
 )
-def test_broken_index_is_named(tmp_path, weight_map, says):
+def test_broken_index_is_named(tmp_path, weight_map, message):
     secret = {"a.weight": torch.ones(2)}
     save_file(secret, tmp_path / "secret.safetensors")
     folder = tmp_path / "unet"
@@ -339,6 +339,6 @@ def test_broken_index_is_named(tmp_path, weight_map, says):
     (folder / "config.json").write_text("{}")
     save_file(secret, folder / "shard.safetensors")
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         checkpoints.load_component(folder)
     assert str(folder) in str(caught.value)

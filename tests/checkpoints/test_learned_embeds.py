@@ -1,4 +1,4 @@
-"""Files of learned tokens, and those that are refused."""
+"""Valid and invalid files of learned tokens."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_files_of_the_web_ui_are_named_as_their_token(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["learned_embeds.bin", "learned_embeds.pt"])
-def test_pickles_are_refused_with_the_way_out(tmp_path, name):
+def test_pickles_are_refused_with_advice(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
     for path in (tmp_path / name, tmp_path):
         with pytest.raises(InputError, match=rf"{name}: a pickle.*safetensors\.torch\.save_file"):

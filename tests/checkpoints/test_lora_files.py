@@ -1,4 +1,4 @@
-"""LoRA files against diffusers and peft, which write what is read here and read what is written here."""
+"""LoRA files, written and read by diffusers and peft."""
 
 from functools import partial
 
@@ -18,7 +18,8 @@ from tests.torch_parity import relative_error
 from utilgen_jax.checkpoints.lora_files import LORA_FILE, load_lora, save_lora
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import text_condition
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.models.lora import Lora, init_lora
 
@@ -36,7 +37,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(folder):
-    return load_generator(folder)[1]
+    return load_stable_diffusion(folder).params
 
 
 def torch_pipeline(folder, unet=None, text_encoder=None):
@@ -67,7 +68,7 @@ def factors_of(pipeline):
 
 
 def our_factors(loras):
-    """The same of ours."""
+    """Returns the same of our LoRAs."""
     found = {}
     for component, lora in loras.items():
         factors, scales = flatten_dict(lora.factors), flatten_dict(lora.scales)
@@ -167,7 +168,7 @@ def test_a_file_of_one_model_needs_no_prefix(folder, params, tmp_path):
     assert_same_factors(our_factors(load_lora(tmp_path / "diffusers", params)), factors_of(pipeline))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
 def test_folder_of_peft(folder, params, tmp_path):
     config = peft.LoraConfig(**TEXT_CONFIG, init_lora_weights=False)
@@ -178,7 +179,7 @@ def test_folder_of_peft(folder, params, tmp_path):
 
 
 def random_loras(params, targets):
-    """LoRAs with random factors; the layers of each pattern have a rank and an alpha of their own."""
+    """LoRAs with random factors; with a rank and an alpha for the layers of each pattern."""
     rng = np.random.default_rng(0)
     loras = {}
     for name, patterns in targets.items():
@@ -203,7 +204,7 @@ def random_loras(params, targets):
         {"text_encoder": ("feed_forward",)},
     ],
 )
-def test_torch_reads_what_is_written_here(folder, params, tmp_path, targets):
+def test_torch_reads_our_files(folder, params, tmp_path, targets):
     loras = random_loras(params, targets)
     path = save_lora(tmp_path / "lora", loras)
     assert path == tmp_path / "lora" / LORA_FILE
@@ -233,11 +234,11 @@ def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
     trained = torch_pipeline(folder, UNET_CONFIG, TEXT_CONFIG)
     save_as_today(trained, tmp_path / "theirs")
     expected = torch_image(trained)
-    generator, params = load_generator(folder)
+    sd = load_stable_diffusion(folder)
     loras = load_lora(tmp_path / "theirs", params)
-    condition = text_condition(generator, params, [prompt], loras=loras)
-    arguments = {"num_steps": steps, "guidance_scale": guidance_scale, "loras": loras}
-    ours = sample(generator, params, condition, jnp.asarray(latents), **arguments) / 2 + 0.5
+    condition = text_condition(sd, [prompt], loras=loras)
+    sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale)
+    ours = sample(sd, condition, jnp.asarray(latents), sampling, loras=loras) / 2 + 0.5
     assert relative_error(ours, expected) < 1e-3
 
     save_lora(tmp_path / "ours", loras)
@@ -248,7 +249,7 @@ def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
-def test_everything_that_does_not_fit_is_told_at_once(params, tmp_path):
+def test_all_mismatches_are_reported_at_once(params, tmp_path):
     zeros = torch.zeros
     query = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     key, value = query.replace("to_q", "to_k"), query.replace("to_q", "to_v")
@@ -276,7 +277,7 @@ def test_everything_that_does_not_fit_is_told_at_once(params, tmp_path):
         f"{key}: its factor 'up' is missing",
         f"{value}: its factor 'up' has shape (32, 3), the layer needs (32, 2)",
         "unet.conv_in: its alpha has shape (2,), not one number",
-        "not understood: unet.conv_in.lora_magnitude_vector",
+        "unknown key: unet.conv_in.lora_magnitude_vector",
         "the model has no such layer: unet.conv_inn.lora_A.weight",
         "the model has no such layer: text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
         "the model has no such layer: lora_unet_input_blocks_1_1_proj_in.lora_down.weight",
@@ -307,9 +308,9 @@ def test_files_that_are_no_lora_are_refused(params, tmp_path):
         load_lora(tmp_path / "pytorch_lora_weights.bin", params)
     path = tmp_path / LORA_FILE
     safetensors.torch.save_file({}, path)
-    with pytest.raises(InputError, match="holds no tensors"):
+    with pytest.raises(InputError, match="has no tensors"):
         load_lora(path, params)
     for text in ("{", "[1]"):
         safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"lora_adapter_metadata": text})
-        with pytest.raises(InputError, match="lora_adapter_metadata is no JSON"):
+        with pytest.raises(InputError, match="lora_adapter_metadata is not (a )?JSON"):
             load_lora(tmp_path, params)

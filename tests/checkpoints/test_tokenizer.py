@@ -1,4 +1,4 @@
-"""The tokenizer, against the vocabulary that was written."""
+"""The tokenizer, against a written vocabulary."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_length_that_is_not_written_down_is_the_models(folder):
 
 
 # Case, contractions, digits, accents in one and in two code points, scripts, emoji joined from several, control and
-# white space, what looks like a special token, and more than fits.
+# white space, text like a special token, and overlong text.
 ODD_PROMPTS = [
     "",
     " ",
@@ -87,7 +87,7 @@ ODD_PROMPTS = [
 
 
 def assert_ids_are_those_of_transformers(folder, prompts):
-    """Holds ours against what diffusers asks of transformers for a prompt, called on the folder."""
+    """Compares our token ids with those of diffusers' calls of transformers."""
     ours = checkpoints.tokenize(checkpoints.load_tokenizer(folder), prompts)
     theirs = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     encoded = [

@@ -31,7 +31,7 @@ def test_min_snr_weights(kind, gamma):
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
-def test_min_snr_weights_are_finite_where_nothing_but_noise_is_left(kind):
+def test_min_snr_weights_are_finite_for_pure_noise(kind):
     schedule = load_schedule(CONFIG | {"prediction_type": kind, "rescale_betas_zero_snr": True})
     np.testing.assert_array_equal(min_snr_weights(schedule, jnp.array([999]), 5.0), [0.0])
 

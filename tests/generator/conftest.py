@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.diffusers_checkpoint import write_tiny_stable_diffusion
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.loading import load_stable_diffusion
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,8 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def loaded(checkpoint):
-    """Family -> (generator, params) in float32."""
-    return functools.cache(lambda family: load_generator(checkpoint(family)))
+    """Family -> its `StableDiffusion` in float32."""
+    return functools.cache(lambda family: load_stable_diffusion(checkpoint(family)))
 
 
 @pytest.fixture

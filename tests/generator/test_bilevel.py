@@ -22,14 +22,16 @@ from utilgen_jax.bilevel import check_finite, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import feature_network, uniform
-from utilgen_jax.generator.adapter import generate_images, init_adapter, labelled_examples, make_generate
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.generator.adapter import AdapterConfig, generate_images, init_adapter, make_generate
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.draft import pathwise_loss
 from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.utility import influence_utility
 from utilgen_jax.models.classifiers import build_classifier
 
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps_root=1e-8))
-SETTINGS = {"num_steps": 3, "guidance_scale": 2.0, "num_differentiable_steps": None}
+SAMPLING = SamplingConfig(steps=3, guidance_scale=2.0, image_size=8)
 
 
 def images(number, seed):
@@ -41,21 +43,19 @@ def whole_adapter(params, sample_inputs):
     return init_adapter(
         params,
         sample_inputs,
+        AdapterConfig(
+            lora_rank=2, num_prompts=CLASSES, num_noises=CLASSES, num_classes=CLASSES, difficulties=[0.3, 0.5, 0.7]
+        ),
         jax.random.key(0),
-        lora_rank=2,
-        num_prompts=CLASSES,
-        num_noises=CLASSES,
-        num_classes=CLASSES,
-        difficulties=[0.3, 0.5, 0.7],
     )
 
 
 @pytest.mark.slow
 def test_the_adapters_gradient_is_the_pathwise_one():
-    generator, params = make_toy()
+    sd = make_toy()
     sample_inputs, validation, theta = toy_requests(6), images(5, seed=3), toy_classifier_params()
-    adapter = whole_adapter(params, sample_inputs)
-    generated = partial(generate_images, generator, params, **SETTINGS)
+    adapter = whole_adapter(sd.params, sample_inputs)
+    generated = partial(generate_images, sd, sampling=SAMPLING, num_differentiable_steps=None)
     # A large outer step: the gradient is read off the difference of new and old.
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9), optax.sgd(1e4)
     update = make_bilevel_update(
@@ -83,7 +83,7 @@ def test_the_adapters_gradient_is_the_pathwise_one():
 
 @pytest.mark.slow
 def test_fifty_whole_updates_compile_once_and_stay_finite():
-    generator, params = make_toy()
+    sd = make_toy()
     sample_inputs = toy_requests(6)
     weighting = feature_network(("loss", "margin", "entropy", "class", "difficulty"), CLASSES, 8)
     traces = []
@@ -93,11 +93,13 @@ def test_fifty_whole_updates_compile_once_and_stay_finite():
         return toy_classifier(theta, inputs)
 
     outer_optimizer = optax.adam(1e-2)
-    generate = make_generate(partial(generate_images, generator, params, **SETTINGS), to_examples)
+    generate = make_generate(
+        partial(generate_images, sd, sampling=SAMPLING, num_differentiable_steps=None), to_examples
+    )
     update = jax.jit(
         make_bilevel_update(counted, weighting, ADAMW, outer_optimizer, generate=generate), donate_argnums=0
     )
-    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": whole_adapter(params, sample_inputs)}
+    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": whole_adapter(sd.params, sample_inputs)}
     # The LoRA's second factors are zero at first, and so is the gradient of the first ones.
     state = init_bilevel(toy_classifier_params(), ADAMW, jax.tree.map(jnp.copy, outer), outer_optimizer)
     for step in range(50):
@@ -112,12 +114,14 @@ def test_fifty_whole_updates_compile_once_and_stay_finite():
 
 @pytest.mark.slow
 def test_eight_devices_share_one_update():
-    generator, params = make_toy()
+    sd = make_toy()
     sample_inputs, validation, theta = toy_requests(8), images(8, seed=3), toy_classifier_params()
     real = images(8, seed=4).replace(is_weighted=jnp.zeros(8, bool))
-    generate = make_generate(partial(generate_images, generator, params, **SETTINGS), to_examples)
+    generate = make_generate(
+        partial(generate_images, sd, sampling=SAMPLING, num_differentiable_steps=None), to_examples
+    )
     weighting = feature_network(("loss", "class"), CLASSES, 8)
-    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": whole_adapter(params, sample_inputs)}
+    outer = {"weighting": weighting.init(jax.random.key(1)), "adapter": whole_adapter(sd.params, sample_inputs)}
     update = make_bilevel_update(toy_classifier, weighting, ADAMW, optax.sgd(1.0), generate=generate)
     results = []
     for count in (1, 8):
@@ -132,19 +136,23 @@ def test_eight_devices_share_one_update():
 
 @pytest.mark.slow
 def test_with_stable_diffusion_and_a_convolutional_classifier(loaded):
-    generator, params = loaded("sd15")
-    sample_inputs = make_sample_inputs(generator, params, ["a photo of a cat", "a photo of a dog"], [0, 1], [3, 4], 16)
+    sd = loaded("sd15")
+    sampling = SamplingConfig(steps=2, guidance_scale=2.0, image_size=16)
+    sample_inputs = make_sample_inputs(sd, ["a photo of a cat", "a photo of a dog"], [0, 1], [3, 4], sampling)
     adapter = init_adapter(
-        params, sample_inputs, jax.random.key(0), lora_rank=2, num_prompts=2, num_classes=2, difficulties=[0.4, 0.6]
+        sd.params,
+        sample_inputs,
+        AdapterConfig(lora_rank=2, num_prompts=2, num_classes=2, difficulties=[0.4, 0.6]),
+        jax.random.key(0),
     )
     module = build_classifier("small_cnn", 2, 8, 16)
-    view = partial(labelled_examples, num_classes=2, image_size=16, channels=3)
+    view = ClassifierInput(2, image_size=16, channels=3).examples
     weighting = feature_network(("loss", "class", "difficulty"), 2, 8)
     outer_optimizer = optax.adam(1e-3)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state, params, examples, validation, sample_inputs):
-        generated = partial(generate_images, generator, params, num_steps=2, guidance_scale=2.0, scheduler="ddim")
+    def step(state, sd, examples, validation, sample_inputs):
+        generated = partial(generate_images, sd, sampling=sampling)
         update = make_bilevel_update(
             lambda theta, images: module.apply({"params": theta}, images),
             weighting,
@@ -161,7 +169,7 @@ def test_with_stable_diffusion_and_a_convolutional_classifier(loaded):
     before = jax.tree.map(np.asarray, outer)
     state = init_bilevel(theta, ADAMW, outer, outer_optimizer)
     for _ in range(3):
-        state, metrics = step(state, params, examples, view(normal(1, 2, 16, 16, 3), jnp.arange(2)), sample_inputs)
+        state, metrics = step(state, sd, examples, view(normal(1, 2, 16, 16, 3), jnp.arange(2)), sample_inputs)
     check_finite(metrics.first_nonfinite)
     assert metrics.utilities.shape == (4,)
     # Adam moves what has a gradient; the first factors' is no longer zero once the second ones have moved.

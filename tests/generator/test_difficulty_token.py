@@ -48,14 +48,14 @@ def test_weights_of_another_size_are_refused(tmp_path, encoder, params):
 
 @pytest.mark.slow
 def test_the_token_reaches_the_unet(loaded, encoder, params):
-    generator, weights = loaded("sd15")
+    sd = loaded("sd15")
     embeds = jax.random.normal(jax.random.key(1), (2, 77, 32))
     latents = jax.random.normal(jax.random.key(2), (2, 8, 8, 4))
 
     @jax.jit
     def predict(difficulty):
         states = append_difficulty_token(encoder, params, embeds, jnp.array([0, 2]), difficulty)
-        return states, generator.unet.apply({"params": weights["unet"]}, latents, jnp.array([500, 500]), states)
+        return states, sd.unet.apply(sd.variables("unet"), latents, jnp.array([500, 500]), states)
 
     states, easy = predict(jnp.array([0.1, 0.5]))
     assert states.shape == (2, 78, 32)

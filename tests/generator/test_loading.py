@@ -1,9 +1,6 @@
 """Opening checkpoint folders that torch's diffusers wrote: what is read, and what is refused with which words."""
 
-import dataclasses
-import functools
 import json
-import os
 import shutil
 from functools import partial
 
@@ -15,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.torch_parity import relative_error
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.loading import example_arguments, expected_params, load_generator, read_architecture
+from utilgen_jax.generator import loading
+from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
+from utilgen_jax.generator.stable_diffusion import example_arguments, expected_params
 
 
 def edit_json(path, **changes):
@@ -24,7 +23,7 @@ def edit_json(path, **changes):
 
 @pytest.mark.parametrize("family", ["sd15", "sd21", "unclip"])
 def test_every_weight_of_the_folder_is_loaded(checkpoint, loaded, family):
-    folder, (_, params) = checkpoint(family), loaded(family)
+    folder, params = checkpoint(family), loaded(family).params
     components = {"text_encoder", "unet", "vae"}
     if family == "unclip":
         components |= {"image_encoder", "image_normalizer"}
@@ -41,48 +40,53 @@ def test_every_weight_of_the_folder_is_loaded(checkpoint, loaded, family):
 
 
 def test_what_the_configs_say_is_read(loaded):
-    generator, _ = loaded("sd21")
-    assert generator.schedule.prediction_type == "v_prediction"
-    assert (generator.image_encoder, generator.image_noising_schedule) == (None, None)
-    assert generator.vae_scale_factor == 2
-    assert generator.tokenizer.model_max_length == 77
-    unclip, _ = loaded("unclip")
+    sd = loaded("sd21")
+    assert sd.schedule.prediction_type == "v_prediction"
+    assert (sd.image_encoder, sd.architecture.image_noising_schedule) == (None, None)
+    assert sd.architecture.vae_scale_factor == 2
+    assert sd.tokenizer.model_max_length == 77
+    unclip = loaded("unclip").architecture
     # The cosine schedule, of a scheduler that would clip if one sampled with it: it only noises image embeddings.
     assert unclip.image_noising_schedule.alphas_cumprod[500] == pytest.approx(0.4923, abs=1e-3)
     assert unclip.image_mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
 
 
 def test_dtype_is_that_of_weights_and_activations_but_not_of_schedules(checkpoint):
-    generator, params = load_generator(checkpoint("unclip"), jnp.bfloat16)
+    sd = load_stable_diffusion(checkpoint("unclip"), jnp.bfloat16)
+    params = dict(sd.params)
     normalizer = params.pop("image_normalizer")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(normalizer)} == {jnp.dtype(jnp.float32)}
-    assert generator.unet.dtype == generator.vae.dtype == jnp.bfloat16
-    assert generator.schedule.alphas_cumprod.dtype == jnp.float32
+    assert sd.unet.dtype == sd.vae.dtype == jnp.bfloat16
+    assert sd.schedule.alphas_cumprod.dtype == jnp.float32
 
 
 @pytest.mark.slow
 def test_storage_may_be_narrower_than_activations(checkpoint, loaded):
-    generator, exact = loaded("unclip")
+    sd = loaded("unclip")
     ids, latents = np.arange(77)[None], jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
-    encode = jax.jit(lambda params: generator.text_encoder.apply({"params": params}, ids).last_hidden_state)
-    decode = jax.jit(lambda params: generator.vae.apply({"params": params}, latents, method="decode"))
+    encode = jax.jit(lambda params: sd.text_encoder.apply({"params": params}, ids).last_hidden_state)
+    decode = jax.jit(lambda params: sd.vae.apply({"params": params}, latents, method="decode"))
     cases = ((encode, "text_encoder", jnp.float16, 2e-3), (decode, "vae", jnp.bfloat16, 2e-2))
     for function, name, stored, tolerance in cases:
-        narrow, params = load_generator(checkpoint("unclip"), param_dtype=stored)
-        assert {leaf.dtype for leaf in jax.tree.leaves(params[name])} == {jnp.dtype(stored)}
-        assert getattr(narrow, name) == getattr(generator, name)  # computes in float32
+        narrow = load_stable_diffusion(checkpoint("unclip"), stored, architecture=sd.architecture)
+        assert {leaf.dtype for leaf in jax.tree.leaves(narrow.params[name])} == {jnp.dtype(stored)}
+        assert narrow.architecture is sd.architecture  # computes in float32
         assert narrow.schedule.alphas_cumprod.dtype == jnp.float32
-        output = function(params[name])
+        output = function(narrow.params[name])
         assert output.dtype == jnp.float32
-        assert 0 < relative_error(output, function(exact[name])) < tolerance
+        assert 0 < relative_error(output, function(sd.params[name])) < tolerance
 
 
 def test_the_autoencoder_may_compute_in_float32_alone(checkpoint):
-    generator, params = load_generator(checkpoint("sd15"), jnp.bfloat16, vae_dtype=jnp.float32)
-    assert (generator.unet.dtype, generator.vae.dtype) == (jnp.bfloat16, jnp.float32)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-    decode = partial(generator.vae.apply, {"params": params["vae"]}, method="decode")
+    sd = load_stable_diffusion(
+        checkpoint("sd15"),
+        jnp.bfloat16,
+        architecture=read_architecture(checkpoint("sd15"), jnp.bfloat16, vae_dtype=jnp.float32),
+    )
+    assert (sd.unet.dtype, sd.vae.dtype) == (jnp.bfloat16, jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sd)} == {jnp.dtype(jnp.bfloat16)}
+    decode = partial(sd.vae.apply, {"params": sd.params["vae"]}, method="decode")
     assert jax.eval_shape(decode, jnp.zeros((1, 8, 8, 4), jnp.bfloat16)).dtype == jnp.float32
 
 
@@ -90,16 +94,16 @@ def test_the_autoencoder_may_compute_in_float32_alone(checkpoint):
 def test_a_component_from_elsewhere(checkpoint, copy_of):
     other = copy_of("sd21") / "vae"
     edit_json(other / "config.json", scaling_factor=0.5)
-    generator, params = load_generator(checkpoint("sd15"), components={"vae": other})
-    _, theirs = load_generator(checkpoint("sd21"))
-    _, own = load_generator(checkpoint("sd15"))
-    assert generator.vae.scaling_factor == 0.5
-    jax.tree.map(np.testing.assert_array_equal, params["vae"], theirs["vae"])
-    jax.tree.map(np.testing.assert_array_equal, params["unet"], own["unet"])
+    sd = load_stable_diffusion(checkpoint("sd15"), components={"vae": other})
+    theirs = load_stable_diffusion(checkpoint("sd21")).params
+    own = load_stable_diffusion(checkpoint("sd15")).params
+    assert sd.vae.scaling_factor == 0.5
+    jax.tree.map(np.testing.assert_array_equal, sd.params["vae"], theirs["vae"])
+    jax.tree.map(np.testing.assert_array_equal, sd.params["unet"], own["unet"])
     with pytest.raises(InputError, match="components: vea cannot be replaced; text_encoder, unet, vae"):
-        load_generator(checkpoint("sd15"), components={"vea": other})
+        load_stable_diffusion(checkpoint("sd15"), components={"vea": other})
     with pytest.raises(InputError, match="nowhere/config.json: no such file"):
-        load_generator(checkpoint("sd15"), components={"vae": other.parent / "nowhere"})
+        load_stable_diffusion(checkpoint("sd15"), components={"vae": other.parent / "nowhere"})
 
 
 def test_sharding_is_asked_for_each_tensor(checkpoint):
@@ -110,9 +114,9 @@ def test_sharding_is_asked_for_each_tensor(checkpoint):
         asked.append(name)
         return jax.sharding.SingleDeviceSharding(device)
 
-    _, params = load_generator(checkpoint("sd15"), sharding_for=sharding_for)
-    assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(params))
-    assert len(asked) == len(jax.tree.leaves(params))
+    sd = load_stable_diffusion(checkpoint("sd15"), sharding_for=sharding_for)
+    assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(sd))
+    assert len(asked) == len(jax.tree.leaves(sd))
 
 
 @pytest.mark.parametrize("component", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
@@ -120,12 +124,12 @@ def test_a_missing_component_is_named(copy_of, component):
     folder = copy_of("sd15")
     shutil.rmtree(folder / component)
     with pytest.raises(InputError, match=f"{folder}: has no folder {component}. A Stable Diffusion checkpoint"):
-        load_generator(folder)
+        load_stable_diffusion(folder)
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(InputError, match="has no folder tokenizer, text_encoder, unet, vae, scheduler"):
-        load_generator(tmp_path / "nothing")
+        load_stable_diffusion(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("component", ["image_noising_scheduler", "image_normalizer"])
@@ -133,7 +137,7 @@ def test_an_unclip_checkpoint_needs_its_image_parts(copy_of, component):
     folder = copy_of("unclip")
     shutil.rmtree(folder / component)
     with pytest.raises(InputError, match=component):
-        load_generator(folder)
+        load_stable_diffusion(folder)
 
 
 def test_weights_that_do_not_fit_the_config_are_listed_by_torch_name_and_shape(copy_of):
@@ -144,7 +148,7 @@ def test_weights_that_do_not_fit_the_config_are_listed_by_torch_name_and_shape(c
     del tensors["conv_out.bias"]
     save_file(tensors, file)
     with pytest.raises(InputError) as refusal:
-        load_generator(folder)
+        load_stable_diffusion(folder)
     message = str(refusal.value)
     assert str(folder / "unet") in message and "missing conv_out.bias" in message
     assert "conv_in.weight has shape (8, 4, 3, 3), the model (16, 4, 3, 3)" in message
@@ -155,7 +159,7 @@ def test_a_normalizer_of_another_width_is_refused(copy_of):
     [file] = (folder / "image_normalizer").glob("*.safetensors")
     save_file({name: tensor[:, :3].copy() for name, tensor in load_file(file).items()}, file)
     with pytest.raises(InputError, match="image_normalizer: the weights do not fit"):
-        load_generator(folder)
+        load_stable_diffusion(folder)
 
 
 @pytest.mark.parametrize(
@@ -197,55 +201,27 @@ def test_a_broken_config_is_named(copy_of):
         read_architecture(folder)
 
 
-def test_image_sizes_are_whole_latents(loaded):
-    generator, _ = loaded("sd15")
-    for size in (2, 16, 18):
-        generator.check_image_size(size)
-    with pytest.raises(InputError, match="config.generator.image_size=17: this checkpoint makes multiples of 2"):
-        generator.check_image_size(17)
-
-
-def test_the_architecture_is_kept_as_long_as_its_files_stay_as_they_are(copy_of, monkeypatch):
+def test_changed_files_are_read_again(copy_of):
     folder = copy_of("sd15")
     first = read_architecture(folder)
-    monkeypatch.chdir(folder.parent)
-    assert read_architecture(type(folder)("sd15"), jnp.dtype("float32")) is first
-    assert read_architecture(folder, jnp.bfloat16) is not first
-    first = read_architecture(folder)
-    path = folder / "vae" / "config.json"
-    edit_json(path, scaling_factor=0.25)
-    os.utime(path, ns=(1, 1))
-    assert read_architecture(folder).vae.scaling_factor == 0.25
-    assert first.vae.scaling_factor == 0.18215
+    edit_json(folder / "vae" / "config.json", scaling_factor=0.25)
+    assert (read_architecture(folder).vae.scaling_factor, first.vae.scaling_factor) == (0.25, 0.18215)
 
 
-def test_generators_of_one_architecture_share_their_programs(copy_of):
-    folder = copy_of("sd15")
-    first, other = read_architecture(folder), read_architecture(folder, jnp.bfloat16)
-    traces = []
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def program(generator, x):
-        traces.append(generator)
-        return x * generator.vae.scaling_factor
-
-    # Another object of the same content, with words of its own, as after a second loading.
-    second = dataclasses.replace(first, tokenizer=object())
-    assert second is not first and second == first and hash(second) == hash(first)
-    for generator in (first, second, other):
-        program(generator, 1.0)
-    assert len(traces) == 2
-
-    edit_json(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
-    changed = read_architecture(folder)
-    assert changed != first and changed != other and first != "sd15"
+def test_an_architecture_that_is_given_is_not_read_again(checkpoint, monkeypatch):
+    folder = checkpoint("sd15")
+    architecture = read_architecture(folder, jnp.bfloat16)
+    monkeypatch.setattr(loading, "read_architecture", None)
+    sd = load_stable_diffusion(folder, architecture=architecture)
+    assert sd.architecture is architecture
+    assert {leaf.dtype for leaf in jax.tree.leaves(sd)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "image_encoder"])
 def test_example_arguments_suit_each_module(loaded, name):
-    generator, params = loaded("unclip")
-    module = getattr(generator, name)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, params[name])
+    sd = loaded("unclip")
+    module = getattr(sd, name)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, sd.params[name])
     assert jax.tree.map(lambda leaf: leaf.shape, expected_params(module)) == shapes
-    output = jax.eval_shape(module.apply, {"params": params[name]}, *example_arguments(module))
+    output = jax.eval_shape(module.apply, sd.variables(name), *example_arguments(module))
     assert all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(output))

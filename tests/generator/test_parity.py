@@ -25,7 +25,8 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts, noise_image_embeds, text_condition
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import encode_to_latents, sample
 from utilgen_jax.pretraining import glyphs
 
@@ -55,9 +56,9 @@ def nchw(array):
     return torch.tensor(np.asarray(array).transpose(0, 3, 1, 2))
 
 
-def our_images(generator, params, condition, **arguments):
-    settings = {"num_steps": STEPS, "guidance_scale": GUIDANCE} | arguments
-    images = sample(generator, params, condition, jnp.asarray(LATENTS), **settings)
+def our_images(sd, condition, clean_latents=None, **settings):
+    sampling = SamplingConfig(**({"steps": STEPS, "guidance_scale": GUIDANCE} | settings))
+    images = sample(sd, condition, jnp.asarray(LATENTS), sampling, clean_latents=clean_latents)
     assert images.dtype == jnp.float32 and images.min() >= -1 and images.max() <= 1
     return np.asarray(images)
 
@@ -72,18 +73,18 @@ def assert_same_images(ours, theirs):
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "prediction"), [("sd15", "epsilon"), ("sd21", "v_prediction")])
 def test_text_to_image(checkpoint, loaded, family, prediction):
-    generator, params = loaded(family)
-    assert generator.schedule.prediction_type == prediction
+    sd = loaded(family)
+    assert sd.schedule.prediction_type == prediction
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint(family))
     theirs_ids = pipeline.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77).input_ids
-    np.testing.assert_array_equal(checkpoints.tokenize(generator.tokenizer, PROMPTS), theirs_ids)
-    condition = text_condition(generator, params, PROMPTS, NEGATIVE)
+    np.testing.assert_array_equal(checkpoints.tokenize(sd.tokenizer, PROMPTS), theirs_ids)
+    condition = text_condition(sd, PROMPTS, NEGATIVE)
     assert condition.class_labels is None
-    ours = our_images(generator, params, condition)
+    ours = our_images(sd, condition)
     assert_same_images(ours, torch_images(pipeline, prompt=PROMPTS))
     # The comparison would tell: with the prompts exchanged the images differ by more than it allows.
-    exchanged = text_condition(generator, params, PROMPTS[::-1], NEGATIVE)
-    assert relative_error(our_images(generator, params, exchanged), ours) > 3 * TOLERANCE
+    exchanged = text_condition(sd, PROMPTS[::-1], NEGATIVE)
+    assert relative_error(our_images(sd, exchanged), ours) > 3 * TOLERANCE
 
 
 # name, family, torch's scheduler, what the checkpoint's config is changed by, number of steps, guidance scale
@@ -99,22 +100,22 @@ OTHER_SCHEDULERS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "family", "kind", "changes", "steps", "guidance"), OTHER_SCHEDULERS)
 def test_text_to_image_with_other_schedulers(checkpoint, loaded, name, family, kind, changes, steps, guidance):
-    generator, params = loaded(family)
+    sd = loaded(family)
     config = checkpoints.load_config(checkpoint(family) / "scheduler", "scheduler_config.json") | changes
-    generator = dataclasses.replace(generator, schedule=load_schedule(config))
+    sd = sd.replace(architecture=dataclasses.replace(sd.architecture, schedule=load_schedule(config)))
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint(family))
     pipeline.scheduler = kind.from_config(config)
     settings = {"prompt": PROMPTS, "num_inference_steps": steps, "guidance_scale": guidance}
     theirs = torch_images_of(pipeline, latents=nchw(LATENTS), **settings)
-    condition = text_condition(generator, params, PROMPTS, NEGATIVE)
-    ours = our_images(generator, params, condition, num_steps=steps, guidance_scale=guidance, scheduler=name)
+    condition = text_condition(sd, PROMPTS, NEGATIVE)
+    ours = our_images(sd, condition, steps=steps, guidance_scale=guidance, scheduler=name)
     assert_same_images(ours, theirs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("ddim", DDIMScheduler), ("dpmsolver++", DPMSolverMultistepScheduler)])
 def test_image_to_image(checkpoint, loaded, name, kind, monkeypatch):
-    generator, params = loaded("sd21")
+    sd = loaded("sd21")
     text_to_image = StableDiffusionPipeline.from_pretrained(checkpoint("sd21"))
     text_to_image.scheduler = kind.from_config(text_to_image.scheduler.config)
     pipeline = StableDiffusionImg2ImgPipeline(**text_to_image.components, requires_safety_checker=False)
@@ -124,10 +125,10 @@ def test_image_to_image(checkpoint, loaded, name, kind, monkeypatch):
     monkeypatch.setattr(pipeline_stable_diffusion_img2img, "retrieve_latents", mean)
     images = to_float(np.stack([image_of(seed, 16) for seed in range(2)]))
     theirs = torch_images_of(pipeline, prompt=PROMPTS, image=nchw(images) / 2 + 0.5, strength=0.6)
-    condition = text_condition(generator, params, PROMPTS, NEGATIVE)
-    clean_latents = encode_to_latents(generator, params, jnp.asarray(images))
+    condition = text_condition(sd, PROMPTS, NEGATIVE)
+    clean_latents = encode_to_latents(sd, jnp.asarray(images))
     start = {"clean_latents": clean_latents, "strength": 0.6}
-    assert_same_images(our_images(generator, params, condition, scheduler=name, **start), theirs)
+    assert_same_images(our_images(sd, condition, scheduler=name, **start), theirs)
 
 
 def image_of(seed, size):
@@ -136,85 +137,85 @@ def image_of(seed, size):
 
 @pytest.mark.parametrize("size", [(16, 16), (48, 48), (11, 11), (50, 33), (16, 41)])
 def test_image_embeddings(checkpoint, loaded, size):
-    generator, params = loaded("unclip")
+    sd = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
     images = np.stack([np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8) for seed in range(3)])
     pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in images], return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = pipeline.image_encoder(pixels).image_embeds.numpy()
-    ours = encode_images(generator, params, jnp.asarray(to_float(images)))
+    ours = encode_images(sd, jnp.asarray(to_float(images)))
     # Pillow rounds resized images to whole grey levels.
     assert relative_error(ours, expected) < (1e-4 if min(size) == 16 else 2e-2)
 
 
 def test_noised_image_embeddings(checkpoint, loaded):
-    generator, params = loaded("unclip")
+    sd = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
     embeds, noise = np.random.default_rng(5).normal(size=(2, 3, 16)).astype(np.float32)
     for level in (0, 300, 999):
         with torch.no_grad():
             expected = pipeline.noise_image_embeddings(torch.tensor(embeds), level, torch.tensor(noise)).numpy()
-        ours = noise_image_embeds(generator, params, jnp.asarray(embeds), jnp.full(3, level), noise)
+        ours = noise_image_embeds(sd, jnp.asarray(embeds), jnp.full(3, level), noise)
         assert relative_error(ours, expected) < 1e-4
 
 
-def compare_unclip(folder, generator, params, images):
+def compare_unclip(folder, sd, images):
     """unCLIP from text and images, at noise level 0, where only the noise that is drawn needs to be the same."""
     # Half-precision files are computed on in single precision by both.
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder).to(torch.float32)
-    embeds = encode_images(generator, params, jnp.asarray(to_float(images)))
+    embeds = encode_images(sd, jnp.asarray(to_float(images)))
     noise = np.random.default_rng(2).normal(size=embeds.shape).astype(np.float32)
-    labels = noise_image_embeds(generator, params, embeds, jnp.zeros(len(images), jnp.int32), noise)
+    labels = noise_image_embeds(sd, embeds, jnp.zeros(len(images), jnp.int32), noise)
     add = partial(pipeline.noise_image_embeddings, noise=torch.tensor(noise))
     pipeline.noise_image_embeddings = lambda image_embeds, noise_level, **_: add(image_embeds, noise_level)
     pixels = pipeline.feature_extractor(images=[Image.fromarray(p) for p in images], return_tensors="pt").pixel_values
     theirs = torch_images(pipeline, prompt=PROMPTS, image=pixels, noise_level=0)
-    text = text_condition(generator, params, PROMPTS, NEGATIVE)
-    ours = our_images(generator, params, text.replace(class_labels=labels))
+    text = text_condition(sd, PROMPTS, NEGATIVE)
+    ours = our_images(sd, text.replace(class_labels=labels))
     assert_same_images(ours, theirs)
     return text, ours
 
 
 @pytest.mark.slow
 def test_unclip_from_text_and_images(checkpoint, loaded):
-    generator, params = loaded("unclip")
+    sd = loaded("unclip")
     images = np.stack([image_of(seed, 16) for seed in range(2)])
-    text, ours = compare_unclip(checkpoint("unclip"), generator, params, images)
-    from_text = our_images(generator, params, text)
+    text, ours = compare_unclip(checkpoint("unclip"), sd, images)
+    from_text = our_images(sd, text)
     assert relative_error(from_text, ours) > 3 * TOLERANCE
 
 
 @pytest.mark.slow
 def test_unclip_from_text_alone_has_no_image_embedding_in_either_branch(checkpoint, loaded):
-    generator, params = loaded("unclip")
+    sd = loaded("unclip")
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(checkpoint("unclip"))
     pipeline.noise_image_embeddings = lambda image_embeds, **_: torch.zeros(len(image_embeds), 32)
     theirs = torch_images(pipeline, prompt=PROMPTS, image_embeds=torch.zeros(2, 16))
-    ours = our_images(generator, params, text_condition(generator, params, PROMPTS, NEGATIVE))
+    ours = our_images(sd, text_condition(sd, PROMPTS, NEGATIVE))
     assert_same_images(ours, theirs)
 
 
 @pytest.mark.slow
 def test_torch_opens_the_embedded_checkpoint_and_generates_the_same_images():
     folder = checkpoints.resolve_checkpoint("glyphs")
-    generator, params = load_generator(folder)
+    sd = load_stable_diffusion(folder)
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 8e6
     grey, _, _ = glyphs.corpus(2, seed=0, start=7)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    compare_unclip(folder, generator, params, images)
+    compare_unclip(folder, sd, images)
 
 
 def test_equal_prompts_are_encoded_once_and_land_in_their_places(loaded):
-    generator, params = loaded("sd15")
-    embeds = encode_prompts(generator, params, ["b", "a", "b"])
+    sd = loaded("sd15")
+    embeds = encode_prompts(sd, ["b", "a", "b"])
     np.testing.assert_array_equal(embeds[0], embeds[2])
-    np.testing.assert_allclose(embeds[1:2], encode_prompts(generator, params, ["a"]), atol=1e-5)
+    np.testing.assert_allclose(embeds[1:2], encode_prompts(sd, ["a"]), atol=1e-5)
     assert relative_error(embeds[0], embeds[1]) > 0.01
 
 
 def test_images_condition_unclip_checkpoints_only(loaded):
-    generator, params = loaded("sd15")
+    sd = loaded("sd15")
     with pytest.raises(InputError, match="no image_encoder"):
-        encode_images(generator, params, jnp.zeros((1, 16, 16, 3)))
+        encode_images(sd, jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(InputError, match="no image_noising_scheduler"):
-        noise_image_embeds(generator, params, jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 16)))
+        noise_image_embeds(sd, jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 16)))

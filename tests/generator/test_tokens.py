@@ -28,49 +28,49 @@ def test_prompt_embeds_are_those_of_diffusers(checkpoint, loaded, tmp_path, coun
     with torch.inference_mode():
         expected, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
 
-    generator, params = add_learned_embeds(*loaded("sd15"), file)
+    sd = add_learned_embeds(loaded("sd15"), file)
 
     converted = [pipe.maybe_convert_prompt(prompt, pipe.tokenizer) for prompt in prompts]
     ids = pipe.tokenizer(converted, padding="max_length", truncation=True, max_length=77)["input_ids"]
-    assert checkpoints.tokenize(generator.tokenizer, prompts).tolist() == ids
-    assert relative_error(encode_prompts(generator, params, prompts), expected.numpy()) < 1e-5
+    assert checkpoints.tokenize(sd.tokenizer, prompts).tolist() == ids
+    assert relative_error(encode_prompts(sd, prompts), expected.numpy()) < 1e-5
 
 
 def test_the_given_generator_and_weights_stay_as_they_are(loaded):
-    generator, params = loaded("sd15")
-    size = len(generator.tokenizer)
-    table = params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    sd = loaded("sd15")
+    size = len(sd.tokenizer)
+    table = sd.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
 
-    new, new_params = add_learned_embeds(generator, params, ("<toy>", rows(2)))
+    new = add_learned_embeds(sd, ("<toy>", rows(2)))
 
-    assert len(generator.tokenizer) == size == generator.text_encoder.vocab_size
+    assert len(sd.tokenizer) == size == sd.text_encoder.vocab_size
     assert len(new.tokenizer) == size + 2 == new.text_encoder.vocab_size
-    assert params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"] is table
-    new_table = new_params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    assert sd.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"] is table
+    new_table = new.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
     np.testing.assert_array_equal(new_table[:size], table)
     np.testing.assert_array_equal(new_table[size:], rows(2))
-    assert new_params["unet"] is params["unet"]
+    assert new.params["unet"] is sd.params["unet"]
 
 
 def test_several_tokens_live_together_and_a_name_serves_once(loaded):
-    both = add_learned_embeds(*add_learned_embeds(*loaded("sd15"), ("<a>", rows(1))), ("<b>", jax.numpy.ones(WIDTH)))
-    ids = checkpoints.tokenize(both[0].tokenizer, ["<a> <b>"])[0]
-    assert ids[1:3].tolist() == [len(both[0].tokenizer) - 2, len(both[0].tokenizer) - 1]
+    both = add_learned_embeds(add_learned_embeds(loaded("sd15"), ("<a>", rows(1))), ("<b>", jax.numpy.ones(WIDTH)))
+    ids = checkpoints.tokenize(both.tokenizer, ["<a> <b>"])[0]
+    assert ids[1:3].tolist() == [len(both.tokenizer) - 2, len(both.tokenizer) - 1]
     for taken in ("<a>", "the</w>"):
         with pytest.raises(InputError, match=f"already knows '{taken}'"):
-            add_learned_embeds(*both, (taken, rows(1)))
+            add_learned_embeds(both, (taken, rows(1)))
 
 
 def test_the_end_of_text_is_still_found(loaded):
-    generator, params = add_learned_embeds(*loaded("sd15"), ("<toy>", rows(1)))
-    ids = checkpoints.tokenize(generator.tokenizer, ["a <toy> digit"])
+    sd = add_learned_embeds(loaded("sd15"), ("<toy>", rows(1)))
+    ids = checkpoints.tokenize(sd.tokenizer, ["a <toy> digit"])
     # Not compiled as one program, in which XLA may compute a value twice and round it otherwise.
-    output = generator.text_encoder.apply({"params": params["text_encoder"]}, ids)
-    end = ids[0].tolist().index(generator.tokenizer.eos_token_id)
+    output = sd.text_encoder.apply(sd.variables("text_encoder"), ids)
+    end = ids[0].tolist().index(sd.tokenizer.eos_token_id)
     np.testing.assert_array_equal(output.pooled[0], output.last_hidden_state[0, end])
 
 
 def test_a_token_of_another_model_is_refused(loaded, tmp_path):
     file = checkpoints.save_learned_embeds(tmp_path, "<toy>", np.ones((1, 768)))
     with pytest.raises(InputError, match=r"learned_embeds\.safetensors: .*\[1, 768\], the text encoder is 32 wide"):
-        add_learned_embeds(*loaded("sd15"), file)
+        add_learned_embeds(loaded("sd15"), file)

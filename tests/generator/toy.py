@@ -5,12 +5,12 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.diffusion.schedules import load_schedule
-from utilgen_jax.generator.adapter import labelled_examples
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.loading import Generator
 from utilgen_jax.generator.sampling import step_keys
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -56,7 +56,7 @@ class ToyDecoder:
 
 
 def make_toy():
-    """Returns (generator, params)."""
+    """Returns a `StableDiffusion`."""
     params = {
         "unet": {
             "mid.to_q": {"kernel": normal(7, CHANNELS, CHANNELS, scale=0.5)},
@@ -64,7 +64,7 @@ def make_toy():
         },
         "vae": {"kernel": normal(9, CHANNELS, 3)},
     }
-    generator = Generator(
+    architecture = Architecture(
         unet=ToyUNet(),
         vae=ToyDecoder(),
         text_encoder=None,
@@ -75,7 +75,7 @@ def make_toy():
         image_mean=(),
         image_std=(),
     )
-    return generator, params
+    return StableDiffusion(architecture, params)
 
 
 def toy_requests(number, seed=0):
@@ -101,4 +101,4 @@ def toy_classifier_params():
     return {"hidden": normal(11, SIDE * SIDE, 8, scale=0.5), "head": normal(12, 8, CLASSES)}
 
 
-to_examples = partial(labelled_examples, num_classes=CLASSES, image_size=SIDE, channels=1, label_smoothing=0.1)
+to_examples = partial(ClassifierInput(CLASSES, SIDE, channels=1).examples, label_smoothing=0.1)

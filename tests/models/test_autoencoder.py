@@ -152,7 +152,7 @@ def test_float32_activations_with_weights_stored_in_less(param_dtype, tolerance)
         assert relative_error(actual, expected) < tolerance
 
 
-def test_renamed_attention_is_what_diffusers_renames():
+def test_attention_is_renamed_as_in_diffusers():
     oracle = torch_autoencoder(TINY)
     current = oracle.state_dict()
     old_name = {new: old for old, new in RENAMED_ATTENTION.items()}

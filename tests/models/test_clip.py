@@ -75,7 +75,7 @@ def test_text_parity_with_transformers(hidden_act, eos_token_id, projection):
         assert output.text_embeds is None
 
 
-def test_inputs_embeds_stand_in_for_the_tokens():
+def test_inputs_embeds_replace_the_tokens():
     oracle = torch_model(transformers.CLIPTextModel, transformers.CLIPTextConfig(**TEXT))
     model = CLIPTextModel.from_config(TEXT)
     variables = {"params": text_params(oracle)}
@@ -92,7 +92,7 @@ def test_inputs_embeds_stand_in_for_the_tokens():
     assert relative_error(output.pooled, expected.pooler_output) < 1e-4
 
 
-def test_a_token_sees_nothing_that_follows_it():
+def test_text_attention_is_causal():
     model = CLIPTextModel.from_config(TEXT)
     oracle = torch_model(transformers.CLIPTextModel, transformers.CLIPTextConfig(**TEXT))
     variables = {"params": text_params(oracle)}

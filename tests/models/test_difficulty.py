@@ -44,8 +44,8 @@ def test_the_token_follows_the_difficulty_smoothly():
     assert np.isfinite(slope).all() and slope[0] != 0
 
 
-def test_config_goes_round_and_its_mistakes_are_named_at_once():
+def test_config_round_trip_and_errors():
     encoder = DifficultyEncoder.from_config(CONFIG)
     assert DifficultyEncoder.from_config(encoder.to_config()) == encoder
-    with pytest.raises(InputError, match="num_classes = 0, hidden_size = None: positive"):
+    with pytest.raises(InputError, match="num_classes = 0, hidden_size = None: must be positive"):
         DifficultyEncoder.from_config({"num_classes": 0, "cross_attention_dim": 12})

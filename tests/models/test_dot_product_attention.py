@@ -16,7 +16,7 @@ from utilgen_jax.runtime.sharding import BATCH_AXES, make_mesh
 
 HAS_GPU = jax.default_backend() == "gpu"
 
-# Name -> the function, a dtype that it takes. The kernel for TPUs is interpreted, instruction by instruction.
+# Name -> function, supported dtype. The TPU kernel is interpreted.
 TESTED = {
     "auto": (dot_product_attention, jnp.float32),
     "plain": (IMPLEMENTATIONS["plain"], jnp.float32),
@@ -155,6 +155,6 @@ def test_chunks_take_less_memory_for_the_gradient():
     assert temporaries("chunked") < temporaries("plain") / 8
 
 
-def test_unknown_implementation_is_told_with_the_known_ones():
+def test_unknown_implementation_lists_the_known_ones():
     with pytest.raises(InputError, match="'flash' is unknown; known are auto, plain, cudnn, chunked, splash"):
         dot_product_attention(*random_arrays(4, 4, 8)[:3], implementation="flash")

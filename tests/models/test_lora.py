@@ -58,13 +58,13 @@ def torch_text_encoder():
 
 
 def linen_params(model):
-    """A torch model's parameters; CLIP's under `text_model`, which transformers 5 leaves out of the names."""
+    """Returns a torch model's parameters; CLIP's under `text_model`, which transformers 5 omits."""
     params = params_from_torch(model.state_dict())
     return {"text_model": params} if isinstance(model, TorchCLIPTextModel) else params
 
 
 def with_peft(model, names):
-    """The model with peft's LoRA on the layers of these names, `up` not zero; and the same LoRA for ours."""
+    """Returns the model with peft's LoRA on some layers, with nonzero `up`; and our equivalent LoRA."""
     prefix = ["text_model"] if isinstance(model, TorchCLIPTextModel) else []
     names = [name.removeprefix("text_model.") for name in names]
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names)
@@ -100,7 +100,7 @@ def torch_prediction(model, sample, timesteps, states):
 
 
 @pytest.mark.slow
-def test_every_kind_of_layer_of_the_unet_computes_what_peft_does():
+def test_unet_agrees_with_peft_for_all_kinds_of_layers():
     oracle = torch_unet()
     params = linen_params(oracle)
     names = match_targets(list(layer_shapes(params)), ALL_TARGETS)
@@ -122,7 +122,7 @@ def test_every_kind_of_layer_of_the_unet_computes_what_peft_does():
 
 
 @pytest.mark.slow
-def test_text_encoder_computes_what_peft_does():
+def test_text_encoder_agrees_with_peft():
     oracle = torch_text_encoder()
     params = linen_params(oracle)
     oracle, lora = with_peft(oracle, match_targets(list(layer_shapes(params)), ("attention", "feed_forward")))
@@ -239,12 +239,12 @@ def test_gradient_is_that_of_the_merged_kernel_also_when_rematerialised(kind):
     [
         ({"targets": ("attention", "conv_ni")}, "'conv_ni' matches no layer.* conv_in"),
         ({"targets": ("atention",)}, "nearest are attention"),
-        ({"targets": ("to_q(",)}, "no regular expression"),
+        ({"targets": ("to_q(",)}, "not a regular expression"),
         ({"targets": ()}, "no targets"),
         ({"rank": 0}, "rank=0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     model = UNet2DConditionModel.from_config(UNET)
     params = jax.eval_shape(lambda key: model.init(key, **model.example_inputs()), jax.random.key(0))["params"]
     with pytest.raises(InputError, match=message):

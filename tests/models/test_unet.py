@@ -1,4 +1,4 @@
-"""The UNet against diffusers' torch one, with the torch model's random weights."""
+"""The UNet against diffusers' torch UNet with random weights."""
 
 import functools
 
@@ -208,7 +208,7 @@ def test_other_precisions_are_near_float32(dtype, param_dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_what_needs_float32_is_computed_in_it(dtype):
+def test_float32_parts_are_computed_in_float32(dtype):
     """Exponentials, reductions, roots and sinusoids: those of the softmax, the norms' statistics, the timesteps."""
     model = UNet2DConditionModel.from_config(CONFIGS["unclip"], dtype=dtype)
     inputs = random_inputs(CONFIGS["unclip"])
@@ -230,7 +230,7 @@ def test_what_needs_float32_is_computed_in_it(dtype):
 
 @pytest.mark.slow
 def test_stable_diffusion_sizes():
-    """Stable Diffusion 1.5's UNet is published as one of 860 M parameters."""
+    """Stable Diffusion 1.5's UNet has 860 M parameters."""
     model = UNet2DConditionModel.from_config({"cross_attention_dim": 768, "_class_name": "UNet2DConditionModel"})
     params = jax.eval_shape(lambda key: model.init(key, **model.example_inputs()), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 859_520_964
@@ -265,7 +265,7 @@ def test_unsupported_setting_is_refused_by_name(change, named):
     assert named in str(error.value)
 
 
-def test_unknown_gradient_checkpointing_is_told_with_the_known_names():
+def test_unknown_gradient_checkpointing_lists_the_known_names():
     with pytest.raises(InputError, match="'all' is unknown; known are none, products, layers, blocks"):
         UNet2DConditionModel.from_config(BASE, gradient_checkpointing="all")
 

@@ -1,4 +1,4 @@
-"""The vision transformer against transformers', its parts renamed to timm's."""
+"""The vision transformer against transformers', with parameters renamed to timm's."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ _PIECES = {
 
 
 def timm_state(state):
-    """transformers' state dict under timm's names, queries, keys and values in one."""
+    """Converts transformers' state dict to timm's names, with joint queries, keys and values."""
     renamed = {}
     for name, tensor in state.items():
         if ".q_proj." in name:
@@ -104,6 +104,6 @@ def test_small_images_have_small_patches(size, tokens):
 
 
 @pytest.mark.parametrize("size", [30, 72])
-def test_patches_that_do_not_fill_the_image_are_refused(size):
-    with pytest.raises(InputError, match=f"config.data.image_size={size}: vit_s takes multiples of 4"):
+def test_indivisible_image_sizes_are_refused(size):
+    with pytest.raises(InputError, match=f"config.data.image_size={size}: vit_s needs multiples of 4"):
         build_classifier("vit_s", CLASSES, 32, size)

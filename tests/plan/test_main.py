@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import pytest
 
 from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
-from utilgen_jax.generator.loading import expected_params
+from utilgen_jax.generator.stable_diffusion import expected_params
 from utilgen_jax.plan import __main__ as plan
 from utilgen_jax.plan import table
-from utilgen_jax.plan.architecture import find_architecture, published_generator
-from utilgen_jax.plan.chips import TOPOLOGIES
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.plan.architecture import find_architecture, published_architecture
+from utilgen_jax.runtime.chips import TOPOLOGIES
+from utilgen_jax.runtime.flops import count_flops
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -42,17 +42,17 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
     ],
 )
 def test_published_architectures_have_their_size(name, component, parameters):
-    module = getattr(published_generator(name), component)
+    module = getattr(published_architecture(name), component)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(module))) == parameters
 
 
 def test_an_architecture_is_found_by_hub_id_by_name_and_in_the_checkpoint():
     assert set(HUB_IDS.values()) == set(ARCHITECTURES)
-    generator, origin = find_architecture("stabilityai/stable-diffusion-2-1-base", None, None, dtype=jnp.bfloat16)
-    assert generator.unet.cross_attention_dim == 1024 and generator.unet.dtype == jnp.bfloat16
+    architecture, origin = find_architecture("stabilityai/stable-diffusion-2-1-base", None, None, dtype=jnp.bfloat16)
+    assert architecture.unet.cross_attention_dim == 1024 and architecture.unet.dtype == jnp.bfloat16
     assert origin == "sd21base, as published"
-    generator, _ = find_architecture("glyphs", None, "sd15", gradient_checkpointing="blocks")
-    assert generator.unet.cross_attention_dim == 768 and generator.unet.gradient_checkpointing == "blocks"
+    architecture, _ = find_architecture("glyphs", None, "sd15", gradient_checkpointing="blocks")
+    assert architecture.unet.cross_attention_dim == 768 and architecture.unet.gradient_checkpointing == "blocks"
     assert find_architecture("glyphs", None, None)[1] == "glyphs"
 
 

@@ -1,4 +1,6 @@
-"""The training loop: what it returns, that a broken run goes on exactly, and that a bad loss stops it."""
+"""The training loop: results, exact resuming, and failure on a non-finite loss."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,13 @@ from utilgen_jax.pretraining.fit import batch_indices, fit
 from utilgen_jax.pretraining.sizes import Training
 
 TRAINING = Training(steps=60, batch_size=4, learning_rate=0.1)
+AVERAGED = dataclasses.replace(TRAINING, ema_decay=0.9)
 START = {"weight": jnp.zeros(3)}
 DATA = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 
 
 def loss_fn(params, batch, key):
-    """Needs batch and key, so that a resumed run shows whether it gets the same ones."""
+    """Depends on batch and key, which a resumed run must repeat."""
     target = batch + 0.1 * jax.random.normal(key, batch.shape)
     return jnp.square(params["weight"] - target).mean()
 
@@ -29,7 +32,7 @@ def get_batch(step):
 
 
 def by_hand(training, ema_decay):
-    """The same config as a plain loop over optax, written apart."""
+    """The same training as a plain loop with optax."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, training.steps // 2, training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
     params = average = START
@@ -47,13 +50,13 @@ def by_hand(training, ema_decay):
 @pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_fit_is_the_config(tmp_path, ema_decay):
-    params = fit("toy", loss_fn, START, get_batch, TRAINING, 9, tmp_path, ema_decay)
+    params = fit(tmp_path / "toy", loss_fn, START, get_batch, dataclasses.replace(TRAINING, ema_decay=ema_decay), 9)
     np.testing.assert_allclose(params["weight"], by_hand(TRAINING, ema_decay)["weight"], rtol=1e-4)
 
 
 def test_a_resumed_fit_equals_an_unbroken_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fit_module, "CHECKPOINT_EVERY_STEPS", 20)
-    whole = fit("toy", loss_fn, START, get_batch, TRAINING, 9, tmp_path / "whole", 0.9)
+    whole = fit(tmp_path / "whole" / "toy", loss_fn, START, get_batch, AVERAGED, 9)
     seen = []
 
     def power_cut(step):
@@ -63,14 +66,14 @@ def test_a_resumed_fit_equals_an_unbroken_one(tmp_path, monkeypatch, capsys):
         return get_batch(step)
 
     with pytest.raises(KeyboardInterrupt):
-        fit("toy", loss_fn, START, power_cut, TRAINING, 9, tmp_path / "broken", 0.9)
+        fit(tmp_path / "broken" / "toy", loss_fn, START, power_cut, AVERAGED, 9)
 
     def watched(step):
         seen.append(step)
         return get_batch(step)
 
     capsys.readouterr()
-    resumed = fit("toy", loss_fn, START, watched, TRAINING, 9, tmp_path / "broken", 0.9)
+    resumed = fit(tmp_path / "broken" / "toy", loss_fn, START, watched, AVERAGED, 9)
     assert seen == [*range(48), *range(40, 60)]  # on from the last checkpoint, after step 40
     np.testing.assert_array_equal(resumed["weight"], whole["weight"])
     assert "60/60 steps" in capsys.readouterr().err
@@ -81,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_names_model_and_step(tmp_pa
         return get_batch(step) * (np.nan if step >= 10 else 1.0)
 
     with pytest.raises(FloatingPointError, match="pretraining: toy: the loss is nan at step 50"):
-        fit("toy", loss_fn, START, broken_after_ten, TRAINING, 9, tmp_path)
+        fit(tmp_path / "toy", loss_fn, START, broken_after_ten, TRAINING, 9)
 
 
 def test_batches_follow_from_seed_and_step_and_cover_the_data():
@@ -108,11 +111,11 @@ def test_contrastive_loss_of_distinct_captions_is_clips():
 
 
 def test_contrastive_loss_shares_the_target_between_equal_captions():
-    # All four captions equal, and so their embeddings: every answer is right, the loss is that of guessing, log 4.
+    # Four equal captions and embeddings: the loss is that of guessing, log 4.
     same = jnp.broadcast_to(EMBEDS[1, :1], EMBEDS[1].shape)
     loss = contrastive_loss(same, same, jnp.zeros((4, 3), jnp.int32), INITIAL_LOGIT_SCALE)
     assert float(loss) == pytest.approx(np.log(4), rel=1e-5)
-    # Two and two, perfectly told apart: at a high inverse temperature only the choice within a pair is left, log 2.
+    # Two perfectly separated pairs at a high inverse temperature: the choice within a pair remains, log 2.
     pairs = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     loss = contrastive_loss(pairs, pairs, jnp.array([[7], [7], [8], [8]]), np.log(100.0))
     assert float(loss) == pytest.approx(np.log(2), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The images are what their attributes, hence their captions, say."""
+"""Images agree with their attributes, and so with their captions."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ FONT_NAMES = [(style, name) for style, fonts in glyphs.FONTS.items() for name in
 
 
 def plain(index: int, **changes: float | str) -> GlyphAttributes:
-    """Clean and unwarped: what is left can be measured to the pixel."""
+    """Clean, unwarped attributes, which can be measured to the pixel."""
     changes = {"noise": "clean", "grain": 0.0, "warp": 0.0, **changes}
     return dataclasses.replace(glyphs.sample_attributes(3, index), **changes)
 
@@ -90,7 +90,7 @@ def test_rotation_is_part_of_the_slant(slant: float):
     np.testing.assert_allclose(leans, leans[1], atol=0.06)
 
 
-def test_noise_is_what_it_says():
+def test_noise_follows_the_attributes():
     clean = glyphs.render(plain(8, size=0.9))
     grainy = glyphs.render(plain(8, size=0.9, noise="grainy", grain=0.1))
     blurred = glyphs.render(plain(8, size=0.9, noise="blurred"))
@@ -98,7 +98,7 @@ def test_noise_is_what_it_says():
     assert np.corrcoef(cells)[0, 1] > 0.97
     assert np.abs(np.diff(blurred.astype(float))).max() < 0.6 * np.abs(np.diff(clean.astype(float))).max()
     ground = clean == 0
-    # Noise of mean 0 on a ground that cannot go below 0: half of it is seen, with mean sigma / sqrt(2 pi).
+    # Noise of mean 0, clipped at a background of 0, has the mean sigma / sqrt(2 pi).
     assert grainy[ground].mean() == pytest.approx(0.1 * 255 / np.sqrt(2 * np.pi), rel=0.2)
     assert (clean[ground] == 0).all()
 

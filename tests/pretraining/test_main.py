@@ -1,4 +1,4 @@
-"""`python -m utilgen_jax.pretraining`, shrunk to seconds: from nothing to a checkpoint that the generator opens."""
+"""`python -m utilgen_jax.pretraining`, shrunk to seconds: from scratch to a checkpoint that the generator loads."""
 
 import dataclasses
 
@@ -8,13 +8,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from utilgen_jax import checkpoints
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pretraining import __main__ as pretraining
 from utilgen_jax.pretraining import corpus, glyphs, sizes, vocabulary
 from utilgen_jax.pretraining import domain as domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 
-# One resolution fewer in both networks, and attention in the UNet's middle alone: they are quicker to compile then.
+# One resolution fewer in both networks, and attention only in the middle of the UNet, for fast compilation.
 # Latents are 16x16.
 SMALL_AUTOENCODER = sizes.AUTOENCODER_CONFIG | {
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -71,13 +71,13 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
         assert sheet.width > 10 * sizes.IMAGE_SIZE and sheet.height > 2 * sizes.IMAGE_SIZE
 
     # The written scaling factor and normaliser are those of the corpus under the written weights.
-    generator, params = load_generator(checkpoints.resolve_checkpoint(str(out)))
-    images = corpus.make_corpus(1000, 1, generator.tokenizer)
-    embeds = pretraining.embed_corpus(images, generator, params)
-    np.testing.assert_allclose(params["image_normalizer"]["mean"][0], embeds.mean(0), atol=1e-4)
-    np.testing.assert_allclose(params["image_normalizer"]["std"][0], embeds.std(0), rtol=1e-3)
-    moments = pretraining.encode_corpus(images, generator.vae, params["vae"])
-    assert (moments[..., :4] * generator.vae.scaling_factor).std() == pytest.approx(1.0, rel=1e-2)
+    sd = load_stable_diffusion(checkpoints.resolve_checkpoint(str(out)))
+    images = corpus.make_corpus(1000, 1, sd.tokenizer)
+    embeds = pretraining.embed_corpus(images, sd)
+    np.testing.assert_allclose(sd.params["image_normalizer"]["mean"][0], embeds.mean(0), atol=1e-4)
+    np.testing.assert_allclose(sd.params["image_normalizer"]["std"][0], embeds.std(0), rtol=1e-3)
+    moments = pretraining.encode_corpus(images, sd.vae, sd.params["vae"])
+    assert (moments[..., :4] * sd.vae.scaling_factor).std() == pytest.approx(1.0, rel=1e-2)
 
     assert {tensor.dtype for tensor in load_file(out / "unet" / "diffusion_pytorch_model.safetensors").values()} == {
         np.dtype("float16")

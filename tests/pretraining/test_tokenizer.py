@@ -1,4 +1,4 @@
-"""transformers opens the tokenizer and sees one token a word."""
+"""transformers loads the tokenizer, with one token per word."""
 
 import itertools
 import json

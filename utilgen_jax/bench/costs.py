@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.runtime.flops import count_flops
 
 
 def compiled_flops(compiled: jax.stages.Compiled, traced: Any) -> float | None:

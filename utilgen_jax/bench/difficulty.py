@@ -84,12 +84,16 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     folder = checkpoints.resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
     sd = load_stable_diffusion(folder, jnp.dtype(config.generator.dtype))
     records = [
-        PoolRecord(label=label, prompt=prompts[label], seed=INDEPENDENT_SEED * label + image, requested_difficulty=value)
+        PoolRecord(
+            label=label, prompt=prompts[label], seed=INDEPENDENT_SEED * label + image, requested_difficulty=value
+        )
         for label in range(len(class_names))
         for image in range(settings["images"])
         for value in REQUESTED.tolist()
     ]
-    labels, requested = (np.array([getattr(each, name) for each in records]) for name in ("label", "requested_difficulty"))
+    labels, requested = (
+        np.array([getattr(each, name) for each in records]) for name in ("label", "requested_difficulty")
+    )
     adapter = read_result(workdir / _ADAPTER, Adapter)
     images = np.concatenate([*generate_batches(sd, records, adapter, config.generator)])
     view = ClassifierInput(len(class_names), config.data.image_size, config.data.channels)

@@ -12,18 +12,19 @@ import optax
 from flax import struct
 
 from utilgen_jax import checkpoints
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.examples import Examples, labelled
 from utilgen_jax.bilevel.influence import influence
-from utilgen_jax.classifier import train as classification
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import make_classifier
-from utilgen_jax.classifier.train import TrainingSet
-from utilgen_jax.config.schema import default_config
+from utilgen_jax.classifier.train import train_classifier
+from utilgen_jax.config.schema import Config
 from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import cross_fit_folds, few_shot
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
-from utilgen_jax.generator.adapter import Adapter, AdapterConfig, generate_images, init_adapter, labelled_examples
+from utilgen_jax.generator.adapter import Adapter, AdapterConfig, generate_images, init_adapter
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
 from utilgen_jax.generator.finetune.dpo import DpoBatch, dpo_losses
@@ -86,16 +87,13 @@ class GlyphDomain:
 
     def __init__(self) -> None:
         """Loads the embedded generator."""
-        self.config = default_config()
+        self.config = Config()
         self.sd = load_stable_diffusion(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
         self.sampler = make_ddim(self.sd.schedule, NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
         self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
         self.to_examples = partial(
-            labelled_examples,
-            num_classes=NUM_CLASSES,
-            image_size=settings.image_size,
-            channels=settings.channels,
+            ClassifierInput(NUM_CLASSES, settings.image_size, settings.channels).examples,
             label_smoothing=self.config.classifier.label_smoothing,
         )
         self.value = jax.jit(self._value)
@@ -106,17 +104,12 @@ class GlyphDomain:
 
     def make_task(self, seed: int) -> Task:
         """Trains the classifier on one half of the seed's shots; the other half validates."""
-        config = classification.ClassifierConfig(
-            steps=CLASSIFIER_STEPS,
-            **{name: self.config.classifier[name] for name in _CONFIG},
-        )
+        config = ClassifierConfig(steps=CLASSIFIER_STEPS, mixing="none")
         real = few_shot(load_source(self.config.data), self.config.data.shots, seed).real
         fold = cross_fit_folds(real.labels, 2, seed)[0]
         images = jnp.asarray(to_float(real.images))
-        training = TrainingSet(images, jnp.asarray(real.labels), jnp.ones(len(real))).take(fold.train_indices)
-        theta = classification.train_classifier(
-            self.classifier, config, training, None, jax.random.key(seed), lambda step, loss: None
-        )
+        training = labelled(images, real.labels, NUM_CLASSES).take(fold.train_indices)
+        theta = train_classifier(self.classifier, config, training, None, jax.random.key(seed), lambda step, loss: None)
         chosen = fold.validation_indices
         targets = self.to_examples(images[chosen], jnp.asarray(real.labels[chosen])).targets
         return Task(self.sd, theta, Examples(images[chosen], targets))
@@ -124,7 +117,7 @@ class GlyphDomain:
     def make_sample_inputs(self, number: int, rng: np.random.Generator) -> SampleInputs:
         """Images of the classes in turn, from fresh noise."""
         labels = np.arange(number) % NUM_CLASSES
-        prompts = class_prompts(self.config.generator.prompt, [CLASS_NAMES[label] for label in labels])
+        prompts = class_prompts(self.config.prompts.template, [CLASS_NAMES[label] for label in labels])
         seeds = rng.integers(0, 2**31, number)
         return make_sample_inputs(self.sd, prompts, labels, seeds, self.sampling)
 
@@ -134,9 +127,7 @@ class GlyphDomain:
 
     def _value(self, task: Task, adapter: Adapter, sample_inputs: SampleInputs) -> Round:
         trajectory = rollout(task.sd, adapter, sample_inputs, self.sampler, self.sampling.guidance_scale)
-        examples = self.to_examples(
-            decode_latents(task.sd, trajectory.latents[-1]), sample_inputs.labels
-        )
+        examples = self.to_examples(decode_latents(task.sd, trajectory.latents[-1]), sample_inputs.labels)
         optimizer = optax.sgd(INNER_LEARNING_RATE)
         found = influence(self.apply, optimizer, task.theta, optimizer.init(task.theta), examples, task.validation)
         utilities = jnp.sum(examples.targets * found.matrix, axis=-1)
@@ -163,9 +154,7 @@ class GlyphDomain:
         """DDPO's, with utilities normalised class by class."""
         del key
         advantages = normalized_advantages(seen.utilities, seen.trajectory.sample_inputs.labels, NUM_CLASSES)
-        _, gradient = policy_gradient(
-            task.sd, adapter, seen.trajectory, advantages, self.sampler, self.sampling.guidance_scale
-        )
+        _, gradient = policy_gradient(task.sd, adapter, seen.trajectory, advantages)
         return gradient
 
     def dpo(self, task: Task, adapter: Adapter, seen: Round, key: jax.Array) -> Adapter:
@@ -178,6 +167,3 @@ class GlyphDomain:
             return jnp.mean(dpo_losses(task.sd, adapter, seen.reference, batch, key))
 
         return jax.grad(mean_loss)(adapter)
-
-
-_CONFIG = ("batch_size", "synthetic_fraction", "learning_rate", "weight_decay", "label_smoothing", "max_shift")

@@ -19,7 +19,7 @@ from utilgen_jax.bilevel import init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import Weighting, loss_network, saflex, uniform
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.runtime.flops import count_flops
 
 IMAGE_SIZE, NUM_CLASSES, WIDTH, HIDDEN = 32, 10, 512, 100
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, WEIGHTING_LEARNING_RATE = 0.02, 0.9, 5e-4, 1e-3

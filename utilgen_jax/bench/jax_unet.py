@@ -24,10 +24,11 @@ from utilgen_jax.generator.finetune.denoising import (
     init_train_state,
     make_train_step,
 )
-from utilgen_jax.generator.stable_diffusion import Architecture, Params, StableDiffusion, expected_params
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.models.lora import Lora, init_lora
 from utilgen_jax.models.unet import UNet2DConditionModel
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.runtime.flops import count_flops
+from utilgen_jax.types import Params
 
 LEARNING_RATE = 1e-4
 _NUM_TOKENS = 77  # of a prompt, as CLIP pads it
@@ -55,6 +56,21 @@ class Inputs:
     class_labels: np.ndarray | None
 
 
+@dataclasses.dataclass(frozen=True)
+class UNetSettings:
+    """What both sides have in common.
+
+    Attributes:
+        dtype: to compute in.
+        weights_dtype: to keep the weights in.
+        rank: of the LoRA.
+    """
+
+    dtype: str
+    weights_dtype: str
+    rank: int
+
+
 class JaxUNet:
     """A UNet with random weights, and a random LoRA on its attention.
 
@@ -67,10 +83,7 @@ class JaxUNet:
         self,
         unet_config: Mapping[str, Any],
         scheduler_config: Mapping[str, Any],
-        *,
-        dtype: str,
-        weights_dtype: str,
-        rank: int,
+        settings: UNetSettings,
         attention: str = "auto",
         gradient_checkpointing: str = "none",
     ) -> None:
@@ -79,17 +92,16 @@ class JaxUNet:
         Args:
             unet_config: a parsed `config.json`.
             scheduler_config: a parsed `scheduler_config.json`, for the training step's noise.
-            dtype: of activations.
-            weights_dtype: the weights are kept in it.
-            rank: of the LoRA.
+            settings: those that torch's side shares.
             attention: see `dot_product_attention`.
             gradient_checkpointing: see `UNet2DConditionModel`.
         """
-        module = UNet2DConditionModel.from_config(unet_config, jnp.dtype(dtype), gradient_checkpointing)
+        self.settings = settings
+        module = UNet2DConditionModel.from_config(unet_config, jnp.dtype(settings.dtype), gradient_checkpointing)
         self._module = module.clone(attention_implementation=attention)
         self._schedule = load_schedule(scheduler_config)
-        self.params = random_params(expected_params(module), weights_dtype)
-        lora = init_lora(self.params, jax.random.key(_SEED), rank=rank)
+        self.params = random_params(expected_params(module), settings.weights_dtype)
+        lora = init_lora(self.params, jax.random.key(_SEED), rank=settings.rank)
         # Training starts at up = 0, which would hide a mistake in `down` from the comparison of both sides.
         self.lora = Lora(random_params(lora.factors, "float32"), lora.scales)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from utilgen_jax.bench.timing import Work
-from utilgen_jax.plan.chips import CHIPS
+from utilgen_jax.runtime.chips import CHIPS
 
 # Dense 10^12 operations a second, from NVIDIA's data sheets (which print twice as much, with sparsity), by the name
 # that JAX's `device_kind` holds; the first row that fits counts. float32 is what its matrix products run at by JAX's

@@ -16,10 +16,9 @@ from peft import LoraConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from utilgen_jax.bench.jax_unet import LEARNING_RATE, Inputs
+from utilgen_jax.bench.jax_unet import LEARNING_RATE, Inputs, JaxUNet
 from utilgen_jax.bench.timing import Prepared, Work
 from utilgen_jax.checkpoints.torch_names import flatten, to_torch_layout, to_torch_name
-from utilgen_jax.models.lora import Lora
 
 _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # our target 'attention'
 _LORA_NAMES = {"down": "lora_A.default.weight", "up": "lora_B.default.weight"}
@@ -36,13 +35,9 @@ class TorchUNet:
     def __init__(
         self,
         config: Mapping[str, Any],
-        params: Any,
-        lora: Lora,
+        ours: JaxUNet,
         *,
         platform: str,
-        dtype: str,
-        weights_dtype: str,
-        rank: int,
         compile: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -50,18 +45,18 @@ class TorchUNet:
 
         Args:
             config: diffusers' `config.json`.
-            params: nested dicts of arrays, linen names.
-            lora: of the attention, alpha = rank.
+            ours: gives weights, LoRA and settings.
             platform: JAX's name of the device, 'cpu' or 'gpu'.
-            dtype: to compute in.
-            weights_dtype: to keep the weights in.
-            rank: of the LoRA.
             compile: by `torch.compile`; else run eagerly.
             gradient_checkpointing: compute the blocks again in the backward pass.
         """
-        self._config, self._params, self._lora, self._rank = dict(config), params, lora, rank
+        self._config, self._params, self._lora = dict(config), ours.params, ours.lora
+        self._rank = ours.settings.rank
         self._device = torch.device("cuda" if platform == "gpu" else "cpu")
-        self._dtype, self._weights_dtype = getattr(torch, dtype), getattr(torch, weights_dtype)
+        self._dtype, self._weights_dtype = (
+            getattr(torch, ours.settings.dtype),
+            getattr(torch, ours.settings.weights_dtype),
+        )
         self._compile, self._gradient_checkpointing = compile, gradient_checkpointing
         if self._device.type == "cuda":
             torch.backends.cudnn.benchmark = True

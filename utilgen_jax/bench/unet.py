@@ -11,6 +11,7 @@ median over the turns: above 1 ours is the faster. Compiling and the first run a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from absl import flags
 
 from utilgen_jax import checkpoints
 from utilgen_jax.bench import peaks, sides
-from utilgen_jax.bench.jax_unet import JaxUNet
+from utilgen_jax.bench.jax_unet import JaxUNet, UNetSettings
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.models.dot_product_attention import IMPLEMENTATIONS
@@ -115,10 +116,10 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     dtype = settings["dtype"]
     weights_dtype = settings["weights_dtype"] or dtype
     latent_size = settings["latent_size"] or unet_config["sample_size"]
-    shared = {"dtype": dtype, "weights_dtype": weights_dtype, "rank": settings["rank"]}
+    shared = UNetSettings(dtype, weights_dtype, settings["rank"])
     checkpointing = settings["gradient_checkpointing"]
     ours = JaxUNet(
-        unet_config, scheduler_config, **shared, attention=settings["attention"], gradient_checkpointing=checkpointing
+        unet_config, scheduler_config, shared, attention=settings["attention"], gradient_checkpointing=checkpointing
     )
     unets: dict[str, Any] = {"ours": ours}
     compiles = False
@@ -129,9 +130,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
         unets["torch"] = TorchUNet(
             unet_config,
-            ours.params,
-            ours.lora,
-            **shared,
+            ours,
             platform=device,
             compile=compiles,
             gradient_checkpointing=checkpointing != "none",
@@ -150,7 +149,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "architecture": settings["checkpoint"] or settings["architecture"] or _ARCHITECTURE,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(ours.params)),
         "latent_size": latent_size,
-        **shared,
+        **dataclasses.asdict(shared),
         **{flag: settings[flag] for flag in ("against", "attention", "gradient_checkpointing", "repeats")},
         "torch_compile": compiles,
         **machine,

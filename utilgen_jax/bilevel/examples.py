@@ -18,13 +18,15 @@ class Examples:
 
     Attributes:
         inputs: the classifier's input: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...].
-        targets: float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels.
+        targets: float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels; or int32 [B], class
+            labels, which take less memory, see `dense`.
         weights: float32 [B], mean 1: how much each example counts in a training set; None: all the same.
         is_weighted: bool [B], whether a weighting decides on the example (a synthetic or doubtful one) or its weight
             stays 1 (a real one); None: it decides on all.
         difficulty: float32 [B] in [0, 1], requested or measured.
         similarity: float32 [B], cosine of image and prompt in CLIP's space.
         attributes: float32 [B, A], the prompt's attributes, such as `PromptAttributes.one_hot`.
+        num_classes: K, needed where the targets are class labels; static.
     """
 
     inputs: Any
@@ -34,6 +36,7 @@ class Examples:
     difficulty: jax.Array | None = None
     similarity: jax.Array | None = None
     attributes: jax.Array | None = None
+    num_classes: int = struct.field(pytree_node=False, default=0)
 
     def __len__(self) -> int:
         """B."""
@@ -44,12 +47,21 @@ class Examples:
         """`is_weighted`, all True where it is None: bool [..., B]."""
         if self.is_weighted is not None:
             return self.is_weighted
-        return jnp.ones(self.targets.shape[:-1], bool)
+        is_labels = jnp.issubdtype(self.targets.dtype, jnp.integer)
+        return jnp.ones(self.targets.shape if is_labels else self.targets.shape[:-1], bool)
 
     @property
     def labels(self) -> jax.Array:
-        """The most probable class of each target: int32 [B]."""
+        """The class labels, or the most probable class of each target: int32 [B]."""
+        if jnp.issubdtype(self.targets.dtype, jnp.integer):
+            return self.targets
         return jnp.argmax(self.targets, axis=-1).astype(jnp.int32)
+
+    def dense(self) -> Examples:
+        """The same examples with targets float32 [B, K]: one-hot where they are class labels."""
+        if jnp.issubdtype(self.targets.dtype, jnp.integer):
+            return dataclasses.replace(self, targets=jax.nn.one_hot(self.targets, self.num_classes))
+        return self
 
     def take(self, indices: jax.Array | np.ndarray) -> Examples:
         """Some of the examples, in the order of `indices` [n]."""
@@ -58,8 +70,7 @@ class Examples:
 
 def labelled(inputs: Any, labels: np.ndarray | jax.Array, num_classes: int) -> Examples:
     """Makes a training set of inputs [N, ...] and labels int [N], in [0, num_classes); all weights are 1."""
-    targets = np.eye(num_classes, dtype=np.float32)[np.asarray(labels)]
-    return Examples(inputs, jnp.asarray(targets), weights=jnp.ones(len(targets)))
+    return Examples(inputs, jnp.asarray(labels, jnp.int32), weights=jnp.ones(len(labels)), num_classes=num_classes)
 
 
 def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence[str] = ()) -> Examples:
@@ -72,6 +83,9 @@ def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence
         fill: fields to fill with zeros where one batch lacks them, such as the attributes of real images.
     """
 
+    if first.targets.dtype != second.targets.dtype:
+        first, second = first.dense(), second.dense()
+
     def join(name: str) -> Any:
         parts = [getattr(part, name) for part in (first, second)]
         if name == "is_weighted":
@@ -80,8 +94,9 @@ def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence
         if not known or (len(known) == 1 and name not in fill):
             return None
         if len(known) == 1:
-            shapes = [(*part.targets.shape[:-1], *known[0].shape[axis + 1 :]) for part in (first, second)]
+            shapes = [(*part.weighted.shape, *known[0].shape[axis + 1 :]) for part in (first, second)]
             parts = [jnp.zeros(shape) if part is None else part for part, shape in zip(parts, shapes, strict=True)]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
 
-    return Examples(**{field.name: join(field.name) for field in dataclasses.fields(Examples)})
+    names = [field.name for field in dataclasses.fields(Examples) if field.name != "num_classes"]
+    return Examples(**{name: join(name) for name in names}, num_classes=first.num_classes)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples, concatenate
-from utilgen_jax.runtime.loops import remat_steps
 from utilgen_jax.bilevel.influence import Apply, cross_entropies, predict
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, relative_weights
+from utilgen_jax.runtime.loops import remat_steps
 from utilgen_jax.runtime.sharding import split_batch
 
 Params = Any

@@ -1,4 +1,4 @@
-"""Checkpoints in diffusers' folder format, in and out: safetensors only, and torch is not needed."""
+"""Reads and writes checkpoints in diffusers' format; safetensors only, without torch."""
 
 from utilgen_jax.checkpoints.checkpoint_folder import resolve_checkpoint, resolve_component
 from utilgen_jax.checkpoints.component import load_component, load_config, save_component

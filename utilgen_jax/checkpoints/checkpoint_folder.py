@@ -1,4 +1,4 @@
-"""Where a checkpoint is: the embedded one, a folder, or a repository on the Hugging Face hub; and its JSON files."""
+"""Finds checkpoints: the embedded one, a folder, or a repository on the Hugging Face hub."""
 
 import json
 import re
@@ -6,44 +6,43 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from utilgen_jax.checkpoints.weight_files import PICKLE_WAY_OUT, PICKLES, choose_weight_files, has_variant
+from utilgen_jax.checkpoints.weight_files import PICKLE_ADVICE, PICKLES, choose_weight_files, has_variant
 from utilgen_jax.errors import InputError
 
 GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs"
-# The components that have weights and are loaded; a repository may hold others, such as a safety checker.
+# The components whose weights are loaded; a repository may have others, such as a safety checker.
 WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer")
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXT_FILES = ["*.json", "*.txt"]
-# Names a folder or repository for messages, and all files in it -> the weight files to read, or InputError.
+# (name of a folder or repository for messages, its files) -> weight files to read, or InputError
 _Choose = Callable[[str, Collection[str]], list[str]]
 
 
 def resolve_checkpoint(
     name: str, revision: str | None = None, variant: str | None = None, configs_only: bool = False
 ) -> Path:
-    """Finds the folder of a Stable Diffusion checkpoint in diffusers' format, downloading it where need be.
+    """Returns the folder of a Stable Diffusion checkpoint in diffusers' format; downloads it if necessary.
 
     Args:
-        name: 'glyphs' for the embedded checkpoint, else an existing folder, else a hub id 'owner/name'.
-        revision: branch, tag or commit on the hub; None or '' for the newest. Only a hub id has one.
-        variant: weights to prefer where there are several, e.g. 'fp16'. Of a hub repository only those that
-            `load_component` will read are downloaded: without a variant full precision, or fp16 where there is no
-            other.
-        configs_only: neither download weights nor ask for them.
+        name: 'glyphs' for the embedded checkpoint, an existing folder, or a hub id 'owner/name'.
+        revision: branch, tag or commit of a hub id; None or '' for the newest.
+        variant: preferred weights, e.g. 'fp16'. Only weights that `load_component` reads are downloaded: by default
+            those in full precision, or else fp16.
+        configs_only: whether to skip the weights.
 
     Returns:
-        The folder that holds `model_index.json`.
+        The folder with `model_index.json`.
 
     Raises:
-        InputError: there is no such folder, it is no checkpoint, it lacks the variant, it holds pickles only, or the
-            hub cannot give it.
+        InputError: the checkpoint is missing, invalid, lacks the variant, has only pickled weights, or cannot be
+            downloaded.
     """
     if name == "glyphs":
         if not (GLYPHS / _INDEX).is_file():
             raise InputError(
-                f"{GLYPHS}: the embedded checkpoint is missing; make it with `python -m utilgen_jax.pretraining`"
+                f"{GLYPHS}: the embedded checkpoint is missing; create it with `python -m utilgen_jax.pretraining`"
             )
         return GLYPHS
     if not name:
@@ -54,18 +53,18 @@ def resolve_checkpoint(
 
 
 def resolve_component(name: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """Finds the folder of a single component, e.g. a VAE that is published alone; as `resolve_checkpoint`.
+    """Returns the folder of a single component, e.g. a separately published VAE; downloads it if necessary.
 
     Args:
-        name: a folder, or a hub id 'owner/name' of a repository, that holds `config.json` and weights.
-        revision: as there.
-        variant: as there.
+        name: folder, or hub id 'owner/name', with `config.json` and weights.
+        revision: see `resolve_checkpoint`.
+        variant: see `resolve_checkpoint`.
     """
     return _resolve(name, revision, partial(_component_weights, variant=variant))
 
 
 def read_json(path: Path) -> dict:
-    """Reads a JSON file that holds one object; InputError naming the file if it is missing or broken."""
+    """Reads a JSON object from a file; InputError if it is missing or invalid."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -73,7 +72,7 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object, holds {type(content).__name__}")
+        raise InputError(f"{path}: must be a JSON object, is {type(content).__name__}")
     return content
 
 
@@ -106,7 +105,7 @@ def _component_weights(where: str, files: Collection[str], variant: str | None) 
 
 
 def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str], variant: str | None) -> list[str]:
-    """Chooses the weights of each component; InputError where one is pickled, or none is of the variant."""
+    """Chooses the weights of each component; InputError if one has only pickles, or none has the variant."""
     chosen, pickled = [], []
     for prefix in prefixes:
         names = {name.removeprefix(prefix) for name in files if name.startswith(prefix)}
@@ -115,7 +114,7 @@ def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str],
         if not weights:
             pickled += [prefix + name for name in sorted(names) if "/" not in name and Path(name).suffix in PICKLES]
     if pickled:
-        raise InputError(f"{where}: has no safetensors file in place of {', '.join(pickled)}; {PICKLE_WAY_OUT}")
+        raise InputError(f"{where}: has no safetensors file in place of {', '.join(pickled)}; {PICKLE_ADVICE}")
     if variant and not any(has_variant(name, variant) for name in chosen):
         found = ", ".join(chosen) or "none"
         raise InputError(f"{where}: has no weights of variant {variant!r}; leave the variant out (found: {found})")
@@ -123,7 +122,7 @@ def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str],
 
 
 def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
-    # Imported here, as the hub is asked only for checkpoints that are not on this machine.
+    # Imported here, as only downloads need the hub.
     from huggingface_hub import list_repo_files, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -139,7 +138,7 @@ def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
             files = list_repo_files(hub_id, revision=revision)
         except (HFValidationError, HfHubHTTPError):
             raise
-        except Exception:  # No connection, whichever HTTP library says so; what was downloaded before may do.
+        except Exception:  # no connection, from any HTTP library: use the local cache
             return snapshot_download(hub_id, revision=revision, allow_patterns=_TEXT_FILES, local_files_only=True)
         patterns = [*_TEXT_FILES, *choose(hub_id, files)]
         return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
@@ -150,16 +149,16 @@ def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
     except InputError:
         raise
     except GatedRepoError as error:
-        way_out = f"accept its licence at https://huggingface.co/{hub_id}, then `hf auth login`"
-        raise InputError(f"{hub_id}: the owner wants its licence accepted first; {way_out}") from error
+        steps = f"accept its licence at https://huggingface.co/{hub_id}, then `hf auth login`"
+        raise InputError(f"{hub_id}: its licence must be accepted first; {steps}") from error
     except RevisionNotFoundError as error:
         raise InputError(f"{hub_id}: has no revision {revision!r} on the Hugging Face hub") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         private = "if it is private, `hf auth login` first"
-        raise InputError(f"{hub_id}: neither a folder here nor a repository on the hub; {private}") from error
+        raise InputError(f"{hub_id}: neither a local folder nor a repository on the hub; {private}") from error
     except LocalEntryNotFoundError as error:
         raise InputError(
             f"{hub_id}: not on this machine, and the Hugging Face hub cannot be reached; {by_hand}"
         ) from error
-    except Exception as error:  # Which HTTP library raises here depends on the version of huggingface_hub.
+    except Exception as error:  # the HTTP library depends on the version of huggingface_hub
         raise InputError(f"{hub_id}: the download failed ({error}); try again, or {by_hand}") from error

@@ -1,4 +1,4 @@
-"""Trained classifiers from torch: one safetensors or .npz file, under the names of timm, torchvision or akamaster."""
+"""Reads trained torch classifiers from safetensors or .npz files, with names of timm, torchvision or akamaster."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from utilgen_jax.checkpoints.component import checked_targets
 from utilgen_jax.checkpoints.safetensors_io import open_file
 from utilgen_jax.errors import InputError
 
-# What `models` call the layer that gives the logits, as torch's networks do.
+# Names of the layer that gives the logits, in torch's networks and in `models`.
 HEADS = ("linear", "fc", "head", "classifier.1")
-# What torch.nn.DataParallel puts before every name.
+# Prefix of torch.nn.DataParallel.
 _PREFIX = "module."
-# Of torch's batch norm, beside the statistics; no part in inference.
+# A counter of torch's batch norm that inference does not use.
 _COUNTER = "num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFile:
-    """A file of weights, opened.
+    """An open file of weights.
 
     Attributes:
-        path: the file.
-        shapes: torch's shape of every tensor by name, less a prefix `module.`; counters of batches are left out.
-        read: a tensor of that name, in torch's layout.
+        path: path of the file.
+        shapes: torch shapes by tensor name, without the prefix `module.` and without batch counters.
+        read: reads a tensor by name, in torch's layout.
     """
 
     path: Path
@@ -40,12 +40,12 @@ class ClassifierFile:
 
     @property
     def norm(self) -> str:
-        """The key of `models.norms.NORMS` that the weights were trained with: "batch" if there are statistics."""
+        """Key of `models.norms.NORMS` of the network: "batch" if the file has batch statistics."""
         return "batch" if any(name.endswith("running_mean") for name in self.shapes) else "group"
 
 
 def open_classifier_file(path: Path | str) -> ClassifierFile:
-    """Opens a `.safetensors` or `.npz` file; InputError if it is missing, broken, or holds pickles."""
+    """Opens a `.safetensors` or `.npz` file; InputError if it is missing, damaged or pickled."""
     path = Path(path)
     if path.suffix == ".npz":
         arrays = _read_npz(path)
@@ -61,19 +61,19 @@ def open_classifier_file(path: Path | str) -> ClassifierFile:
 def load_classifier_variables(
     file: ClassifierFile, expected: Mapping[str, Any], may_replace_head: bool = False
 ) -> tuple[dict[str, Any], bool]:
-    """Reads all variables of a classifier, once every name and shape has been held against the file.
+    """Reads all variables of a classifier, after checking all names and shapes.
 
     Args:
         file: from `open_classifier_file`.
-        expected: variables of a linen classifier, {"params": ...} and perhaps {"batch_stats": ...}: arrays or their
-            shapes, as `jax.eval_shape` of its init gives them.
-        may_replace_head: a file whose head is of another number of classes, or that has none, is read all the same.
+        expected: variables of a linen classifier, {"params": ...} and possibly {"batch_stats": ...}, as arrays or
+            `jax.ShapeDtypeStruct`.
+        may_replace_head: whether to accept a file without a head, or with another number of classes.
 
     Returns:
-        (variables, replaced): float32 in host memory, nested as `expected`; whether the head is left out of them.
+        (variables, replaced): float32 in host memory, nested as `expected`; whether the head is omitted.
 
     Raises:
-        InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
+        InputError: tensors are missing, unexpected or have wrong shapes; lists all with torch names and shapes.
     """
     collections = {path[1:]: path[0] for path in torch_names.flatten(expected)}
     leaves = {path[1:]: leaf for path, leaf in torch_names.flatten(expected).items()}
@@ -96,7 +96,7 @@ def load_classifier_variables(
 
 
 def head_name(params: Collection[str]) -> str:
-    """Which of a classifier's scopes is the layer that gives the logits."""
+    """Returns the name of the layer that gives a classifier's logits."""
     return next(name for name in HEADS if name in params)
 
 
@@ -104,7 +104,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not a .npz file, or cut off; np.savez(path, **arrays_by_torch_name) makes one")
+        raise InputError(f"{path}: not a .npz file, or truncated; np.savez(path, **arrays_by_torch_name) makes one")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)

@@ -1,4 +1,4 @@
-"""One component of a checkpoint (unet, vae ...), in and out: a folder with `config.json` and safetensors files."""
+"""Reads and writes a component of a checkpoint (unet, vae, ...): a folder with `config.json` and safetensors files."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.sharding import place, to_host
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
-# Where each tensor goes: by torch name, its linen path and linen shape.
+# torch name -> (linen path, linen shape)
 Targets = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 
 
 def load_config(folder: Path | str, name: str = "config.json") -> dict:
-    """Reads a component's `config.json`, or a scheduler's `scheduler_config.json`; InputError names the file."""
+    """Reads a component's `config.json`, or a scheduler's `scheduler_config.json`."""
     return read_json(Path(folder) / name)
 
 
@@ -33,28 +33,27 @@ def load_component(
     expected: Mapping | None = None,
     variant: str | None = None,
 ) -> tuple[dict, dict]:
-    """Loads a component under linen names and layouts, tensor by tensor: the host holds about one tensor at a time.
+    """Loads a component with linen names and layouts, one tensor at a time to save host memory.
 
-    Reads `diffusion_pytorch_model` or `model`, `.safetensors` or a sharded index, or else their `.fp16.` variants.
+    Reads `diffusion_pytorch_model` or `model`, as `.safetensors` or a sharded index, or else the `.fp16.` variants.
 
     Args:
-        folder: the component's folder, e.g. checkpoint / 'unet'.
-        dtype: floating-point tensors are cast to it on the host; None keeps the stored one.
-        sharding_for: called with the parameter's path ('down_blocks.0/conv/kernel') and its linen shape, returns where
-            the tensor goes, each device getting its shard only; None, or no function, is the default device. See
-            `parallel.sharding_for`.
-        expected: the model's parameters, nested dicts of `jax.ShapeDtypeStruct` from `jax.eval_shape` of its init,
-            which the files are held against before any tensor is read. None takes what the files hold.
-        variant: files to prefer, e.g. 'fp16'.
+        folder: folder of the component, e.g. checkpoint / 'unet'.
+        dtype: dtype to cast floating-point tensors to, on the host; None keeps the stored dtypes.
+        sharding_for: (path such as 'down_blocks.0/conv/kernel', linen shape) -> sharding of a parameter. None, as
+            argument or result, is the default device. See `sharding.sharding_for`.
+        expected: the model's parameters, nested dicts of `jax.ShapeDtypeStruct`, which are compared with the files
+            before tensors are read. None accepts all tensors of the files.
+        variant: preferred files, e.g. 'fp16'.
 
     Returns:
-        (config, params): the parsed `config.json`; nested dicts of jax arrays, nested as `expected`. Stable Diffusion 1
-        and 2 differ in whether a projection is a linear layer [in, out] or a 1x1 convolution [1, 1, in, out]: the same
-        matrix, which gets the shape that is expected.
+        (config, params): the parsed `config.json`; jax arrays, nested as `expected`. Projections are linear layers
+        [in, out] in some Stable Diffusion checkpoints and 1x1 convolutions [1, 1, in, out] in others; they are reshaped
+        to the expected shape.
 
     Raises:
-        InputError: a file is missing, broken, or a pickle, or points out of its folder; or lists all missing,
-            unexpected and misshapen parameters under torch names, with torch's shapes.
+        InputError: a file is missing, damaged, pickled, or outside the folder; or parameters are missing, unexpected or
+            have wrong shapes (lists all with torch names and shapes).
     """
     folder = Path(folder)
     config = load_config(folder)
@@ -75,7 +74,7 @@ def load_component(
         scope = params
         for piece in path[:-1]:
             scope = scope.setdefault(piece, {})
-        # Waiting keeps the host from running ahead of the device with tensors that are still to be copied.
+        # Waiting bounds the host memory of tensors that are not copied to the device yet.
         scope[path[-1]] = place(
             tensor, sharding_for("/".join(path), shape) if sharding_for else None
         ).block_until_ready()
@@ -83,14 +82,14 @@ def load_component(
 
 
 def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: jnp.dtype | None = None) -> None:
-    """Writes a component that torch's `from_pretrained` opens: `config.json` and one safetensors file.
+    """Writes a component for torch's `from_pretrained`: `config.json` and a safetensors file.
 
     Args:
-        folder: made if it does not exist; files of the same names are replaced, each at once.
-        config: JSON-ready; decides the file's name, 'model' where it is transformers' (has a `model_type`), else
+        folder: output folder, created if missing; files of the same names are replaced atomically.
+        config: JSON-ready config. The file is called 'model' if the config is transformers' (has a `model_type`), else
             'diffusion_pytorch_model'.
-        params: nested dicts of arrays, linen names and layouts. With several processes all call this, the first writes.
-        dtype: floating-point tensors are cast to it; None keeps each as it is.
+        params: nested dicts of arrays with linen names and layouts. All processes call this; the first one writes.
+        dtype: dtype to cast floating-point tensors to; None keeps their dtypes.
     """
     tensors = {
         torch_names.to_torch_name(path): torch_names.to_torch_layout(to_host(leaf), path[-1])
@@ -116,20 +115,20 @@ def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> Targets:
 def checked_targets(
     shapes: Mapping[str, tuple[int, ...]], leaves: Mapping[tuple[str, ...], Any], refusal: str
 ) -> Targets:
-    """Holds a checkpoint's tensors against a model's variables.
+    """Compares a checkpoint's tensors with a model's variables, and returns the targets.
 
     Args:
-        shapes: torch's shape of each tensor, by its torch name.
-        leaves: of the model, by linen path: whatever has a shape.
-        refusal: the first line of the error.
+        shapes: torch shapes by torch name.
+        leaves: the model's arrays, or their shapes, by linen path.
+        refusal: first line of the error message.
 
     Raises:
-        InputError: lists all missing, unexpected and misshapen tensors under torch names, with torch's shapes.
+        InputError: tensors are missing, unexpected or have wrong shapes; lists all with torch names and shapes.
     """
-    wanted = {torch_names.to_torch_name(path): (path, tuple(leaf.shape)) for path, leaf in leaves.items()}
-    problems = [f"missing {name}" for name in wanted if name not in shapes]
-    problems += [f"unexpected {name}" for name in shapes if name not in wanted]
-    for name, (path, shape) in wanted.items():
+    targets = {torch_names.to_torch_name(path): (path, tuple(leaf.shape)) for path, leaf in leaves.items()}
+    problems = [f"missing {name}" for name in targets if name not in shapes]
+    problems += [f"unexpected {name}" for name in shapes if name not in targets]
+    for name, (path, shape) in targets.items():
         if name not in shapes:
             continue
         model_shape = torch_names.torch_shape(shape, path[-1])
@@ -138,9 +137,9 @@ def checked_targets(
     if problems:
         lines = "\n  ".join(problems)
         raise InputError(f"{refusal}:\n  {lines}")
-    return wanted
+    return targets
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A torch shape, where it is a 1x1 convolution's that of the linear layer with the same matrix."""
+    """Returns a torch shape, with that of a 1x1 convolution reduced to a linear layer's."""
     return shape[:2] if shape[2:] == (1, 1) else shape

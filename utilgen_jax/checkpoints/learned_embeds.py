@@ -1,4 +1,4 @@
-"""Textual inversion's files: what a token that is in no vocabulary means to the text encoder."""
+"""Reads and writes textual inversion files, which hold the embeddings of a learned token."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from utilgen_jax.checkpoints.safetensors_io import open_file, write_tensors
 from utilgen_jax.errors import InputError
 
 FILE_NAME = "learned_embeds.safetensors"
-# The tensor's name in files of the AUTOMATIC1111 web UI, whose token is the file's own name.
+# Tensor name in files of the AUTOMATIC1111 web UI, whose token is the file name.
 _A1111_NAME = "emb_params"
 
 
@@ -16,14 +16,14 @@ def load_learned_embeds(path: Path | str) -> tuple[str, np.ndarray]:
     """Reads a learned token.
 
     Args:
-        path: a safetensors file of diffusers (one tensor, named as the token) or of the AUTOMATIC1111 web UI
-            ('emb_params'); or a folder that holds `learned_embeds.safetensors`.
+        path: safetensors file of diffusers (one tensor with the name of the token) or of the AUTOMATIC1111 web UI
+            ('emb_params'), or a folder with `learned_embeds.safetensors`.
 
     Returns:
-        The token, e.g. '<cat-toy>', and its embeddings float32 [n, D]: n vectors that stand in a row in the prompt.
+        The token, e.g. '<cat-toy>', and its embeddings float32 [n, D]: n consecutive vectors in the prompt.
 
     Raises:
-        InputError: the file is missing, broken, a pickle, or holds anything else.
+        InputError: the file is missing, damaged, pickled, or of another kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -35,22 +35,22 @@ def load_learned_embeds(path: Path | str) -> tuple[str, np.ndarray]:
     if name is None or len(files.shapes[name]) not in (1, 2):
         raise InputError(
             f"{path}: no learned token; expected one tensor [D] or [n, D] under the token's name, or 'emb_params'; "
-            f"the file holds {', '.join(f'{name} {list(shape)}' for name, shape in files.shapes.items()) or 'nothing'}"
+            f"the file has {', '.join(f'{name} {list(shape)}' for name, shape in files.shapes.items()) or 'nothing'}"
         )
     embeds = np.atleast_2d(files.read(name).astype(np.float32))
     return path.stem if name == _A1111_NAME else name, embeds
 
 
 def save_learned_embeds(folder: Path | str, token: str, embeds: np.ndarray) -> Path:
-    """Writes `learned_embeds.safetensors`, which diffusers' `load_textual_inversion` opens.
+    """Writes `learned_embeds.safetensors` for diffusers' `load_textual_inversion`.
 
     Args:
-        folder: made if it does not exist.
-        token: e.g. '<cat-toy>'.
-        embeds: float [n, D].
+        folder: output folder, created if missing.
+        token: the token, e.g. '<cat-toy>'.
+        embeds: its embeddings, float [n, D].
 
     Returns:
-        The file.
+        The path of the file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""LoRA files in and out: `pytorch_lora_weights.safetensors`, as diffusers and peft write and read it."""
+"""Reads and writes LoRA files: `pytorch_lora_weights.safetensors` of diffusers, and files of peft and kohya."""
 
 import json
 import math
@@ -30,22 +30,22 @@ _METADATA = "lora_adapter_metadata"
 
 
 def load_lora(path: Path | str, params: Mapping[str, Any]) -> dict[str, Lora]:
-    """Reads a LoRA file and fits it to the model's layers; for the keys that are understood see `lora_names`.
+    """Reads a LoRA file for the layers of a model; see `lora_names` for the supported keys.
 
-    A layer's alpha is its tensor `alpha`; else what diffusers wrote into the file's header, or peft into
-    `adapter_config.json` beside it; else its rank, which scales it by 1.
+    A layer's alpha is its tensor `alpha`, or else that in the file's header (diffusers) or in `adapter_config.json`
+    beside the file (peft), or else its rank, which gives the scale 1.
 
     Args:
-        path: the file; or its folder, where it is called as diffusers or peft call it, or is the only safetensors file.
-        params: {component: its parameters}, as arrays or `jax.ShapeDtypeStruct`; components other than the UNet and the
-            text encoder have no LoRA.
+        path: the file, or its folder if the file has diffusers' or peft's name or is the only safetensors file.
+        params: {component: parameters}, as arrays or `jax.ShapeDtypeStruct`; only the UNet and the text encoder can
+            have a LoRA.
 
     Returns:
-        {component: Lora}, float32, of the components that the file has factors for.
+        {component: Lora}, float32, of the components in the file.
 
     Raises:
-        InputError: there is no such file; or it holds keys that are not understood, layers that the model lacks, or
-            factors that do not fit them: lists all.
+        InputError: the file is missing; or keys are unknown, layers are missing in the model, or factors have wrong
+            shapes (lists all).
     """
     path = _find(Path(path).expanduser())
     tensors, metadata = open_file(path), _read_metadata(path)
@@ -67,26 +67,26 @@ def load_lora(path: Path | str, params: Mapping[str, Any]) -> dict[str, Lora]:
         lines = "\n  ".join(problems)
         raise InputError(f"{path}: this LoRA does not fit the model; is it of another Stable Diffusion?\n  {lines}")
     if not found:
-        raise InputError(f"{path}: holds no tensors")
+        raise InputError(f"{path}: has no tensors")
     return {name: Lora(unflatten_dict(factors[name]), unflatten_dict(scales[name])) for name in factors}
 
 
 def save_lora(path: Path | str, loras: Mapping[str, Lora]) -> Path:
-    """Writes the file that torch's `pipeline.load_lora_weights` opens, with the alphas in its header.
+    """Writes a file for torch's `pipeline.load_lora_weights`, with the alphas in its header.
 
     Args:
-        path: the file, or (without `.safetensors` at its end) the folder for `LORA_FILE`; folders are made.
-        loras: by component. With several processes all call this, the first writes.
+        path: the file, or (without the suffix `.safetensors`) the folder for `LORA_FILE`; folders are created.
+        loras: LoRAs by component. All processes call this; the first one writes.
 
     Returns:
-        The file.
+        The path of the file.
     """
     path = Path(path).expanduser()
     path = path if path.suffix == ".safetensors" else path / LORA_FILE
     tensors: dict[str, np.ndarray] = {}
     metadata: dict[str, Any] = {}
     for component, lora in loras.items():
-        # diffusers does not read 'lora_A' of a text encoder where no layer of its attention has one.
+        # diffusers does not read 'lora_A' of a text encoder whose attention has none.
         down_key, up_key = (
             ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
         )
@@ -117,12 +117,12 @@ def _find(path: Path) -> Path:
     if named or len(files) == 1:
         return (named or files)[0]
     if not files and pickled:
-        return pickled[0]  # to be refused with the way out
-    raise InputError(f"{path}: holds {len(files)} safetensors files and none is called {LORA_FILE}; name the file")
+        return pickled[0]  # to be refused with advice
+    raise InputError(f"{path}: has {len(files)} safetensors files and none is called {LORA_FILE}; name the file")
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """peft's configuration of the LoRA, its fields perhaps led by the component; empty where the file has none."""
+    """Reads peft's config of the LoRA, whose fields may be prefixed by the component; empty if there is none."""
     config = path.with_name(_PEFT_CONFIG)
     if path.name == _PEFT_FILE and config.is_file():
         return read_json(config)
@@ -131,16 +131,16 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: its {_METADATA} is no JSON ({error}); save it again with diffusers") from error
+        raise InputError(f"{path}: its {_METADATA} is not JSON ({error}); save it again with diffusers") from error
     if not isinstance(metadata, dict):
-        raise InputError(f"{path}: its {_METADATA} is no JSON object; save it again with diffusers")
+        raise InputError(f"{path}: its {_METADATA} is not a JSON object; save it again with diffusers")
     return metadata
 
 
 def _read_factors(
     tensors: TensorFiles, keys: Mapping[str, str], kernel_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads `down` and `up` in linen's layout, float32, with as many dimensions as the layer's kernel has."""
+    """Reads `down` and `up` in linen's layout, float32, with as many dimensions as the layer's kernel."""
     absent = [factor for factor in ("down", "up") if factor not in keys]
     if absent:
         raise InputError(f"its factor '{absent[0]}' is missing")
@@ -176,14 +176,14 @@ def _read_scale(
 
     names = (layer.name, without_text_prefix(layer.name))
     patterns = setting("alpha_pattern", {}).items()
-    # peft's rule of which pattern is of which layer.
+    # peft's rule for matching patterns with layers.
     matching = (alpha for pattern, alpha in patterns if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names))
     alpha = next(matching, setting("lora_alpha", rank))
     return alpha / (math.sqrt(rank) if setting("use_rslora", False) else rank)
 
 
 def _peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """The arguments of `peft.LoraConfig` for layers of these ranks and alphas, by name."""
+    """Returns the arguments of `peft.LoraConfig` for the ranks and alphas of layers."""
     numbers = {name: int(alpha) if alpha.is_integer() else alpha for name, alpha in alphas.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, numbers))
     return {

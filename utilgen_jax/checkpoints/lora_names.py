@@ -1,24 +1,24 @@
-"""What the keys of LoRA files mean: diffusers', peft's and kohya's names of the same layers.
+"""Parses the keys of LoRA files in the styles of diffusers, peft and kohya.
 
-A key is a layer's name and which of its factors the tensor is. The styles, by example of one layer:
+A key is the name of a layer and of one of its factors. Examples of all styles:
 
     unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight          peft, diffusers
     unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora.down.weight       diffusers' training scripts
-    unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight        the same, long ago
+    unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight        diffusers, old
     lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight           kohya's scripts
     text_encoder.text_model.encoder.layers.0.self_attn.out_proj.lora_linear_layer.down.weight       diffusers
-    text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.down.weight             the same, long ago
+    text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.down.weight             diffusers, old
     lora_te_text_model_encoder_layers_0_self_attn_out_proj.lora_down.weight                kohya's scripts
 
-The component's name may be missing in a file of one model, where peft has `base_model.model.`; and transformers 5
-leaves out `text_model.`. Beside the factors there may be a number `<layer>.alpha`.
+Files of a single component may omit its name; peft's have `base_model.model.` instead. transformers 5 omits
+`text_model.`. A layer may also have a scalar `<layer>.alpha`.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-# The components that a LoRA may be of, and what kohya's scripts and diffusers' converter to their style call them.
+# Components that can have a LoRA, with their prefixes in kohya's style.
 COMPONENTS = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
 
 _KEY = re.compile(
@@ -31,29 +31,28 @@ _TEXT_PREFIX = "text_model."
 
 
 class Layer(NamedTuple):
-    """A layer of a component, by the torch name that it has under transformers 4 and here."""
+    """A layer of a component, by its torch name in transformers 4."""
 
     component: str
     name: str
 
 
 def without_text_prefix(name: str) -> str:
-    """A layer's name under transformers 5; with every transformers, the end of its name."""
+    """Returns a layer's name in transformers 5, which is a suffix of its name in transformers 4."""
     return name.removeprefix(_TEXT_PREFIX)
 
 
 def read_keys(
     keys: Iterable[str], layers: Mapping[str, Iterable[str]]
 ) -> tuple[dict[Layer, dict[str, str]], list[str]]:
-    """Finds out what the tensors of a LoRA file are.
+    """Matches the keys of a LoRA file with layers.
 
     Args:
-        keys: of all tensors in the file.
-        layers: {component: torch's names of its layers}.
+        keys: keys of all tensors in the file.
+        layers: {component: torch names of its layers}.
 
     Returns:
-        {layer: {'down', 'up' or 'alpha': key}}, and a line for each key that is not understood or whose layer is not
-        among `layers`.
+        {layer: {'down', 'up' or 'alpha': key}}, and a message for each unknown key or layer.
     """
     known = {
         spelling: Layer(component, name)
@@ -67,7 +66,7 @@ def read_keys(
         match = _KEY.fullmatch(key)
         layer = match and known.get(match["layer"].replace(".processor.", "."))
         if match is None:
-            problems.append(f"not understood: {key}")
+            problems.append(f"unknown key: {key}")
         elif layer is None:
             problems.append(f"the model has no such layer: {key}")
         else:

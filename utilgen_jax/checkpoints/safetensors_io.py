@@ -1,4 +1,4 @@
-"""The safetensors files of one component, in and out: no pickle, one tensor at a time, nothing outside its folder."""
+"""Reads and writes safetensors files of a component, one tensor at a time; no pickles, no files outside its folder."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from utilgen_jax.checkpoints.checkpoint_folder import read_json
 from utilgen_jax.checkpoints.weight_files import (
     DIFFUSERS_STEM,
-    PICKLE_WAY_OUT,
+    PICKLE_ADVICE,
     PICKLES,
     TRANSFORMERS_STEM,
     choose_weight_files,
@@ -26,7 +26,7 @@ _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),  # NumPy has none of its own
+    "BF16": np.dtype(ml_dtypes.bfloat16),  # not in NumPy
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
@@ -38,12 +38,12 @@ _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# The bytes of the header's length, little-endian, with which a file begins.
+# A file begins with the length of its header, little-endian, in so many bytes.
 _LENGTH_BYTES = 8
 
 
 class _Entry(NamedTuple):
-    """Where a tensor stands: its file, first byte, type and torch shape."""
+    """Location of a tensor: file, offset, dtype and torch shape."""
 
     path: Path
     offset: int
@@ -52,23 +52,23 @@ class _Entry(NamedTuple):
 
 
 class TensorFiles:
-    """The tensors of safetensors files; their headers are read at once, a tensor when it is asked for.
+    """The tensors of safetensors files; headers are read at once, tensors on request.
 
     Attributes:
-        shapes: torch's shape of every tensor, by its name in the files, in the order in which they stand there.
+        shapes: torch shapes by tensor name, in file order.
     """
 
     def __init__(self, entries: Mapping[str, _Entry]):
-        """Made by `open_component` and `open_file`."""
+        """Use `open_component` or `open_file`."""
         self._entries = entries
         self.shapes = {name: entry.shape for name, entry in entries.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor in memory of its own, with the stored dtype (bfloat16 is ml_dtypes') and torch's layout."""
+        """Returns a copy of a tensor in the stored dtype (bfloat16 of ml_dtypes) and torch's layout."""
         path, offset, dtype, shape = self._entries[name]
         if dtype not in _DTYPES:
             raise InputError(f"{path}: {name} is stored as {dtype}, which is not supported; use float16")
-        # Not through a memory map: the pages of the file that it touches would count as this process's memory.
+        # No memory map, whose pages would count as memory of this process.
         return np.fromfile(path, _DTYPES[dtype], math.prod(shape), offset=offset).reshape(shape)
 
 
@@ -76,7 +76,7 @@ def open_component(folder: Path, variant: str | None = None) -> TensorFiles:
     """Opens a component's single safetensors file, or its shards and their index; see `choose_weight_files`.
 
     Raises:
-        InputError: there are no such files (but perhaps pickles), or they are broken.
+        InputError: there are no safetensors files, or they are damaged.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -87,30 +87,30 @@ def open_component(folder: Path, variant: str | None = None) -> TensorFiles:
         return TensorFiles(_read_index(path) if path.suffix == ".json" else _read_header(path))
     pickled = sorted(name for name in names if Path(name).suffix in PICKLES)
     if pickled:
-        raise InputError(f"{folder}: holds only {', '.join(pickled)}; {PICKLE_WAY_OUT}")
+        raise InputError(f"{folder}: has only {', '.join(pickled)}; {PICKLE_ADVICE}")
     expected = f"{DIFFUSERS_STEM}.safetensors or {TRANSFORMERS_STEM}.safetensors"
     raise InputError(f"{folder}: no weights; expected {expected} (pickled .bin files are neither read nor downloaded)")
 
 
 def open_file(path: Path) -> TensorFiles:
-    """Opens one safetensors file; InputError if it is missing, broken, or a pickle."""
+    """Opens a safetensors file; InputError if it is missing, damaged or a pickle."""
     if path.suffix in PICKLES:
-        raise InputError(f"{path}: {PICKLE_WAY_OUT}")
+        raise InputError(f"{path}: {PICKLE_ADVICE}")
     return TensorFiles(_read_header(path))
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], dtype: Any = None, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes one safetensors file that torch opens; the file appears whole or not at all.
+    """Writes a safetensors file for torch, atomically.
 
     Args:
-        path: the file; its folder exists.
-        tensors: arrays by torch name, in torch's layout; views are made dense one at a time.
-        dtype: floating-point tensors are cast to it; None keeps each as it is.
-        metadata: texts for the file's header.
+        path: the file; its folder must exist.
+        tensors: arrays by torch name, in torch's layout; views are copied one at a time.
+        dtype: dtype to cast floating-point tensors to; None keeps their dtypes.
+        metadata: strings for the file's header.
     """
-    # Wide types first, so that each tensor begins at a multiple of its type's size.
+    # Wide dtypes first, so that all tensors are aligned.
     plan = {name: _stored_dtype(tensor, dtype) for name, tensor in tensors.items()}
     names = sorted(plan, key=lambda name: (-plan[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -137,12 +137,12 @@ def _read_index(index: Path) -> dict[str, _Entry]:
         raise InputError(f"{index}: has no 'weight_map' from tensor to file; download the checkpoint again")
     for file in set(weight_map.values()):
         if not isinstance(file, str) or not file.endswith(".safetensors") or "\\" in file or Path(file).name != file:
-            raise InputError(f"{index}: names the file {file!r}, which is no safetensors file of its own folder")
+            raise InputError(f"{index}: names the file {file!r}, which is not a safetensors file in this folder")
     shards = {file: _read_header(index.parent / file) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in shards[file]:
             raise InputError(f"{index.parent / file}: lacks tensor {name} of {index.name}; download it again")
-    # Shard by shard, so that a disk reads forward.
+    # Shard by shard, for sequential reads.
     return {name: shard[name] for file, shard in shards.items() for name in shard if weight_map.get(name) == file}
 
 
@@ -150,14 +150,14 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; download the checkpoint again")
     try:
-        # The library checks the whole header, and that the file is as long as it says; it does not tell the offsets.
+        # The library checks the header and the length of the file, but has no API for offsets.
         with safe_open(path, framework="numpy"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); download it again") from error
+        raise InputError(f"{path}: not a complete safetensors file ({error}); download it again") from error
     header.pop("__metadata__", None)
     start = _LENGTH_BYTES + length
     entries = {

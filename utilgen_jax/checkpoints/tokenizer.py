@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: words -> token ids."""
+"""CLIP's tokenizer."""
 
 import os
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from utilgen_jax.errors import InputError
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-# transformers' stand-in for "no limit was written down" is about 1e30.
+# transformers uses about 1e30 for a missing limit.
 _NO_LIMIT = 1_000_000
 
 
 def load_tokenizer(folder: Path | str, max_length: int = 77) -> "CLIPTokenizer":
-    """Loads the tokenizer of a checkpoint from this machine; runs no code that the folder may bring.
+    """Loads the tokenizer of a local checkpoint without running code of the folder.
 
     Args:
-        folder: e.g. checkpoint / 'tokenizer'; holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
-        max_length: tokens of a prompt where the folder does not say it (`model_max_length` in `tokenizer_config.json`).
+        folder: folder such as checkpoint / 'tokenizer', with `tokenizer.json`, or `vocab.json` and `merges.txt`.
+        max_length: tokens per prompt if `tokenizer_config.json` lacks `model_max_length`.
 
     Raises:
         InputError: files are missing or broken.
@@ -46,11 +46,11 @@ def load_tokenizer(folder: Path | str, max_length: int = 77) -> "CLIPTokenizer":
 
 
 def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> np.ndarray:
-    """Token ids of prompts, each with start and end token, padded or cut (as in diffusers) to the tokenizer's length.
+    """Returns token ids of prompts with start and end tokens, padded or truncated to the tokenizer's length.
 
     Args:
         tokenizer: from `load_tokenizer`.
-        prompts: B strings; a learned token of several vectors (textual inversion) stands in them by its first name.
+        prompts: B prompts; a learned token of several vectors (textual inversion) is expanded.
 
     Returns:
         int32 [B, model_max_length].
@@ -63,14 +63,14 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> np.ndarray:
 
 
 def beyond_limit(tokenizer: "CLIPTokenizer", prompt: str) -> str:
-    """What of a prompt `tokenize` cuts off, for a warning; '' where all of it fits."""
+    """Returns the part of a prompt that `tokenize` truncates; '' if it fits."""
     ids = tokenizer(_expand_learned_tokens(tokenizer, prompt), verbose=False).input_ids
-    # Of the tokens that fit the last is the end token, which stands behind the cut as well.
+    # The last token that fits is the end token, which also ends the full sequence.
     return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]))
 
 
 def _expand_learned_tokens(tokenizer: "CLIPTokenizer", prompt: str) -> str:
-    """Writes '<tok> <tok>_1 ... <tok>_{n-1}' for '<tok>', as diffusers' `maybe_convert_prompt`."""
+    """Replaces '<tok>' by '<tok> <tok>_1 ... <tok>_{n-1}', as diffusers' `maybe_convert_prompt`."""
     added = tokenizer.added_tokens_encoder
     for token in sorted(added.keys() & tokenizer.tokenize(prompt)):
         row = [token]

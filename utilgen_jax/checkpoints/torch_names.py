@@ -1,16 +1,16 @@
-"""Torch's parameter names and layouts <-> linen's: one mechanical rule for every model.
+"""Converts parameter names and layouts between torch and linen, by the same rule for all models.
 
     down_blocks.0.resnets.1.conv1.weight   <->   ['down_blocks.0']['resnets.1']['conv1']['kernel']
 
-Sub-modules are called as in torch; a number joins the piece before it, as linen scopes are called `name.0`. Only leaves
-change:
+Sub-modules have the same names as in torch; a number is joined with the piece before it, as in the linen scope
+`name.0`. Only leaves change:
 
     torch             dims   linen       layout
     weight            4      kernel      OIHW -> HWIO
     weight            2      kernel      [out, in] -> [in, out]
-    weight            2      embedding   as it is, where the module's name ends in `embedding` (`nn.Embedding`)
-    weight            1      scale       as it is (norms)
-    anything else            same name   as it is
+    weight            2      embedding   unchanged, if the module's name ends in `embedding` (`nn.Embedding`)
+    weight            1      scale       unchanged (norms)
+    anything else            same name   unchanged
 """
 
 import re
@@ -22,21 +22,21 @@ _TO_LINEN_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 _TO_TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 _WEIGHT_LEAVES = ("kernel", "embedding", "scale")
 
-# Autoencoders written before diffusers 0.15 call their attention's matrices otherwise.
+# Names of attention matrices in autoencoders of diffusers before 0.15.
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
 RENAMED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# transformers 5 writes a CLIP tower that stands alone without the prefix that every older checkpoint has.
+# transformers 5 omits the prefix of a single CLIP tower, which older checkpoints have.
 _CLIP_TOWERS = {"embeddings.token_embedding.weight": "text_model.", "embeddings.class_embedding": "vision_model."}
 _CLIP_TOWER_PIECES = ("embeddings.", "encoder.", "final_layer_norm.", "pre_layrnorm.", "post_layernorm.")
 
 
 def to_linen_path(name: str, ndim: int) -> tuple[str, ...]:
-    """The linen path of a torch parameter.
+    """Returns the linen path of a torch parameter.
 
     Args:
-        name: torch's name, e.g. 'down_blocks.0.conv.weight'.
-        ndim: number of dimensions of the tensor; a `weight` is called by it.
+        name: torch name, e.g. 'down_blocks.0.conv.weight'.
+        ndim: number of dimensions of the tensor, which decides the name of a `weight`.
 
     Returns:
         Path into the linen parameters, e.g. ('down_blocks.0', 'conv', 'kernel').
@@ -59,13 +59,13 @@ def to_linen_path(name: str, ndim: int) -> tuple[str, ...]:
 
 
 def to_torch_name(path: Sequence[str]) -> str:
-    """Torch's name of a linen path: the inverse of `to_linen_path`, however the pieces are grouped into scopes."""
+    """Returns the torch name of a linen path, the inverse of `to_linen_path` for any grouping into scopes."""
     *modules, leaf = path
     return ".".join([*modules, "weight" if leaf in _WEIGHT_LEAVES else leaf])
 
 
 def to_linen_layout(array, leaf: str):
-    """Reorders a tensor's axes from torch to linen; `leaf` is the last piece of its linen path. NumPy gives a view."""
+    """Reorders a tensor's axes from torch to linen; `leaf` is the last piece of its linen path."""
     return array.transpose(_TO_LINEN_AXES[array.ndim]) if leaf == "kernel" else array
 
 
@@ -75,26 +75,26 @@ def to_torch_layout(array, leaf: str):
 
 
 def linen_shape(shape: Sequence[int], leaf: str) -> tuple[int, ...]:
-    """The shape that linen gives a torch tensor whose linen leaf this is."""
+    """Returns the linen shape of a torch tensor with this linen leaf."""
     return tuple(shape[axis] for axis in _TO_LINEN_AXES[len(shape)]) if leaf == "kernel" else tuple(shape)
 
 
 def torch_shape(shape: Sequence[int], leaf: str) -> tuple[int, ...]:
-    """The shape that torch gives a linen parameter, for messages."""
+    """Returns the torch shape of a linen parameter."""
     return tuple(shape[axis] for axis in _TO_TORCH_AXES[len(shape)]) if leaf == "kernel" else tuple(shape)
 
 
 def current_names(names: Iterable[str]) -> dict[str, str]:
-    """Today's names for all tensors of one checkpoint file set.
+    """Returns the current names of all tensors of a component.
 
-    Renames the attention of old autoencoders and gives a CLIP tower that stands alone its `text_model.` or
-    `vision_model.` prefix back. Buffers that hold no weights (`position_ids`) are left out.
+    Renames the attention of old autoencoders, and adds the missing prefix `text_model.` or `vision_model.` of a CLIP
+    tower. Omits buffers without weights (`position_ids`).
 
     Args:
-        names: names of all tensors of the component, as they stand in its files.
+        names: names of all tensors in the component's files.
 
     Returns:
-        Map from the name in the file to today's torch name.
+        {name in the file: current torch name}.
     """
     names = list(names)
     prefix = next((prefix for marker, prefix in _CLIP_TOWERS.items() if marker in names), "")

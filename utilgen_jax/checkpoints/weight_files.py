@@ -1,4 +1,4 @@
-"""Which files hold a component's weights, chosen by name alone: of a folder here, or of a repository's listing."""
+"""Chooses a component's weight files by name, in a local folder or in a listing of a repository."""
 
 import re
 from collections.abc import Collection
@@ -7,15 +7,15 @@ DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-PICKLE_WAY_OUT = (
-    "a pickle, which may run any code and is not read here; take a checkpoint with safetensors files, or load this one "
-    "in torch and save it with safetensors: `save_pretrained`, or safetensors.torch.save_file"
+PICKLE_ADVICE = (
+    "a pickle, which can run arbitrary code and is not supported; use a checkpoint with safetensors files, or load "
+    "this one in torch and save it with `save_pretrained` or safetensors.torch.save_file"
 )
 
 _STEMS = (DIFFUSERS_STEM, TRANSFORMERS_STEM)
-# Where there is no file in full precision, as in many repositories for inference.
+# For repositories without files in full precision.
 _FALLBACK_VARIANT = "fp16"
-# diffusers and transformers have put a shard's variant before and after its number.
+# The variant of a shard may be before or after its number.
 _SHARD = r"(?:\.(?P<before>\w+))?-\d+-of-\d+(?:\.(?P<after>\w+))?\.safetensors"
 
 
@@ -23,25 +23,25 @@ def choose_weight_files(names: Collection[str], variant: str | None = None) -> l
     """Chooses the safetensors files of one component.
 
     Args:
-        names: the names of all files of the component's folder.
-        variant: e.g. 'fp16', taken where it is there; else, or for None, the files without a variant, else fp16's.
+        names: names of all files of the component.
+        variant: preferred variant, e.g. 'fp16'. The fallbacks are the files without a variant, then fp16.
 
     Returns:
-        One safetensors file; or an index (`.json`) and then its shards, as far as their names tell; or nothing.
+        One safetensors file; or an index (`.json`) and its shards, identified by name; or nothing.
     """
-    for wanted in dict.fromkeys((variant or None, None, _FALLBACK_VARIANT)):
+    for candidate in dict.fromkeys((variant or None, None, _FALLBACK_VARIANT)):
         for stem in _STEMS:
-            single, *indices = _names_of(stem, wanted)
+            single, *indices = _names_of(stem, candidate)
             if single in names:
                 return [single]
             for index in indices:
                 if index in names:
-                    return [index, *(name for name in sorted(names) if _is_shard(name, stem, wanted))]
+                    return [index, *(name for name in sorted(names) if _is_shard(name, stem, candidate))]
     return []
 
 
 def has_variant(name: str, variant: str) -> bool:
-    """Whether a file's name, such as 'model.fp16.safetensors', is of a variant."""
+    """Returns whether a file name, such as 'model.fp16.safetensors', has a variant."""
     return re.search(rf"\.{re.escape(variant)}(\.|-\d)", name) is not None
 
 

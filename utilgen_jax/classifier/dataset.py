@@ -78,11 +78,10 @@ def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
     batch = real.take(chosen)
     if synthetic is not None:
         chosen = jax.random.randint(jax.random.fold_in(key, StepKey.SYNTHETIC), (number,), 0, len(synthetic))
-        batch = dataclasses.replace(batch, is_weighted=jnp.zeros(num_real, bool))
         batch = concatenate(batch, synthetic.take(chosen), fill=("attributes",))
-    batch = split_batch(batch)
+    batch = split_batch(dataclasses.replace(batch, is_weighted=None))
     shifted = random_shift(batch.inputs, jax.random.fold_in(key, StepKey.SHIFT), config.max_shift)
-    return dataclasses.replace(batch, inputs=shifted)
+    return dataclasses.replace(batch, inputs=shifted, is_weighted=jnp.arange(config.batch_size) >= num_real)
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:

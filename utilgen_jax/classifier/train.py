@@ -46,7 +46,7 @@ def train_classifier(
     params = init_classifier(classifier, real.inputs.shape[1:], jax.random.fold_in(key, 0))
     optimizer_state = init_sharded(make_optimizer(config).init, params)
     batch_key = jax.random.fold_in(key, 1)
-    class_counts = real.targets.sum(0)
+    class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
         step_key = jax.random.fold_in(batch_key, step)
         batch = _draw_batch(config, real, synthetic, step_key)
@@ -72,7 +72,7 @@ def _train_step(
     class_counts: jax.Array,
     key: jax.Array,
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    images, targets = batch.inputs, batch.targets
+    images, targets = batch.inputs, batch.dense().targets
     weights = jnp.ones(len(batch)) if batch.weights is None else batch.weights
     if config.mixing != "none":
         # An image's weight goes with its targets into the mix: the loss is linear in both.

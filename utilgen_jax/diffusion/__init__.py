@@ -1,1 +1,1 @@
-"""Noise schedules, samplers and losses: pure functions, their tables always float32."""
+"""Noise schedules, samplers and losses: pure functions with float32 tables."""

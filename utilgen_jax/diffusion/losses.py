@@ -17,7 +17,7 @@ def denoising_loss(
     key: jax.Array,
     snr_gamma: float | None = None,
 ) -> jax.Array:
-    """Mean squared error of the prediction at one random timestep per sample (Ho et al. 2020, eq. 14).
+    """Returns the squared error of the prediction at a random timestep per sample (Ho et al. 2020, eq. 14).
 
     Args:
         denoise: (noisy latents [B, h, w, C], timesteps int32 [B]) -> prediction [B, h, w, C].
@@ -38,7 +38,7 @@ def denoising_loss(
 
 
 def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, snr_gamma: float) -> jax.Array:
-    """min(SNR, γ) over what the prediction type weighs by itself: SNR for ε, SNR + 1 for v, 1 for x₀. Float32 [B]."""
+    """Returns min(SNR, γ) over the prediction type's own weight: SNR for ε, SNR + 1 for v, 1 for x₀. Float32 [B]."""
     alphas = schedule.alphas_cumprod[timesteps]
     snr = alphas / (1.0 - alphas)
     clipped = jnp.minimum(snr, snr_gamma)
@@ -53,17 +53,17 @@ def diffusion_dpo_loss(
     reference_loser_errors: jax.Array,
     beta: float,
 ) -> jax.Array:
-    """Diffusion-DPO (Wallace et al. 2023, eq. 14): the model should denoise winners better than the reference does.
+    """Returns the Diffusion-DPO loss (Wallace et al. 2023, eq. 14).
 
     Args:
-        winner_errors: squared errors of the prediction, means over the elements, float32 [P].
-        loser_errors: likewise, at the same timestep and noise.
-        reference_winner_errors: those of the model that one starts from.
-        reference_loser_errors: likewise.
-        beta: half of it stands for β T ω(λ_t) of the paper, taken for constant as in the public code; 5000 for SD 1.5.
+        winner_errors: mean squared errors of the prediction for preferred samples, float32 [P].
+        loser_errors: errors for rejected samples, at the same timesteps and noise.
+        reference_winner_errors: errors of the reference model for preferred samples.
+        reference_loser_errors: errors of the reference model for rejected samples.
+        beta: twice the paper's β T ω(λ_t), which is constant as in the public code; 5000 for SD 1.5.
 
     Returns:
         -log σ(-β/2 [(winner - reference winner) - (loser - reference loser)]), float32 [P].
     """
-    gained = (winner_errors - reference_winner_errors) - (loser_errors - reference_loser_errors)
-    return -jax.nn.log_sigmoid(-0.5 * beta * gained)
+    margin = (winner_errors - reference_winner_errors) - (loser_errors - reference_loser_errors)
+    return -jax.nn.log_sigmoid(-0.5 * beta * margin)

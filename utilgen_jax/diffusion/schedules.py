@@ -1,4 +1,4 @@
-"""The noise schedule of a latent diffusion model, as its `scheduler_config.json` describes it."""
+"""Noise schedules of latent diffusion models, from `scheduler_config.json`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from utilgen_jax.errors import InputError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
-_SETTING_TYPES = (str, float, int, type(None))  # and bool, which is an int; all are hashable
+_SETTING_TYPES = (str, float, int, type(None))  # also bool, a subclass of int; all are hashable
 
 
 @struct.dataclass
 class NoiseSchedule:
-    """How much signal and noise a latent holds at each timestep.
+    """Levels of signal and noise by timestep.
 
     Attributes:
-        alphas_cumprod: float32 [num_train_timesteps], ᾱ_t of DDPM (Ho et al. 2020, eq. 4).
-        prediction_type: what the UNet predicts: one of `PREDICTION_TYPES`.
-        settings: whatever else `scheduler_config.json` says in numbers and words; each sampler reads its own fields.
+        alphas_cumprod: ᾱ_t of DDPM (Ho et al. 2020, eq. 4), float32 [num_train_timesteps].
+        prediction_type: output of the UNet, one of `PREDICTION_TYPES`.
+        settings: scalar fields of `scheduler_config.json`; each sampler reads its own.
     """
 
     alphas_cumprod: jax.Array
@@ -34,20 +34,20 @@ class NoiseSchedule:
 
     @property
     def num_train_timesteps(self) -> int:
-        """The number of timesteps of training."""
+        """Number of training timesteps."""
         return self.alphas_cumprod.shape[0]
 
 
 def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Builds the schedule from a parsed `scheduler_config.json`, with diffusers' defaults where a field is missing.
+    """Builds the schedule of a parsed `scheduler_config.json`; missing fields have diffusers' defaults.
 
-    Settings that only matter to one sampler are checked where that sampler is made.
+    Settings of a single sampler are checked when it is created.
 
     Args:
         config: the parsed file.
 
     Raises:
-        InputError: a setting is unknown or is one that this code does not compute.
+        InputError: a setting is unknown or not supported.
     """
     if config.get("trained_betas") is not None:
         raise InputError("scheduler_config.json: trained_betas is not supported; only beta_schedule is")
@@ -62,8 +62,8 @@ def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     if config.get("rescale_betas_zero_snr", False):
         if prediction_type == "epsilon":
             raise InputError(
-                "scheduler_config.json: rescale_betas_zero_snr=True leaves nothing but noise at the last timestep, and "
-                "prediction_type='epsilon' could not start there; it needs 'v_prediction' or 'sample'"
+                "scheduler_config.json: rescale_betas_zero_snr=True leaves only noise at the last timestep, where "
+                "prediction_type='epsilon' is undefined; it needs 'v_prediction' or 'sample'"
             )
         alphas_cumprod = _rescale_to_zero_terminal_snr(alphas_cumprod)
     return NoiseSchedule(
@@ -74,7 +74,7 @@ def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    """The variances β_t [num_train_timesteps], float64."""
+    """Returns the variances β_t, float64 [num_train_timesteps]."""
     number = int(config.get("num_train_timesteps", 1000))
     start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     kind = config.get("beta_schedule", "linear")
@@ -92,48 +92,48 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def _rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
-    """Shifts and scales √ᾱ so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    """Shifts and scales √ᾱ to have pure noise at the last timestep (Lin et al. 2023, algorithm 1)."""
     root = np.sqrt(alphas_cumprod)
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return root**2
 
 
 def inference_timesteps(schedule: NoiseSchedule, num_steps: int, default_spacing: str = "leading") -> np.ndarray:
-    """The timesteps to visit, from the noisiest to the cleanest: int32 [num_steps] (Lin et al. 2023, table 2).
+    """Returns descending timesteps for sampling, int32 [num_steps] (Lin et al. 2023, table 2).
 
     Args:
-        schedule: its settings may name the `timestep_spacing` and, for "leading", the `steps_offset`.
-        num_steps: how many.
-        default_spacing: where the settings name none; diffusers' schedulers differ in it.
+        schedule: noise schedule, whose settings may have `timestep_spacing` and, for "leading", `steps_offset`.
+        num_steps: number of timesteps.
+        default_spacing: default `timestep_spacing`, which depends on the scheduler in diffusers.
 
     Raises:
-        InputError: `num_steps` is not between 1 and what the schedule has timesteps for.
+        InputError: `num_steps` is not between 1 and the number of available timesteps.
     """
     total = schedule.num_train_timesteps
     spacing = schedule.settings.get("timestep_spacing", default_spacing)
     offset = schedule.settings.get("steps_offset", 0)
-    # "leading" leaves out the last timesteps anyway; with a stride of 1 its offset would pass the last one.
+    # "leading" omits the last timesteps; with stride 1 its offset would exceed the last one.
     check_num_steps(num_steps, total - offset if spacing == "leading" else total)
     if spacing == "linspace":
         return np.linspace(0, total - 1, num_steps).round()[::-1].astype(np.int32)
     if spacing == "leading":
         ratio = total // num_steps
         return ((np.arange(num_steps) * ratio).round()[::-1] + offset).astype(np.int32)
-    # Rounding gives `arange` one element too many for some numbers of steps (61, 103 ...).
+    # For some numbers of steps (61, 103, ...) rounding errors give `arange` one element too many.
     return (np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1).astype(np.int32)
 
 
 def check_num_steps(num_steps: int, largest: int) -> None:
-    """Raises InputError where `num_steps` is not between 1 and `largest`."""
+    """Raises InputError unless `num_steps` is between 1 and `largest`."""
     if not 1 <= num_steps <= largest:
         raise InputError(f"the number of sampling steps must be between 1 and {largest}, not {num_steps}")
 
 
 def alphas_at(schedule: NoiseSchedule, timesteps: np.ndarray, default_alpha_to_one: bool = True) -> np.ndarray:
-    """ᾱ at timesteps int [S], for tables made on the host: float64 [S].
+    """Returns ᾱ at timesteps int [S], for tables on the host: float64 [S].
 
-    Timesteps before the first, -1 and less, have ᾱ = 1 where the settings say `set_alpha_to_one`, else that of the
-    first; `default_alpha_to_one` is for settings that do not say.
+    Negative timesteps have ᾱ = 1 if the setting `set_alpha_to_one` (default: `default_alpha_to_one`) is true, else the
+    ᾱ of the first timestep.
     """
     alphas = np.asarray(schedule.alphas_cumprod, np.float64)
     final = 1.0 if schedule.settings.get("set_alpha_to_one", default_alpha_to_one) else alphas[0]
@@ -141,12 +141,12 @@ def alphas_at(schedule: NoiseSchedule, timesteps: np.ndarray, default_alpha_to_o
 
 
 def _per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Shapes a scalar or [B] so that it multiplies [B, ...]."""
+    """Reshapes a scalar or [B] for multiplication with [B, ...]."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 def signal_and_noise(alpha_cumprod: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """√ᾱ and √(1 - ᾱ), shaped to multiply `like` [B, ...]; `alpha_cumprod` is a scalar or [B]."""
+    """Returns √ᾱ and √(1 - ᾱ), shaped to multiply `like` [B, ...]; `alpha_cumprod` is a scalar or [B]."""
     alpha_cumprod = _per_sample(alpha_cumprod, like)
     return jnp.sqrt(alpha_cumprod), jnp.sqrt(1.0 - alpha_cumprod)
 
@@ -157,13 +157,13 @@ def add_noise(schedule: NoiseSchedule, latents: jax.Array, noise: jax.Array, tim
 
 
 def diffuse(latents: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
-    """Clean latents and noise [B, h, w, C] mixed to the level ᾱ (a scalar or [B]): √ᾱ x + √(1-ᾱ) ε."""
+    """Diffuses clean latents [B, h, w, C] to the level ᾱ (a scalar or [B]): √ᾱ x + √(1-ᾱ) ε."""
     signal, sigma = signal_and_noise(alpha_cumprod, latents)
     return signal * latents + sigma * noise
 
 
 def training_target(schedule: NoiseSchedule, latents: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
-    """What the UNet should predict at `timesteps` [B], as the schedule's prediction type says: [B, h, w, C]."""
+    """Returns the UNet's target at `timesteps` [B] for the schedule's prediction type: [B, h, w, C]."""
     if schedule.prediction_type == "epsilon":
         return noise
     if schedule.prediction_type == "sample":
@@ -175,13 +175,13 @@ def training_target(schedule: NoiseSchedule, latents: jax.Array, noise: jax.Arra
 def clean_and_noise(
     prediction_type: str, prediction: jax.Array, noisy_latents: jax.Array, alpha_cumprod: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Splits noisy latents into the clean latents and the noise that the prediction implies.
+    """Returns the clean latents and the noise that a prediction implies.
 
     Args:
         prediction_type: one of `PREDICTION_TYPES`.
         prediction: the UNet's output, float32 [B, h, w, C].
         noisy_latents: its input, float32 [B, h, w, C].
-        alpha_cumprod: ᾱ at the input's timestep, a scalar or [B].
+        alpha_cumprod: ᾱ at the timestep of the input, a scalar or [B].
 
     Returns:
         (predicted clean latents, predicted noise), both float32 [B, h, w, C].

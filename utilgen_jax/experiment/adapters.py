@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts
 from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
 from utilgen_jax.generator.finetune.config import DpoConfig, LoraConfig, TextualInversionConfig
-from utilgen_jax.generator.finetune.denoising import DenoisingExamples
+from utilgen_jax.generator.finetune.denoising import DenoisingSet
 from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
 from utilgen_jax.generator.finetune.lora import train_lora
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.generator.per_image import golden_noise, optimize_prompts
+from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens
@@ -37,7 +37,7 @@ from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
-from utilgen_jax.runtime.sharding import replicate, sharding_for
+from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
 from utilgen_jax.types import Params
 from utilgen_jax.valuation.config import ValuationConfig
 from utilgen_jax.valuation.cross_fit import predict_weights
@@ -93,16 +93,17 @@ class AdapterSteps:
         config = experiment.config.section(TextualInversionConfig)
         tokens = class_tokens(experiment.classifier_input.num_classes)
         with experiment.log(config.steps) as on_step:
-            return train_textual_inversion(
+            embeds = train_textual_inversion(
                 self.sd,
                 class_prompts(experiment.config.prompts.template, tokens),
                 initial_embeds(self.sd, experiment.split.real.class_names),
-                self._denoising_examples(self.sd, experiment.generator_shots, experiment.split.real.labels),
-                self._denoising_examples(self.sd, to_float(prior.images), prior.labels),
+                self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels),
+                self._denoising_set(self.sd, to_float(prior.images), prior.labels),
                 config,
                 experiment.key(Key.TEXTUAL_INVERSION),
                 on_step,
             )
+        return np.asarray(to_host(embeds))
 
     def train_lora(
         self,
@@ -131,11 +132,11 @@ class AdapterSteps:
     ) -> Adapter:
         experiment = self.experiment
         of_shots, of_prior = difficulties or (None, None)
-        prior_set = self._denoising_examples(self.sd, to_float(prior.images), prior.labels, of_prior)
+        prior_set = self._denoising_set(self.sd, to_float(prior.images), prior.labels, of_prior)
         if of_prior is not None:
             rng = np.random.default_rng([experiment.config.seed, Key.LORA])
             prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
-        shots = self._denoising_examples(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
+        shots = self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
         with experiment.log(config.steps) as on_step:
             class_embeds = encode_prompts(self.sd, experiment.prompts)
             return train_lora(self.sd, class_embeds, shots, prior_set, config, experiment.key(Key.LORA), on_step)
@@ -156,7 +157,7 @@ class AdapterSteps:
         config = experiment.config.section(DpoConfig)
         winners, losers = preference_pairs(weights, pool.labels, config.fraction)
         embeds, prompt_of_image = self._prompt_table(sd, pool)
-        images = self._denoising_examples(sd, to_float(pool.images), pool.labels)
+        images = self._denoising_set(sd, to_float(pool.images), pool.labels)
         pairs = DpoPairs(
             latents=images.latents,
             labels=images.labels,
@@ -185,7 +186,7 @@ class AdapterSteps:
         return trained["logits"], adapter
 
     @step("joint_{spec.name}", dict)
-    def _train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> dict[str, object]:
+    def _train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> dict[str, Any]:
         experiment, sd = self.experiment, self.sd_of(spec)
         config = experiment.config
         examples = experiment.examples(pool)
@@ -265,9 +266,9 @@ class AdapterSteps:
         labels = jnp.asarray(experiment.split.real.labels)
         return jax.ops.segment_sum(embeds, labels, experiment.classifier_input.num_classes)
 
-    def _denoising_examples(
+    def _denoising_set(
         self, sd: StableDiffusion, images: jax.Array, labels: np.ndarray, difficulties: np.ndarray | None = None
-    ) -> DenoisingExamples:
+    ) -> DenoisingSet:
         """Encodes images float32 [N, S, S, 3] in [-1, 1]; difficulties float32 [N] where they are known."""
         batch_size = self.experiment.config.generator.batch_size
         latents = [
@@ -275,7 +276,7 @@ class AdapterSteps:
             for start in range(0, len(labels), batch_size)
         ]
         difficulty = None if difficulties is None else jnp.asarray(difficulties)
-        return replicate(DenoisingExamples(jnp.concatenate(latents), jnp.asarray(labels), difficulty))
+        return replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), difficulty))
 
     def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[jax.Array, np.ndarray]:
         """Text states of the different prompts of a pool [P, T, D], and which of them each image has, int [N]."""
@@ -338,5 +339,5 @@ def _refine(
     if program.prompts:
         adapter = optimize_prompts(sd, adapter, inputs, utility, program.config, program.sampling)
     if program.noise:
-        adapter = golden_noise(sd, adapter, inputs, program.config, program.sampling)
+        adapter = add_golden_noise(sd, adapter, inputs, program.config, program.sampling)
     return adapter

@@ -165,8 +165,8 @@ class PoolSteps:
         shots = experiment.generator_shots
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
-            pair = (shots[sources[places, 0]], shots[sources[places, 1]])
-            return condition_on_images(experiment.adapters.sd, condition, strategy, pair, seeds[places])
+            first, second = (shots[sources[places, column]] for column in (0, 1))
+            return condition_on_images(experiment.adapters.sd, condition, strategy, first, second, seeds[places])
 
         return condition_on
 

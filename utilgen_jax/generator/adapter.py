@@ -10,22 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from utilgen_jax.bilevel.examples import Examples
-from utilgen_jax.data.images import resize, set_channels
 from utilgen_jax.diffusion.samplers import Denoiser, guided
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.difficulty_token import append_difficulty_token
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import sample
-from utilgen_jax.generator.stable_diffusion import Params, StableDiffusion
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import Lora, init_lora
+from utilgen_jax.types import Params
 
 
 @struct.dataclass
@@ -228,29 +227,6 @@ def generate_images(
     )
 
 
-def labelled_examples(
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    label_smoothing: float = 0.0,
-) -> Examples:
-    """Turns generated images into a classifier's training examples; differentiable in the images.
-
-    Args:
-        images: float32 [M, S, S, 3] in [-1, 1].
-        labels: int [M].
-        num_classes: K.
-        image_size: pixels a side of the classifier's images.
-        channels: their channels, 1 or 3.
-        label_smoothing: share of the targets [M, K] that is spread over all classes.
-    """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
-    return Examples(inputs=set_channels(resize(images, image_size), channels), targets=targets)
-
-
 def make_generate(
     generate_images: GenerateImages,
     to_examples: Callable[[jax.Array, jax.Array], Examples],
@@ -262,11 +238,11 @@ def make_generate(
         generate_images: (adapter, sample inputs) -> images: the function of this module with the other arguments given.
             The checkpoint should be a traced argument of the jitted function around it; otherwise its weights become
             constants of the program.
-        to_examples: (images, labels) -> examples, e.g. `labelled_examples` with its settings given.
+        to_examples: (images, labels) -> examples, such as `ClassifierInput.examples`.
         similarity: (images, `clip_anchors`) -> cosine [M], see `clip_similarity`; for a weighting that uses it.
 
     Returns:
-        generate(adapter, sample inputs) -> examples, with the requested difficulty, if there is one, and the similarity.
+        generate(adapter, sample inputs) -> examples, with requested difficulty and similarity, if there are any.
     """
 
     def generate(adapter: Adapter, sample_inputs: SampleInputs) -> Examples:

@@ -42,9 +42,7 @@ def encode_tokens(sd: StableDiffusion, input_ids: jax.Array, loras: Mapping[str,
     return sd.text_encoder.apply(sd.variables("text_encoder", loras), input_ids).last_hidden_state
 
 
-def encode_prompts(
-    sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None
-) -> jax.Array:
+def encode_prompts(sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None) -> jax.Array:
     """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
     distinct = sorted(set(prompts))
     input_ids = checkpoints.tokenize(sd.tokenizer, distinct)

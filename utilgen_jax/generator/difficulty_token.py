@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from utilgen_jax import checkpoints
 from utilgen_jax.generator.loading import load_params
-from utilgen_jax.generator.stable_diffusion import Params
 from utilgen_jax.models.difficulty import DifficultyEncoder
+from utilgen_jax.types import Params
 
 # The component's folder, beside those of the checkpoint or of what was trained on it.
 FOLDER_NAME = "difficulty_encoder"

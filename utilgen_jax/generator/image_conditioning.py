@@ -123,8 +123,9 @@ def find_mix_strategy(name: str, has_image_encoder: bool) -> MixStrategy:
     if name in possible:
         return MIX_STRATEGIES[name]
     reason = "this generator has no image encoder and starts from the mixed image itself (img2img); "
+    known = ", ".join(possible)
     raise InputError(
-        f"augmented conditioning {name!r}: {reason if name in MIX_STRATEGIES else ''}the strategies are {', '.join(possible)}"
+        f"augmented conditioning {name!r}: {reason if name in MIX_STRATEGIES else ''}the strategies are {known}"
     )
 
 

@@ -43,7 +43,9 @@ class SampleInputs:
     def anchors(self) -> jax.Array:
         """Returns `clip_anchors`; InputError if there are none."""
         if self.clip_anchors is None:
-            raise InputError("SampleInputs: clip_anchors are needed, the CLIP embeddings that the images should stay near")
+            raise InputError(
+                "SampleInputs: clip_anchors are needed, the CLIP embeddings that the images should stay near"
+            )
         return self.clip_anchors
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, Params, StableDiffusion, expected_params
+from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, StableDiffusion, expected_params
+from utilgen_jax.types import Params
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
@@ -23,7 +24,6 @@ def load_stable_diffusion(
     folder: Path,
     dtype: jnp.dtype = jnp.float32,
     *,
-    param_dtype: jnp.dtype | None = None,
     sharding_for: ShardingFor | None = None,
     components: Mapping[str, Path] | None = None,
     variant: str | None = None,
@@ -33,13 +33,12 @@ def load_stable_diffusion(
 
     Args:
         folder: the checkpoint's; `checkpoints.resolve_checkpoint` finds it by name.
-        dtype: of activations; schedules, statistics and softmax stay float32.
-        param_dtype: the weights are stored in it, and cast to `dtype` where they are used; None is `dtype`.
+        dtype: of weights and activations; schedules, statistics and softmax stay float32.
         sharding_for: gives each tensor its place, see `checkpoints.load_component`.
         components: folders to take components from instead, e.g. {'vae': folder of a VAE published alone}.
         variant: weights to prefer, e.g. 'fp16'.
-        architecture: from `read_architecture` on the same folder and components, which is not read again then; it also
-            decides the dtype of activations.
+        architecture: from `read_architecture` on the same folder and components, which is not read again then. Its
+            modules keep their dtype of activations, and `dtype` is that of the stored weights alone.
 
     Raises:
         InputError: a component is missing, broken, of an unsupported kind, or its weights do not fit its config.
@@ -48,7 +47,7 @@ def load_stable_diffusion(
         architecture = read_architecture(folder, dtype, components=components)
     folders = component_folders(folder, components)
     params = {
-        name: load_params(folders[name], module, param_dtype or dtype, sharding_for, variant)
+        name: load_params(folders[name], module, dtype, sharding_for, variant)
         for name, module in architecture.modules.items()
     }
     if architecture.image_encoder is not None:

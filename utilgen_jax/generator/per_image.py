@@ -122,10 +122,10 @@ def add_golden_noise(
     config: PerImageConfig,
     sampling: SamplingConfig,
 ) -> Adapter:
-    """Replaces each image's noise by one that hints at its prompt: ε' = DDIM⁻¹(DDIM(ε; strong guidance); weak guidance).
+    """Replaces each image's noise ε by one that hints at its prompt.
 
-    Zhou et al. 2024 (arXiv 2411.09502). Their public code takes one step of 50 forth and back, with the guidance of the
-    images themselves (5.5, for SDXL) and with 1. Jittable.
+    ε' = DDIM⁻¹(DDIM(ε; strong guidance); weak guidance): Zhou et al. 2024 (arXiv 2411.09502). Their public code takes
+    one step of 50 forth and back, with the guidance of the images themselves (5.5, for SDXL) and with 1. Jittable.
 
     Args:
         sd: the checkpoint.

@@ -127,6 +127,6 @@ def check_finite_images(
     broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
     if broken.size:
         raise error(
-            f"image {first + broken[0]} holds NaN or infinity. Half precision overflows in some checkpoints: compute in "
-            "float32, first of all the autoencoder"
+            f"image {first + broken[0]} holds NaN or infinity. Half precision overflows in some checkpoints: "
+            "compute in float32, first of all the autoencoder"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -43,14 +44,28 @@ def exported_components(checkpoint: Path) -> list[str]:
     return [name for name in entries if (checkpoint / name).is_dir()]
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportSource:
+    """The checkpoint that is exported.
+
+    Attributes:
+        folder: the checkpoint's.
+        architecture: its architecture, read with the same `components`.
+        components: see `load_stable_diffusion`.
+        variant: see `load_stable_diffusion`.
+    """
+
+    folder: Path
+    architecture: Architecture
+    components: Mapping[str, Path] | None = None
+    variant: str | None = None
+
+
 def write_diffusers_folder(
     out: Path,
-    checkpoint: Path,
-    architecture: Architecture,
+    source: ExportSource,
     *,
     dtype: jnp.dtype | None = None,
-    components: Mapping[str, Path] | None = None,
-    variant: str | None = None,
     loras: Mapping[str, Lora] | None = None,
     on_written: Callable[[str], None] = lambda name: None,
 ) -> None:
@@ -60,11 +75,8 @@ def write_diffusers_folder(
 
     Args:
         out: the folder; an earlier export is replaced.
-        checkpoint: the folder that is read.
-        architecture: the checkpoint's, read with the same `components`.
+        source: the checkpoint.
         dtype: weights are cast to it; None keeps each as it is stored.
-        components: see `load_stable_diffusion`.
-        variant: see `load_stable_diffusion`.
         loras: {component: Lora} to merge into the weights.
         on_written: called with the name of each component that is done.
 
@@ -73,19 +85,19 @@ def write_diffusers_folder(
     """
     check_export_target(out)
     with replace_folder(out) as partial:
-        folders = component_folders(checkpoint, components)
-        names = exported_components(checkpoint)
+        folders = component_folders(source.folder, source.components)
+        names = exported_components(source.folder)
         for name in names:
-            source = folders.get(name, checkpoint / name)
+            folder = folders.get(name, source.folder / name)
             if name in WEIGHTED_COMPONENTS:
-                config, params = _load(architecture, name, source, variant)
+                config, params = _load(source.architecture, name, folder, source.variant)
                 if loras and name in loras:
                     params = merge_lora(params, loras[name])
                 checkpoints.save_component(partial / name, config, params, dtype)
             else:
-                _copy_texts(source, partial / name)
+                _copy_texts(folder, partial / name)
             on_written(name)
-        index = read_json(checkpoint / _INDEX)
+        index = read_json(source.folder / _INDEX)
         index |= {name: [None, None] for name, kind in index.items() if isinstance(kind, list) and name not in names}
         if "safety_checker" in index:
             index["requires_safety_checker"] = False

@@ -20,8 +20,7 @@ from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import Lora
 from utilgen_jax.models.unet import UNet2DConditionModel
-
-Params = Any
+from utilgen_jax.types import Params
 
 # Name of a component -> the class of its module.
 MODULES: dict[str, Any] = {

@@ -13,7 +13,8 @@ import numpy as np
 
 from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.stable_diffusion import Params, StableDiffusion
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.types import Params
 
 
 def add_learned_embeds(
@@ -69,7 +70,7 @@ def add_tokens(sd: StableDiffusion, tokens: Sequence[str], embeds: jax.Array) ->
 
 
 def with_rows(text_encoder: Params, first: int, rows: jax.Array) -> Params:
-    """Puts rows [n, D] into the text encoder's table of tokens, from `first` on; the rows that were there are dropped."""
+    """Replaces the text encoder's table of tokens from row `first` on by rows [n, D]."""
 
     def replace(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         if path[-2:] != (jax.tree_util.DictKey("token_embedding"), jax.tree_util.DictKey("embedding")):

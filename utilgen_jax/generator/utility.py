@@ -30,7 +30,7 @@ def influence_utility(
         apply: (params, inputs) -> logits [M, K], the classifier.
         params: θ before the step.
         direction: q, `influence(...).direction`.
-        to_examples: (images, labels) -> training examples, see `adapter.labelled_examples`.
+        to_examples: (images, labels) -> training examples, such as `ClassifierInput.examples`.
     """
 
     def utility(images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -195,7 +195,7 @@ def _draw_inputs(
     chosen = jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, len(pool))
     embeds = data.prompt_embeds[data.prompt_of_image[chosen]]
     inputs = SampleInputs(
-        condition=embeds_condition(sd.architecture, embeds, data.negative_prompt_embeds),
+        condition=embeds_condition(sd, embeds, data.negative_prompt_embeds),
         latents=jax.random.normal(jax.random.fold_in(key, 1), (number, *program.latent_shape)),
         labels=pool.labels[chosen],
         rows=jnp.arange(number),

@@ -1,5 +1,5 @@
-"""Linen modules and nothing else; the only place that imports `flax.linen`.
+"""Linen modules; no other folder defines any.
 
-Sub-modules carry the names of their torch counterparts (diffusers, transformers), so that the path of a parameter,
-joined by dots, is the torch module's path. Images and feature maps are NHWC, convolution kernels HWIO.
+Sub-modules have the names of their torch counterparts (diffusers, transformers): the path of a parameter, joined by
+dots, is the path of the torch module. Images and feature maps are NHWC, convolution kernels HWIO.
 """

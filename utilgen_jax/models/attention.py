@@ -1,4 +1,4 @@
-"""The transformer that Stable Diffusion's UNet puts after its residual blocks."""
+"""The transformer after the residual blocks of Stable Diffusion's UNet."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ class Attention(nn.Module):
     """Multi-head attention from `hidden_states` to themselves or to a context.
 
     Attributes:
-        num_heads: number of heads; divides the width of the input.
-        dtype: activations.
+        num_heads: number of heads; must divide the width of the input.
+        dtype: dtype of activations.
         attention_implementation: see `dot_product_attention`.
     """
 
@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Linear layer whose output is gated by the exact GELU of a second one (Shazeer 2020, arXiv:2002.05202)."""
+    """Linear layer gated by the exact GELU of a second one (Shazeer 2020, arXiv:2002.05202)."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -55,7 +55,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU of four times the width, and the way back."""
+    """GEGLU of four times the width, and a linear layer back to the width."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -64,11 +64,11 @@ class FeedForward(nn.Module):
         """Maps [..., C] to [..., C]."""
         channels = hidden_states.shape[-1]
         gated = GEGLU(4 * channels, self.dtype, name="net.0")(hidden_states)
-        return Dense(channels, dtype=self.dtype, name="net.2")(gated)  # torch's net.1 is its dropout
+        return Dense(channels, dtype=self.dtype, name="net.2")(gated)  # torch's net.1 is dropout
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each behind a layer norm and a residual connection."""
+    """Self-attention, cross-attention and feed-forward, each with a pre layer norm and a residual connection."""
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
@@ -88,14 +88,14 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """One transformer block on the pixels of a feature map, with a residual connection around it.
+    """A transformer block on the pixels of a feature map, with a residual connection.
 
     Attributes:
         num_heads: number of attention heads.
-        norm_num_groups: groups of the group norm in front.
-        use_linear_projection: `proj_in` and `proj_out` are stored as linear layers (Stable Diffusion 2) rather than as
-            1×1 convolutions (1.x); the maths is the same.
-        dtype: activations.
+        norm_num_groups: groups of the first group norm.
+        use_linear_projection: whether `proj_in` and `proj_out` are linear layers (Stable Diffusion 2) or equivalent 1×1
+            convolutions (1.x).
+        dtype: dtype of activations.
         attention_implementation: see `dot_product_attention`.
     """
 

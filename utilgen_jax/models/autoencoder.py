@@ -20,7 +20,7 @@ _UP_BLOCK_TYPE = "UpDecoderBlock2D"
 
 Resample = Literal["down", "up"] | None
 
-_NORM_EPS = 1e-6  # of every group norm in here
+_NORM_EPS = 1e-6  # of all group norms in this module
 
 
 def mode(moments: jax.Array) -> jax.Array:
@@ -50,11 +50,11 @@ def _mean_and_log_variance(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class SpatialAttention(nn.Module):
-    """Self-attention of one head over all pixels, behind a group norm and with a residual connection.
+    """Single-head self-attention over all pixels, with a group norm and a residual connection.
 
     Attributes:
         norm_num_groups: groups of the group norm.
-        dtype: activations.
+        dtype: dtype of activations.
     """
 
     norm_num_groups: int
@@ -83,9 +83,9 @@ class MidBlock(nn.Module):
 
     Attributes:
         norm_num_groups: groups of the group norms.
-        add_attention: False leaves the attention out.
-        dtype: activations.
-        gradient_checkpointing: a name in `GRADIENT_CHECKPOINTING`.
+        add_attention: whether there is attention.
+        dtype: dtype of activations.
+        gradient_checkpointing: key of `GRADIENT_CHECKPOINTING`.
     """
 
     norm_num_groups: int
@@ -106,15 +106,15 @@ class MidBlock(nn.Module):
 
 
 class ResolutionBlock(nn.Module):
-    """Residual blocks at one resolution, then a change of size: diffusers' DownEncoderBlock2D and UpDecoderBlock2D.
+    """Residual blocks at one resolution, then resampling: diffusers' DownEncoderBlock2D and UpDecoderBlock2D.
 
     Attributes:
         out_channels: channels of the result.
         num_layers: number of residual blocks.
         norm_num_groups: groups of the group norms.
-        resample: 'down' halves the size at the end, 'up' doubles it, None keeps it.
-        dtype: activations.
-        gradient_checkpointing: a name in `GRADIENT_CHECKPOINTING`.
+        resample: 'down' halves the final size, 'up' doubles it, None keeps it.
+        dtype: dtype of activations.
+        gradient_checkpointing: key of `GRADIENT_CHECKPOINTING`.
     """
 
     out_channels: int
@@ -139,7 +139,7 @@ class ResolutionBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to moments, before `quant_conv`; for the attributes see `AutoencoderKL`."""
+    """Maps images to moments, before `quant_conv`; for the attributes see `AutoencoderKL`."""
 
     out_channels: int
     block_out_channels: tuple[int, ...]
@@ -178,7 +178,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents, after `post_quant_conv`, to images; for the attributes see `AutoencoderKL`."""
+    """Maps latents, after `post_quant_conv`, to images; for the attributes see `AutoencoderKL`."""
 
     out_channels: int
     block_out_channels: tuple[int, ...]
@@ -220,29 +220,29 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Compresses images into latents of a lower resolution, and back.
+    """Encodes images as latents of a lower resolution, and decodes them.
 
-    The attributes bear the names, defaults and meaning of diffusers' config.json. `sample_size`, `scaling_factor` and
-    `force_upcast` are for the caller: nothing in here applies them.
+    The attributes have the names, defaults and meaning of diffusers' config.json. `sample_size`, `scaling_factor` and
+    `force_upcast` are for the caller; this module does not apply them.
 
     Attributes:
         in_channels: channels of the images to encode.
         out_channels: channels of the decoded images.
-        down_block_types: 'DownEncoderBlock2D', one a resolution.
-        up_block_types: 'UpDecoderBlock2D', one a resolution.
+        down_block_types: 'DownEncoderBlock2D' for each resolution.
+        up_block_types: 'UpDecoderBlock2D' for each resolution.
         block_out_channels: channels at each resolution, the largest resolution first.
-        layers_per_block: residual blocks of each block of the encoder; a block of the decoder has one more.
-        act_fn: 'silu', which is also called 'swish'.
+        layers_per_block: residual blocks per encoder block; decoder blocks have one more.
+        act_fn: 'silu', or its synonym 'swish'.
         latent_channels: channels of the latents.
-        norm_num_groups: groups of every group norm; divides every entry of `block_out_channels`.
-        sample_size: height and width of the images that the model was trained on.
-        scaling_factor: the UNet works on latents times this number, whose variance is about one.
-        force_upcast: the activations overflow in float16: choose another `dtype`.
-        use_quant_conv: a 1×1 convolution stands behind the encoder.
-        use_post_quant_conv: a 1×1 convolution stands before the decoder.
-        mid_block_add_attention: attention stands at the lowest resolution.
-        gradient_checkpointing: what the backward pass computes again, see `UNet2DConditionModel`.
-        dtype: activations; statistics and softmax are float32 anyway.
+        norm_num_groups: groups of all group norms; must divide all entries of `block_out_channels`.
+        sample_size: height and width of the training images.
+        scaling_factor: factor that gives the latents of the UNet a variance of about one.
+        force_upcast: whether activations overflow in float16; use another `dtype` then.
+        use_quant_conv: whether a 1×1 convolution follows the encoder.
+        use_post_quant_conv: whether a 1×1 convolution precedes the decoder.
+        mid_block_add_attention: whether there is attention at the lowest resolution.
+        gradient_checkpointing: what the backward pass recomputes, see `UNet2DConditionModel`.
+        dtype: dtype of activations; statistics and softmax are always float32.
     """
 
     in_channels: int = 3
@@ -267,10 +267,10 @@ class AutoencoderKL(nn.Module):
     def from_config(
         cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
     ) -> "AutoencoderKL":
-        """Builds the model that a parsed diffusers config.json describes; absent settings take diffusers' defaults.
+        """Builds the model of a parsed diffusers config.json; missing settings have diffusers' defaults.
 
         Raises:
-            InputError: a setting that would change the result and is not supported, or settings that do not fit.
+            InputError: a setting is not supported, or settings are inconsistent.
         """
         fields = set(cls.__dataclass_fields__) - {"parent", "name", "dtype", "gradient_checkpointing"}
         for name, value in config.items():
@@ -285,7 +285,7 @@ class AutoencoderKL(nn.Module):
 
     @nn.nowrap
     def _check(self) -> None:
-        """Raises InputError where the settings are of a kind that the model does not know or do not fit together."""
+        """Raises InputError if settings are not supported or inconsistent."""
         check_gradient_checkpointing(self.gradient_checkpointing)
         levels = len(self.block_out_channels)
         for name, known in (("down_block_types", _DOWN_BLOCK_TYPE), ("up_block_types", _UP_BLOCK_TYPE)):
@@ -305,7 +305,7 @@ class AutoencoderKL(nn.Module):
                 )
 
     def setup(self) -> None:
-        """Makes the sub-modules."""
+        """Creates the sub-modules."""
         shared = (
             self.block_out_channels,
             self.layers_per_block,
@@ -337,10 +337,10 @@ class AutoencoderKL(nn.Module):
         """Returns images from latents.
 
         Args:
-            latents: [B, h, w, latent_channels], not scaled (those of the UNet divided by `scaling_factor`).
+            latents: [B, h, w, latent_channels], those of the UNet divided by `scaling_factor`.
 
         Returns:
-            [B, f h, f w, out_channels] of `dtype`, in about [-1, 1], not clipped; f as in `encode`.
+            [B, f h, f w, out_channels] of `dtype`, roughly in [-1, 1], not clipped; f as in `encode`.
         """
         return self.decoder(self.post_quant_conv(latents) if self.use_post_quant_conv else latents)
 

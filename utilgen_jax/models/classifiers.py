@@ -1,4 +1,4 @@
-"""Image classifiers. No batch statistics change in any: they would leak between the lookahead's passes (`bilevel`)."""
+"""Image classifiers. None updates batch statistics, which would leak between the passes of a bilevel step."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,12 +15,12 @@ from utilgen_jax.models.vit import build_vit_small
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions, the last two pooled, and a hidden dense layer: for images of 8 to 64 pixels a side.
+    """Three convolutions, two poolings and a hidden dense layer, for images of 8 to 64 pixels per side.
 
     Attributes:
         num_classes: K.
         width: channels of the first convolution; the others have twice as many.
-        dtype: of the activations; parameters and logits are float32.
+        dtype: dtype of activations; parameters and logits are float32.
     """
 
     num_classes: int
@@ -31,7 +31,7 @@ class SmallCNN(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns logits float32 [B, K] of images float32 [B, H, W, C] in [-1, 1]."""
         hidden = images
-        # On accelerators, the ordinary convolution: they have units for it, and patches would only take memory.
+        # Patches are faster on CPUs only.
         convolution = patches_convolution if jax.default_backend() == "cpu" else None
         for index, channels in enumerate((self.width, 2 * self.width, 2 * self.width)):
             hidden = nn.Conv(
@@ -46,7 +46,7 @@ class SmallCNN(nn.Module):
             hidden = nn.relu(hidden)
             if index > 0:
                 hidden = max_pool_2x2(hidden)
-        # Larger images are averaged to the 2 x 2 that 8 pixels leave: the head's size does not depend on theirs.
+        # Averages the feature map to 2 x 2, so that the size of the head does not depend on the image size.
         batch, height, width, channels = hidden.shape
         hidden = hidden.reshape(batch, 2, height // 2, 2, width // 2, channels).mean((2, 4)).reshape(batch, -1)
         hidden = nn.relu(nn.Dense(4 * self.width, dtype=self.dtype, name="hidden")(hidden))
@@ -54,12 +54,12 @@ class SmallCNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """A perceptron with two hidden layers, for features in a table and for comparisons.
+    """A perceptron with two hidden layers, for tabular features and comparisons.
 
     Attributes:
         num_classes: K.
         width: units of each hidden layer.
-        dtype: of the activations; parameters and logits are float32.
+        dtype: dtype of activations; parameters and logits are float32.
     """
 
     num_classes: int
@@ -68,7 +68,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns logits float32 [B, K] of inputs float32 [B, ...], images or rows of a table."""
+        """Returns logits float32 [B, K] of inputs float32 [B, ...], images or tabular features."""
         hidden = inputs.reshape(len(inputs), -1)
         for index in range(2):
             hidden = nn.relu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden.{index}")(hidden))
@@ -79,7 +79,7 @@ def _resnet(name: str) -> Callable[[int, int, str, Any], nn.Module]:
     return lambda num_classes, image_size, norm, dtype: build_resnet(name, num_classes, norm, dtype)
 
 
-# Their size is chosen.
+# Classifiers with a configurable width.
 _SCALABLE: Mapping[str, Any] = {"small_cnn": SmallCNN, "mlp": MLP}
 # (num_classes, image_size, norm, dtype) -> network
 _PUBLISHED: Mapping[str, Callable[[int, int, str, Any], nn.Module]] = {
@@ -93,25 +93,25 @@ CLASSIFIERS = (*_SCALABLE, *_PUBLISHED)
 def build_classifier(
     name: str, num_classes: int, width: int, image_size: int, dtype: Any = jnp.float32, norm: str = "group"
 ) -> nn.Module:
-    """Makes a classifier by name.
+    """Builds a classifier by name.
 
     Args:
         name: one of `CLASSIFIERS`.
         num_classes: K.
-        width: of small_cnn and mlp; the others have their own.
+        width: width of small_cnn and mlp; ignored by the others.
         image_size: side of the images in pixels.
-        dtype: of the activations.
-        norm: of the published convolutional networks, a key of `norms.NORMS`.
+        dtype: dtype of activations.
+        norm: norm of the published convolutional networks, a key of `norms.NORMS`.
 
     Raises:
-        InputError: the name is unknown, or the images' size does not suit the network.
+        InputError: the name is unknown, or the network does not support the image size.
     """
     if name in _PUBLISHED:
         return _PUBLISHED[name](num_classes, image_size, norm, dtype)
     if name not in _SCALABLE:
         raise InputError(f"config.classifier.name={name!r} is not one of {', '.join(CLASSIFIERS)}")
     if image_size < 8 or image_size % 8:
-        raise InputError(f"config.data.image_size={image_size}: {name} takes multiples of 8")
+        raise InputError(f"config.data.image_size={image_size}: {name} requires multiples of 8")
     if width % 8:
-        raise InputError(f"config.classifier.width={width} must be a multiple of 8, the size of its norms' groups")
+        raise InputError(f"config.classifier.width={width} must be a multiple of 8, the group size of its norms")
     return _SCALABLE[name](num_classes=num_classes, width=width, dtype=dtype)

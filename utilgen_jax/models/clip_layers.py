@@ -1,4 +1,4 @@
-"""The transformer that CLIP's text and vision encoders share, and how their config.json is read.
+"""The transformer shared by CLIP's text and vision encoders, and parsing of their config.json.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
 """
@@ -16,7 +16,7 @@ from utilgen_jax.models.layers import Dense
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """Returns x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    """Returns x * sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -96,7 +96,7 @@ class CLIPEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """Runs the layers and keeps every state between them.
+        """Applies the layers and returns all intermediate states.
 
         Args:
             hidden_states: [B, T, hidden_size], the embeddings.
@@ -121,27 +121,25 @@ class CLIPEncoder(nn.Module):
 
 
 def read_clip_config(module: type[nn.Module], config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """Picks the settings of a CLIP module out of a parsed config.json and checks them.
+    """Returns the settings of a CLIP module from a parsed config.json, after checking them.
 
-    Keys that are no field are ignored: transformers writes many that have no part in inference (dropout rates,
-    initialisation, generation). For an absent key the module's default stands, which is transformers' own.
+    Other keys are ignored, as transformers writes many that do not affect inference. Missing keys have the module's
+    defaults, which are transformers'.
 
     Args:
-        module: the module class, whose fields bear the names of the keys.
+        module: module class, whose fields have the names of the keys.
         config: the parsed config.json.
-        model_type: what its `model_type` says, if it has one.
+        model_type: expected `model_type`, if the config has one.
 
     Returns:
         Keyword arguments for `module`.
 
     Raises:
-        InputError: another kind of model, or a value that is not supported.
+        InputError: the model has another type, or a value is not supported.
     """
     where = f"{module.__name__} config"
     if config.get("model_type", model_type) != model_type:
-        raise InputError(
-            f"{where}: model_type = {config['model_type']!r} is another kind of model; {model_type!r} is needed"
-        )
+        raise InputError(f"{where}: model_type = {config['model_type']!r} is not supported; {model_type!r} is")
     fields = {name: field.default for name, field in module.__dataclass_fields__.items()}
     settings = {name: value for name, value in config.items() if name in set(fields) - {"parent", "name", "dtype"}}
     model: dict[str, Any] = fields | settings

@@ -12,20 +12,20 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
 from utilgen_jax.models.layers import Dense
 
-# The wrong end-of-text id that configs from before transformers #24773 state (OpenAI's, Stable Diffusion 1.x and 2.x).
+# The wrong end-of-text id of configs before transformers #24773 (OpenAI's, Stable Diffusion 1.x and 2.x).
 LEGACY_EOS_TOKEN_ID = 2
 
 
 @struct.dataclass
 class CLIPTextOutput:
-    """What the text encoder returns; D is hidden_size, P projection_dim.
+    """Output of the text encoder; D is hidden_size, P projection_dim.
 
     Attributes:
         last_hidden_state: [B, T, D], after the final layer norm.
-        hidden_states: num_hidden_layers + 1 arrays [B, T, D]: the embeddings, then each layer's output; the final layer
-            norm is not applied.
-        pooled: [B, D], last_hidden_state at the end-of-text token.
-        text_embeds: [B, P], pooled after the projection; None in a model without one.
+        hidden_states: num_hidden_layers + 1 arrays [B, T, D]: the embeddings, then each layer's output without the
+            final layer norm.
+        pooled: last_hidden_state at the end-of-text token, [B, D].
+        text_embeds: projection of `pooled`, [B, P]; None for a model without projection.
     """
 
     last_hidden_state: jax.Array
@@ -35,10 +35,10 @@ class CLIPTextOutput:
 
 
 def end_of_text_position(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
-    """Returns where the end-of-text token stands, int32 [B], for token ids int [B, T].
+    """Returns the position of the end-of-text token, int32 [B], in token ids int [B, T].
 
-    It is the first `eos_token_id` (position 0 where there is none). With the legacy id 2 it is the first of the largest
-    ids, which in CLIP's vocabulary is the end-of-text token.
+    It is the position of the first `eos_token_id`, or 0 without any. With the legacy id 2 it is that of the first
+    largest id, which is CLIP's end-of-text token.
     """
     if eos_token_id == LEGACY_EOS_TOKEN_ID:
         return jnp.argmax(input_ids, axis=-1)
@@ -54,12 +54,12 @@ class CLIPTextEmbeddings(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        """Makes the two tables."""
+        """Creates the embedding tables."""
         self.token_embedding = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype)
         self.position_embedding = nn.Embed(self.max_position_embeddings, self.hidden_size, dtype=self.dtype)
 
     def tokens(self, input_ids: jax.Array) -> jax.Array:
-        """Returns the token embeddings alone, [B, T, D]."""
+        """Returns the token embeddings, [B, T, D]."""
         return self.token_embedding(input_ids)
 
     def __call__(self, inputs_embeds: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 class CLIPTextTransformer(nn.Module):
-    """The text encoder without a projection: embeddings, causal transformer, final layer norm."""
+    """The text encoder without projection: embeddings, causal transformer and final layer norm."""
 
     vocab_size: int
     hidden_size: int
@@ -82,7 +82,7 @@ class CLIPTextTransformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        """Makes the sub-modules."""
+        """Creates the sub-modules."""
         self.embeddings = CLIPTextEmbeddings(
             self.vocab_size, self.hidden_size, self.max_position_embeddings, self.dtype
         )
@@ -106,8 +106,8 @@ class CLIPTextTransformer(nn.Module):
         length = input_ids.shape[1]
         if length > self.max_position_embeddings:
             raise InputError(
-                f"the prompt is {length} tokens long, the text encoder has max_position_embeddings="
-                f"{self.max_position_embeddings}: truncate it to that"
+                f"the prompt is {length} tokens long, the text encoder supports max_position_embeddings="
+                f"{self.max_position_embeddings}: truncate it"
             )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -120,22 +120,22 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """CLIP's text encoder. Its parameters stand under `text_model`, as in Stable Diffusion's checkpoints.
+    """CLIP's text encoder. Its parameters are under `text_model`, as in Stable Diffusion's checkpoints.
 
-    The attributes bear the names, defaults and meaning of transformers' config.json.
+    The attributes have the names, defaults and meaning of transformers' config.json.
 
     Attributes:
         vocab_size: number of token ids.
         hidden_size: width D of the states.
         intermediate_size: width of the feed-forward layers.
         num_hidden_layers: number of transformer layers.
-        num_attention_heads: attention heads of each; divides `hidden_size`.
-        max_position_embeddings: the most tokens that a prompt may have.
+        num_attention_heads: attention heads per layer; must divide `hidden_size`.
+        max_position_embeddings: maximal number of tokens of a prompt.
         hidden_act: 'quick_gelu' or 'gelu'.
-        layer_norm_eps: epsilon of every layer norm.
+        layer_norm_eps: epsilon of all layer norms.
         eos_token_id: id of the end-of-text token; for 2 see `end_of_text_position`.
-        projection_dim: width of `text_embeds`; without effect in the model without a projection.
-        dtype: activations; statistics and softmax are float32 anyway.
+        projection_dim: width of `text_embeds`; ignored by a model without projection.
+        dtype: dtype of activations; statistics and softmax are always float32.
     """
 
     vocab_size: int = 49408
@@ -152,11 +152,11 @@ class CLIPTextModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> Self:
-        """Builds the model that a parsed config.json describes; raises InputError for a setting it does not support."""
+        """Builds the model of a parsed config.json; raises InputError for unsupported settings."""
         return cls(**read_clip_config(cls, config, "clip_text_model"), dtype=dtype)
 
     def setup(self) -> None:
-        """Makes the sub-modules."""
+        """Creates the sub-modules."""
         self.text_model = CLIPTextTransformer(
             self.vocab_size,
             self.hidden_size,
@@ -171,7 +171,7 @@ class CLIPTextModel(nn.Module):
         )
 
     def embed_tokens(self, input_ids: jax.Array) -> jax.Array:
-        """Returns the token embeddings [B, T, D] of ids int [B, T]: what a learned offset is added to."""
+        """Returns the token embeddings [B, T, D] of ids int [B, T], to which learned offsets are added."""
         return self.text_model.embed_tokens(input_ids)
 
     def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
@@ -179,23 +179,23 @@ class CLIPTextModel(nn.Module):
 
         Args:
             input_ids: int [B, T], T at most max_position_embeddings, each row with its end-of-text token.
-            inputs_embeds: [B, T, D], token embeddings in place of those of `input_ids` (position embeddings are still
-                added); `input_ids` then only tells where the end-of-text token stands.
+            inputs_embeds: token embeddings [B, T, D] to use instead of those of `input_ids`, without position
+                embeddings. `input_ids` still gives the position of the end-of-text token.
 
         Returns:
             The states and the pooled state, in `dtype`.
 
         Raises:
-            InputError: if T is above max_position_embeddings.
+            InputError: T exceeds max_position_embeddings.
         """
         return self.text_model(input_ids, inputs_embeds)
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):
-    """CLIPTextModel and the projection to the space that CLIP shares between texts and images."""
+    """CLIPTextModel with the projection to CLIP's joint space of texts and images."""
 
     def setup(self) -> None:
-        """Makes the sub-modules."""
+        """Creates the sub-modules."""
         super().setup()
         self.text_projection = Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
 

@@ -15,12 +15,12 @@ from utilgen_jax.models.layers import Conv, Dense
 
 @struct.dataclass
 class CLIPVisionOutput:
-    """What the vision encoder returns; D is hidden_size, P projection_dim, N the number of patches.
+    """Output of the vision encoder; D is hidden_size, P projection_dim, N the number of patches.
 
     Attributes:
-        image_embeds: [B, P], the pooled state after the projection.
-        last_hidden_state: [B, 1 + N, D], the last layer's output (class token first), not normalised.
-        pooled: [B, D], the class token of last_hidden_state after the post layer norm.
+        image_embeds: projection of `pooled`, [B, P].
+        last_hidden_state: output of the last layer, class token first, not normalised, [B, 1 + N, D].
+        pooled: class token of last_hidden_state after the final layer norm, [B, D].
     """
 
     image_embeds: jax.Array
@@ -76,7 +76,7 @@ class CLIPVisionTransformer(nn.Module):
         embeddings = CLIPVisionEmbeddings(
             self.hidden_size, self.image_size, self.patch_size, self.dtype, name="embeddings"
         )(pixel_values)
-        # 'pre_layrnorm' is spelt so in every CLIP checkpoint.
+        # 'pre_layrnorm' is the spelling of CLIP checkpoints.
         embeddings = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name="pre_layrnorm")(embeddings)
         last_hidden_state = CLIPEncoder(
             self.num_hidden_layers,
@@ -95,20 +95,20 @@ class CLIPVisionTransformer(nn.Module):
 class CLIPVisionModelWithProjection(nn.Module):
     """CLIP's vision encoder with its projection.
 
-    The attributes bear the names, defaults and meaning of transformers' config.json.
+    The attributes have the names, defaults and meaning of transformers' config.json.
 
     Attributes:
         hidden_size: width D of the states.
         intermediate_size: width of the feed-forward layers.
         num_hidden_layers: number of transformer layers.
-        num_attention_heads: attention heads of each; divides `hidden_size`.
+        num_attention_heads: attention heads per layer; must divide `hidden_size`.
         num_channels: channels of the images.
         image_size: height and width of the images.
         patch_size: height and width of a patch.
         hidden_act: 'quick_gelu' or 'gelu'.
-        layer_norm_eps: epsilon of every layer norm.
+        layer_norm_eps: epsilon of all layer norms.
         projection_dim: width of `image_embeds`.
-        dtype: activations; statistics and softmax are float32 anyway.
+        dtype: dtype of activations; statistics and softmax are always float32.
     """
 
     hidden_size: int = 768
@@ -125,7 +125,7 @@ class CLIPVisionModelWithProjection(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> Self:
-        """Builds the model that a parsed config.json describes; raises InputError for a setting it does not support."""
+        """Builds the model of a parsed config.json; raises InputError for unsupported settings."""
         return cls(**read_clip_config(cls, config, "clip_vision_model"), dtype=dtype)
 
     @nn.compact
@@ -133,19 +133,19 @@ class CLIPVisionModelWithProjection(nn.Module):
         """Encodes images.
 
         Args:
-            pixel_values: [B, S, S, num_channels] with S = image_size, resized and normalised as the checkpoint's
-                preprocessor_config.json says (for OpenAI's: [0, 1] less channel means, divided by channel deviations).
+            pixel_values: [B, S, S, num_channels] with S = image_size, resized and normalised according to the
+                checkpoint's preprocessor_config.json.
 
         Returns:
             The projected, last and pooled states, in `dtype`.
 
         Raises:
-            InputError: if the images are not of that shape.
+            InputError: the images have another shape.
         """
         expected = (self.image_size, self.image_size, self.num_channels)
         if pixel_values.shape[1:] != expected:
             raise InputError(
-                f"the CLIP vision encoder takes images {expected}, got {pixel_values.shape[1:]}; resize them"
+                f"the CLIP vision encoder needs images {expected}, got {pixel_values.shape[1:]}; resize them"
             )
         last_hidden_state, pooled = CLIPVisionTransformer(
             self.hidden_size,

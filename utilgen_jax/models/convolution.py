@@ -1,4 +1,4 @@
-"""Convolution and pooling in the form in which XLA's CPU backend also computes their gradients fast."""
+"""Convolution and pooling whose gradients are also fast on XLA's CPU backend."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,22 +12,18 @@ import jax.numpy as jnp
 def convolution(
     inputs: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, on CPUs otherwise where 3×3 kernels leave the size.
+    """Computes `lax.conv_general_dilated`, with a faster form of size-preserving 3×3 convolutions on CPUs.
 
-    Where pixels are fewer than channels, as `patches_convolution`: XLA's CPU backend reorders the kernel in every call,
-    above all for the gradient to the input; with few pixels that takes longer than the products. One image in the
-    deepest layers of Stable Diffusion 1.5, 1280 channels, on one core: at 8×8 patches take 29 ms for the result and 24
-    ms for that gradient where `lax` takes 74 and 150, at 16×16 115 and 90 where it takes 156 and 252. At 32×32 and 640
-    channels they are even, at 64×64 and 320 slower.
-
-    Elsewhere with another gradient to the input, see `_with_copied_kernel`: no forward mode there (`jax.jvp`).
+    With at most as many pixels as channels, that form is `patches_convolution`, since XLA's CPU backend reorders the
+    kernel in every call, which then takes longer than the products. Otherwise it is `_with_copied_kernel`, which has no
+    forward mode (`jax.jvp`).
 
     Args:
         inputs: [B, H, W, C].
         kernel: [h, w, C, D].
-        strides: as linen passes them, and so on; for `nn.Conv(conv_general_dilated=...)`.
-        padding: of each side, or 'SAME'.
-        **options: dilations and the like.
+        strides: strides, as passed by `nn.Conv(conv_general_dilated=...)`.
+        padding: padding of each side, or 'SAME'.
+        **options: further options of `lax.conv_general_dilated`.
 
     Returns:
         [B, H', W', D].
@@ -51,15 +47,14 @@ def convolution(
 
 
 def _with_copied_kernel(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
-    """A size-preserving 3×3 convolution whose gradient to the input has its turned kernel in memory.
+    """Makes a size-preserving 3×3 convolution that materialises the rotated kernel of its input gradient.
 
-    That gradient is a convolution with the kernel turned by 180° and its channels exchanged. Left to itself XLA's CPU
-    backend turns it as it goes, and inside a loop (`lax.scan`) then falls back to plain loops over all numbers: 100
-    images of 32×32 and 32 channels take 1,339 ms there, 30 ms with the copy, 35 ms forwards (one core).
+    The input gradient is a convolution with the kernel rotated by 180° and its channels exchanged. Without the copy,
+    XLA's CPU backend falls back to a slow implementation inside loops (`lax.scan`).
     """
 
     def forward(inputs: Any, kernel: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
-        # What is kept for a gradient that nobody asks for would be computed, traced and counted for nothing.
+        # Residuals of gradients that are not requested are dropped.
         kept = inputs.value if kernel.perturbed else None, kernel.value if inputs.perturbed else None
         return convolve(inputs.value, kernel.value), kept
 
@@ -69,8 +64,8 @@ def _with_copied_kernel(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -
         inputs, kernel = kept
         to_inputs = to_kernel = None
         if kernel is not None:
-            turned = jax.lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-            to_inputs = convolve(gradient, turned)
+            rotated = jax.lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+            to_inputs = convolve(gradient, rotated)
         if inputs is not None:
             like = jax.ShapeDtypeStruct((3, 3, inputs.shape[-1], gradient.shape[-1]), inputs.dtype)
             (to_kernel,) = jax.linear_transpose(partial(convolve, inputs), like)(gradient)
@@ -82,18 +77,17 @@ def _with_copied_kernel(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -
 
 
 def patches_convolution(inputs: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-    """Same-size 3×3 convolution as one matrix product over patches; for `nn.Conv(conv_general_dilated=...)`.
+    """Computes a size-preserving 3×3 convolution as a matrix product over patches.
 
-    Inside a loop (`lax.scan`) XLA's CPU backend reaches a fraction of its speed in a convolution's weight gradient: a
-    small network's step (16 channels, 8×8, batch 64) takes 87 ms there with `lax.conv` and `nn.max_pool`, 4.5 ms with
-    patches and `max_pool_2x2`; outside loops they are even. Patches cost nine times the memory of the input, so this is
+    A function for `nn.Conv(conv_general_dilated=...)`. XLA's CPU backend is slow at the weight gradient of convolutions
+    inside loops (`lax.scan`), but not at matrix products. Patches take nine times the memory of the input, so this is
     for small images.
 
     Args:
         inputs: [B, H, W, C].
         kernel: [3, 3, C, D].
-        *arguments: strides and padding as linen passes them; only stride 1 and "SAME" are computed.
-        **options: dilations and the like; linen's defaults.
+        *arguments: strides and padding; only stride 1 and "SAME" are supported.
+        **options: ignored; must be linen's defaults.
 
     Returns:
         [B, H, W, D].
@@ -112,10 +106,10 @@ def patches_convolution(inputs: jax.Array, kernel: jax.Array, *arguments: Any, *
 
 
 def max_pool_2x2(inputs: jax.Array) -> jax.Array:
-    """Maximum of each 2×2 block, [B, H, W, C] to [B, H/2, W/2, C]; one of several maxima of a block gets the gradient.
+    """Returns the maximum of each 2×2 block: [B, H, W, C] to [B, H/2, W/2, C].
 
-    By comparisons of two: the gradient of `jnp.max` divides by the number of elements that equal the maximum, and where
-    XLA rounds an element otherwise when it computes it again for that, the number is 0 and the gradient NaN.
+    Uses pairwise comparisons, so that one maximum of a block gets the gradient. The gradient of `jnp.max` divides by
+    the number of maxima; it is NaN if XLA recomputes an element with other rounding, so that none equals the maximum.
     """
     rows = _larger(inputs[:, ::2], inputs[:, 1::2])
     return _larger(rows[:, :, ::2], rows[:, :, 1::2])

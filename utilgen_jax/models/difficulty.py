@@ -1,4 +1,4 @@
-"""The learned difficulty token: one more word for the UNet, made of a class label and a difficulty score."""
+"""The learned difficulty token, which conditions the UNet on a class label and a difficulty."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -13,13 +13,13 @@ from utilgen_jax.errors import InputError
 class DifficultyEncoder(nn.Module):
     """Perceptron from [one-hot label ; difficulty] to a token of cross-attention (arXiv:2411.18109).
 
-    The paper says that it is one; the two hidden layers, their width and SiLU are ours.
+    The paper specifies a perceptron; the two hidden layers, their width and SiLU are our choice.
 
     Attributes:
-        num_classes: number K of labels.
-        cross_attention_dim: width D of the token, that of the text states.
+        num_classes: number of classes, K.
+        cross_attention_dim: width of the token and the text states, D.
         hidden_size: width of the two hidden layers.
-        dtype: activations.
+        dtype: dtype of activations.
     """
 
     num_classes: int
@@ -29,11 +29,11 @@ class DifficultyEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> Self:
-        """Builds the encoder that a parsed config.json describes; InputError where a size is missing or wrong."""
+        """Builds the encoder of a parsed config.json; InputError if a size is missing or invalid."""
         names = ("num_classes", "cross_attention_dim", "hidden_size")
         wrong = [f"{name} = {config.get(name)!r}" for name in names if not _is_size(config.get(name))]
         if wrong:
-            raise InputError(f"difficulty encoder config: {', '.join(wrong)}: positive whole numbers are needed")
+            raise InputError(f"difficulty encoder config: {', '.join(wrong)}: must be positive integers")
         return cls(**{name: config[name] for name in names}, dtype=dtype)
 
     def to_config(self) -> dict[str, Any]:
@@ -47,11 +47,11 @@ class DifficultyEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array, difficulty: jax.Array) -> jax.Array:
-        """Encodes what is asked for; append the result to the text states along their axis of tokens.
+        """Encodes labels and difficulties as a token to append to the text states.
 
         Args:
             labels: int [B], 0 .. num_classes - 1.
-            difficulty: float [B] in [0, 1], one minus the probability that a classifier gives the true class.
+            difficulty: 1 - p(true class) of a classifier, float [B] in [0, 1].
 
         Returns:
             [B, 1, cross_attention_dim], in `dtype`.

@@ -1,10 +1,4 @@
-"""Attention, and the ways to compute it fast on each kind of device.
-
-Measured on Stable Diffusion 1.5's largest self-attention (4096 tokens, 8 heads of 40): compiled for a TPU v5e in
-bfloat16, 'splash' moves 78 MiB through memory where 'plain' moves 1054 MiB (with the gradient 166 and 3902 MiB), and
-needs 1 MiB of temporaries rather than 512 (768). On a CPU in float32, 'chunked' takes a ninth of the time that 'plain'
-takes, with 20 MiB of temporaries rather than 1024. With short keys, such as a prompt's 77, 'plain' is as good.
-"""
+"""Dot-product attention, with fast implementations for CPUs, GPUs and TPUs."""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +10,10 @@ from jax.sharding import AxisType, PartitionSpec
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.sharding import BATCH_AXES
 
-_LONG = 512  # from so many queries and keys on, the score matrix is worth avoiding
-_CHUNK = 128  # queries at a time of 'chunked': with 4096 keys their scores, 2 MiB, stay in a processor's cache
-_BLOCK = 512  # queries and keys at a time of 'splash', half of it where a head is so wide that a v4 has no room for it
-_LANES = 128  # the block of 'splash' is a multiple of this
+_LONG = 512  # numbers of queries and keys from which the score matrix is avoided
+_CHUNK = 128  # queries per chunk of 'chunked': with 4096 keys their scores, 2 MiB, fit into a CPU cache
+_BLOCK = 512  # queries and keys per block of 'splash'; half for wide heads, which need more memory
+_LANES = 128  # blocks of 'splash' are multiples of this
 
 
 def dot_product_attention(
@@ -31,23 +25,22 @@ def dot_product_attention(
 ) -> jax.Array:
     """Returns softmax(query keyᵀ / sqrt(d)) value, for each head (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
 
-    The one attention of the package. Scores and softmax are float32 whatever the inputs are, which is why diffusers'
-    setting `upcast_attention` needs no counterpart here.
+    Scores and softmax are always float32, as with diffusers' setting `upcast_attention`.
 
     Args:
         query: [B, T, heads, d].
         key: [B, S, heads, d], of query's dtype.
         value: [B, S, heads, d], of query's dtype.
         mask: bool, [1 or B, 1 or heads, 1 or T, S]; False hides a key from a query. None hides nothing.
-        implementation: a name in `IMPLEMENTATIONS`; or 'auto', the fastest that takes these arguments on the device
-            for which the caller is compiled (that may be another than the compiling machine has). 'cudnn' and
-            'splash' can only be differentiated once and in reverse mode, hence also 'auto' with long sequences.
+        implementation: key of `IMPLEMENTATIONS`, or 'auto' for the fastest that supports these arguments on the target
+            device of the compilation. 'cudnn' and 'splash' can only be differentiated once and in reverse mode; so can
+            'auto' with long sequences.
 
     Returns:
         [B, T, heads, d], of query's dtype.
 
     Raises:
-        InputError: no such implementation, or 'splash' with a mask.
+        InputError: the implementation is unknown, or is 'splash' with a mask.
     """
     if implementation != "auto":
         if implementation not in IMPLEMENTATIONS:
@@ -67,7 +60,7 @@ def dot_product_attention(
 
 
 def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Computes `dot_product_attention` with the whole score matrix [B, heads, T, S] in memory, on any device."""
+    """Computes `dot_product_attention` with the full score matrix [B, heads, T, S], on any device."""
     attended = jax.nn.dot_product_attention(
         _widened(query), _widened(key), _widened(value), mask=mask, implementation="xla"
     )
@@ -77,17 +70,17 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: ja
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Computes `dot_product_attention` by cuDNN's flash attention, on NVIDIA GPUs.
 
-    Only float16 and bfloat16; d a multiple of 8, at most 128 (from Hopper on 256); with a mask, T and S even.
+    Supports float16 and bfloat16; d must be a multiple of 8, at most 128 (256 from Hopper on); with a mask, T and S
+    must be even.
     """
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
 
 
 def chunked_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Computes `dot_product_attention` for a few queries of one head after the other, and again for the gradient.
+    """Computes `dot_product_attention` in chunks of queries of one head, and recomputes scores for the gradient.
 
-    For CPUs, which are busy with one head already and keep such scores in their cache; on any device it takes little
-    memory. Rabe and Staats 2021, "Self-attention Does Not Need O(n²) Memory", arXiv:2112.05682, without its chunks of
-    keys: the scores of a chunk are whole rows, so that this is the ordinary softmax.
+    For CPUs, whose cache holds the scores of a chunk; it also saves memory on other devices. Rabe and Staats 2021,
+    "Self-attention Does Not Need O(n²) Memory", arXiv:2112.05682, without chunks of keys.
     """
     return _on_each_device(_chunked, _widened(query), _widened(key), _widened(value), mask).astype(query.dtype)
 
@@ -118,7 +111,7 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
     if mask is not None:
         whole = jnp.broadcast_to(mask, (batch, num_heads, num_queries, key.shape[1]))
         mask = chunks(whole.reshape(batch * num_heads, num_queries, -1))
-    # [B heads, d, S]: so the gradients' products with them have few rows and many columns, which XLA multiplies faster.
+    # [B heads, d, S]: XLA multiplies matrices with few rows and many columns faster in the gradient.
     keys, values = heads_first(key).swapaxes(1, 2), heads_first(value).swapaxes(1, 2)
     queries = chunks(heads_first(query))
     attended = jax.lax.map(attend_in_chunks, (queries, mask, keys, values))
@@ -131,21 +124,21 @@ def splash_attention(
 ) -> jax.Array:
     """Computes `dot_product_attention` by JAX's flash attention kernel for TPUs.
 
-    Under a mesh of several devices it works on each device's share of the batch, for which the mesh has to be set
-    by `jax.set_mesh`: the compiler cannot divide a kernel.
+    With several devices, set the mesh by `jax.set_mesh`: the kernel then runs on each device's part of the batch, as
+    the compiler cannot partition kernels.
 
     Args:
-        query: see `dot_product_attention`, and so for key and value.
+        query: [B, T, heads, d].
         key: [B, S, heads, d].
         value: [B, S, heads, d].
-        mask: None.
-        interpret: interpret the kernel, on any device and slowly; for tests.
+        mask: must be None.
+        interpret: whether to interpret the kernel, slowly, on any device; for tests.
 
     Raises:
         InputError: there is a mask.
     """
     if mask is not None:
-        raise InputError("attention: implementation = 'splash' takes no mask; 'plain' and 'chunked' do")
+        raise InputError("attention: implementation = 'splash' does not support a mask; 'plain' and 'chunked' do")
     return _on_each_device(functools.partial(_splash, interpret=interpret), query, key, value, None)
 
 
@@ -182,7 +175,7 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: None, inte
         interpret=interpret,
     )
     segments = None
-    if key_padding:  # the padding is a segment of its own, which no query belongs to
+    if key_padding:  # the padding is a segment without queries
         segments = splash_attention_kernel.SegmentIds(
             q=jnp.zeros(shape[0], jnp.int32), kv=(jnp.arange(shape[1]) >= num_keys).astype(jnp.int32)
         )
@@ -198,10 +191,10 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: None, inte
 def _on_each_device(
     attend: Callable[..., jax.Array], query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
-    """Applies `attend` on each device of the mesh that is set, to its part of the batch, where the batch divides."""
+    """Applies `attend` on each device of the current mesh, to its part of the batch if the batch is divisible."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
-    if not axes or any(kind == AxisType.Manual for kind in mesh.axis_types):  # Manual: it already is one device's part
+    if not axes or any(kind == AxisType.Manual for kind in mesh.axis_types):  # Manual: already one device's part
         return attend(query, key, value, mask)
     batch = query.shape[0]
     split = PartitionSpec(axes if batch % mesh.size == 0 else None)
@@ -212,14 +205,14 @@ def _on_each_device(
 
 
 def _widened(array: jax.Array) -> jax.Array:
-    """Turns float16 into float32: XLA for CPUs has no product of float16 with a sum in float32."""
+    """Converts float16 to float32: XLA for CPUs has no float16 product that accumulates in float32."""
     return array.astype(jnp.float32) if array.dtype == jnp.float16 else array
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:
-    """Whether this process has a GPU for `cudnn_attention` and the arguments are among those it takes and is good for.
+    """Returns whether this process has a GPU for `cudnn_attention`, and it supports the arguments and is fast for them.
 
-    The GPU has to be there when tracing: JAX asks it for its version of cuDNN.
+    The GPU must be present when tracing, as JAX queries its cuDNN version.
     """
     lengths = (query.shape[1], key.shape[1])
     if query.dtype not in (jnp.float16, jnp.bfloat16) or query.shape[-1] % 8 or query.shape[-1] > 128:

@@ -12,13 +12,13 @@ from utilgen_jax.models.layers import Dense
 def timestep_embedding(
     timesteps: jax.Array, embedding_dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
 ) -> jax.Array:
-    """Returns the sinusoidal embedding of timesteps, periods 2 pi to 20000 pi (Ho et al. 2020, arXiv:2006.11239).
+    """Returns the sinusoidal embedding of timesteps, with periods 2 pi to 20000 pi (Ho et al. 2020, arXiv:2006.11239).
 
     Args:
-        timesteps: [B], int or float, in steps of the noise schedule (0 .. 999).
-        embedding_dim: the width of the result, even.
-        flip_sin_to_cos: cosines first (Stable Diffusion) rather than sines first.
-        freq_shift: what is taken from the number of frequencies when they are spaced; 1 reaches the period 20000 pi.
+        timesteps: timesteps of the noise schedule (0 .. 999), int or float [B].
+        embedding_dim: width of the result; even.
+        flip_sin_to_cos: whether cosines come before sines, as in Stable Diffusion.
+        freq_shift: subtracted from the number of frequencies in their spacing; 1 includes the period 20000 pi.
 
     Returns:
         [B, embedding_dim] float32, in [-1, 1].
@@ -31,9 +31,9 @@ def timestep_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer perceptron on a timestep's (or a class condition's) embedding.
+    """Two-layer perceptron on the embedding of a timestep or a class condition.
 
-    Computes in float32 whatever the model's dtype: bfloat16 does not resolve the sinusoids of neighbouring timesteps.
+    Always computes in float32: bfloat16 does not resolve the sinusoids of neighbouring timesteps.
 
     Attributes:
         time_embed_dim: width of the hidden layer and of the result.

@@ -1,4 +1,4 @@
-"""Linear layers and convolutions that add a low-rank term where they are given one (LoRA, see `models.lora`)."""
+"""Linear layers and convolutions with an optional low-rank term (LoRA, see `models.lora`)."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from utilgen_jax.models.convolution import convolution
 
-# The variable collections that hold the low-rank terms, at the scopes of the layers that have one.
+# Variable collections of the low-rank terms, in the scopes of their layers.
 FACTORS = "lora"
 SCALES = "lora_scale"
-# What `jax.checkpoint` knows the layers' results by, see `models.gradient_checkpointing`.
+# Name of the layers' results in checkpoint policies, see `models.gradient_checkpointing`.
 LINEAR_LAYER = "linear_layer"
 
 
@@ -25,7 +25,7 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Conv):
-    """linen's Conv. With `lora` variables: plus scale times down [kh, kw, in, r], then up [1, 1, r, out], a 1×1 one."""
+    """linen's Conv. With `lora` variables: adds scale times convolutions down [kh, kw, in, r] and up [1, 1, r, out]."""
 
     conv_general_dilated: Any = convolution
 
@@ -36,12 +36,12 @@ class Conv(nn.Conv):
 
 
 def _add_low_rank(layer: Dense | Conv, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Computed beside the layer, not in its kernel: a gradient to the factors then needs none to the kernel."""
+    """Adds the low-rank term to a layer's outputs; gradients of the factors then need no gradient of the kernel."""
     if not layer.has_variable(FACTORS, "down"):
         return outputs
     down: jax.Array = layer.get_variable(FACTORS, "down")
     up: jax.Array = layer.get_variable(FACTORS, "up")
-    # `down` is a layer of the same kind, so that strides, padding and dtype need no second home.
+    # `down` is a clone of the layer, with its strides, padding and dtype.
     down_layer = layer.clone(features=down.shape[-1], use_bias=False, parent=None)
     reduced = down_layer.apply({"params": {"kernel": down}}, inputs)
     scaled_up = layer.get_variable(SCALES, "scale") * up.reshape(up.shape[-2:])

@@ -1,9 +1,8 @@
 """Low-rank adaptation: small trainable factors beside frozen layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
 A layer y = x W + b with factors of rank r computes y = x W + b + (alpha / r) (x down) up. For a convolution `down` has
-the layer's kernel size, stride and padding, and `up` is 1×1. That is `peft`'s definition, so factors are exchanged
-with it as they are (`weights.lora_files`). The layers themselves are in `models.layers`; they cast the factors to their
-dtype where they use them.
+the layer's kernel size, stride and padding, and `up` is 1×1. This is `peft`'s definition; `checkpoints.lora_files`
+exchanges factors with it. The layers are in `models.layers`; they cast the factors to their dtype.
 """
 
 import difflib
@@ -20,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.layers import FACTORS, SCALES
 
-# Groups of layers by name: regular expressions searched in torch's module names, of the UNet and of CLIP.
+# name -> regular expression, searched in torch's module names of the UNet and CLIP
 TARGETS = {
     "attention": r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$",
     "feed_forward": r"\.(ff\.net\.0\.proj|ff\.net\.2|mlp\.fc1|mlp\.fc2)$",
@@ -30,19 +29,19 @@ TARGETS = {
 
 @struct.dataclass
 class Lora:
-    """The low-rank terms of one model, nested like its parameters: layer ('down_blocks.0', ..., 'to_q') by layer.
+    """The low-rank terms of a model, nested like its parameters ('down_blocks.0', ..., 'to_q').
 
     Attributes:
-        factors: what is trained, float32. Of a dense layer {'down': [in, r], 'up': [r, out]}, of a convolution
-            {'down': [kh, kw, in, r], 'up': [1, 1, r, out]}.
-        scales: {'scale': float32 scalar}, alpha / r; constant.
+        factors: trainable factors, float32: {'down': [in, r], 'up': [r, out]} of a dense layer,
+            {'down': [kh, kw, in, r], 'up': [1, 1, r, out]} of a convolution.
+        scales: constant {'scale': alpha / r}, float32 scalar, of each layer.
     """
 
     factors: Mapping[str, Any]
     scales: Mapping[str, Any]
 
     def variables(self) -> dict[str, Mapping[str, Any]]:
-        """The collections that `module.apply` takes beside 'params'."""
+        """Returns the variable collections to pass to `module.apply` beside 'params'."""
         return {FACTORS: self.factors, SCALES: self.scales}
 
 
@@ -54,21 +53,21 @@ def init_lora(
     alpha: float | None = None,
     targets: Sequence[str] = ("attention",),
 ) -> Lora:
-    """Makes factors whose product is zero: the model computes what it did, and training starts from there.
+    """Initialises factors whose product is zero, so that the model's outputs do not change.
 
-    `down` is Kaiming-uniform as `peft`'s is, U(-1/√n, 1/√n) with n inputs to each output; `up` is zero. Not for jit:
-    compiling the draws of a hundred layers takes longer than making them.
+    `down` is Kaiming-uniform as in `peft`, U(-1/√n, 1/√n) with n inputs to each output; `up` is zero. Do not jit this:
+    compiling the draws of a hundred layers takes longer than running them.
 
     Args:
-        params: the model's, as arrays or `jax.ShapeDtypeStruct`.
+        params: parameters of the model, as arrays or `jax.ShapeDtypeStruct`.
         key: PRNG key.
-        rank: r of every layer.
-        alpha: the terms are scaled by alpha / rank; None for `rank`.
-        targets: names of `TARGETS`, or regular expressions that are searched in torch's module names, such as
+        rank: rank r of all layers.
+        alpha: numerator of the scale alpha / rank; None for `rank`.
+        targets: keys of `TARGETS`, or regular expressions to search in torch's module names, such as
             r'attn2\\.to_[kv]$' or r'^conv_in$'.
 
     Raises:
-        InputError: the rank is not positive, or a target is no regular expression or matches no layer.
+        InputError: the rank is not positive, or a target is not a regular expression or matches no layer.
     """
     if rank < 1:
         raise InputError(f"LoRA: rank={rank} must be at least 1")
@@ -86,19 +85,19 @@ def init_lora(
 
 
 def layer_shapes(params: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """The layers that can have a low-rank term: {torch's module name: (linen path, shape of the kernel)}."""
+    """Returns the layers that can have a low-rank term: {torch's module name: (linen path, shape of the kernel)}."""
     flat = flatten_dict(params)
     return {".".join(path[:-1]): (path[:-1], leaf.shape) for path, leaf in flat.items() if path[-1] == "kernel"}
 
 
 def match_targets(names: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """The module names that any target matches, in their order; for targets and errors see `init_lora`."""
+    """Returns the module names that match any target, in their order; see `init_lora`."""
     matched: set[str] = set()
     for target in targets:
         try:
             pattern = re.compile(TARGETS.get(target, target))
         except re.error as error:
-            raise InputError(f"LoRA: target {target!r} is no regular expression ({error})") from error
+            raise InputError(f"LoRA: target {target!r} is not a regular expression ({error})") from error
         found = [name for name in names if pattern.search(name)]
         if not found:
             near = difflib.get_close_matches(target, [*TARGETS, *names], n=3, cutoff=0.0)
@@ -108,24 +107,24 @@ def match_targets(names: Sequence[str], targets: Sequence[str]) -> list[str]:
             )
         matched.update(found)
     if not matched:
-        raise InputError(f"LoRA: no targets are given; name some of {', '.join(TARGETS)}")
+        raise InputError(f"LoRA: no targets are given; choose some of {', '.join(TARGETS)}")
     return [name for name in names if name in matched]
 
 
 def with_scale(lora: Lora, lora_scale: float | jax.Array) -> Lora:
-    """The same LoRA, its effect times `lora_scale`: 0 is the model without it, 1 the LoRA as it was trained."""
+    """Multiplies the effect of a LoRA by `lora_scale`: 0 disables it, 1 keeps it."""
     return Lora(factors=lora.factors, scales=jax.tree.map(lambda scale: scale * lora_scale, lora.scales))
 
 
 def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
-    """Writes the low-rank terms into the weights: the model then computes the same without the LoRA.
+    """Adds the low-rank terms to the weights: the model has the same outputs without the LoRA.
 
     Args:
-        params: the model's; kernels keep their dtype (in less than float32 a small term is rounded away).
-        lora: of that model.
+        params: parameters of the model; kernels keep their dtype (below float32, small terms may be rounded away).
+        lora: LoRA of the model.
 
     Returns:
-        New parameters, nested as the old ones.
+        New parameters with the same structure.
 
     Raises:
         InputError: the model lacks a layer of the LoRA.
@@ -134,7 +133,7 @@ def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
 
 
 def unmerge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
-    """Takes the low-rank terms out of the weights again: the inverse of `merge_lora`, but for rounding."""
+    """Subtracts the low-rank terms from the weights: the inverse of `merge_lora`, up to rounding."""
     return _add_products(params, lora, -1.0)
 
 

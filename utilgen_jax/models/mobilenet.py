@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) under torchvision's names, for its checkpoints."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) with torchvision's names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """1×1 convolution to more channels, 3×3 on each channel by itself, and 1×1 to few, without an activation.
+    """1×1 convolution to more channels, depthwise 3×3 convolution, and linear 1×1 convolution to fewer channels.
 
     Attributes:
         features: channels of the result.
-        expansion: times the channels of the input are those in the middle; 1 leaves the first convolution out.
-        stride: of the 3×3 convolution.
+        expansion: ratio of middle to input channels; 1 omits the first convolution.
+        stride: stride of the 3×3 convolution.
         norm: see `norms.NORMS`.
-        dtype: of the activations.
+        dtype: dtype of activations.
     """
 
     features: int
@@ -56,21 +56,21 @@ class InvertedResidual(nn.Module):
 def _activated(
     inputs: jax.Array, features: int, size: int, stride: int, groups: int, norm: str, dtype: Any, name: str
 ) -> jax.Array:
-    """Convolution, norm and ReLU6, for whose sake torchvision counts once more within `name`."""
+    """Convolution, norm and ReLU6, which torchvision numbers within `name`."""
     hidden = convolution(features, size, stride, dtype, f"{name}.0", groups)(inputs)
     return nn.relu6(NORMS[norm](dtype, f"{name}.1")(hidden))
 
 
 class MobileNetV2(nn.Module):
-    """The network.
+    """MobileNetV2.
 
     Attributes:
         num_classes: K.
         stages: (expansion, channels, blocks, stride) of each.
         stem: channels of the first convolution, of stride 2.
         last: channels of the last convolution.
-        norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
-        dtype: of the activations; parameters, statistics and logits are float32.
+        norm: "group" for training from scratch, or "batch" (with frozen statistics) for a trained network.
+        dtype: dtype of activations; parameters, statistics and logits are float32.
     """
 
     num_classes: int
@@ -93,4 +93,4 @@ class MobileNetV2(nn.Module):
                 index += 1
         hidden = _activated(hidden, self.last, 1, 1, 1, self.norm, self.dtype, f"features.{index}")
         pooled = hidden.astype(jnp.float32).mean((1, 2))
-        return nn.Dense(self.num_classes, name="classifier.1")(pooled)  # torchvision's classifier.0 is its dropout
+        return nn.Dense(self.num_classes, name="classifier.1")(pooled)  # torchvision's classifier.0 is dropout

@@ -1,4 +1,4 @@
-"""What stands after a classifier's convolutions: group norm, or batch norm with statistics that no step changes."""
+"""Norms of classifiers: group norm, or batch norm with frozen statistics."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ _EPSILON = 1e-5
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm with given statistics, which no step changes: they are variables of the collection `STATISTICS`.
+    """Batch norm with frozen statistics, which are variables of the collection `STATISTICS`.
 
-    A lookahead, a validation pass or a JVP with the statistics of its own batch would let the images of a batch, and
-    the passes of a bilevel step, see one another.
+    Statistics of the current batch would couple the images of a batch, and the passes of a bilevel step.
 
     Attributes:
-        dtype: of the result.
+        dtype: dtype of the result.
     """
 
     dtype: Any = jnp.float32
@@ -38,7 +37,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 def _group_norm(dtype: Any, name: str) -> Callable[[jax.Array], jax.Array]:
-    """32 groups (Wu and He 2018), fewer where a group would have fewer than 8 channels."""
+    """Returns a group norm with 32 groups (Wu and He 2018), or fewer for at least 8 channels per group."""
 
     def normalize(inputs: jax.Array) -> jax.Array:
         num_groups = max(min(32, inputs.shape[-1] // 8), 1)

@@ -1,8 +1,7 @@
-"""Residual networks (He et al. 2015, arXiv 1512.03385) and their kin, under the names that they have in torch.
+"""Residual networks (He et al. 2015, arXiv 1512.03385) and their variants, with torch's names.
 
-The CIFAR kind is called as in github.com/akamaster/pytorch_resnet_cifar10, the ImageNet kind as in torchvision, so that
-either's checkpoint is read by the rule of `weights.torch_names`. Convolutions are XLA's own: on a CPU, ResNet-20's
-gradient (batch 64) took 0.40 s with them and 0.41 s with the weight gradient as a product over patches.
+The CIFAR networks have the names of github.com/akamaster/pytorch_resnet_cifar10, the ImageNet networks those of
+torchvision; `checkpoints.torch_names` converts both.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def convolution(features: int, size: int, stride: int, dtype: Any, name: str, groups: int = 1) -> nn.Conv:
-    """A convolution without bias, padded as torch does: by (size - 1) / 2 on each side, whatever the stride.
+    """Makes a convolution without bias, with torch's padding of (size - 1) / 2 on each side for any stride.
 
     Args:
         features: channels of the result.
         size: side of the kernel.
-        stride: in both directions.
-        dtype: of the result.
-        name: of the layer.
-        groups: of channels that see one another alone.
+        stride: stride in both directions.
+        dtype: dtype of the result.
+        name: name of the layer.
+        groups: number of groups of channels.
     """
     margin = ((size - 1) // 2,) * 2
     return nn.Conv(
@@ -51,11 +50,11 @@ class BasicBlock(nn.Module):
 
     Attributes:
         width: channels of the result.
-        stride: of the first convolution.
-        projects: a shortcut of another shape is a 1×1 convolution (option B); else it is subsampled and padded with
-            zero channels on both sides (option A).
-        norm: see `NORMS`.
-        dtype: of the activations.
+        stride: stride of the first convolution.
+        projects: whether a shortcut of another shape is a 1×1 convolution (option B), or else is subsampled and padded
+            with zero channels on both sides (option A).
+        norm: key of `NORMS`.
+        dtype: dtype of activations.
     """
 
     width: int
@@ -76,14 +75,19 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions (He et al. 2015, figure 5, right), the stride in the middle one as in torchvision.
+    """1×1, 3×3 and 1×1 convolutions (He et al. 2015, figure 5, right), the 3×3 one with the stride as in torchvision.
 
-    The result has 4 · width channels, the middle width · groups · width_per_group / 64: with the defaults `width`.
+    The result has 4 · width channels, the 3×3 convolution width · groups · width_per_group / 64 (by default `width`).
 
-    Attributes: as `BasicBlock`'s, and:
-      groups: of the middle convolution, ResNeXt's cardinality (Xie et al. 2016, arXiv 1611.05431).
-      width_per_group: channels of a group in a stage of width 64; twice as many make Wide ResNet's middle (Zagoruyko
-        and Komodakis 2016, arXiv 1605.07146).
+    Attributes:
+        width: see `BasicBlock`.
+        stride: stride of the 3×3 convolution.
+        projects: see `BasicBlock`.
+        norm: key of `NORMS`.
+        dtype: dtype of activations.
+        groups: groups of the 3×3 convolution, ResNeXt's cardinality (Xie et al. 2016, arXiv 1611.05431).
+        width_per_group: channels per group in a stage of width 64; 128 for Wide ResNet (Zagoruyko and Komodakis 2016,
+            arXiv 1605.07146).
     """
 
     width: int
@@ -124,12 +128,12 @@ class ResNet(nn.Module):
     Attributes:
         num_classes: K.
         depths: blocks of each stage.
-        width: channels of the first stage, before the block's expansion; each later stage has twice as many.
-        block: `BasicBlock`, or `BottleneckBlock`, perhaps with its groups and their width.
-        imagenet: the stem is a 7×7 convolution of stride 2 and max pooling, shortcuts project, the head is called `fc`;
-            else CIFAR's: a 3×3 stem, parameter-free shortcuts, and a head called `linear`.
-        norm: "group", to train from scratch; or "batch", with frozen statistics, for a trained network.
-        dtype: of the activations; parameters, statistics and logits are float32.
+        width: channels of the first stage, before the block's expansion; each stage doubles them.
+        block: `BasicBlock` or `BottleneckBlock`, or a partial of the latter.
+        imagenet: whether it is an ImageNet network (stem of a 7×7 convolution of stride 2 and max pooling, projecting
+            shortcuts, head `fc`) or a CIFAR network (3×3 stem, shortcuts without parameters, head `linear`).
+        norm: "group" for training from scratch, or "batch" (with frozen statistics) for a trained network.
+        dtype: dtype of activations; parameters, statistics and logits are float32.
     """
 
     num_classes: int
@@ -155,7 +159,7 @@ class ResNet(nn.Module):
                 name = f"layer{stage + 1}.{index}"
                 width = self.width * 2**stage
                 hidden = self.block(width, stride, self.imagenet, self.norm, self.dtype, name=name)(hidden)
-        # The mean and the head in float32, whatever the activations are in: logits feed losses.
+        # Mean and head are float32, for the losses.
         pooled = hidden.astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.num_classes, name="fc" if self.imagenet else "linear")(pooled)
 
@@ -178,18 +182,18 @@ RESNETS: Mapping[str, Callable[..., ResNet]] = {
 
 
 def build_resnet(name: str, num_classes: int, norm: str = "group", dtype: Any = jnp.float32) -> ResNet:
-    """Makes a residual network by name.
+    """Builds a residual network by name.
 
     Args:
         name: a key of `RESNETS`.
         num_classes: K.
         norm: a key of `NORMS`.
-        dtype: of the activations.
+        dtype: dtype of activations.
 
     Raises:
         InputError: the name or the norm is unknown.
     """
     for what, value, table in (("residual network", name, RESNETS), ("norm", norm, NORMS)):
         if value not in table:
-            raise InputError(f"{value!r} is no {what}: it is one of {', '.join(table)}")
+            raise InputError(f"{value!r} is not a {what}; choose one of {', '.join(table)}")
     return RESNETS[name](num_classes=num_classes, norm=norm, dtype=dtype)

@@ -13,11 +13,11 @@ from utilgen_jax.models.gradient_checkpointing import check_gradient_checkpointi
 from utilgen_jax.models.layers import Conv
 from utilgen_jax.models.unet_blocks import DownBlock2D, MidBlock2D, UpBlock2D
 
-_DOWN_BLOCK_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it transformers?
+_DOWN_BLOCK_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has transformers?
 _UP_BLOCK_TYPES = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 
-# Settings with one supported value, which is diffusers' default. Every further setting of a config.json has to be off
-# (null or false), unless it is among the harmless ones.
+# Settings with one supported value, which is diffusers' default. All other settings of a config.json must be null or
+# false, except for the harmless ones.
 _FIXED = {
     "act_fn": "silu",
     "attention_type": "default",
@@ -35,34 +35,34 @@ _HARMLESS = {"upcast_attention", "addition_embed_type_num_heads"}  # scores are 
 
 
 class UNet2DConditionModel(nn.Module):
-    """Predicts the noise (or the velocity) in latents from the timestep and a text.
+    """Predicts the noise (or the velocity) in latents, conditioned on the timestep and a text.
 
-    The attributes bear the names, defaults and meaning of diffusers' config.json.
+    The attributes have the names, defaults and meaning of diffusers' config.json.
 
     Attributes:
-        sample_size: height and width of the latents that the model was trained on.
+        sample_size: height and width of the training latents.
         in_channels: channels of the latents.
         out_channels: channels of the prediction.
-        center_input_sample: map the latents from [0, 1] to [-1, 1] first.
+        center_input_sample: whether to map the latents from [0, 1] to [-1, 1] first.
         flip_sin_to_cos: see `timestep_embedding`.
         freq_shift: see `timestep_embedding`.
-        down_block_types: 'DownBlock2D' or 'CrossAttnDownBlock2D', one a resolution.
-        up_block_types: 'UpBlock2D' or 'CrossAttnUpBlock2D', one a resolution, the smallest first.
+        down_block_types: 'DownBlock2D' or 'CrossAttnDownBlock2D' for each resolution.
+        up_block_types: 'UpBlock2D' or 'CrossAttnUpBlock2D' for each resolution, the smallest first.
         block_out_channels: channels at each resolution, the largest resolution first.
-        layers_per_block: residual blocks of each down block; an up block has one more.
+        layers_per_block: residual blocks per down block; up blocks have one more.
         downsample_padding: see `Downsample2D`.
-        norm_num_groups: groups of every group norm; divides every entry of `block_out_channels`.
-        norm_eps: epsilon of the residual blocks' group norms and of the last one.
+        norm_num_groups: groups of all group norms; must divide all entries of `block_out_channels`.
+        norm_eps: epsilon of the group norms of residual blocks and of the output.
         cross_attention_dim: width of `encoder_hidden_states`.
-        attention_head_dim: the NUMBER of attention heads, one for all or one a resolution (diffusers' misnomer).
+        attention_head_dim: NUMBER of attention heads, for all or for each resolution (diffusers' misnomer).
         use_linear_projection: see `Transformer2DModel`.
-        class_embed_type: 'projection' adds a projection of `class_labels` to the time embedding (unCLIP), or None.
+        class_embed_type: 'projection' adds a projection of `class_labels` to the time embedding (unCLIP); else None.
         projection_class_embeddings_input_dim: width of `class_labels` with 'projection'.
-        gradient_checkpointing: what the backward pass computes again rather than keep, by its name in
-            `GRADIENT_CHECKPOINTING`: 'none'; 'products', all but convolutions and dense layers; 'layers', the inside
-            of each residual block and transformer; 'blocks', the inside of each resolution's block.
+        gradient_checkpointing: what the backward pass recomputes, a key of `GRADIENT_CHECKPOINTING`: 'none';
+            'products', all but the outputs of convolutions and dense layers; 'layers', the intermediate results of each
+            residual block and transformer; 'blocks', those of the block of each resolution.
         attention_implementation: see `dot_product_attention`.
-        dtype: activations; statistics, softmax and the time embedding are float32 anyway.
+        dtype: dtype of activations; statistics, softmax and the time embedding are always float32.
     """
 
     sample_size: int | None = None
@@ -91,10 +91,10 @@ class UNet2DConditionModel(nn.Module):
     def from_config(
         cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
     ) -> "UNet2DConditionModel":
-        """Builds the model that a parsed diffusers config.json describes; absent settings take diffusers' defaults.
+        """Builds the model of a parsed diffusers config.json; missing settings have diffusers' defaults.
 
         Raises:
-            InputError: an unsupported setting that would change the result, or settings that do not fit together.
+            InputError: a setting is not supported, or settings are inconsistent.
         """
         own = {"parent", "name", "dtype", "gradient_checkpointing", "attention_implementation"}
         fields = {name for name in cls.__dataclass_fields__ if name not in own}
@@ -112,7 +112,7 @@ class UNet2DConditionModel(nn.Module):
 
     @nn.nowrap
     def _check(self) -> None:
-        """Raises InputError where the settings are of a kind that the model does not know or do not fit together."""
+        """Raises InputError if settings are not supported or inconsistent."""
         check_gradient_checkpointing(self.gradient_checkpointing)
         levels = len(self.block_out_channels)
         for name, known in (("down_block_types", _DOWN_BLOCK_TYPES), ("up_block_types", _UP_BLOCK_TYPES)):
@@ -156,7 +156,7 @@ class UNet2DConditionModel(nn.Module):
 
     @nn.nowrap
     def example_inputs(self, batch_size: int = 1) -> dict[str, jax.Array]:
-        """Returns the smallest zeros that `init` and `jax.eval_shape` can be given, as arguments by name."""
+        """Returns minimal arguments for `init` and `jax.eval_shape`, zeros by name."""
         size = 2 ** (len(self.block_out_channels) - 1)
         inputs = {
             "sample": jnp.zeros((batch_size, size, size, self.in_channels)),
@@ -175,11 +175,11 @@ class UNet2DConditionModel(nn.Module):
         encoder_hidden_states: jax.Array,
         class_labels: jax.Array | None = None,
     ) -> jax.Array:
-        """Predicts what the model was trained to see in noisy latents.
+        """Predicts the training target from noisy latents.
 
         Args:
             sample: noisy latents [B, h, w, in_channels].
-            timesteps: [B] or a scalar, in steps of the noise schedule.
+            timesteps: timesteps of the noise schedule, [B] or scalar.
             encoder_hidden_states: text embedding [B, T, cross_attention_dim].
             class_labels: [B, projection_class_embeddings_input_dim] with class_embed_type 'projection' (in
                 Stable Diffusion 2.1-unCLIP: the noised image embedding ‖ the embedding of its noise level); else None.
@@ -188,7 +188,7 @@ class UNet2DConditionModel(nn.Module):
             [B, h, w, out_channels] of dtype `dtype`.
 
         Raises:
-            InputError: class_labels are missing or of no use.
+            InputError: class_labels are missing or not supported.
         """
         if (class_labels is None) != (self.class_embed_type is None):
             state = "missing" if class_labels is None else "given"
@@ -222,7 +222,7 @@ class UNet2DConditionModel(nn.Module):
         taken = self.layers_per_block + 1
         for index, block_type in enumerate(self.up_block_types):
             level = last - index
-            upsample_size = skips[-taken - 1].shape[1:3] if level else None  # that of the next block's skips
+            upsample_size = skips[-taken - 1].shape[1:3] if level else None  # of the next block's skips
             block = self._block(
                 UpBlock2D, f"up_blocks.{index}", level, _UP_BLOCK_TYPES[block_type], upsample_size=upsample_size
             )
@@ -234,12 +234,12 @@ class UNet2DConditionModel(nn.Module):
 
     @nn.nowrap
     def _conv(self, features: int, name: str) -> Conv:
-        """Makes a 3×3 convolution that keeps the size."""
+        """Makes a size-preserving 3×3 convolution."""
         return Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name)
 
     @nn.nowrap
     def _embed_time(self, timesteps: jax.Array, class_labels: jax.Array | None) -> jax.Array:
-        """Returns the embedding [B, 4 block_out_channels[0]] of the timesteps, plus that of the class labels."""
+        """Returns the sum of the embeddings of timesteps and class labels, [B, 4 block_out_channels[0]]."""
         width = 4 * self.block_out_channels[0]
         sinusoids = timestep_embedding(timesteps, self.block_out_channels[0], self.flip_sin_to_cos, self.freq_shift)
         embedding = TimestepEmbedding(width, name="time_embedding")(sinusoids)

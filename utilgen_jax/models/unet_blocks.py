@@ -1,4 +1,4 @@
-"""The residual, down, middle and up blocks of Stable Diffusion's UNet."""
+"""Residual, down, middle and up blocks of Stable Diffusion's UNet."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from utilgen_jax.models.layers import Conv, Dense
 
 
 class ResnetBlock2D(nn.Module):
-    """Two 3×3 convolutions behind group norm and SiLU, with the time embedding added between, and a shortcut.
+    """Two 3×3 convolutions after group norm and SiLU, with the time embedding added in between, and a shortcut.
 
     Attributes:
-        out_channels: channels of the result; a 1×1 convolution is on the shortcut where the input has another number.
+        out_channels: channels of the result; the shortcut is a 1×1 convolution if the input has another number.
         norm_num_groups: groups of both group norms.
-        norm_eps: what both group norms add to the variance.
-        dtype: activations.
+        norm_eps: epsilon of both group norms.
+        dtype: dtype of activations.
     """
 
     out_channels: int
@@ -49,11 +49,11 @@ class ResnetBlock2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """3×3 convolution at stride 2.
+    """3×3 convolution with stride 2.
 
     Attributes:
-        padding: 1 pads every side; 0 pads the bottom and the right alone, as the autoencoder does.
-        dtype: activations.
+        padding: 1 pads all sides; 0 pads only the bottom and the right, as in the autoencoder.
+        dtype: dtype of activations.
     """
 
     padding: int = 1
@@ -61,20 +61,20 @@ class Downsample2D(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
-        """Maps [B, h, w, C] to [B, h / 2, w / 2, C]; an odd side's half is rounded up with padding 1, else down."""
+        """Maps [B, h, w, C] to [B, h / 2, w / 2, C]; half of an odd side is rounded up with padding 1, else down."""
         padding = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
         conv = Conv(hidden_states.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")
         return conv(hidden_states)
 
 
 class Upsample2D(nn.Module):
-    """Every pixel four times, then a 3×3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3×3 convolution."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
-        """Maps [B, h, w, C] to [B, 2 h, 2 w, C]; or to `size` (height, width), where an odd one had been halved."""
+        """Maps [B, h, w, C] to [B, 2 h, 2 w, C], or to `size` (height, width), for odd sizes."""
         batch, height, width, channels = hidden_states.shape
         if size in (None, (2 * height, 2 * width)):
             repeated = jnp.broadcast_to(
@@ -87,17 +87,17 @@ class Upsample2D(nn.Module):
 
 
 class _Block(nn.Module):
-    """What the UNet's three kinds of blocks share.
+    """Base class of the UNet's blocks.
 
     Attributes:
         out_channels: channels of the result.
-        num_heads: attention heads of the transformer after each residual block; None for a block without transformers.
+        num_heads: attention heads of the transformers; None for a block without transformers.
         norm_num_groups: groups of the group norms.
-        norm_eps: what the residual blocks' group norms add to the variance.
+        norm_eps: epsilon of the group norms of the residual blocks.
         use_linear_projection: see `Transformer2DModel`.
-        dtype: activations.
+        dtype: dtype of activations.
         attention_implementation: see `dot_product_attention`.
-        gradient_checkpointing: a name in `GRADIENT_CHECKPOINTING`.
+        gradient_checkpointing: key of `GRADIENT_CHECKPOINTING`.
     """
 
     out_channels: int
@@ -111,14 +111,14 @@ class _Block(nn.Module):
 
     @nn.nowrap
     def resnet(self, index: int, hidden_states: jax.Array, time_embedding: jax.Array) -> jax.Array:
-        """Applies the residual block of that index."""
+        """Applies the residual block `index`."""
         return checkpointed(ResnetBlock2D, "layer", self.gradient_checkpointing)(
             self.out_channels, self.norm_num_groups, self.norm_eps, self.dtype, name=f"resnets.{index}"
         )(hidden_states, time_embedding)
 
     @nn.nowrap
     def attention(self, index: int, hidden_states: jax.Array, encoder_hidden_states: jax.Array) -> jax.Array:
-        """Applies the transformer of that index, if the block has transformers."""
+        """Applies the transformer `index`, if the block has transformers."""
         if self.num_heads is None:
             return hidden_states
         return checkpointed(Transformer2DModel, "layer", self.gradient_checkpointing)(
@@ -132,7 +132,7 @@ class _Block(nn.Module):
 
 
 class DownBlock2D(_Block):
-    """diffusers' DownBlock2D, and with `num_heads` its CrossAttnDownBlock2D.
+    """diffusers' DownBlock2D, or CrossAttnDownBlock2D with `num_heads`.
 
     Attributes:
         num_layers: number of residual blocks.
@@ -146,7 +146,7 @@ class DownBlock2D(_Block):
     def __call__(
         self, hidden_states: jax.Array, time_embedding: jax.Array, encoder_hidden_states: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Maps [B, h, w, C], [B, E], [B, T, D] to ([B, h', w', out_channels], every layer's output for the way up)."""
+        """Maps [B, h, w, C], [B, E], [B, T, D] to ([B, h', w', out_channels], outputs of all layers as skips)."""
         skips: tuple[jax.Array, ...] = ()
         for index in range(self.num_layers):
             hidden_states = self.resnet(index, hidden_states, time_embedding)
@@ -172,10 +172,10 @@ class MidBlock2D(_Block):
 
 
 class UpBlock2D(_Block):
-    """diffusers' UpBlock2D, and with `num_heads` its CrossAttnUpBlock2D; one residual block for each skip.
+    """diffusers' UpBlock2D, or CrossAttnUpBlock2D with `num_heads`; one residual block for each skip.
 
     Attributes:
-        upsample_size: (height, width) to enlarge to at the end, see `Upsample2D`; None for the last block.
+        upsample_size: final (height, width), see `Upsample2D`; None for the last block, which keeps the size.
     """
 
     upsample_size: tuple[int, int] | None = None

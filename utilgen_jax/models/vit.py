@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) under timm's names, for its checkpoints."""
+"""Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) with timm's names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _truncated_normal = nn.initializers.truncated_normal(0.02)
 
 
 class PatchEmbed(nn.Module):
-    """Squares of pixels to tokens: [B, S, S, C] -> [B, (S / patch_size)², width], row by row."""
+    """Patches to tokens: [B, S, S, C] -> [B, (S / patch_size)², width], in row-major order."""
 
     width: int
     patch_size: int
@@ -31,7 +31,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, queries, keys and values from one matrix: [B, T, D] -> [B, T, D]."""
+    """Multi-head self-attention with a joint projection to queries, keys and values: [B, T, D] -> [B, T, D]."""
 
     num_heads: int
     dtype: Any
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers around the exact GELU, the inner of 4 D units: [B, T, D] -> [B, T, D]."""
+    """Two dense layers with the exact GELU and 4 D hidden units: [B, T, D] -> [B, T, D]."""
 
     dtype: Any
 
@@ -61,7 +61,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and a residual connection: [B, T, D] -> [B, T, D]."""
+    """Attention and MLP, each with a pre layer norm and a residual connection: [B, T, D] -> [B, T, D]."""
 
     num_heads: int
     dtype: Any
@@ -76,15 +76,15 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The network; its position embeddings are as many as the images that it is initialised with have patches.
+    """Vision transformer; the image size of `init` decides the number of position embeddings.
 
     Attributes:
         num_classes: K.
-        patch_size: side of a patch in pixels; divides the image's.
-        width: D.
-        depth: blocks.
-        num_heads: of attention; divides `width`.
-        dtype: of the activations; parameters and logits are float32.
+        patch_size: side of a patch in pixels; must divide the image's.
+        width: width of the tokens, D.
+        depth: number of blocks.
+        num_heads: number of attention heads; must divide `width`.
+        dtype: dtype of activations; parameters and logits are float32.
     """
 
     num_classes: int
@@ -110,17 +110,17 @@ class VisionTransformer(nn.Module):
 
 
 def build_vit_small(num_classes: int, image_size: int, dtype: Any = jnp.float32) -> VisionTransformer:
-    """ViT-S (Touvron et al. 2020, arXiv 2012.12877): timm's vit_small_patch16, with patches of 4 under 64 pixels.
+    """Builds ViT-S (Touvron et al. 2020, arXiv 2012.12877): timm's vit_small_patch16, or patch size 4 below 64 pixels.
 
     Args:
         num_classes: K.
         image_size: side of the images in pixels.
-        dtype: of the activations.
+        dtype: dtype of activations.
 
     Raises:
-        InputError: patches of that size do not fill the images.
+        InputError: the patch size does not divide the image size.
     """
     patch_size = 16 if image_size >= 64 else 4
     if image_size % patch_size:
-        raise InputError(f"config.data.image_size={image_size}: vit_s takes multiples of 4, from 64 pixels on of 16")
+        raise InputError(f"config.data.image_size={image_size}: vit_s needs multiples of 4, or of 16 from 64 on")
     return VisionTransformer(num_classes, patch_size, dtype=dtype)

@@ -28,21 +28,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import ConfigDict
 
+from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.errors import InputError
-from utilgen_jax.fields import section_fields
 from utilgen_jax.generator.architectures import ARCHITECTURES
-from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
 from utilgen_jax.plan.architecture import find_architecture
-from utilgen_jax.plan.chips import CHIPS, TOPOLOGIES
 from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, Job, plan_program
 from utilgen_jax.plan.topology import topology_mesh
+from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 
 
 def define_flags() -> flags.FlagValues:
@@ -137,7 +135,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
-def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
+def make_job(config: Config, settings: dict[str, Any]) -> tuple[Job, str]:
     """Finds the architecture and the chips; returns what is to be planned, and the architecture's origin."""
     architecture, origin = find_architecture(
         config.generator.checkpoint,
@@ -151,9 +149,7 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
         architecture=architecture,
         mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
         dtype=jnp.dtype(config.generator.dtype),
-        sampling=SamplingConfig(
-            **{field.name: config.generator[field.name] for field in section_fields(SamplingConfig)}
-        ),
+        sampling=config.generator,
         classifier=build_classifier(
             config.classifier.name,
             NUM_CLASSES,
@@ -161,12 +157,11 @@ def make_job(config: ConfigDict, settings: dict[str, Any]) -> tuple[Job, str]:
             config.data.image_size,
             jnp.dtype(config.classifier.dtype),
         ),
-        classifier_image_size=config.data.image_size,
-        classifier_channels=config.data.channels,
+        classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
     )
     if job.sampling.batch_size % job.mesh.size:
         raise InputError(
-            f"config.generator.batch_size={job.batch_size}: does not divide among {job.mesh.size} chips; "
+            f"config.generator.batch_size={job.sampling.batch_size}: does not divide among {job.mesh.size} chips; "
             "make it a multiple of them"
         )
     return job, origin

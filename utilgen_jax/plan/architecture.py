@@ -46,7 +46,9 @@ def find_architecture(
     return read_architecture(folder, **settings), str(checkpoint)
 
 
-def published_architecture(name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none") -> Architecture:
+def published_architecture(
+    name: str, dtype: jnp.dtype = jnp.float32, gradient_checkpointing: str = "none"
+) -> Architecture:
     """A published architecture without a tokenizer.
 
     Args:

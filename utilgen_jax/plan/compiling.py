@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from utilgen_jax.plan.flops import count_flops
+from utilgen_jax.runtime.flops import count_flops
 
 GIB = 2**30
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -48,7 +48,7 @@ class Figures:
         code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was asked for.
         resident_bytes: weights of the generator's other components, which lie beside it.
         needed_bytes: the sum.
-        flops: of all chips together, see `planning.flops.count_flops`.
+        flops: of all chips together, see `runtime.flops.count_flops`.
         compile_seconds: on this machine.
     """
 

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import feature_network
-from utilgen_jax.generator.adapter import Adapter, generate_images, labelled_examples, make_generate
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.generator.adapter import Adapter, generate_images, make_generate
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.denoising import (
@@ -42,12 +43,11 @@ class Job:
 
     Attributes:
         architecture: the generator's; its modules' dtype is that of activations.
-        mesh: from `chips.topology_mesh`.
+        mesh: from `topology.topology_mesh`.
         dtype: the weights are stored in it.
         sampling: of the sampler; its batch size counts the images over all chips.
         classifier: a linen module, for `NUM_CLASSES` classes.
-        classifier_image_size: side in pixels of the classifier's images.
-        classifier_channels: of these images.
+        classifier_input: classes, size and channels of the classifier's images.
     """
 
     architecture: Architecture
@@ -55,8 +55,7 @@ class Job:
     dtype: jnp.dtype
     sampling: SamplingConfig
     classifier: Any
-    classifier_image_size: int
-    classifier_channels: int
+    classifier_input: ClassifierInput
 
     def params(self) -> dict[str, Any]:
         """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
@@ -139,10 +138,9 @@ def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
 
 def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
     """`batch_size` given, generated and validation images each; the sampler's last step is differentiated."""
-    classifier, size, channels = job.classifier, job.classifier_image_size, job.classifier_channels
+    classifier, size, channels = job.classifier, job.classifier_input.image_size, job.classifier_input.channels
     weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
-    to_examples = partial(labelled_examples, num_classes=NUM_CLASSES, image_size=size, channels=channels)
 
     def init(key: jax.Array) -> BilevelState:
         images = jnp.zeros((1, size, size, channels))
@@ -157,7 +155,7 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
             weighting,
             optimizer,
             outer_optimizer,
-            generate=make_generate(generated, to_examples),
+            generate=make_generate(generated, job.classifier_input.examples),
         )
         return update(state, *batches)
 

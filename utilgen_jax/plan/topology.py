@@ -8,7 +8,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.plan.chips import CHIPS
+from utilgen_jax.runtime.chips import CHIPS
 from utilgen_jax.runtime.sharding import make_mesh
 
 # libtpu looks for the TPU of this machine as it is loaded, writes its log into /tmp and keeps other processes out;

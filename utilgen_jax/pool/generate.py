@@ -45,9 +45,7 @@ def generate_pool(
         FloatingPointError: an image is not finite; names the first one's place.
     """
     done = len(writer)
-    batches = generate_batches(
-        sd, records, adapter, sampling, condition_on=condition_on, refine=refine, first=done
-    )
+    batches = generate_batches(sd, records, adapter, sampling, condition_on=condition_on, refine=refine, first=done)
     for images in batches:
         if jax.process_index() == 0:
             writer.append(images, records[done : done + len(images)])

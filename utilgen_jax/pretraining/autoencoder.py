@@ -51,7 +51,7 @@ def train_autoencoder(
     def get_batch(step: int) -> Any:
         return corpus.batch(seed + 2, step, training.batch_size)
 
-    return fit("autoencoder", loss_fn, params, get_batch, training, seed, folder)
+    return fit(folder / "autoencoder", loss_fn, params, get_batch, training, seed)
 
 
 def encode_corpus(corpus: Corpus, vae: Any, params: Params, batch_size: int = 500) -> np.ndarray:

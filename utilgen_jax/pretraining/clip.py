@@ -84,4 +84,4 @@ def train_clip(
     def get_batch(step: int) -> Any:
         return corpus.batch(seed + 1, step, training.batch_size)
 
-    return fit("clip", loss_fn, params, get_batch, training, seed, folder)
+    return fit(folder / "clip", loss_fn, params, get_batch, training, seed)

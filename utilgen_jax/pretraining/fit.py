@@ -27,26 +27,22 @@ def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarra
 
 
 def fit(
-    name: str,
+    checkpoint: Path,
     loss_fn: Callable[[Params, Batch, jax.Array], jax.Array],
     params: Params,
     get_batch: Callable[[int], Batch],
     training: Training,
     seed: int,
-    folder: Path,
-    ema_decay: float = 0.0,
 ) -> Params:
-    """Trains with AdamW and a warm-up cosine schedule; resumes from the last checkpoint in `folder`.
+    """Trains with AdamW and a warm-up cosine schedule; resumes from the last checkpoint.
 
     Args:
-        name: name of the model, for the progress line and the checkpoint.
+        checkpoint: folder and, as its last part, the model's name; training is saved in `<checkpoint>_training`.
         loss_fn: (params, batch, key) -> scalar loss.
         params: initial parameters.
         get_batch: step number -> batch.
-        training: number of steps and learning rate.
+        training: number of steps, learning rate and moving average.
         seed: random seed of the loss's keys.
-        folder: folder for checkpoints.
-        ema_decay: decay of the exponential moving average of the parameters; 0 for none.
 
     Returns:
         The trained parameters, or their moving average.
@@ -58,7 +54,7 @@ def fit(
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, warmup, training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
 
-    # Steps are dispatched one by one: XLA's CPU backend is slow on convolution gradients inside a scan.
+    # One step a call, see `runtime.loops`.
     @jax.jit
     def train_step(state: dict[str, Any], batch: Batch, step: jax.Array) -> tuple[dict[str, Any], jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), step)
@@ -66,13 +62,14 @@ def fit(
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         new_params = optax.apply_updates(state["params"], updates)
         # The decay warms up, so that the initial parameters are forgotten.
-        decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+        decay = jnp.minimum(training.ema_decay, (1.0 + step) / (10.0 + step))
         average = optax.incremental_update(new_params, state["average"], 1.0 - decay)
         return {"params": new_params, "average": average, "optimizer": optimizer_state}, loss
 
     state = {"params": params, "average": params, "optimizer": optimizer.init(params)}
     start = 0
-    saved = folder / f"{name}_training"
+    name = checkpoint.name
+    saved = checkpoint.with_name(f"{name}_training")
     if orbax_checkpoint.exists(saved):
         restored = orbax_checkpoint.restore(saved, {"state": state, "step": 0})
         state, start = restored["state"], int(restored["step"])
@@ -85,4 +82,4 @@ def fit(
                 progress.update(step + 1, loss=float(loss))
             if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
                 orbax_checkpoint.save(saved, {"state": state, "step": step + 1})
-    return state["average"] if ema_decay else state["params"]
+    return state["average"] if training.ema_decay else state["params"]

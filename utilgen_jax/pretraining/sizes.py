@@ -15,18 +15,25 @@ EMBEDDING_SIZE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Training config of a component."""
+    """Training config of a component.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images a step.
+        learning_rate: AdamW's peak.
+        ema_decay: decay of the exponential moving average of the parameters; 0 for none.
+    """
 
     steps: int
     batch_size: int
     learning_rate: float
+    ema_decay: float = 0.0
 
 
 CORPUS_SIZE = 60_000
 CLIP_TRAINING = Training(steps=1000, batch_size=128, learning_rate=1e-3)
 AUTOENCODER_TRAINING = Training(steps=1500, batch_size=32, learning_rate=2e-3)
-UNET_TRAINING = Training(steps=4000, batch_size=64, learning_rate=1e-3)
-UNET_EMA_DECAY = 0.998
+UNET_TRAINING = Training(steps=4000, batch_size=64, learning_rate=1e-3, ema_decay=0.998)
 SNR_GAMMA = 5.0
 # Probabilities of training the UNet without caption and without image, so that it can be conditioned on either.
 CAPTION_DROPOUT = 0.1

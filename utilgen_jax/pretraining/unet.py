@@ -12,7 +12,7 @@ import numpy as np
 
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.generator.conditioning import encode_tokens, noise_image_embeds
-from utilgen_jax.generator.stable_diffusion import Params, StableDiffusion, example_arguments
+from utilgen_jax.generator.stable_diffusion import StableDiffusion, example_arguments
 from utilgen_jax.models.autoencoder import sample_posterior
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.fit import batch_indices, fit
@@ -20,10 +20,10 @@ from utilgen_jax.pretraining.sizes import (
     CAPTION_DROPOUT,
     IMAGE_DROPOUT,
     SNR_GAMMA,
-    UNET_EMA_DECAY,
     UNET_TRAINING,
     Training,
 )
+from utilgen_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,4 +95,4 @@ def train_unet(
             "image_embeds": images.image_embeds[indices],
         }
 
-    return fit("unet", loss_fn, params, get_batch, training, seed, folder, UNET_EMA_DECAY)
+    return fit(folder / "unet", loss_fn, params, get_batch, training, seed)

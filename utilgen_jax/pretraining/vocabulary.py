@@ -48,19 +48,19 @@ class GlyphAttributes:
     """Attributes that determine a glyph image and its caption.
 
     Attributes:
-        digit: The class, 0 to 9.
+        digit: the class, 0 to 9.
         style: style of `font`, one of `STYLES`.
-        font: The font's name, a key of `glyphs.FONTS`.
-        weight: Stroke width over ink height.
-        slant: Tangent of the angle by which upright strokes lean; positive leans right.
-        width: Upright ink width over ink height, over the digit's `TYPICAL_ASPECT`.
-        size: Ink height over image height.
-        x: Horizontal offset of the ink box's centre from the image's, over the image's width; positive is right.
+        font: the font's name, a key of `glyphs.FONTS`.
+        weight: stroke width over ink height.
+        slant: tangent of the angle by which upright strokes lean; positive leans right.
+        width: upright ink width over ink height, over the digit's `TYPICAL_ASPECT`.
+        size: ink height over image height.
+        x: horizontal offset of the ink box's centre from the image's, over the image's width; positive is right.
         y: vertical offset over the image's height; positive is down.
-        noise: One of `NOISES`.
+        noise: one of `NOISES`.
         grain: standard deviation of a grainy image's noise, where full ink is 1; else 0.
-        rotation: Clockwise rotation in radians, contained in `slant`.
-        warp: Standard deviation of the elastic warp, over the image's width.
+        rotation: clockwise rotation in radians, contained in `slant`.
+        warp: standard deviation of the elastic warp, over the image's width.
         texture_seed: seed of the warp field and the grain.
     """
 

@@ -21,7 +21,7 @@ class MetricsWriter:
     one. Opening the file removes a partial last line, which a killed run may leave.
 
     Args:
-        workdir: the run's folder; made if it does not exist.
+        workdir: the run's folder; created if missing.
         enabled: whether to write; False on all processes but the first. Values are checked in any case.
     """
 

@@ -100,7 +100,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
     facts = [
         ("method", summary["method"]),
         ("data", summary["dataset"]),
-        ("shots a class", summary["shots"] or "all"),
+        ("shots per class", summary["shots"] or "all"),
         ("seed", summary["seed"]),
         ("real images", f"{summary['num_real']:,}"),
         ("synthetic images", f"{summary['num_synthetic']:,}"),

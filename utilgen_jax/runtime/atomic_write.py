@@ -30,8 +30,8 @@ def replace_file(path: Path, fsync: bool = False) -> Iterator[Path]:
     """Yields the path of a file to write; it replaces `path` at the end of the block.
 
     Args:
-        path: The file; its folder exists.
-        fsync: Force the content to the disk before the replacement, so that it survives a power cut.
+        path: the file; its folder exists.
+        fsync: force the content to the disk before the replacement, so that it survives a power cut.
     """
     partial = _partial(path)
     try:
@@ -52,7 +52,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     the sibling `.<name>.old`.
 
     Args:
-        path: The folder; its parents are made.
+        path: the folder; its parents are made.
     """
     partial, old = _partial(path), path.with_name(f".{path.name}.old")
     shutil.rmtree(partial, ignore_errors=True)

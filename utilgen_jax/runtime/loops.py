@@ -1,4 +1,10 @@
-"""Several steps in one program, so that a backward pass through them remembers only what is between them."""
+"""Loops of training steps on the device.
+
+On CPU, XLA computes the gradient of a convolution's weights some fifty times slower inside a loop (`lax.scan`,
+`while_loop`) than outside: 20 steps of a 3×3 convolution of 64 channels on 8×8 pixels, batch 128, take 14.4 s in a scan
+and 0.28 s as a Python loop over the jitted step. Training loops therefore call one jitted step at a time, and
+`remat_steps` writes its steps one after the other on CPU. Forward convolutions in a loop are not affected.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +21,14 @@ PyTree = Any
 def remat_steps(
     step: Callable[[Carry, PyTree], tuple[Carry, PyTree]], carry: Carry, inputs: PyTree, loop: bool | None = None
 ) -> tuple[Carry, PyTree]:
-    """`jax.lax.scan` over rematerialised steps.
+    """`jax.lax.scan` over rematerialised steps: a backward pass keeps only the carry between them.
 
     Args:
         step: (carry, one step's inputs) -> (carry, one step's outputs).
         carry: before the first step.
         inputs: every leaf [K, ...].
-        loop: compile one step and loop over it, as a scan does; else the K steps are written one after the other. None
-            decides by the platform: XLA's CPU backend computes a convolution's weight gradient some fifty times slower
-            inside a loop.
+        loop: compile one step and loop over it, as a scan does; False writes the K steps one after the other; None
+            decides by the platform.
 
     Returns:
         The last carry, and the outputs, every leaf [K, ...].

@@ -1,4 +1,4 @@
-"""The work of `python -m utilgen_jax.sample` once its arguments are read: checkpoint, LoRA and prompts in, images out."""
+"""The work of `python -m utilgen_jax.sample` once its arguments are read."""
 
 from __future__ import annotations
 
@@ -92,8 +92,7 @@ def _open(
         loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
     sd = load_stable_diffusion(
         folder,
-        dtype,
-        param_dtype=param_dtype,
+        param_dtype,
         components=components,
         variant=settings["variant"],
         architecture=architecture,
@@ -103,9 +102,7 @@ def _open(
     return sd, loras, sampling, image_inputs
 
 
-def plan(
-    architecture: Architecture, settings: dict[str, Any], inputs: Inputs
-) -> tuple[SamplingConfig, ImageInputs]:
+def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -> tuple[SamplingConfig, ImageInputs]:
     """Checks the settings against the checkpoint, before its weights are loaded.
 
     Args:

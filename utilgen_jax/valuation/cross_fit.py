@@ -105,7 +105,7 @@ def cross_fit(
     program = _Program(
         dataclasses.replace(config, steps=valuation.steps),
         valuation,
-        make_weighting(weighting_name, valuation, pool.targets.shape[-1], _num_attributes(pool)),
+        make_weighting(weighting_name, valuation, pool.num_classes, _num_attributes(pool)),
     )
     values, fold_models = [], []
     for number, fold in enumerate(folds):
@@ -206,7 +206,7 @@ def _value(
     logits = predict_logits(classifier, state.params, pool.inputs, PREDICTION_BATCH_SIZE)
     # Soft labels are made of the labels as they are: the final classifier smooths them, and once is enough.
     needs_influence = program.weighting.needs_influence
-    examples = dataclasses.replace(pool, weights=None) if needs_influence else smoothed(program.config, pool)
+    examples = dataclasses.replace(pool.dense(), weights=None) if needs_influence else smoothed(program.config, pool)
     inputs = WeightingInputs(examples, jnp.asarray(logits))
     if needs_influence:
         parts = []
@@ -255,5 +255,5 @@ def init_state(
 
 def smoothed(config: ClassifierConfig, examples: Examples) -> Examples:
     """Examples as the bilevel update trains on them: with smoothed targets, and weights left to the weighting."""
-    targets = optax.smooth_labels(examples.targets, config.label_smoothing)
+    targets = optax.smooth_labels(examples.dense().targets, config.label_smoothing)
     return dataclasses.replace(examples, targets=targets, weights=None)

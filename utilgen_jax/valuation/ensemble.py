@@ -52,7 +52,7 @@ def ensemble_labels(
         Float32 [N, K].
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
-    predicted = np.zeros(pool.targets.shape, np.float32)
+    predicted = np.zeros((len(pool), pool.num_classes), np.float32)
     for member in range(ensemble.members):
 
         def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
@@ -63,4 +63,4 @@ def ensemble_labels(
         logits = predict_logits(classifier, params, pool.inputs, config.eval_batch_size)
         predicted += softmax(logits, axis=-1) / ensemble.members
     calibrated = temperature_scale(predicted, to_host(pool.labels))
-    return ensemble.share * calibrated + (1 - ensemble.share) * to_host(pool.targets)
+    return ensemble.share * calibrated + (1 - ensemble.share) * to_host(pool.dense().targets)

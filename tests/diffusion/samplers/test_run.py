@@ -1,4 +1,4 @@
-"""The sampling loop: what it calls, its noise, its gradients; and what is refused."""
+"""The sampling loop: denoiser calls, noise, gradients, and invalid arguments."""
 
 from functools import partial
 
@@ -42,7 +42,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     together = run(NOISE, KEYS)
     np.testing.assert_allclose(together[1:2], run(NOISE[1:2], KEYS[1:2]), atol=1e-6)
     assert np.abs(run(NOISE, KEYS[::-1]) - together).max() > 0.1
-    with pytest.raises(InputError, match="draws noise at every step: it needs keys"):
+    with pytest.raises(InputError, match="is stochastic: it needs keys"):
         run_sampler(fake_model, sampler, NOISE)
 
 
@@ -87,7 +87,7 @@ def test_some_calls_and_then_the_others_are_all(name):
 
 
 def test_inversion_of_the_first_steps_is_one_step_of_diffusers_there_and_back():
-    """As Golden Noise's public code does it: one step of DDIM, and one of its inversion."""
+    """As in Golden Noise's public code: a step of DDIM, and one of its inversion."""
     there, back = DDIMScheduler(**CONFIG, clip_sample=False), DDIMInverseScheduler(**CONFIG, clip_sample=False)
     for scheduler in (there, back):
         scheduler.set_timesteps(10)
@@ -147,7 +147,7 @@ def test_gradients_flow_through_the_last_steps_alone(name):
     np.testing.assert_allclose(jax.grad(of_one)(0.7, None), step_gradients.sum(), rtol=1e-4)
 
 
-def test_steps_without_gradients_keep_nothing_and_few_with_gradients_are_unrolled():
+def test_steps_without_gradients_store_nothing_and_few_with_gradients_are_unrolled():
     of_one, _ = losses("ddim")
     for number, loops in ((0, 0), (1, 1), (2, 1), (6, 3)):  # the steps without; those with, forwards, backwards
         gradient = jax.jit(jax.grad(of_one), static_argnums=1)
@@ -179,13 +179,13 @@ def test_the_config_offers_every_sampler():
         ("dpmsolver++", {"lambda_min_clipped": -5.1}),
     ],
 )
-def test_settings_that_a_sampler_does_not_compute_are_refused_by_name(name, setting):
+def test_settings_that_a_sampler_does_not_support_are_refused_by_name(name, setting):
     [(field, value)] = setting.items()
     schedule = load_schedule(CONFIG | setting)
     with pytest.raises(InputError, match=f"scheduler_config.json: {field}=.* not supported by the sampler") as refusal:
         make_sampler(name, schedule, 5)
     assert repr(value) in str(refusal.value)
-    # They do not matter to every sampler.
+    # Not all samplers use them.
     make_sampler("pndm" if name != "pndm" else "ddim", schedule, 5)
 
 
@@ -193,16 +193,16 @@ def test_settings_that_a_sampler_does_not_compute_are_refused_by_name(name, sett
     ("name", "num_steps", "settings", "message"),
     [
         ("heun", 5, {}, "scheduler 'heun' is not one of ddim, .*lcm, checkpoint"),
-        ("euler", 5, {"eta": 0.5}, "eta=0.5 is of the scheduler 'ddim' alone, not of 'euler'"),
-        ("ddim", 5, {"strength": 0.1}, "strength=0.1 of 5 sampling steps: .* the product at least 1"),
-        ("ddim", 5, {"strength": 1.5}, "strength=1.5 .* it must be at most 1"),
+        ("euler", 5, {"eta": 0.5}, "eta=0.5 is only for the scheduler 'ddim', not for 'euler'"),
+        ("ddim", 5, {"strength": 0.1}, "strength=0.1 of 5 sampling steps: .* leave at least one step"),
+        ("ddim", 5, {"strength": 1.5}, "strength=1.5 .* must be at most 1"),
         ("checkpoint", 5, {}, "_class_name='UniPCMultistepScheduler' is not one of .*; choose .* by name: ddim"),
         ("lcm", 51, {}, "between 1 and 50, not 51"),
         ("dpmsolver++", 1000, {}, "between 1 and 999, not 1000"),
         *[(name, 0, {}, "must be between 1 and .*, not 0") for name in SAMPLERS],
     ],
 )
-def test_what_does_not_fit_is_refused(name, num_steps, settings, message):
+def test_invalid_arguments_are_refused(name, num_steps, settings, message):
     schedule = load_schedule(CONFIG | {"_class_name": "UniPCMultistepScheduler"})
     with pytest.raises(InputError, match=message):
         make_sampler(name, schedule, num_steps, **settings)

@@ -11,7 +11,8 @@ from scipy import stats
 
 from tests.generator import toy
 from utilgen_jax.diffusion.samplers import SamplerState, make_sampler
-from utilgen_jax.generator.adapter import adapter_denoiser, apply_adapter, generate_images, init_adapter
+from utilgen_jax.generator.adapter import AdapterConfig, adapter_denoiser, apply_adapter, generate_images, init_adapter
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.ddpo import (
     clipped_surrogate,
     gaussian_log_prob,
@@ -27,14 +28,19 @@ NUM_STEPS = 3
 
 @pytest.fixture(scope="module")
 def toy_domain():
-    """(generator, params, sampler)."""
-    generator, params = toy.make_toy()
-    return generator, params, make_sampler("ddim", generator.schedule, NUM_STEPS, eta=1.0)
+    """(sd, sampler)."""
+    sd = toy.make_toy()
+    return sd, make_sampler("ddim", sd.schedule, NUM_STEPS, eta=1.0)
 
 
 @pytest.fixture(scope="module")
 def adapter(toy_domain):
-    return init_adapter(toy_domain[1], toy.toy_requests(6), jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
+    return init_adapter(
+        toy_domain[0].params,
+        toy.toy_requests(6),
+        AdapterConfig(lora_rank=2, num_prompts=toy.CLASSES),
+        jax.random.key(0),
+    )
 
 
 def test_the_log_probability_is_that_of_a_normal_density():
@@ -52,15 +58,15 @@ def test_a_step_without_noise_has_neither_density_nor_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler, eta", [("ddim", 1.0), ("lcm", 0.0)])
 def test_a_rollout_generates_the_same_images_and_remembers_its_densities(toy_domain, adapter, scheduler, eta):
-    generator, params, _ = toy_domain
-    sampler = make_sampler(scheduler, generator.schedule, NUM_STEPS, eta=eta)
+    sd, _ = toy_domain
+    sampler = make_sampler(scheduler, sd.schedule, NUM_STEPS, eta=eta)
     sample_inputs = toy.toy_requests(6)
-    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, adapter, sample_inputs, sampler, GUIDANCE)
-    settings = {"num_steps": NUM_STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler, "eta": eta}
-    expected = generate_images(generator, params, adapter, sample_inputs, **settings)
-    np.testing.assert_allclose(decode_latents(generator, params, trajectory.latents[-1]), expected, atol=1e-5)
+    trajectory = jax.jit(rollout, static_argnums=4)(sd, adapter, sample_inputs, sampler, GUIDANCE)
+    sampling = SamplingConfig(scheduler, steps=NUM_STEPS, guidance_scale=GUIDANCE, image_size=8, eta=eta)
+    expected = generate_images(sd, adapter, sample_inputs, sampling)
+    np.testing.assert_allclose(decode_latents(sd, trajectory.latents[-1]), expected, atol=1e-5)
     condition, _ = apply_adapter(adapter, sample_inputs)
-    denoise = adapter_denoiser(generator, params, adapter, condition, GUIDANCE)
+    denoise = adapter_denoiser(sd, adapter, condition, GUIDANCE)
     for step in range(NUM_STEPS):
         prediction = denoise(trajectory.latents[step], sampler.timesteps[step])
         mean, std = sampler.transition(SamplerState(trajectory.latents[step]), step, prediction)
@@ -70,14 +76,14 @@ def test_a_rollout_generates_the_same_images_and_remembers_its_densities(toy_dom
 
 
 def test_for_the_adapter_that_sampled_it_is_the_reinforce_gradient(toy_domain, adapter):
-    generator, params, sampler = toy_domain
+    sd, sampler = toy_domain
     sample_inputs = toy.toy_requests(6)
-    trajectory = jax.jit(rollout, static_argnums=(0, 5))(generator, params, adapter, sample_inputs, sampler, GUIDANCE)
+    trajectory = jax.jit(rollout, static_argnums=4)(sd, adapter, sample_inputs, sampler, GUIDANCE)
     advantages = jnp.array([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
 
     def reinforce(adapter):
         condition, _ = apply_adapter(adapter, sample_inputs)
-        denoise = adapter_denoiser(generator, params, adapter, condition, GUIDANCE)
+        denoise = adapter_denoiser(sd, adapter, condition, GUIDANCE)
         total = 0.0
         for step in range(NUM_STEPS):
             before, after = trajectory.latents[step], trajectory.latents[step + 1]
@@ -88,9 +94,7 @@ def test_for_the_adapter_that_sampled_it_is_the_reinforce_gradient(toy_domain, a
             total -= jnp.mean(advantages * density) / NUM_STEPS
         return total
 
-    loss, gradient = jax.jit(policy_gradient, static_argnums=(0, 6))(
-        generator, params, adapter, trajectory, advantages, sampler, GUIDANCE
-    )
+    loss, gradient = jax.jit(policy_gradient, static_argnums=5)(sd, adapter, trajectory, advantages, sampler, GUIDANCE)
     expected = jax.jit(jax.grad(reinforce))(adapter)
     assert optax.tree.norm(expected) > 1e-3
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
@@ -124,18 +128,18 @@ def test_advantages_are_normalised_in_their_group_and_clipped():
 @pytest.mark.slow
 def test_updates_raise_the_reward(toy_domain, adapter):
     """Redness, in ten rounds, each with fresh noise."""
-    generator, params, sampler = toy_domain
+    sd, sampler = toy_domain
     optimizer = optax.adam(0.1)
 
     @jax.jit
     def sampled(adapter, sample_inputs):
-        trajectory = rollout(generator, params, adapter, sample_inputs, sampler, GUIDANCE)
-        return trajectory, decode_latents(generator, params, trajectory.latents[-1])[..., 0].mean((1, 2))
+        trajectory = rollout(sd, adapter, sample_inputs, sampler, GUIDANCE)
+        return trajectory, decode_latents(sd, trajectory.latents[-1])[..., 0].mean((1, 2))
 
     @jax.jit
     def update(adapter, state, trajectory, rewards):
         advantages = normalized_advantages(rewards, trajectory.sample_inputs.labels, toy.CLASSES)
-        _, gradient = policy_gradient(generator, params, adapter, trajectory, advantages, sampler, GUIDANCE)
+        _, gradient = policy_gradient(sd, adapter, trajectory, advantages)
         updates, state = optimizer.update(gradient, state, adapter)
         return optax.apply_updates(adapter, updates), state
 

@@ -11,7 +11,8 @@ import pytest
 from tests.generator import toy
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import cross_entropies, influence
-from utilgen_jax.generator.adapter import generate_images, init_adapter
+from utilgen_jax.generator.adapter import AdapterConfig, generate_images, init_adapter
+from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.draft import pathwise_loss
 from utilgen_jax.generator.utility import influence_utility
 
@@ -32,11 +33,18 @@ def validation_loss_after_step(images, labels):
 
 @pytest.mark.slow
 def test_it_is_the_gradient_of_the_validation_loss_after_the_step():
-    generator, params = toy.make_toy()
+    sd = toy.make_toy()
     sample_inputs = toy.toy_requests(6)
     # As it is at first, with `up` zero, so that `down` has no gradient at all: Adam must bear that.
-    adapter = init_adapter(params, sample_inputs, jax.random.key(0), lora_rank=2, num_prompts=toy.CLASSES)
-    generated = partial(generate_images, generator, params, num_steps=3, guidance_scale=2.0, num_differentiable_steps=2)
+    adapter = init_adapter(
+        sd.params, sample_inputs, AdapterConfig(lora_rank=2, num_prompts=toy.CLASSES), jax.random.key(0)
+    )
+    generated = partial(
+        generate_images,
+        sd,
+        sampling=SamplingConfig(steps=3, guidance_scale=2.0, image_size=8),
+        num_differentiable_steps=2,
+    )
 
     @jax.jit
     def by_hand(adapter):

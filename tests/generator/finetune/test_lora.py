@@ -10,12 +10,13 @@ import pytest
 from tests.generator.toy import CHANNELS, CLASSES, SIDE, WIDTH, WORDS, make_toy, normal
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.generator.adapter import Adapter
-from utilgen_jax.generator.finetune.denoising import DenoisingSet
-from utilgen_jax.generator.finetune.lora import LoraConfig, lora_loss_of_labels, train_lora
+from utilgen_jax.generator.finetune.config import LoraConfig
+from utilgen_jax.generator.finetune.denoising import DenoisingSet, adapter_loss
+from utilgen_jax.generator.finetune.lora import train_lora
 
-GENERATOR, PARAMS = make_toy()
+SD = make_toy()
 EMBEDS = normal(1, CLASSES, WORDS, WIDTH)
-CONFIG = LoraConfig(steps=40, batch_size=8, prior_fraction=0.0, learning_rate=0.05, lora_rank=2, snr_gamma=0.0)
+CONFIG = LoraConfig(steps=40, batch_size=8, prior_fraction=0.0, learning_rate=0.05, rank=2, snr_gamma=0.0)
 KEY = jax.random.key(0)
 
 
@@ -27,25 +28,23 @@ def images(number=12, seed=0, centre=0.0, difficulties=None):
 def fit(learn_from, prior=None, key=KEY, on_step=lambda step, loss: None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     prior = images(6, seed=5, difficulties=learn_from.difficulties) if prior is None else prior
-    return train_lora(GENERATOR, PARAMS, EMBEDS, learn_from, prior, config, key, on_step)
+    return train_lora(SD, EMBEDS, learn_from, prior, config, key, on_step)
 
 
 def loss(adapter, batch, seed=7):
     """Over many timesteps and noises."""
     repeated = batch.take(jnp.tile(jnp.arange(len(batch.labels)), 40))
-    return float(lora_loss_of_labels(GENERATOR, PARAMS, adapter, EMBEDS, repeated, jax.random.key(seed)).mean())
+    return float(adapter_loss(SD, adapter, EMBEDS, repeated, jax.random.key(seed)).mean())
 
 
-def test_without_a_adapter_it_is_the_checkpoints_denoising_loss():
+def test_without_an_adapter_it_is_the_checkpoints_denoising_loss():
     batch = images()
 
     def denoise(latents, timesteps):
-        return GENERATOR.unet.apply({"params": PARAMS["unet"]}, latents, timesteps, EMBEDS[batch.labels])
+        return SD.unet.apply({"params": SD.params["unet"]}, latents, timesteps, EMBEDS[batch.labels])
 
-    expected = denoising_loss(denoise, GENERATOR.schedule, batch.latents, KEY)
-    np.testing.assert_allclose(
-        lora_loss_of_labels(GENERATOR, PARAMS, Adapter(), EMBEDS, batch, KEY), expected, rtol=1e-6
-    )
+    expected = denoising_loss(denoise, SD.schedule, batch.latents, KEY)
+    np.testing.assert_allclose(adapter_loss(SD, Adapter(), EMBEDS, batch, KEY), expected, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -9,13 +9,14 @@ from sklearn.datasets import load_digits
 
 from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.data.images import to_uint8
-from utilgen_jax.generator.loading import load_generator
+from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pretraining import glyphs, vocabulary
 from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES, GlyphAttributes
 from utilgen_jax.prompts.captions.glyph_measures import TYPICAL_LEAN, GlyphMeasures, measure
 from utilgen_jax.prompts.captions.glyphs import attribute_values, caption_glyphs
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
-from utilgen_jax.sample.batches import SamplingConfig, generate_images
+from utilgen_jax.sample.batches import generate_images
 
 NAMES = ("weight", "slant", "width", "size", "position", "noise")
 
@@ -28,7 +29,7 @@ def drawn() -> tuple[list[GlyphAttributes], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Handwriting at its own 8 x 8 pixels: uint8 [100, 8, 8, 1] and labels."""
+    """Handwritten digits of 8 x 8 pixels: uint8 [100, 8, 8, 1] and labels."""
     real = load_digits()
     return np.rint(real.images[:100, ..., None] * (255 / 16)).astype(np.uint8), real.target[:100]
 
@@ -164,13 +165,11 @@ def test_generated_images_follow_captions_of_real_images(digits):
         "class": class_prompts("a photo of the digit {class}", names),
         "caption": caption_prompts("a photo of the digit {class}, {caption}", names, captions),
     }
-    generator, params = load_generator(resolve_checkpoint("glyphs"), jnp.float32)
-    sampling = SamplingConfig(
-        num_steps=12, guidance_scale=2.0, scheduler="ddim", height=32, width=32, batch_size=len(images)
-    )
+    sd = load_stable_diffusion(resolve_checkpoint("glyphs"), jnp.float32)
+    sampling = SamplingConfig(steps=12, guidance_scale=2.0, image_size=32, batch_size=len(images))
     rates = {}
     for name, texts in prompts.items():
-        (generated,) = generate_images(generator, params, texts, np.arange(len(images)), sampling)
+        (generated,) = generate_images(sd, texts, np.arange(len(images)), sampling)
         outcome = [values_of(image, digit) for image, digit in zip(to_uint8(generated), labels, strict=True)]
         rates[name] = {
             key: np.mean([a[key] == b[key] for a, b in zip(requested, outcome, strict=True)]) for key in NAMES

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from utilgen_jax.runtime.loops import remat_steps
 from utilgen_jax.bilevel.hypergradients.problem import (
     Batch,
     Bilevel,
@@ -15,6 +14,7 @@ from utilgen_jax.bilevel.hypergradients.problem import (
     inner_step,
     num_inner_steps,
 )
+from utilgen_jax.runtime.loops import remat_steps
 
 
 def unrolled(

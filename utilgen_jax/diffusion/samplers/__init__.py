@@ -1,4 +1,4 @@
-"""Samplers: from noise to clean latents by repeated calls of the denoiser, one family a file."""
+"""Samplers, which turn noise into clean latents by repeated calls of the denoiser; a file per family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "sampler_name",
 ]
 
-# name -> maker(schedule, steps of the whole way from noise, steps left out at its noisy end)
+# name -> maker(schedule, number of steps from pure noise, number of first steps to skip)
 SAMPLERS: dict[str, Callable[[NoiseSchedule, int, int], Sampler]] = {
     "ddim": make_ddim,
     "ddpm": make_ddpm,
@@ -51,10 +51,10 @@ _CLASS_NAMES = {
 
 
 def sampler_name(scheduler_config: Mapping[str, Any]) -> str:
-    """The name in `SAMPLERS` of the scheduler that a `scheduler_config.json` is of.
+    """Returns the name in `SAMPLERS` of the scheduler of a `scheduler_config.json`.
 
     Raises:
-        InputError: it is of none of them.
+        InputError: the scheduler is not supported.
     """
     class_name = scheduler_config.get("_class_name")
     if class_name not in _CLASS_NAMES:
@@ -68,29 +68,28 @@ def sampler_name(scheduler_config: Mapping[str, Any]) -> str:
 def make_sampler(
     name: str, schedule: NoiseSchedule, num_steps: int, *, strength: float = 1.0, eta: float = 0.0
 ) -> Sampler:
-    """Makes a sampler's tables, in float64 on the host, so that the schedule may not be traced.
+    """Makes a sampler. Its tables are computed in float64 on the host, so that the schedule must not be traced.
 
     Args:
-        name: one of `SAMPLERS`, or 'checkpoint' for what the schedule's settings name.
-        schedule: the noise schedule; its settings are those of `scheduler_config.json`.
-        num_steps: of the whole way from noise.
-        strength: the part of it that is walked, in (0, 1], its noisy end being left out; for image to image.
-        eta: the noise of DDIM's steps; 0 for none, 1 for as much as in DDPM.
+        name: key of `SAMPLERS`, or 'checkpoint' for the scheduler of the schedule's settings.
+        schedule: noise schedule with the settings of `scheduler_config.json`.
+        num_steps: number of steps from pure noise.
+        strength: fraction of the steps to run, in (0, 1], without the noisiest ones; for image-to-image.
+        eta: noise of DDIM's steps; 0 for none, 1 for that of DDPM.
 
     Raises:
-        InputError: the name is unknown, or the number of steps, the strength or a setting of the schedule does not
-            suit.
+        InputError: the name is unknown, or the number of steps, the strength or a setting of the schedule is invalid.
     """
     if name == "checkpoint":
         name = sampler_name(schedule.settings)
     if name not in SAMPLERS:
         raise InputError(f"scheduler {name!r} is not one of {', '.join(SAMPLERS)}, checkpoint")
     if eta and name != "ddim":
-        raise InputError(f"eta={eta} is of the scheduler 'ddim' alone, not of {name!r}")
+        raise InputError(f"eta={eta} is only for the scheduler 'ddim', not for {name!r}")
     num_kept = int(num_steps * strength)
     if not 0.0 <= strength <= 1.0 or (num_steps > 0 and num_kept == 0):
         raise InputError(
-            f"strength={strength} of {num_steps} sampling steps: it must be at most 1, and the product at least 1"
+            f"strength={strength} of {num_steps} sampling steps: must be at most 1, and leave at least one step"
         )
     maker = partial(make_ddim, eta=eta) if name == "ddim" else SAMPLERS[name]
     return maker(schedule, num_steps, num_steps - num_kept)

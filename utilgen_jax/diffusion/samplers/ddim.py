@@ -16,11 +16,11 @@ _SUPPORTED = {"clip_sample": (False,), "thresholding": (False,)}
 
 @struct.dataclass(kw_only=True)
 class DDIM(GaussianSampler):
-    """Equation 12, in either direction.
+    """Equation 12, in both directions.
 
     Attributes:
         next_alphas_cumprod: ᾱ of the latents after each step, float32 [S].
-        stds: σ of equation 16, float32 [S]; zero where η is.
+        stds: σ of equation 16, float32 [S]; zero for η = 0.
     """
 
     next_alphas_cumprod: jax.Array
@@ -39,7 +39,7 @@ def make_ddim(schedule: NoiseSchedule, num_steps: int, first: int, eta: float = 
     """See `make_sampler`; η = 0 is deterministic, η = 1 has the variance of DDPM."""
     check_settings(schedule, "ddim", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)[first:]
-    # As in diffusers, "the step before" is a fixed stride away, whatever the spacing.
+    # As in diffusers, the previous timestep has a fixed distance for all spacings.
     previous = timesteps - schedule.num_train_timesteps // num_steps
     alphas, next_alphas = alphas_at(schedule, timesteps), alphas_at(schedule, previous)
     variances = (1 - next_alphas) / (1 - alphas) * (1 - alphas / next_alphas)
@@ -54,18 +54,20 @@ def make_ddim(schedule: NoiseSchedule, num_steps: int, first: int, eta: float = 
 
 
 def make_ddim_inversion(schedule: NoiseSchedule, num_steps: int) -> DDIM:
-    """From clean latents to noise: the steps of `make_ddim` backwards, each with the prediction at its noisier end.
+    """Makes the inverse sampler, from clean latents to noise: the steps of `make_ddim` in reverse order.
+
+    Each step uses the prediction at its noisier end.
 
     Raises:
-        InputError: the number of steps does not suit the schedule, or the schedule does not suit inversion.
+        InputError: the number of steps is invalid, or the schedule does not support inversion.
     """
     check_settings(schedule, "ddim", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)[::-1]
     alphas = alphas_at(schedule, timesteps - schedule.num_train_timesteps // num_steps)
     if schedule.prediction_type == "sample" and alphas[0] == 1.0:
         raise InputError(
-            "scheduler_config.json: set_alpha_to_one=True leaves no noise in clean latents, and from "
-            "prediction_type='sample' none could be inferred; inversion needs set_alpha_to_one=False"
+            "scheduler_config.json: set_alpha_to_one=True leaves no noise in clean latents, and "
+            "prediction_type='sample' implies none; inversion needs set_alpha_to_one=False"
         )
     return DDIM(
         timesteps=jnp.asarray(timesteps),

@@ -15,11 +15,11 @@ _SUPPORTED = {"clip_sample": (False,), "thresholding": (False,), "variance_type"
 
 @struct.dataclass(kw_only=True)
 class DDPM(GaussianSampler):
-    """The posterior q(x_s | x_t, x_0) of equations 6 and 7, s being the next of the visited timesteps.
+    """The posterior q(x_s | x_t, x_0) of equations 6 and 7, where s is the next timestep.
 
     Attributes:
-        clean_weights: of the predicted clean latents in the mean, float32 [S].
-        latents_weights: of the noisy latents in the mean, float32 [S].
+        clean_weights: weights of the predicted clean latents in the mean, float32 [S].
+        latents_weights: weights of the noisy latents in the mean, float32 [S].
         stds: √β̃, float32 [S]; zero at the last step.
     """
 

@@ -24,12 +24,12 @@ _SUPPORTED = SUPPORTED_SIGMAS | {
 
 @struct.dataclass(kw_only=True)
 class DPMSolver(Sampler):
-    """Algorithm 2 of the paper; the state remembers the clean latents predicted before.
+    """Algorithm 2 of the paper; the state has the previous prediction of the clean latents.
 
     Attributes:
-        latents_weights: of the latents before a step in those after it, float32 [S].
-        clean_weights: of the predicted clean latents, float32 [S].
-        change_weights: of their change since the call before, float32 [S]; zero where the step is of first order.
+        latents_weights: weights of the latents before a step, float32 [S].
+        clean_weights: weights of the predicted clean latents, float32 [S].
+        change_weights: weights of the change of the prediction, float32 [S]; zero for first-order steps.
     """
 
     latents_weights: jax.Array
@@ -61,21 +61,21 @@ def make_dpm_solver(schedule: NoiseSchedule, num_steps: int, first: int) -> DPMS
     check_num_steps(num_steps, schedule.num_train_timesteps - 1)
     if settings.get("timestep_spacing", "linspace") == "trailing":
         timesteps = inference_timesteps(schedule, num_steps)
-    else:  # one more than are visited, the last being where the steps end
+    else:  # one more, where the last step ends
         timesteps = inference_timesteps(schedule, num_steps + 1, "linspace")[:-1]
     sigmas = sigmas_at(schedule, timesteps)
 
-    # λ and h as in the paper: λ = log(√ᾱ / √(1-ᾱ)) = -log σ, and h is its growth during a step, infinite where σ ends
-    # in 0. What then is not a number is of a step of first order.
+    # λ = log(√ᾱ / √(1-ᾱ)) = -log σ as in the paper, and h is its increase in a step, which is infinite if σ ends at 0.
+    # NaNs occur only in first-order steps, which do not use them.
     with np.errstate(divide="ignore", invalid="ignore"):
         h = np.diff(-np.log(sigmas))
         previous_h = np.append(np.inf, h[:-1])
-        weighting_inputs = np.sqrt(alphas_of(sigmas[1:]))
-        clean_weights = -weighting_inputs * np.expm1(-h)
+        signals = np.sqrt(alphas_of(sigmas[1:]))
+        clean_weights = -signals * np.expm1(-h)
         if settings.get("solver_type", "midpoint") == "midpoint":
             change_weights = 0.5 * clean_weights * h / previous_h
-        else:  # "heun"; a last step from σ to the same σ has h = 0
-            change_weights = weighting_inputs * (np.expm1(-h) / np.maximum(h, 1e-12) + 1) * h / previous_h
+        else:  # "heun"; h is 0 in a last step with constant σ
+            change_weights = signals * (np.expm1(-h) / np.maximum(h, 1e-12) + 1) * h / previous_h
     first_order = np.zeros(num_steps, bool)
     first_order[first] = True
     few = settings.get("lower_order_final", True) and num_steps < 15

@@ -16,11 +16,11 @@ _SUPPORTED = SUPPORTED_SIGMAS | {"interpolation_type": ("linear",), "timestep_ty
 
 @struct.dataclass(kw_only=True)
 class Euler(Sampler):
-    """Steps in σ; the latents are x + σ ε, so their variance grows with σ.
+    """Steps in σ; the latents are x + σ ε.
 
     Attributes:
         sigmas: σ of the latents before each step, float32 [S].
-        next_sigmas: σ after it, float32 [S].
+        next_sigmas: σ of the latents after each step, float32 [S].
     """
 
     sigmas: jax.Array

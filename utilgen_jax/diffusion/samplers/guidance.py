@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a denoiser from a UNet and the conditions of its two branches."""
+"""Classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def guided(
     class_labels: jax.Array | None,
     guidance_scale: float,
 ) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022): both branches in one batch of 2B.
+    """Makes a denoiser with classifier-free guidance (Ho & Salimans 2022), with both branches in a batch of 2B.
 
     Args:
         apply_unet: (latents [N, h, w, C], timesteps [N], encoder_hidden_states [N, T, D], class_labels [N, E] or None)
             -> [N, h, w, C].
-        prompt_embeds: float [B, T, D].
-        negative_prompt_embeds: float [B, T, D], of the unconditional branch.
-        class_labels: unCLIP image embedding with its noise level, float [B, E], or None; the unconditional branch gets
-            zeros.
-        guidance_scale: 1 or less means no guidance, and then one branch only is computed.
+        prompt_embeds: prompt embeddings of the conditional branch, float [B, T, D].
+        negative_prompt_embeds: prompt embeddings of the unconditional branch, float [B, T, D].
+        class_labels: unCLIP image embeddings with noise levels, float [B, E], or None; zero in the unconditional
+            branch.
+        guidance_scale: guidance scale; without guidance (1 or less) only the conditional branch is computed.
 
     Returns:
         A denoiser for `run_sampler`.

@@ -17,12 +17,12 @@ _SIGMA_DATA = 0.5
 
 @struct.dataclass(kw_only=True)
 class LCM(GaussianSampler):
-    """Algorithm 3: each call predicts clean latents, which are noised again to the next timestep.
+    """Algorithm 3: each call predicts clean latents, to which the noise of the next timestep is added.
 
     Attributes:
-        next_alphas_cumprod: ᾱ of the latents after each step, float32 [S]; 1 at the last.
-        skip_weights: c_skip of equation 9, of the noisy latents, float32 [S].
-        clean_weights: c_out, of the predicted clean latents, float32 [S].
+        next_alphas_cumprod: ᾱ of the latents after each step, float32 [S]; 1 after the last.
+        skip_weights: c_skip of equation 9, weights of the noisy latents, float32 [S].
+        clean_weights: c_out, weights of the predicted clean latents, float32 [S].
     """
 
     next_alphas_cumprod: jax.Array
@@ -40,7 +40,7 @@ class LCM(GaussianSampler):
 
 
 def make_lcm(schedule: NoiseSchedule, num_steps: int, first: int) -> LCM:
-    """See `make_sampler`; the timesteps are some of the `original_inference_steps` of the model's distillation."""
+    """See `make_sampler`; the timesteps are a subset of the `original_inference_steps` of the distillation."""
     check_settings(schedule, "lcm", _SUPPORTED)
     original_steps = schedule.settings.get("original_inference_steps", 50)
     total = schedule.num_train_timesteps

@@ -10,10 +10,10 @@ from flax import struct
 from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState, check_settings, float32
 from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, clean_and_noise, diffuse, inference_timesteps
 
-# With Runge-Kutta steps at the start it would be PNDM proper; Stable Diffusion's checkpoints skip them.
+# PNDM's first Runge-Kutta steps, which Stable Diffusion's checkpoints skip, are not supported.
 _SUPPORTED = {"skip_prk_steps": (True,)}
-# Adams-Bashforth weights of the predictions of this call and up to three before it (equation 12). The second call
-# repeats the first step with the mean of both predictions, a Heun step that stands in for Runge-Kutta.
+# Adams-Bashforth weights of the predictions of this call and up to three earlier ones (equation 12). The second call
+# repeats the first step with the mean of both predictions, a Heun step in place of Runge-Kutta.
 _WEIGHTS = np.array(
     [
         [1, 0, 0, 0],
@@ -27,12 +27,12 @@ _WEIGHTS = np.array(
 
 @struct.dataclass(kw_only=True)
 class PNDM(Sampler):
-    """Linear multistep method; the state remembers three predictions and the latents of the first call.
+    """Linear multistep method; the state has three earlier predictions and the latents of the first call.
 
     Attributes:
-        step_alphas_cumprod: ᾱ from which each step starts, float32 [S]; not the denoiser's at the second call.
-        next_alphas_cumprod: ᾱ of the latents after it, float32 [S].
-        weights: of this call's prediction and the three before it, float32 [S, 4].
+        step_alphas_cumprod: ᾱ at the start of each step, float32 [S]; differs from the denoiser's in the second call.
+        next_alphas_cumprod: ᾱ of the latents after each step, float32 [S].
+        weights: weights of the current and three earlier predictions, float32 [S, 4].
     """
 
     step_alphas_cumprod: jax.Array
@@ -56,14 +56,14 @@ class PNDM(Sampler):
         clean, direction = clean_and_noise(
             self.prediction_type, sum(weighted), latents, self.step_alphas_cumprod[index]
         )
-        # The second call's prediction served the repeated step alone.
+        # The second call's prediction is used only in the repeated step.
         newest = [jnp.where(second, old, new) for old, new in zip(earlier, [prediction, *earlier[:2]], strict=True)]
         latents = diffuse(clean, direction, self.next_alphas_cumprod[index])
         return SamplerState(latents, (*newest, first_latents))
 
 
 def make_pndm(schedule: NoiseSchedule, num_steps: int, first: int) -> PNDM:
-    """See `make_sampler`; the denoiser is called once more than there are steps."""
+    """See `make_sampler`; the number of denoiser calls is the number of steps plus one."""
     check_settings(schedule, "pndm", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)
     stride = schedule.num_train_timesteps // num_steps

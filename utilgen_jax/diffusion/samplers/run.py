@@ -1,4 +1,4 @@
-"""The loop: calls the denoiser at each of a sampler's timesteps."""
+"""The sampling loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState
 from utilgen_jax.diffusion.schedules import NoiseSchedule
 from utilgen_jax.errors import InputError
 
-# On CPU a convolution's weight gradient inside `lax.scan` is some fifty times slower than outside of one, so a few
-# differentiable steps are unrolled. Many would take too long to compile.
+# XLA's CPU backend is slow at weight gradients of convolutions inside `lax.scan`, so that a few differentiable steps
+# are unrolled. More steps would take too long to compile.
 _MAX_UNROLLED = 4
 
 
@@ -26,28 +26,28 @@ def run_sampler(
     num_differentiable_steps: int | None = None,
     calls: slice = slice(None),
 ) -> jax.Array:
-    """Denoises by a `lax.scan` over the calls of the denoiser; a few differentiable ones stand behind it, unrolled.
+    """Denoises with a `lax.scan` over denoiser calls, followed by a few unrolled differentiable ones.
 
     Args:
-        denoise: the conditioned (and guided) denoiser; its output is of the sampler's prediction type.
-        sampler: from `make_sampler`.
-        noise: standard normal, float32 [B, h, w, C].
-        clean_latents: of images to start from, float32 [B, h, w, C]; None to start from noise alone.
-        keys: PRNG keys [B] of a stochastic sampler's noise, one a sample, so that batching changes nothing.
-        num_differentiable_steps: gradients flow through the last so many calls of the denoiser alone, and these are
-            computed again in the backward pass instead of being kept; 0 for none. With None they flow through all
-            calls, and everything is kept.
-        calls: which calls of the denoiser to make, of S; all of them unless told otherwise.
+        denoise: conditioned (and guided) denoiser with the sampler's prediction type.
+        sampler: sampler from `make_sampler`.
+        noise: standard normal noise, float32 [B, h, w, C].
+        clean_latents: latents of initial images, float32 [B, h, w, C]; None to start from pure noise.
+        keys: PRNG keys [B] for the noise of a stochastic sampler, one per sample, so that results do not depend on
+            batching.
+        num_differentiable_steps: number of last denoiser calls with gradients, which the backward pass recomputes. None
+            for gradients of all calls without recomputation.
+        calls: slice of the sampler's denoiser calls to run.
 
     Returns:
-        Clean latents, float32 [B, h, w, C], still multiplied by the autoencoder's scaling factor; after fewer calls
-        than all, latents of the noise level that those lead to.
+        Clean latents, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor; or the noisy latents after
+        the last of fewer calls.
 
     Raises:
         InputError: the sampler is stochastic and there are no keys.
     """
     if sampler.is_stochastic and keys is None:
-        raise InputError(f"the sampler {type(sampler).__name__} draws noise at every step: it needs keys")
+        raise InputError(f"the sampler {type(sampler).__name__} is stochastic: it needs keys")
 
     def step(state: SamplerState, index: jax.Array) -> tuple[SamplerState, None]:
         prediction = denoise(sampler.model_input(state, index), sampler.timesteps[index]).astype(jnp.float32)
@@ -55,7 +55,7 @@ def run_sampler(
         return sampler.step(state, index, prediction, step_noise), None
 
     def step_without_gradient(state: SamplerState, index: jax.Array) -> tuple[SamplerState, None]:
-        # Stopped within the loop, so that its steps have no derivatives to compute or to keep.
+        # Stopping gradients inside the loop avoids computing and storing derivatives of its steps.
         return jax.lax.stop_gradient(step(state, index))
 
     state, indices = sampler.start(noise, clean_latents), jnp.arange(sampler.num_calls)[calls]
@@ -73,22 +73,21 @@ def run_sampler(
 
 
 def _step_noise(keys: jax.Array | None, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of one step, float32 [B, *shape], each sample's from its own key."""
+    """Draws standard normal noise for a step, float32 [B, *shape], with a key per sample."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
 def invert(
     denoise: Denoiser, schedule: NoiseSchedule, latents: jax.Array, num_steps: int, num_calls: int | None = None
 ) -> jax.Array:
-    """DDIM inversion: the noise from which deterministic DDIM makes about these latents.
+    """Returns the noise from which deterministic DDIM approximately generates the latents (DDIM inversion).
 
     Args:
-        denoise: the conditioned denoiser; its output is of the schedule's prediction type.
-        schedule: the noise schedule, not traced.
-        latents: clean, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor.
-        num_steps: between clean latents and noise.
-        num_calls: where the latents are not clean, but what deterministic DDIM has made of noise in its first steps: in
-            how many. None: in all.
+        denoise: conditioned denoiser with the schedule's prediction type.
+        schedule: noise schedule, not traced.
+        latents: clean latents, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor.
+        num_steps: number of steps between clean latents and noise.
+        num_calls: number of first DDIM steps that generated the latents, for noisy latents; None for clean latents.
 
     Returns:
         Noise, float32 [B, h, w, C].

@@ -1,4 +1,4 @@
-"""What all samplers have in common: tables of one entry per call of the denoiser, and the state between two calls."""
+"""Base classes of samplers: tables with an entry per denoiser call, and the state between calls."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from utilgen_jax.errors import InputError
 
 @struct.dataclass
 class SamplerState:
-    """What a sampler carries from one call of the denoiser to the next.
+    """State of a sampler between denoiser calls.
 
     Attributes:
-        latents: float32 [B, h, w, C], in the sampler's own scale; clean after the last step.
-        memory: what a multistep sampler remembers of earlier calls, float32 [B, h, w, C] each.
+        latents: latents in the sampler's scale, float32 [B, h, w, C]; clean after the last step.
+        memory: earlier results of a multistep sampler, float32 [B, h, w, C] each.
     """
 
     latents: jax.Array
@@ -30,14 +30,14 @@ class SamplerState:
 
 @struct.dataclass(kw_only=True)
 class Sampler(abc.ABC):
-    """Tables [S] for S calls of the denoiser, and what happens before and after each of them.
+    """A sampler with S denoiser calls.
 
     Attributes:
-        timesteps: what the denoiser is told, int32 [S], or float32 [S] where it may fall between two of training.
-        alphas_cumprod: ᾱ of the latents that the denoiser sees, float32 [S].
-        prediction_type: what the denoiser predicts: one of `schedules.PREDICTION_TYPES`.
-        init_noise_sigma: standard deviation of the latents that generation starts from, float32 scalar.
-        is_stochastic: `step` needs noise.
+        timesteps: timesteps of the denoiser, int32 [S], or float32 [S] if they can be fractional.
+        alphas_cumprod: ᾱ of the denoiser's inputs, float32 [S].
+        prediction_type: output of the denoiser, one of `schedules.PREDICTION_TYPES`.
+        init_noise_sigma: standard deviation of the initial latents, float32 scalar.
+        is_stochastic: whether `step` needs noise.
     """
 
     timesteps: jax.Array
@@ -48,23 +48,23 @@ class Sampler(abc.ABC):
 
     @property
     def num_calls(self) -> int:
-        """S, how often the denoiser is called."""
+        """Number of denoiser calls, S."""
         return self.timesteps.shape[0]
 
     def start(self, noise: jax.Array, clean_latents: jax.Array | None = None) -> SamplerState:
-        """The state before the first step.
+        """Returns the state before the first step.
 
         Args:
-            noise: standard normal, float32 [B, h, w, C].
-            clean_latents: of images to start from, float32 [B, h, w, C], noised to the level of the first step; None
-                to start from noise alone.
+            noise: standard normal noise, float32 [B, h, w, C].
+            clean_latents: latents of initial images, float32 [B, h, w, C], to diffuse to the first step; None to start
+                from pure noise.
         """
         if clean_latents is None:
             return SamplerState(noise * self.init_noise_sigma)
         return SamplerState(diffuse(clean_latents, noise, self.alphas_cumprod[0]))
 
     def model_input(self, state: SamplerState, index: jax.Array | int) -> jax.Array:
-        """The latents that the denoiser sees at step `index`, of variance about one: float32 [B, h, w, C]."""
+        """Returns the denoiser's input at step `index`, of variance about one: float32 [B, h, w, C]."""
         del index
         return state.latents
 
@@ -72,25 +72,25 @@ class Sampler(abc.ABC):
     def step(
         self, state: SamplerState, index: jax.Array | int, prediction: jax.Array, noise: jax.Array | None = None
     ) -> SamplerState:
-        """The state after the denoiser's call number `index`.
+        """Returns the state after step `index`.
 
         Args:
-            state: before it.
-            index: int scalar, 0 .. S - 1.
+            state: state before the step.
+            index: int scalar in 0 .. S - 1.
             prediction: the denoiser's output for `model_input(state, index)`, float32 [B, h, w, C].
-            noise: standard normal, float32 [B, h, w, C], where the sampler is stochastic.
+            noise: standard normal noise, float32 [B, h, w, C], for a stochastic sampler.
         """
 
 
 @struct.dataclass(kw_only=True)
 class GaussianSampler(Sampler):
-    """A sampler whose step draws the next latents from a normal distribution, or without noise takes its mean."""
+    """A sampler that draws the next latents from a normal distribution, or returns its mean without noise."""
 
     @abc.abstractmethod
     def transition(
         self, state: SamplerState, index: jax.Array | int, prediction: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Mean, float32 [B, h, w, C], and standard deviation, float32 scalar, of the latents after step `index`."""
+        """Returns mean, float32 [B, h, w, C], and standard deviation, scalar, of the latents after step `index`."""
 
     def step(
         self, state: SamplerState, index: jax.Array | int, prediction: jax.Array, noise: jax.Array | None = None
@@ -101,12 +101,12 @@ class GaussianSampler(Sampler):
 
 
 def check_settings(schedule: NoiseSchedule, sampler: str, supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises InputError where `scheduler_config.json` asks this sampler for something that it does not compute.
+    """Raises InputError if `scheduler_config.json` has a setting that the sampler does not support.
 
     Args:
-        schedule: holds the file's settings.
-        sampler: its name, for the message.
-        supported: field -> the values that are computed. A field that is missing in the file passes.
+        schedule: noise schedule with the settings.
+        sampler: name of the sampler, for the message.
+        supported: {field: supported values}; fields may be missing in the settings.
     """
     for name, values in supported.items():
         if name in schedule.settings and schedule.settings[name] not in values:
@@ -117,5 +117,5 @@ def check_settings(schedule: NoiseSchedule, sampler: str, supported: Mapping[str
 
 
 def float32(table: np.ndarray) -> jax.Array:
-    """A table that was computed in float64, as the samplers keep it."""
+    """Converts a float64 table to float32."""
     return jnp.asarray(table, jnp.float32)

@@ -1,4 +1,4 @@
-"""Noise levels as the samplers of the "variance exploding" view count them: σ = √((1 - ᾱ) / ᾱ)."""
+"""Noise levels in the variance-exploding parametrisation: σ = √((1 - ᾱ) / ᾱ)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from utilgen_jax.diffusion.schedules import NoiseSchedule
 
-# What both of these samplers do not compute, see `check_settings`.
+# Settings supported by the samplers in σ, see `check_settings`.
 SUPPORTED_SIGMAS = {
     "use_karras_sigmas": (False, None),
     "use_exponential_sigmas": (False, None),
@@ -16,9 +16,9 @@ SUPPORTED_SIGMAS = {
 
 
 def sigmas_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
-    """σ at timesteps [S], which may fall between those of training, and after the last step: float64 [S + 1]."""
+    """Returns σ at timesteps [S], which may be fractional, and after the last step: float64 [S + 1]."""
     alphas = np.asarray(schedule.alphas_cumprod, np.float64)
-    # Zero-terminal-SNR: σ would be infinite. diffusers puts float16's smallest number here.
+    # Zero terminal SNR, where σ is infinite; as in diffusers, ᾱ is replaced by float16's smallest number.
     alphas = np.where(alphas == 0.0, 2.0**-24, alphas)
     sigmas = np.sqrt((1 - alphas) / alphas)
     final = sigmas[0] if schedule.settings.get("final_sigmas_type") == "sigma_min" else 0.0
@@ -26,5 +26,5 @@ def sigmas_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
 
 
 def alphas_of(sigmas: np.ndarray) -> np.ndarray:
-    """ᾱ of noise levels σ."""
+    """Returns ᾱ of noise levels σ."""
     return 1 / (sigmas**2 + 1)

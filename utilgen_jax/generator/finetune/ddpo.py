@@ -25,11 +25,15 @@ class Trajectory:
 
     Attributes:
         sample_inputs: what the images were generated from.
+        sampler: of the steps.
+        guidance_scale: of the steps (static).
         latents: before each of the S steps, and after the last: float32 [S + 1, M, h, w, C].
         log_probs: of each step, float32 [S, M], see `gaussian_log_prob`.
     """
 
     sample_inputs: SampleInputs
+    sampler: GaussianSampler
+    guidance_scale: float = struct.field(pytree_node=False)
     latents: jax.Array
     log_probs: jax.Array
 
@@ -75,7 +79,8 @@ def rollout(
 
     start = sampler.start(noise, sample_inputs.clean_latents).latents
     _, (latents, log_probs) = jax.lax.scan(step, start, jnp.arange(sampler.num_calls))
-    trajectory = Trajectory(sample_inputs, jnp.concatenate([start[None], latents]), log_probs)
+    latents = jnp.concatenate([start[None], latents])
+    trajectory = Trajectory(sample_inputs, sampler, guidance_scale, latents, log_probs)
     return jax.lax.stop_gradient(trajectory)
 
 
@@ -115,8 +120,6 @@ def policy_gradient(
     adapter: Adapter,
     trajectory: Trajectory,
     advantages: jax.Array,
-    sampler: GaussianSampler,
-    guidance_scale: float,
     clip_range: float = 1e-4,
 ) -> tuple[jax.Array, Adapter]:
     """The clipped surrogate's mean over steps and images, and its gradient; step by step, in the memory of one.
@@ -129,16 +132,17 @@ def policy_gradient(
         adapter: what is differentiated.
         trajectory: from `rollout`, of this adapter or of one a few updates ago.
         advantages: float32 [M], see `normalized_advantages`.
-        sampler, guidance_scale: those of the trajectory.
         clip_range: of the importance ratio, the public code's; that small because log-probabilities are means.
 
     Returns:
         (scalar, gradient like the adapter).
     """
 
+    sampler = trajectory.sampler
+
     def step_loss(adapter: Adapter, index: jax.Array) -> jax.Array:
         condition, _ = apply_adapter(adapter, trajectory.sample_inputs)
-        denoise = adapter_denoiser(sd, adapter, condition, guidance_scale)
+        denoise = adapter_denoiser(sd, adapter, condition, trajectory.guidance_scale)
         before, after = trajectory.latents[index], trajectory.latents[index + 1]
         prediction = denoise(before, sampler.timesteps[index]).astype(jnp.float32)
         mean, std = sampler.transition(SamplerState(before), index, prediction)

@@ -45,16 +45,22 @@ class DenoisingSet:
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
+# (checkpoint, what is trained, prompts, batch, key of timesteps and noise, snr_gamma) -> float32 [B]
+Loss = Callable[[StableDiffusion, Any, jax.Array, DenoisingSet, jax.Array, float | None], jax.Array]
+
+
 @struct.dataclass
-class DenoisingData:
-    """All that the trainer draws from.
+class DenoisingTask:
+    """The loss to minimise, and all that the trainer draws from.
 
     Attributes:
+        loss: static; a function of a module, so that equal tasks share one compiled step.
         prompts: of each class: text states float [K, T, D], or token ids int [K, T] that are encoded in the step.
         examples: the images to learn from.
         prior: images of the generator itself, with the same fields as `examples`.
     """
 
+    loss: Loss = struct.field(pytree_node=False)
     prompts: jax.Array
     examples: DenoisingSet
     prior: DenoisingSet
@@ -75,8 +81,6 @@ class TrainState:
     optimizer_state: optax.OptState
 
 
-# (checkpoint, what is trained, prompts, batch, key of timesteps and noise, snr_gamma) -> float32 [B]
-Loss = Callable[[StableDiffusion, Any, jax.Array, DenoisingSet, jax.Array, float | None], jax.Array]
 # (state, checkpoint, prompts, batch, key) -> (state, metrics)
 TrainStep = Callable[
     [TrainState, StableDiffusion, jax.Array, DenoisingSet, jax.Array], tuple[TrainState, dict[str, jax.Array]]
@@ -127,9 +131,7 @@ def init_train_state(trained: Any, optimizer: optax.GradientTransformation) -> T
     return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
 
 
-def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, snr_gamma: float | None = None
-) -> TrainStep:
+def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, snr_gamma: float | None = None) -> TrainStep:
     """Makes the training step on a given batch, jitted; the state passed to it is donated.
 
     Args:
@@ -154,9 +156,8 @@ def make_train_step(
 
 def train_by_denoising(
     sd: StableDiffusion,
-    loss: Loss,
+    task: DenoisingTask,
     trained: Any,
-    data: DenoisingData,
     config: DenoisingConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
@@ -165,9 +166,8 @@ def train_by_denoising(
 
     Args:
         sd: the checkpoint, which stays as it is.
-        loss: of each image of a batch; a function of a module, so that equal runs share one compiled step.
+        task: loss, prompts, images to learn from and prior images.
         trained: the start; it is not changed.
-        data: prompts, images to learn from and prior images.
         config: steps, batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
@@ -177,7 +177,7 @@ def train_by_denoising(
     """
     state = init_sharded(lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), _make_optimizer(config)), trained)
     for step in range(config.steps):
-        state, mean_loss = _draw_and_update(loss, config, state, sd, data, key)
+        state, mean_loss = _draw_and_update(config, state, sd, task, key)
         on_step(step + 1, mean_loss)
     return state.trained
 
@@ -187,14 +187,14 @@ def _make_optimizer(config: DenoisingConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _draw_and_update(
-    loss: Loss, config: DenoisingConfig, state: TrainState, sd: StableDiffusion, data: DenoisingData, key: jax.Array
+    config: DenoisingConfig, state: TrainState, sd: StableDiffusion, task: DenoisingTask, key: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """A step on a batch that is drawn with replacement; returns (state, mean loss)."""
     key = jax.random.fold_in(key, state.step)
     parts = []
-    sources = (data.examples, config.batch_size - config.num_prior), (data.prior, config.num_prior)
+    sources = (task.examples, config.batch_size - config.num_prior), (task.prior, config.num_prior)
     for use, (source, number) in enumerate(sources):
         chosen = jax.random.randint(jax.random.fold_in(key, use), (number,), 0, source.labels.shape[0])
         parts.append(source.take(chosen))
@@ -202,7 +202,9 @@ def _draw_and_update(
     noise_key = jax.random.fold_in(key, 2)
     snr_gamma = config.snr_gamma or None
     state, metrics = _update(
-        state, lambda trained: loss(sd, trained, data.prompts, batch, noise_key, snr_gamma), _make_optimizer(config)
+        state,
+        lambda trained: task.loss(sd, trained, task.prompts, batch, noise_key, snr_gamma),
+        _make_optimizer(config),
     )
     return state, metrics["loss"]
 

@@ -10,8 +10,8 @@ import jax
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.finetune.config import LoraConfig
 from utilgen_jax.generator.finetune.denoising import (
-    DenoisingData,
     DenoisingSet,
+    DenoisingTask,
     adapter_loss,
     train_by_denoising,
 )
@@ -52,5 +52,5 @@ def train_lora(
         encoder = DifficultyEncoder(len(class_embeds), class_embeds.shape[-1])
         variables = encoder.init(jax.random.fold_in(init_key, 1), examples.labels[:1], examples.difficulties[:1])
         adapter = dataclasses.replace(adapter, difficulty_encoder=variables["params"])
-    data = DenoisingData(class_embeds, examples, prior)
-    return train_by_denoising(sd, adapter_loss, adapter, data, config, train_key, on_step)
+    task = DenoisingTask(adapter_loss, class_embeds, examples, prior)
+    return train_by_denoising(sd, task, adapter, config, train_key, on_step)

@@ -12,8 +12,8 @@ from utilgen_jax import checkpoints
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.finetune.denoising import (
-    DenoisingData,
     DenoisingSet,
+    DenoisingTask,
     adapter_loss,
     train_by_denoising,
 )
@@ -65,8 +65,8 @@ def train_textual_inversion(
     """
     sd = add_tokens(sd, class_tokens(len(prompts)), initial)
     input_ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
-    data = DenoisingData(input_ids, examples, prior)
-    return train_by_denoising(sd, _loss, initial, data, config, key, on_step)
+    task = DenoisingTask(_loss, input_ids, examples, prior)
+    return train_by_denoising(sd, task, initial, config, key, on_step)
 
 
 def _loss(

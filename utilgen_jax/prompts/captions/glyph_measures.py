@@ -33,7 +33,7 @@ class GlyphMeasures:
 
     Attributes:
         weight: stroke width over ink height.
-        slant: tangent of the slant.
+        slant: tangent of the slant angle.
         width: width over the typical width of the digit; None if the digit is unknown.
         size: ink height over image height.
         x: horizontal offset of the ink box.

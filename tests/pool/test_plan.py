@@ -1,0 +1,54 @@
+"""The plan of a pool: what each place decides, and what it leaves alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from utilgen_jax.pool.plan import plan_pool
+
+PROMPTS = [f"the digit {name}" for name in ("zero", "one", "two")]
+CLASS_PROMPTS = [[prompt] for prompt in PROMPTS]
+
+
+def test_plan_takes_classes_in_turn_and_a_shorter_plan_begins_a_longer_one():
+    plan = plan_pool(CLASS_PROMPTS, 40, seed=3, round_number=0)
+    assert [record.label for record in plan] == [0, 1, 2] * 40
+    assert all(record.prompt == PROMPTS[record.label] and record.round == 0 for record in plan)
+    assert plan[:30] == plan_pool(CLASS_PROMPTS, 10, seed=3, round_number=0)
+    seeds = [record.seed for record in plan]
+    assert len(set(seeds)) == 120 and 0 <= min(seeds) and max(seeds) < 2**31
+    assert plan == plan_pool(CLASS_PROMPTS, 40, seed=3, round_number=0)
+    for other in (plan_pool(CLASS_PROMPTS, 40, 4, 0), plan_pool(CLASS_PROMPTS, 40, 3, 1)):
+        assert not set(seeds) & {record.seed for record in other}
+
+
+def test_a_plan_takes_a_classs_prompts_in_turn_and_asks_for_difficulties():
+    prompts = (("a", "b"), ("c",))
+    plan = plan_pool(prompts, 500, seed=3, round_number=0, difficulty=(0.5, 0.3))
+    assert [record.prompt for record in plan[:6]] == ["a", "c", "b", "c", "a", "c"]
+    asked = np.array([record.requested_difficulty for record in plan])
+    assert asked.min() == 0 and asked.max() == 1
+    inside = scipy.stats.norm(0.5, 0.3).cdf([0.2, 0.8])
+    assert np.mean((asked > 0.2) & (asked < 0.8)) == pytest.approx(inside[1] - inside[0], abs=0.05)
+    # What is asked of an image changes nothing else of it, and follows from its place.
+    plain = [dataclasses.replace(record, requested_difficulty=None) for record in plan]
+    assert plain == plan_pool(prompts, 500, seed=3, round_number=0)
+    assert plan[:20] == plan_pool(prompts, 10, seed=3, round_number=0, difficulty=(0.5, 0.3))
+
+
+def test_a_plan_may_have_another_number_for_each_class():
+    counts = (2, 0, 5)
+    plan = plan_pool(CLASS_PROMPTS, counts, seed=3, round_number=0)
+    assert [record.label for record in plan] == [0, 2, 0, 2, 2, 2, 2]
+    even = plan_pool(CLASS_PROMPTS, 5, seed=3, round_number=0)
+    for label, count in enumerate(counts):
+        assert [r for r in plan if r.label == label] == [r for r in even if r.label == label][:count]
+
+
+def test_a_class_may_have_a_mean_difficulty_of_its_own():
+    records = plan_pool(CLASS_PROMPTS, 300, seed=3, round_number=0, difficulty=([0.2, 0.5, 0.8], 0.05))
+    for label, mean in enumerate((0.2, 0.5, 0.8)):
+        drawn = [record.requested_difficulty for record in records if record.label == label]
+        assert np.mean(drawn) == pytest.approx(mean, abs=0.02) and np.std(drawn) == pytest.approx(0.05, abs=0.01)
