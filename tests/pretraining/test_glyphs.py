@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from utilgen_jax.pretraining import glyphs, vocabulary
-from utilgen_jax.pretraining.vocabulary import GlyphAttributes
+from utilgen_jax.pretraining import glyphs
+from utilgen_jax.prompts import glyph_vocabulary
+from utilgen_jax.prompts.glyph_vocabulary import GlyphAttributes
 
 FONT_NAMES = [(style, name) for style, fonts in glyphs.FONTS.items() for name in fonts]
 
@@ -67,7 +68,7 @@ def test_width_is_that_of_the_upright_ink_box():
     for index in range(30):
         attributes = plain(index, slant=0.0, rotation=0.0, size=0.8, width=0.9, x=0.0, y=0.0)
         left, right, top, bottom = ink_box(glyphs.render(attributes))
-        aspect = (right - left) / (bottom - top) / vocabulary.TYPICAL_ASPECT[attributes.digit]
+        aspect = (right - left) / (bottom - top) / glyph_vocabulary.TYPICAL_ASPECT[attributes.digit]
         assert aspect == pytest.approx(0.9, abs=0.2)
 
 
@@ -105,12 +106,12 @@ def test_noise_follows_the_attributes():
 
 def test_typical_aspects_are_the_fonts_means():
     aspects = [[glyphs._outline(name, digit).aspect for digit in range(10)] for _, name in FONT_NAMES]
-    np.testing.assert_allclose(np.mean(aspects, 0), vocabulary.TYPICAL_ASPECT, atol=0.02)
+    np.testing.assert_allclose(np.mean(aspects, 0), glyph_vocabulary.TYPICAL_ASPECT, atol=0.02)
 
 
 def test_every_value_occurs_and_most_glyphs_are_large_and_centred():
-    sampled = [vocabulary.attribute_values(glyphs.sample_attributes(0, index)) for index in range(600)]
-    for name, options in vocabulary.ATTRIBUTE_VALUES.items():
+    sampled = [glyph_vocabulary.attribute_values(glyphs.sample_attributes(0, index)) for index in range(600)]
+    for name, options in glyph_vocabulary.ATTRIBUTE_VALUES.items():
         assert {values[name] for values in sampled} == set(options)
     assert np.mean([values["size"] == "large" for values in sampled]) > 0.55
     assert np.mean([values["position"] == "centred" for values in sampled]) > 0.8

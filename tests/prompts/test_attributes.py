@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.vocabulary import ATTRIBUTE_VALUES
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.config import GLYPH_ATTRIBUTES
+from utilgen_jax.prompts.glyph_vocabulary import ATTRIBUTE_VALUES
 
 ATTRIBUTES = PromptAttributes.parse(["thin|bold", "small|large|huge"])
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from utilgen_jax.fields import setting
 
-# The words that the embedded glyph generator was trained with, those of `pretraining.vocabulary`.
+# The words that the embedded glyph generator was trained with, those of `prompts.glyph_vocabulary`.
 GLYPH_ATTRIBUTES = (
     "thin|regular weight|bold",
     "leaning left|upright|leaning right",

@@ -11,10 +11,11 @@ from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.pretraining import glyphs, vocabulary
-from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES, GlyphAttributes
+from utilgen_jax.pretraining import glyphs
+from utilgen_jax.prompts import glyph_vocabulary as vocabulary
 from utilgen_jax.prompts.captions.glyph_measures import TYPICAL_LEAN, GlyphMeasures, measure
 from utilgen_jax.prompts.captions.glyphs import attribute_values, caption_glyphs
+from utilgen_jax.prompts.glyph_vocabulary import DIGIT_NAMES, GlyphAttributes
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.sample.batches import generate_images
 
