@@ -78,7 +78,7 @@ def test_a_spec_is_a_frozen_value(spec):
 
 
 def test_a_pools_name_is_its_own():
-    everything = SPECS | {call.arguments["spec"] for call in _generated()}
+    everything = {*SPECS} | {call.arguments["spec"] for call in _generated()}
     assert len({spec.name for spec in everything}) == len(everything)
 
 

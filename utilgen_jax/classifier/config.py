@@ -50,7 +50,7 @@ class ClassifierConfig:
 def synthetic_fraction(shots: float) -> float:
     """The synthetic fraction of a batch that suits a number of real images: 3 / (3 + shots), at least 0.2.
 
-    As if a class's synthetic images, however many, were worth three real ones; configs/README.md has the accuracies on
+    As if a class's synthetic images, however many, counted as three real ones; configs/README.md has the accuracies on
     held-out digits behind it. The least is what DataDream's public code gives 16 shots (Kim et al. 2024, arXiv
     2407.10910; the weight of real images, lambda_1, is 0.8).
 
