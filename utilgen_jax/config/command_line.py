@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from utilgen_jax.config.schema import (
+    ALL_SECTIONS,
     FIELDS,
     VARIANTS,
     Config,
@@ -164,7 +165,13 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
     lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
     lines += ["  runlocal  a small, quick run"]
     lines += ["", "Config fields, --config.FIELD=VALUE, with their defaults before a config file changes them:"]
+    section = ""
     for field in FIELDS.values():
+        name = field.path.rpartition(".")[0]
+        if name != section:
+            section = name
+            about = (ALL_SECTIONS[name].__doc__ or "").splitlines()[0].removeprefix(f"The section `{name}`: ")
+            lines += ["", f"  {name}: {about[0].lower()}{about[1:]}"]
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         choices = f" ({', '.join(map(str, field.choices))})" if field.choices else ""
         lines.append(f"  {f'{field.path}={default}':45} {field.help}{choices}")

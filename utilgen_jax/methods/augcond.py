@@ -23,7 +23,7 @@ MIX_STRATEGIES = _PLAIN + tuple(f"{name}_dropout" for name in _PLAIN)
 
 @dataclasses.dataclass(frozen=True)
 class AugcondConfig:
-    """The section `augcond`."""
+    """The section `augcond`: how few-shot images condition new ones."""
 
     mix_strategy: str = setting("cutmix", "how two shots are mixed", choices=MIX_STRATEGIES)
     strength: float = setting(
