@@ -12,9 +12,9 @@ import numpy as np
 from flax import struct
 
 from utilgen_jax.checkpoints.classifier_files import head_name, load_classifier_variables, open_classifier_file
+from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.models.classifiers import build_classifier
-
-Params = Any
+from utilgen_jax.types import Params
 
 # name -> mean and standard deviation of the channels in [0, 1]; None: images stay in [-1, 1].
 NORMALIZATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
@@ -54,14 +54,14 @@ def normalize(images: jax.Array, normalization: str) -> jax.Array:
     return ((images + 1.0) / 2.0 - mean) / deviation
 
 
-def make_classifier(settings: Any, num_classes: int, image_size: int, channels: int) -> Classifier:
+def make_classifier(config: ClassifierConfig, num_classes: int, image_size: int, channels: int) -> Classifier:
     """Makes the classifier of a configuration.
 
     With `pretrained` weights the norms are those of the file. Where it has no head, or one for another number of
     classes, the head starts from random weights, and standard error is told so.
 
     Args:
-        settings: `config.classifier`: name, width, dtype, pretrained, trainable, normalization.
+        config: name, width, dtype, pretrained, trainable and normalization are read.
         num_classes: K.
         image_size: side of the images in pixels.
         channels: of the images.
@@ -72,10 +72,10 @@ def make_classifier(settings: Any, num_classes: int, image_size: int, channels: 
     Raises:
         InputError: the network does not suit the images, or the file not the network.
     """
-    architecture = settings.name, num_classes, settings.width, image_size, jnp.dtype(settings.dtype)
-    if not settings.pretrained:
-        return Classifier(build_classifier(*architecture), settings.normalization)
-    file = open_classifier_file(settings.pretrained)
+    architecture = config.name, num_classes, config.width, image_size, jnp.dtype(config.dtype)
+    if not config.pretrained:
+        return Classifier(build_classifier(*architecture), config.normalization)
+    file = open_classifier_file(config.pretrained)
     module = build_classifier(*architecture, norm=file.norm)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     expected = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -84,7 +84,7 @@ def make_classifier(settings: Any, num_classes: int, image_size: int, channels: 
     if head_replaced and jax.process_index() == 0:
         print(f"{file.path}: has no head for {num_classes} classes; {head} starts from random weights", file=sys.stderr)
     params = variables.pop("params")
-    if settings.trainable == "all":
-        return Classifier(module, settings.normalization, frozen=variables, initial=params)
+    if config.trainable == "all":
+        return Classifier(module, config.normalization, frozen=variables, initial=params)
     initial = {} if head_replaced else {head: params.pop(head)}
-    return Classifier(module, settings.normalization, frozen={**variables, "params": params}, initial=initial)
+    return Classifier(module, config.normalization, frozen={**variables, "params": params}, initial=initial)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from utilgen_jax.data.config import DataConfig
 from utilgen_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from utilgen_jax.data.image_source import Sources
 
 # Config fields in the loaders' messages -> flags.
 _FLAGS = {
@@ -33,7 +36,7 @@ def define_data_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("channels", 3, "1: grey, 3: RGB", lower_bound=1, flag_values=values)
 
 
-def load_flagged_source(settings: dict[str, Any]) -> Any:
+def load_flagged_source(settings: dict[str, Any]) -> Sources:
     """Opens the data set; returns `image_source.Sources`.
 
     Args:

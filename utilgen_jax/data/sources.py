@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from utilgen_jax.data import digits, image_folder, npz, tfds
+from utilgen_jax.data.config import DataConfig
 from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.subset import choose_classes, leave_out, read_class_file, read_ids
 from utilgen_jax.errors import InputError
 
 # name -> loader of config.data, see `load_source`
-LOADERS: dict[str, Callable[[Any], Sources]] = {
+LOADERS: dict[str, Callable[[DataConfig], Sources]] = {
     "digits": lambda data: digits.load(data.image_size, data.channels),
     "tfds": lambda data: tfds.load(data.name, data.path, data.image_size, data.channels),
     "imagefolder": lambda data: image_folder.load(data.path, data.image_size, data.channels),
@@ -18,7 +19,7 @@ LOADERS: dict[str, Callable[[Any], Sources]] = {
 }
 
 
-def load_source(data: Any) -> Sources:
+def load_source(data: DataConfig) -> Sources:
     """Opens the data set of a config.
 
     Args:
