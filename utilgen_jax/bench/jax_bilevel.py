@@ -33,8 +33,8 @@ class Inputs:
     Attributes:
         images: float32 [B, 32, 32, 3].
         labels: int32 [B].
-        validation_images: likewise, as many.
-        validation_labels: likewise.
+        validation_images: as many validation images.
+        validation_labels: of these.
     """
 
     images: np.ndarray
@@ -61,7 +61,7 @@ class JaxBilevel:
 
     Attributes:
         params: of the classifier, linen names.
-        weighting_params: of the weight network, likewise.
+        weighting_params: the weight network's initial parameters.
     """
 
     def __init__(self, model: str) -> None:

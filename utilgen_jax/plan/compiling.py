@@ -45,7 +45,7 @@ class Figures:
     Attributes:
         argument_bytes: its arguments: weights, batch, optimiser state.
         temporary_bytes: all else while it runs, such as activations and those results that do not replace arguments.
-        code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was asked for.
+        code_bytes: the program itself; 0 where none was generated: it does not fit, or only the memory was requested.
         resident_bytes: weights of the generator's other components, which lie beside it.
         needed_bytes: the sum.
         flops: of all chips together, see `runtime.flops.count_flops`.
