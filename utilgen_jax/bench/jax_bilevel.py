@@ -33,13 +33,8 @@ class Inputs:
     Attributes:
         images: float32 [B, 32, 32, 3].
         labels: int32 [B].
-<<<<<<< HEAD
-        validation_images: the same for validation.
-        validation_labels: int [N].
-=======
         validation_images: as many validation images.
         validation_labels: of these.
->>>>>>> 02a1dc8d54510eeb0afd52931a6995bac6bd1097
     """
 
     images: np.ndarray
@@ -66,11 +61,7 @@ class JaxBilevel:
 
     Attributes:
         params: of the classifier, linen names.
-<<<<<<< HEAD
-        weighting_params: the same of the weight network.
-=======
         weighting_params: the weight network's initial parameters.
->>>>>>> 02a1dc8d54510eeb0afd52931a6995bac6bd1097
     """
 
     def __init__(self, model: str) -> None:
