@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny import DIGITS, TINY
 from utilgen_jax.config.command_line import read_config
-from utilgen_jax.experiment.experiment import Experiment
+from utilgen_jax.experiment.experiment import Experiment, SharedDirs
 from utilgen_jax.experiment.pools import GeneratedPool
 from utilgen_jax.experiment.setup import set_up
 from utilgen_jax.methods.base import PoolSpec
@@ -36,17 +36,23 @@ def quick_checkpoint(tmp_path_factory) -> Path:
 def make_experiment(tmp_path) -> Iterator[MakeExperiment]:
     """(method, workdir, shared, settings with `__` for the dot) -> an experiment, open until the test ends.
 
-    Its checkpoint is the embedded one, of which nothing is loaded unless a test generates.
+    Its checkpoint is the embedded one, of which nothing is loaded unless a test generates. `is_open=False`: as it was
+    set up, before its block.
     """
     with ExitStack() as stack:
 
         def make(
-            method: str = "vanilla", workdir: Path | None = None, shared: Any = None, **settings: Any
+            method: str = "vanilla",
+            workdir: Path | None = None,
+            shared: SharedDirs | None = None,
+            is_open: bool = True,
+            **settings: Any,
         ) -> Experiment:
             own = {"generator.checkpoint": "glyphs"}
             own |= {name.replace("__", "."): str(value) for name, value in settings.items()}
             config = read_config(f"{DIGITS}:method={method}", (*TINY, *own.items()))
-            return stack.enter_context(set_up(config, workdir or tmp_path / "run", shared, methods_of(config)))
+            experiment = set_up(config, workdir or tmp_path / "run", shared, methods_of(config))
+            return stack.enter_context(experiment) if is_open else experiment
 
         yield make
 
