@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
@@ -44,7 +44,7 @@ class ClassifierSteps:
         """The classifier of the real images alone, which measures difficulty; that of the method `real`."""
         return self._train(self.experiment.classifier_config, None)
 
-    def _train(self, config, synthetic: Examples | None) -> Params:
+    def _train(self, config: ClassifierConfig, synthetic: Examples | None) -> Params:
         experiment = self.experiment
         with experiment.log(config.steps) as on_step:
             key = experiment.key(Key.CLASSIFIER)
@@ -91,8 +91,3 @@ class ClassifierSteps:
                 on_step,
             )
         return {"real": real, "pool": synthetic}
-
-
-def is_first() -> bool:
-    """Whether this process writes."""
-    return jax.process_index() == 0

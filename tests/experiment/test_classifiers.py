@@ -1,0 +1,131 @@
+"""The classifier's steps: which config, images and key training gets, and what is measured of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+
+from tests.experiment.conftest import random_pool
+from utilgen_jax.classifier.train import init_classifier, train_classifier
+from utilgen_jax.data.images import to_float
+from utilgen_jax.experiment import classifiers
+from utilgen_jax.experiment.experiment import TrainingData
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.methods import METHODS, Method
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The arguments of each training, which takes no time; parameters say which training they are of."""
+    calls = []
+
+    def train(classifier, config, real, synthetic, key, on_step):
+        calls.append((classifier, config, real, synthetic, key))
+        return {"layer": {"bias": np.full(2, len(calls), np.float32)}}
+
+    monkeypatch.setattr(classifiers, "train_classifier", train)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"augmentation": "randaugment"}, {"mixing": "cutmix"}, {"augmentation": "randaugment", "mixing": "none"}],
+)
+def test_a_method_changes_augmentation_and_mixing_alone(make_experiment, trained, changes):
+    experiment = make_experiment(classifier__augmentation="none", classifier__mixing="mixup")
+    synthetic = experiment.examples(random_pool(4))
+    experiment.classifiers.train(Method("own", "own", **changes), synthetic)
+    ((classifier, config, real, used, key),) = trained
+    assert config == dataclasses.replace(experiment.classifier_config, **changes)
+    assert classifier is experiment.classifier and real is experiment.real and used is synthetic
+    assert (key == jax.random.fold_in(jax.random.key(experiment.config.seed), Key.CLASSIFIER)).all()
+
+
+def test_a_config_that_augments_augments_all_methods(make_experiment, trained):
+    experiment = make_experiment(classifier__augmentation="randaugment", classifier__mixing="cutmix")
+    experiment.classifiers.real()
+    experiment.classifiers.train(METHODS["vanilla"], experiment.examples(random_pool(4)))
+    assert [(call[1].augmentation, call[1].mixing) for call in trained] == [("randaugment", "cutmix")] * 2
+
+
+def test_the_classifier_that_measures_difficulty_is_the_method_reals(make_experiment, trained):
+    experiment = make_experiment()
+    params = experiment.train_classifier(METHODS["real"], TrainingData())
+    assert experiment.classifiers.real() is params
+    assert experiment.classifiers.train(METHODS["real"], None) is params
+    ((_, config, _, synthetic, _),) = trained
+    assert synthetic is None and config == experiment.classifier_config
+    assert list(experiment.stages.seconds) == ["classifier_real"]
+    # A second run reads it.
+    other = make_experiment().classifiers.real()
+    assert len(trained) == 1
+    np.testing.assert_array_equal(other["layer"]["bias"], params["layer"]["bias"])
+
+
+@pytest.mark.slow
+def test_training_is_the_librarys(make_experiment):
+    experiment = make_experiment()
+    synthetic = experiment.examples(random_pool(6))
+    params = experiment.classifiers.train(METHODS["vanilla"], synthetic)
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    expected = train_classifier(
+        experiment.classifier, experiment.classifier_config, experiment.real, synthetic, key, lambda step, loss: None
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, expected))
+
+
+def drawn_params(experiment):
+    return init_classifier(experiment.classifier, experiment.real.inputs.shape[1:], jax.random.key(3))
+
+
+def test_accuracy_is_the_part_of_the_test_images_with_the_right_largest_logit(make_experiment):
+    experiment = make_experiment(data__max_classes=5, data__max_test=50, classifier__eval_batch_size=20)
+    params, test = drawn_params(experiment), experiment.split.test
+    logits = np.asarray(experiment.classifier.apply(params, to_float(test.images)))
+    right = [row.argmax() == label for row, label in zip(logits, test.labels, strict=True)]
+    assert 0 < sum(right) < 50
+    assert experiment.classifiers.evaluate(METHODS["vanilla"], params) == pytest.approx(sum(right) / 50)
+    assert list(experiment.stages.seconds) == ["evaluation_vanilla"]
+
+
+def test_difficulty_is_what_the_classifier_of_the_real_images_leaves_of_certainty(make_experiment, monkeypatch):
+    experiment = make_experiment()
+    params = drawn_params(experiment)
+    monkeypatch.setattr(classifiers, "train_classifier", lambda *arguments: params)
+    pool = random_pool(6)
+    for examples, labels, measured in (
+        (experiment.real, experiment.split.real.labels, experiment.classifiers.real_difficulty()),
+        (
+            experiment.examples(pool),
+            pool.labels,
+            experiment.classifiers.difficulty(experiment.examples(pool), pool.labels),
+        ),
+    ):
+        logits = np.asarray(experiment.classifier.apply(params, examples.inputs))
+        expected = [1 - scipy.special.softmax(row)[label] for row, label in zip(logits, labels, strict=True)]
+        np.testing.assert_allclose(measured, expected, rtol=1e-4)
+        assert np.std(expected) > 1e-3
+    assert set(experiment.stages.seconds) == {"classifier_real", "difficulty"}
+
+
+def test_cross_fitted_difficulty_takes_the_experiments_folds(make_experiment, monkeypatch):
+    experiment = make_experiment("difficulty")
+    calls, pool = [], random_pool(6)
+
+    def measure(classifier, config, real, synthetic, folds, key, on_step):
+        calls.append((classifier, config, real, folds, key))
+        return np.full(len(real), 0.25, np.float32), np.linspace(0, 1, len(synthetic), dtype=np.float32)
+
+    monkeypatch.setattr(classifiers, "cross_fitted_difficulty", measure)
+    for run in (experiment, make_experiment("difficulty")):
+        of_shots, of_pool = run.classifiers.cross_fitted_difficulty(pool)
+        np.testing.assert_array_equal(of_shots, [0.25] * 4)
+        np.testing.assert_allclose(of_pool, np.arange(6) / 5, rtol=1e-6)
+    ((classifier, config, real, folds, key),) = calls
+    assert classifier is experiment.classifier and config is experiment.classifier_config and real is experiment.real
+    assert folds is experiment.folds and len(folds) == 2
+    assert (key == experiment.key(Key.CLASSIFIER)).all()
