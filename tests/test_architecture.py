@@ -1,4 +1,4 @@
-"""The architecture holds: which folder may import which, how wide functions are, and what stands at the package root."""
+"""The architecture holds: which folder may import which, how wide functions are, and what the package root holds."""
 
 import ast
 from collections import defaultdict

@@ -40,8 +40,8 @@ def test_each_is_valid_whole_and_small(name, preset):
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagefolder", "pneumoniamnist"])
-def test_a_domain_of_ones_own_images_leaves_out_what_it_was_taught(name):
-    config = load(name, "domain,path=somewhere")
+def test_a_pretrained_generator_of_ones_own_images_leaves_out_what_it_was_taught(name):
+    config = load(name, "pretrained,path=somewhere")
     assert validate(config) == []
     assert Path(config.data.exclude).parent == Path(config.generator.checkpoint)
     assert Path(config.data.exclude).name == TRAINING_IMAGES
@@ -67,9 +67,9 @@ def test_tensorflow_datasets_knows_the_set_and_its_classes_have_words(name, pres
     words = config.data.class_names or label.names
     if name == "imagenet":
         with pytest.raises(InputError, match="config.data.classes_file"):
-            class_prompts(config.generator.prompt, words)
+            class_prompts(config.prompts.template, words)
     elif name != "cifar":  # Whose names tfds learns in preparing it.
-        assert len(set(class_prompts(config.generator.prompt, words))) == label.num_classes
+        assert len(set(class_prompts(config.prompts.template, words))) == label.num_classes
 
 
 def test_imagenettes_words_are_in_the_order_of_its_labels():

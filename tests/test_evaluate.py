@@ -16,7 +16,7 @@ CHANNELS = {"none": (0.5, 0.5), "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.22
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Folder with ResNet-20's random weights and, for each normalisation, a set with 23 of 30 labels torch's."""
+    """Folder with ResNet-20's random weights and, for each normalisation, a data set with 23 of torch's 30 labels."""
     folder = tmp_path_factory.mktemp("evaluate")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_TEST, 8, 8, 3)).astype(np.uint8)

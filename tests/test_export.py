@@ -32,7 +32,7 @@ WEIGHTED = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Family ('sd15', 'unclip') -> folder, not to be changed."""
+    """Family ('sd15', 'unclip') -> read-only folder."""
     return functools.cache(lambda family: write_tiny_stable_diffusion(tmp_path_factory.mktemp(family), family=family))
 
 
@@ -41,7 +41,7 @@ def export(*arguments):
 
 
 def refusal(capsys, *arguments):
-    """The error messages of a call that must be refused, without a traceback."""
+    """Returns the error messages of an invalid call."""
     assert export(*arguments) == 2
     text = capsys.readouterr().err
     assert "Traceback" not in text

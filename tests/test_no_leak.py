@@ -1,6 +1,6 @@
-"""Nothing leaks: what a row computes is the same, bit for bit, on data that differ in every image but the shots.
+"""Nothing leaks: what a method computes is the same, bit for bit, on data that differ in every image but the shots.
 
-All rows run on scikit-learn's digits three times: as they are; with noise for every image that is no shot; and with
+All methods run on scikit-learn's digits three times: as they are; with noise for every image that is no shot; and with
 another image for one of the shots, which shows that whatever comes in would be seen here.
 """
 
@@ -12,54 +12,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
+from tests.tiny import DIGITS, NAMES, TINY
 from utilgen_jax import pipeline
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data.image_source import Sources
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
-from utilgen_jax.experiment.setup import Shared
+from utilgen_jax.experiment import setup
+from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.methods import METHODS
 
-DIGITS = f"{Path(__file__).parents[1] / 'configs' / 'digits.py'}"
-TINY = (
-    ("baselines", ""),
-    ("data.max_classes", "2"),
-    ("data.max_test", "20"),
-    ("generator.image_size", "16"),
-    ("generator.steps", "2"),
-    ("pool.images_per_class", "4"),
-    ("adaptation.steps", "2"),
-    ("difficulty.steps", "2"),
-    ("difficulty.batch_size", "16"),
-    ("inversion.steps", "2"),
-    ("preference.rounds", "1"),
-    ("preference.steps", "2"),
-    ("instance.steps", "1"),
-    ("instance.sampler_steps", "1"),
-    ("joint.steps", "8"),
-    ("joint.generated", "2"),
-    ("joint.sampler_steps", "1"),
-    ("ensemble.members", "1"),
-    ("classifier.name", "mlp"),  # quicker to compile
-    ("classifier.steps", "5"),
-    ("classifier.width", "8"),
-    ("utility.steps", "3"),
-    # All is exaggerated, so that a difference in what goes in shows in the images' 8 bits.
-    ("generator.guidance_scale", "50"),
-    ("adaptation.learning_rate", "0.1"),
-    ("difficulty.learning_rate", "0.1"),
-    ("difficulty.prior_fraction", "0.5"),
-    ("inversion.learning_rate", "1"),
-    ("preference.learning_rate", "0.1"),
-    ("instance.learning_rate", "1"),
-    ("joint.learning_rate", "10"),
-    ("joint.lora_learning_rate", "0.1"),
-    ("classifier.learning_rate", "0.05"),
-)
-# Rows for ablations are parts of these, but for joint's further ones.
-JOINT_ROWS = ["joint_uncertain", "joint_useful", "joint_lora", "joint_weights"]
-ROWS = [name for name, method in METHODS.items() if not method.only_in_ablations] + JOINT_ROWS
-load_source = load_source  # The fixture below puts another in its place.
 pytestmark = pytest.mark.slow
 
 
@@ -86,9 +48,9 @@ def results(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def domains(tmp_path_factory):
-    """{which images are noise: (results of all rows, accuracy of each)}."""
-    root = tmp_path_factory.mktemp("domains")
+def runs(tmp_path_factory):
+    """{which images are noise: (results of all methods, accuracy of each)}."""
+    root = tmp_path_factory.mktemp("runs")
     checkpoint = write_quick_stable_diffusion(root / "checkpoint")
     settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
     whole = load_source(read_config(DIGITS, settings).data)
@@ -97,51 +59,47 @@ def domains(tmp_path_factory):
     assert is_shot.sum() == 4
     is_first_shot = np.arange(len(is_shot)) == np.flatnonzero(is_shot)[0]
     noise = {"none": np.zeros_like(is_shot), "others": ~is_shot, "a shot": is_first_shot}
-    runs = {}
-    for domain, replaced in noise.items():
-        folder = root / domain
-        shared = Shared(stages=folder / "stages", pools=folder / "pools", shotless_pools=folder / "shotless")
+    found = {}
+    for kind, replaced in noise.items():
+        folder = root / kind
+        shared = SharedDirs(stages=folder / "stages", pools=folder / "pools", shotless_pools=folder / "shotless")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data, "load_source", lambda settings, replaced=replaced: replace_images(whole, replaced))
+            patch.setattr(setup, "load_source", lambda settings, replaced=replaced: replace_images(whole, replaced))
             summaries = {
-                row: pipeline.run(read_config(f"{DIGITS}:method={row}", settings), root / "runs" / domain / row, shared)
-                for row in ROWS
+                name: pipeline.run(
+                    read_config(f"{DIGITS}:method={name}", settings), root / kind / "runs" / name, shared
+                )
+                for name in NAMES
             }
-        runs[domain] = results(folder), {row: summary["accuracy"]["final"] for row, summary in summaries.items()}
-    return runs
+        found[kind] = results(folder), {name: summary["accuracy"]["final"] for name, summary in summaries.items()}
+    return found
 
 
 def changed_between(before: dict[str, object], after: dict[str, object]) -> list[str]:
     return [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
 
 
-def test_nothing_leaks(domains):
-    # One test: two would run in two processes, and each would compile all rows.
-    (whole, accuracy), (others, accuracy_on_noise) = domains["none"], domains["others"]
+def test_nothing_leaks(runs):
+    # One test: two would run in two processes, and each would compile all methods.
+    (whole, accuracy), (others, accuracy_on_noise) = runs["none"], runs["others"]
     assert changed_between(whole, others) == []
     assert accuracy != accuracy_on_noise  # What is read of them is read by the final evaluation.
 
-    # A shot is seen by each row.
-    changed = changed_between(whole, domains["a shot"][0])
-    for row in ROWS:
-        assert any(path.startswith(f"stages/classifier_{row}.") for path in changed), row
-        generation = METHODS[row].generation
-        if generation is not None:
-            folder = f"{'pools' if generation.uses_shots else 'shotless'}/{generation.name}/"
-            assert any(path.startswith(folder) for path in whole), row
-            # Another shot need not change which few of the images are chosen; it does change their values.
-            made = (folder, f"stages/value_{generation.name}_")
-            assert any(path.startswith(made) for path in changed) == generation.uses_shots, row
+    # A shot is seen by each method.
+    changed = changed_between(whole, runs["a shot"][0])
+    for name in NAMES:
+        assert any(path.startswith(f"stages/classifier_{name}.") for path in changed), name
+        pool = METHODS[name].pool
+        if pool is not None:
+            folder = f"{'pools' if pool.uses_shots else 'shotless'}/{pool.name}/"
+            assert any(path.startswith(folder) for path in whole), name
+            # Another shot need not change which few of the images are selected; it does change their values.
+            made = (folder, f"stages/value_{pool.name}_")
+            assert any(path.startswith(made) for path in changed) == pool.uses_shots, name
 
-    # All that the rows learn was looked at.
+    # Everything that the methods learn was compared.
     stages = {path.split("/")[1].split(".")[0] for path in whole if path.startswith("stages/")}
-    expected = {"difficulty_of_shots", "captions", "tokens", "adaptation_datadream", "adaptation_difficulty"}
-    expected |= {
-        "value_saflex",
-        "value_utilgen",
-        "preference_utilgen_model_0",
-        "ensemble_phrases",
-        "ensemble_joint_uncertain",
-    }
-    expected |= {"steering_joint_lora", "value_joint_useful_0", "value_joint_weights"}
-    assert expected | {f"classifier_{row}" for row in ROWS} <= stages
+    expected = {"difficulty_of_shots", "captions", "class_tokens", "lora_datadream", "lora_difficulty"}
+    expected |= {"value_saflex", "value_utilgen", "dpo_utilgen_dpo_0", "ensemble_joint", "ensemble_joint_uncertain"}
+    expected |= {"joint_joint_reweighted_lora", "value_joint_useful_0", "value_joint_weights"}
+    assert expected | {f"classifier_{name}" for name in NAMES} <= stages

@@ -172,7 +172,7 @@ def configs_in_commands() -> list[tuple[str, tuple[tuple[str, str], ...]]]:
         pairs = [word.removeprefix("--config").partition("=") for word in words if word.startswith("--config")]
         given = {name.removeprefix("."): value for name, _, value in pairs}
         spec = given.pop("", None)
-        if spec and not spec.endswith(("=NAME", ":VARIANT")):
+        if spec and not spec.endswith(("=NAME", ":VARIANT", "=sdedit")):
             found.add((spec, tuple(given.items())))
     return sorted(found)
 
@@ -184,7 +184,8 @@ def test_configs_in_commands_are_valid(spec: str, overrides: tuple[tuple[str, st
 
 def test_overrides_in_the_text_name_fields():
     named = {name for text in TEXTS.values() for name in re.findall(r"--config\.(\w+(?:\.\w+)?)", text)}
-    assert len(named) > 5 and named - {"section.field"} <= set(FIELDS)
+    # The method of utilgen_jax/README.md is not there until its reader adds it, see test_package_readme.py.
+    assert len(named) > 5 and named - {"section.field", "sdedit.strength"} <= set(FIELDS)
 
 
 def described_sections() -> set[str]:

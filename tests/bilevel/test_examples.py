@@ -12,12 +12,26 @@ def draw(number, seed=0, **fields):
     return Examples(jnp.asarray(rng.normal(size=(number, 4)), jnp.float32), jnp.asarray(targets), **fields)
 
 
-def test_labelled_inputs_have_one_hot_targets_and_weight_1():
+def test_labelled_inputs_keep_class_labels_until_they_are_made_dense():
     inputs = np.arange(8.0).reshape(4, 2)
     examples = labelled(inputs, np.array([2, 0, 2, 1]), 5)
     assert len(examples) == 4 and examples.inputs is inputs
-    np.testing.assert_array_equal(examples.targets, np.eye(5)[[2, 0, 2, 1]])
-    assert examples.targets.dtype == examples.weights.dtype == jnp.float32
+    np.testing.assert_array_equal(examples.targets, [2, 0, 2, 1])
+    dense = examples.dense()
+    np.testing.assert_array_equal(dense.targets, np.eye(5)[[2, 0, 2, 1]])
+    np.testing.assert_array_equal(dense.labels, examples.labels)
+    assert dense.dense() is dense
+    assert dense.targets.dtype == examples.weights.dtype == jnp.float32
+
+
+def test_labels_beside_soft_labels_become_distributions():
+    hard, soft = labelled(np.zeros((2, 1)), np.array([1, 0]), 2), Examples(jnp.ones((1, 1)), jnp.array([[0.3, 0.7]]))
+    both = concatenate(hard, soft)
+    np.testing.assert_array_equal(both.targets, np.array([[0, 1], [1, 0], [0.3, 0.7]], np.float32))
+
+
+def test_weights_of_labelled_inputs_are_1():
+    examples = labelled(np.zeros((4, 2)), np.array([2, 0, 2, 1]), 5)
     np.testing.assert_array_equal(examples.weights, np.ones(4))
     np.testing.assert_array_equal(examples.labels, [2, 0, 2, 1])
     for name in ("is_weighted", "difficulty", "similarity", "attributes"):

@@ -1,4 +1,4 @@
-"""Tiny checkpoints that torch's diffusers wrote, once for all tests of this folder."""
+"""Tiny checkpoints written by torch's diffusers, shared by the tests of this folder."""
 
 import shutil
 from pathlib import Path
@@ -10,11 +10,11 @@ from tests.diffusers_checkpoint import write_tiny_stable_diffusion
 
 @pytest.fixture(scope="session")
 def unclip_original(tmp_path_factory) -> Path:
-    """Stable Diffusion 2.1-unCLIP in miniature: has every component. Not to be changed."""
+    """A tiny Stable Diffusion 2.1-unCLIP with all components; read-only."""
     return write_tiny_stable_diffusion(tmp_path_factory.mktemp("unclip"), family="unclip")
 
 
 @pytest.fixture
 def unclip(unclip_original, tmp_path) -> Path:
-    """A copy that a test may change."""
+    """A copy that tests may change."""
     return Path(shutil.copytree(unclip_original, tmp_path / "unclip"))

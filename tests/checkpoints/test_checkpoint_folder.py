@@ -73,7 +73,7 @@ def hub(unclip, tmp_path, monkeypatch):
 
 
 def as_half(folder, **options):
-    """Writes a repository's UNet and VAE once more with `variant='fp16'`, and returns the old files."""
+    """Writes UNet and VAE of a repository also with `variant='fp16'`, and returns the old files."""
     old = [*folder.glob("unet/*.safetensors"), *folder.glob("vae/*.safetensors")]
     UNet2DConditionModel.from_pretrained(folder / "unet").half().save_pretrained(
         folder / "unet", variant="fp16", **options

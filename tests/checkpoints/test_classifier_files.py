@@ -1,4 +1,4 @@
-"""Weights of classifiers as torch, timm, torchvision and akamaster's repository write them, and what does not fit."""
+"""Classifier weights of torch, timm, torchvision and akamaster's repository, and mismatches."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Components in and out, against torch's diffusers and transformers, and every way in which a folder can be broken."""
+"""Reading and writing components, against torch's diffusers and transformers, and damaged folders."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ COMPONENTS = tuple(TORCH_CLASSES)
 
 
 def weight_file(folder):
-    """The one safetensors file of a component."""
+    """Returns the safetensors file of a component."""
     (path,) = folder.glob("*.safetensors")
     return path
 

@@ -1,4 +1,4 @@
-"""Files of learned tokens, and those that are refused."""
+"""Valid and invalid files of learned tokens."""
 
 import numpy as np
 import pytest

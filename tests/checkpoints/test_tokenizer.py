@@ -1,4 +1,4 @@
-"""The tokenizer, against the vocabulary that was written."""
+"""The tokenizer, against a written vocabulary."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_length_that_is_not_written_down_is_the_models(folder):
 
 
 # Case, contractions, digits, accents in one and in two code points, scripts, emoji joined from several, control and
-# white space, what looks like a special token, and more than fits.
+# white space, text like a special token, and overlong text.
 ODD_PROMPTS = [
     "",
     " ",

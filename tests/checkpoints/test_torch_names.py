@@ -1,4 +1,4 @@
-"""The rule that renames parameters, against names and operations of torch."""
+"""Conversion of parameters, against names and operations of torch."""
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +24,20 @@ from utilgen_jax.checkpoints import torch_names
         ("mean", 2, ("mean",)),
     ],
 )
-def test_name_goes_there_and_back(name, ndim, path):
+def test_name_round_trip(name, ndim, path):
     assert torch_names.to_linen_path(name, ndim) == path
     assert torch_names.to_torch_name(path) == name
     assert torch_names.to_torch_name((".".join(path[:-1]), path[-1]) if len(path) > 1 else path) == name
 
 
-def test_linear_kernel_does_what_torch_does():
+def test_linear_kernel_agrees_with_torch():
     layer = torch.nn.Linear(3, 5, bias=False)
     x = torch.randn(2, 3)
     kernel = torch_names.to_linen_layout(layer.weight.detach().numpy(), "kernel")
     np.testing.assert_allclose(x.numpy() @ kernel, layer(x).detach().numpy(), atol=1e-6)
 
 
-def test_convolution_kernel_does_what_torch_does():
+def test_convolution_kernel_agrees_with_torch():
     layer = torch.nn.Conv2d(3, 5, (3, 1), bias=False)
     x = torch.randn(2, 3, 6, 7)
     kernel = torch_names.to_linen_layout(layer.weight.detach().numpy(), "kernel")
@@ -47,7 +47,7 @@ def test_convolution_kernel_does_what_torch_does():
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 5)])
-def test_layout_goes_there_and_back(shape):
+def test_layout_round_trip(shape):
     tensor = np.arange(np.prod(shape)).reshape(shape)
     linen = torch_names.to_linen_layout(tensor, "kernel")
     np.testing.assert_array_equal(torch_names.to_torch_layout(linen, "kernel"), tensor)

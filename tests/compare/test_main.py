@@ -19,7 +19,7 @@ TINY = (
     "--config.pool.images_per_class=4",
     "--config.classifier.steps=10",
     "--config.classifier.width=8",
-    "--config.utility.steps=4",
+    "--config.valuation.steps=4",
     "--config.data.max_test=100",
 )
 
@@ -32,7 +32,7 @@ TINY = (
         (["--ablate=joiny"], "--ablate=joiny: is not one of joint; the nearest is joint"),
         (["--ablate=joint", "--methods=real"], "--ablate, --methods: give only one"),
         (["--shots=1,two"], "--shots: expected whole numbers, got 'two'"),
-        (["--config.pool.image_per_class=3"], "--config.pool.images_per_class"),
+        (["--config.pool.image_per_class=3"], "config.pool.images_per_class"),
         (["--seeds=0"], "seeds"),
         (["--norun"], "has none of these runs"),
         (["--join=nowhere.json"], "--join: nowhere.json cannot be read as a compare.json (FileNotFoundError"),

@@ -25,7 +25,7 @@ ACCURACY = {"real": 0.5, "vanilla": 0.6, "saflex": 0.8}
 
 @pytest.fixture(params=["whole", "without real", "one run"])
 def written(request, tmp_path, capsys):
-    """What is printed, and the contents of compare.md and compare.json."""
+    """Returns the printed text, and the contents of compare.md and compare.json."""
     plan = {"whole": PLAN, "without real": [entry for entry in PLAN if entry[2] != "real"], "one run": PLAN[2:3]}
     chosen = plan[request.param]
     runs = [run_of(summary(*entry, ACCURACY[entry[2]])) for entry in chosen[::-1]]

@@ -1,4 +1,4 @@
-"""The numbers of a comparison, on made-up runs, against SciPy's tests and against sums written out."""
+"""Statistics of a comparison on made-up runs, against SciPy and explicit sums."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_missing_runs_are_left_out_in_pairs():
 def test_best_published_method_averages_over_numbers_of_shots():
     runs = {"joint": {1: [0.99]}, "captions": {1: [0.6, 0.6], 2: [0.9]}, "saflex": {1: [0.5, 0.5], 2: [0.99]}}
     assert best_published(made_up(runs)) == "captions"
-    # The mean over shot counts, not over runs; and only common runs count.
+    # The mean over numbers of shots, not over runs; and only common runs count.
     runs["saflex"] = {1: [0.55, 0.55], 2: [0.96]}
     assert best_published(made_up(runs)) == "saflex"
     runs["captions"] = {1: [0.6, 0.6], 2: [None, 0.99]}
@@ -85,7 +85,7 @@ def test_error_reduction_averages_over_shots_then_over_seeds():
         "saflex": {1: [0.6, 0.6, 0.6], 2: [0.92, 0.9, 0.9]},
     }
     found = error_reduction(made_up(runs), "joint", "saflex")
-    # Seed 0: 25 % at both; seed 1: 50 and 0 %; seed 2 misses a run.
+    # Seed 0: 25 % at both; seed 1: 50 and 0 %; seed 2 lacks a run.
     np.testing.assert_allclose([found.mean, found.low, found.high], [25, 25, 25], rtol=1e-9)
     runs["joint"][2][1] = 0.96
     found = error_reduction(made_up(runs), "joint", "saflex")

@@ -15,7 +15,7 @@ def _save(path, shape=(6, 6, 3), seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, train and test, images of several kinds."""
+    """A folder of two classes, train and test, with several image formats."""
     _save(tmp_path / "train/rose/b.png")
     _save(tmp_path / "train/rose/a.JPG", (20, 30, 3))
     _save(tmp_path / "train/daisy/1.webp", (9, 7, 3))
@@ -55,14 +55,14 @@ def test_grey_and_rgb_of_any_size_come_out_alike(folder, channels):
         assert (images[2] == images[2][..., :1]).all()
 
 
-def test_val_stands_for_a_missing_test_and_neither_means_undivided(folder):
+def test_val_replaces_a_missing_test_split(folder):
     (folder / "test").rename(folder / "val")
     assert image_folder.load(str(folder), 6, 3).test.ids[0] == "val/daisy/y.png"
     (folder / "val").rename(folder / "unused")
     assert image_folder.load(str(folder), 6, 3).test is None
 
 
-def test_a_image_that_cannot_be_decoded_is_named_when_it_is_read(folder):
+def test_an_image_that_cannot_be_decoded_is_named_when_it_is_read(folder):
     (folder / "train/rose/b.png").write_bytes(b"broken")
     train = image_folder.load(str(folder), 6, 3).train
     train.read([0, 1])
@@ -70,7 +70,7 @@ def test_a_image_that_cannot_be_decoded_is_named_when_it_is_read(folder):
         train.read([0, 4])
 
 
-def test_a_image_removed_meanwhile_is_named(folder):
+def test_an_image_removed_meanwhile_is_named(folder):
     train = image_folder.load(str(folder), 6, 3).train
     (folder / "train/rose/b.png").unlink()
     with pytest.raises(InputError, match="train/rose/b.png"):

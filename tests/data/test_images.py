@@ -85,7 +85,7 @@ def test_fit_scales_16_bit_greys_and_lays_transparency_over_white():
     assert (fitted[1:] == 255).all()
 
 
-def test_decode_turns_a_image_upright():
+def test_decode_turns_an_image_upright():
     pixels = _random((4, 4, 3))
     exif = Image.Exif()
     exif[0x0112] = 3  # Upside down.

@@ -3,7 +3,7 @@ import numpy as np
 from utilgen_jax.data.label_noise import add_label_noise
 
 
-def test_labels_are_drawn_anew_from_all_classes():
+def test_labels_are_redrawn_from_all_classes():
     labels = np.repeat(np.arange(4), 10_000)
     noisy = add_label_noise(labels, 4, 0.4, seed=0)
     assert noisy.dtype == np.int32

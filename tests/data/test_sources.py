@@ -4,8 +4,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from utilgen_jax.data import digits, load_source
+from utilgen_jax.data import digits
 from utilgen_jax.data.image_source import ArraySource, Sources
+from utilgen_jax.data.sources import load_source
 from utilgen_jax.errors import InputError
 
 
@@ -81,6 +82,6 @@ def test_unknown_source_is_refused():
         (_source([0, 1], ("a", "b")), _source([0, 1], ("b", "a")), "different classes"),
     ],
 )
-def test_sources_that_do_not_hold_together_are_refused(train, test, message):
+def test_inconsistent_sources_are_refused(train, test, message):
     with pytest.raises(InputError, match=message):
         Sources(train, test)

@@ -20,7 +20,7 @@ DIVIDED = Sources(_source([5, 6, 7]), _source([10, 20, 30], "test"))
 
 
 def _consistent(part, source):
-    """The images, labels and names of a part belong together."""
+    """Images, labels and ids of a split agree."""
     positions = part.images[:, 0, 0, 0]
     np.testing.assert_array_equal(part.labels, source.labels[positions])
     assert part.ids == tuple(source.ids[position] for position in positions)
@@ -73,7 +73,7 @@ def test_more_shots_than_images_names_the_classes():
     with pytest.raises(InputError, match=r"7 shots.*class 0 \(5\), class 1 \(6\)$"):
         few_shot(DIVIDED, shots=7, seed=0)
     assert len(few_shot(DIVIDED, shots=5, seed=0).real) == 15
-    # Of an undivided class one image must be left to test on.
+    # Without a test split, one image per class is needed for testing.
     with pytest.raises(InputError, match=r"class 0 \(20\); without a test split"):
         few_shot(UNDIVIDED, shots=20, seed=0)
     assert np.bincount(few_shot(UNDIVIDED, shots=19, seed=0).test.labels)[0] == 1

@@ -1,4 +1,4 @@
-"""Reads small data sets in tensorflow-datasets' ArrayRecord layout, written here record by record; no TensorFlow."""
+"""Reading small data sets in tensorflow-datasets' ArrayRecord layout, without TensorFlow."""
 
 import builtins
 import io
@@ -11,7 +11,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from utilgen_jax.data import few_shot, tfds
+from utilgen_jax.data import tfds
+from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
 
 NAMES = ["ant", "bee"]
@@ -24,7 +25,7 @@ def _png(pixels):
 
 
 def _write(data_dir, splits, file_format="array_record", label_name="label"):
-    """splits: name -> list of (encoded image, label); the set is called made_up, version 1.0.0."""
+    """splits: name -> list of (encoded image, label); the data set is made_up, version 1.0.0."""
     folder = data_dir / "made_up" / "1.0.0"
     folder.mkdir(parents=True)
     features = tensorflow_datasets.features
@@ -78,13 +79,13 @@ def test_records_are_read_in_pieces(tmp_path, monkeypatch):
     assert train.read([]).shape == (0, 8, 8, 3)
 
 
-def test_an_unlabelled_test_part_gives_way_to_validation(tmp_path):
+def test_validation_replaces_an_unlabelled_test_split(tmp_path):
     unlabelled = [(TRAIN[0][0], -1)]
     data_dir = _write(tmp_path, {"train": TRAIN, "test": unlabelled, "validation": TRAIN[2:5]})
     assert tfds.load("made_up", data_dir, 8, 3).test.ids[0] == "validation/00000"
 
 
-def test_a_image_that_cannot_be_decoded_is_named(tmp_path):
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     sources = tfds.load("made_up", _write(tmp_path, {"train": [*TRAIN, (b"broken", 1)]}), 8, 3)
     with pytest.raises(InputError, match="made_up: train/00006.*cannot be decoded"):
         sources.train.read([0, 6])

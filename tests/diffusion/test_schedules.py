@@ -1,4 +1,4 @@
-"""The noise schedule against torch's DDIMScheduler, and its refusals."""
+"""The noise schedule against torch's DDIMScheduler, and invalid settings."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from utilgen_jax.diffusion import schedules
 from utilgen_jax.errors import InputError
 
-# What every config below has; diffusers' own default is to clip, which is not for latents.
+# Shared by all configs below; diffusers clips by default, which is wrong for latents.
 LATENT = {"clip_sample": False}
 STABLE_DIFFUSION = LATENT | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BETAS = {
@@ -33,7 +33,7 @@ def test_alphas_cumprod_are_those_of_diffusers(name):
     schedule, expected = schedules.load_schedule(BETAS[name]), DDIMScheduler(**BETAS[name])
     assert schedule.alphas_cumprod.dtype == jnp.float32
     assert schedule.num_train_timesteps == expected.config.num_train_timesteps
-    # diffusers multiplies up a thousand float32 numbers, this code float64 ones.
+    # diffusers multiplies a thousand float32 numbers, this code float64 numbers.
     np.testing.assert_allclose(schedule.alphas_cumprod, expected.alphas_cumprod.numpy(), rtol=1e-4)
 
 
@@ -85,7 +85,7 @@ def test_inference_timesteps_are_those_of_diffusers(spacing, offset, num_steps):
 
 @pytest.mark.parametrize("spacing", schedules.TIMESTEP_SPACINGS)
 def test_every_number_of_steps_has_as_many_falling_timesteps_of_the_schedule(spacing):
-    # diffusers visits -1 as a 62nd of 61 "trailing" steps.
+    # diffusers has a 62nd of 61 "trailing" timesteps, -1.
     schedule = schedules.load_schedule(STABLE_DIFFUSION | {"timestep_spacing": spacing})
     for num_steps in range(1, 1001):
         timesteps = schedules.inference_timesteps(schedule, num_steps)
@@ -144,14 +144,14 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(kind):
         {"timestep_spacing": "quadratic"},
     ],
 )
-def test_settings_that_are_not_computed_are_refused_by_name(setting):
+def test_unsupported_settings_are_refused_by_name(setting):
     [(name, value)] = setting.items()
     with pytest.raises(InputError, match=f"scheduler_config.json: {name}=") as refusal:
         schedules.load_schedule(STABLE_DIFFUSION | setting)
     assert repr(value) in str(refusal.value)
 
 
-def test_betas_of_ones_own_are_refused():
+def test_trained_betas_are_refused():
     with pytest.raises(InputError, match="trained_betas"):
         schedules.load_schedule({"trained_betas": [0.1]})
 

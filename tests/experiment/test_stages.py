@@ -1,11 +1,15 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.stages import StageCache
+from utilgen_jax.experiment.stages import StageCache, read_result, step
+from utilgen_jax.valuation.cross_fit import PoolValues
 
 
 def result():
@@ -30,13 +34,60 @@ def test_a_finished_stage_is_not_run_again(tmp_path, capsys):
     again = StageCache(folder).run("train", dict, never)
     assert "train: done before" in capsys.readouterr().err
     assert first.keys() == again.keys() == result().keys()
-    for name, value in result().items():
-        for found in (first[name], again[name]):
+    flat = flatten_dict(result(), sep="/")
+    for name, value in flat.items():
+        for found in (flatten_dict(first, sep="/")[name], flatten_dict(again, sep="/")[name]):
             assert isinstance(found, np.ndarray) and found.dtype == np.asarray(value).dtype
             assert found.shape == np.shape(value)
             np.testing.assert_array_equal(found, value)
     assert [file.name for file in folder.iterdir()] == ["train.safetensors"]
-    assert load_file(folder / "train.safetensors").keys() == result().keys()
+    np.testing.assert_array_equal(read_result(folder / "train.safetensors", dict)["jax"], np.arange(4))
+    assert load_file(folder / "train.safetensors").keys() == flat.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (float, 0.25),
+        (np.ndarray, np.arange(6.0).reshape(2, 3)),
+        (PoolValues, PoolValues(np.ones(3), soft_labels=np.eye(3), fold_models={"weighting": {"a": np.zeros((2, 1))}})),
+    ],
+)
+def test_results_of_other_kinds_come_back_as_they_are(tmp_path, kind, value):
+    for compute in (lambda: value, never):
+        found = StageCache(tmp_path).run("stage", kind, compute)
+        assert isinstance(found, kind)
+        jax.tree.map(np.testing.assert_array_equal, found, value)
+
+
+def test_within_a_run_a_result_is_not_read_again(tmp_path, capsys):
+    stages = StageCache(tmp_path)
+    first = stages.run("train", dict, result)
+    assert stages.run("train", dict, never) is first and capsys.readouterr().err == ""
+
+
+class Steps:
+    """Steps of an experiment that has nothing but a cache."""
+
+    def __init__(self, folder):
+        self.experiment = types.SimpleNamespace(stages=StageCache(folder))
+        self.calls = []
+
+    @step("scaled_{spec.name}_{factor}", np.ndarray)
+    def scale(self, spec, factor=2):
+        """Scales."""
+        self.calls.append(self.experiment.stages.current)
+        return factor * spec.values
+
+
+def test_a_step_is_named_by_its_arguments_and_runs_once(tmp_path):
+    spec, steps = types.SimpleNamespace(name="mine", values=np.arange(3)), Steps(tmp_path)
+    np.testing.assert_array_equal(steps.scale(spec), [0, 2, 4])
+    np.testing.assert_array_equal(steps.scale(spec, factor=3), [0, 3, 6])
+    np.testing.assert_array_equal(steps.scale(spec=spec), [0, 2, 4])
+    assert steps.calls == ["scaled_mine_2", "scaled_mine_3"] and steps.experiment.stages.current == ""
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.safetensors" for name in steps.calls]
+    assert Steps.scale.__doc__ == "Scales."
 
 
 def test_stages_are_kept_apart(tmp_path):

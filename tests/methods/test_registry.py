@@ -19,7 +19,7 @@ from utilgen_jax.valuation.cross_fit import WEIGHTINGS
 FOLDER = Path(methods.__file__).parent
 FILES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "base"))
 ALL = [method for name in FILES for method in getattr(methods, name).METHODS]
-SPECS = {method.pool for method in ALL} - {None}
+SPECS = list(dict.fromkeys(method.pool for method in ALL if method.pool is not None))
 
 
 def test_names_and_titles_are_unique():

@@ -1,4 +1,4 @@
-"""The classifier and the weight network against the same networks written in torch."""
+"""The classifier and the weight network against the same networks in torch."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ WIDTH, CLASSES = 8, 5
 
 
 def random_params(model, inputs):
-    """Every parameter different: scales of one and biases of zero would hide one that is forgotten."""
+    """Makes all parameters distinct: scales of one and biases of zero would hide a missing one."""
     leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), inputs)["params"])
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(structure, [0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
 
 
 def small_cnn_in_torch(params, images):
-    """SmallCNN, from its description: [B, H, W, C] -> [B, K]."""
+    """SmallCNN in torch: [B, H, W, C] -> [B, K]."""
     params = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf)), params)
     hidden = torch.tensor(images).permute(0, 3, 1, 2)
     for index, pool in enumerate((1, 2, 2)):

@@ -75,7 +75,7 @@ def test_text_parity_with_transformers(hidden_act, eos_token_id, projection):
         assert output.text_embeds is None
 
 
-def test_inputs_embeds_stand_in_for_the_tokens():
+def test_inputs_embeds_replace_the_tokens():
     oracle = torch_model(transformers.CLIPTextModel, transformers.CLIPTextConfig(**TEXT))
     model = CLIPTextModel.from_config(TEXT)
     variables = {"params": text_params(oracle)}

@@ -16,7 +16,7 @@ from utilgen_jax.runtime.sharding import BATCH_AXES, make_mesh
 
 HAS_GPU = jax.default_backend() == "gpu"
 
-# Name -> the function, a dtype that it takes. The kernel for TPUs is interpreted, instruction by instruction.
+# Name -> function, supported dtype. The TPU kernel is interpreted.
 TESTED = {
     "auto": (dot_product_attention, jnp.float32),
     "plain": (IMPLEMENTATIONS["plain"], jnp.float32),

@@ -58,13 +58,13 @@ def torch_text_encoder():
 
 
 def linen_params(model):
-    """A torch model's parameters; CLIP's under `text_model`, which transformers 5 leaves out of the names."""
+    """Returns a torch model's parameters; CLIP's under `text_model`, which transformers 5 omits."""
     params = params_from_torch(model.state_dict())
     return {"text_model": params} if isinstance(model, TorchCLIPTextModel) else params
 
 
 def with_peft(model, names):
-    """The model with peft's LoRA on the layers of these names, `up` not zero; and the same LoRA for ours."""
+    """Returns the model with peft's LoRA on some layers, with nonzero `up`; and our equivalent LoRA."""
     prefix = ["text_model"] if isinstance(model, TorchCLIPTextModel) else []
     names = [name.removeprefix("text_model.") for name in names]
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names)

@@ -1,4 +1,4 @@
-"""MobileNetV2 against transformers', its parts renamed to torchvision's."""
+"""MobileNetV2 against transformers', with parameters renamed to torchvision's."""
 
 import re
 
@@ -27,7 +27,7 @@ _PIECES = {"expand_1x1": "conv.0.", "conv_3x3": "conv.1.", "reduce_1x1": "conv."
 
 
 def torchvision_name(name):
-    """transformers' name to torchvision's: a convolution and its norm are numbered one after the other."""
+    """Converts transformers' names to torchvision's, which number convolutions and norms consecutively."""
     name = name.removeprefix("mobilenet_v2.")
     name = re.sub(r"^classifier", "classifier.1", name)
     name = re.sub(r"^conv_1x1\.", "features.18.", name)

@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 CLASSES = 5
 
 
-def test_the_cifar_kind_is_torchs():
+def test_cifar_networks_agree_with_torch():
     depths = (2, 2, 1)
     module, images = ResNet(CLASSES, depths, width=8, norm="batch"), random_images(12)
     state = torch_state(module, images)
@@ -67,7 +67,7 @@ def torchvision_name(name):
 
 
 @pytest.mark.parametrize(("kind", "block"), [("basic", BasicBlock), ("bottleneck", BottleneckBlock)])
-def test_the_imagenet_kind_is_transformers(kind, block):
+def test_imagenet_networks_agree_with_transformers(kind, block):
     depths, width = (1, 2), 8
     config = ResNetConfig(
         embedding_size=width,

@@ -1,4 +1,4 @@
-"""The UNet against diffusers' torch one, with the torch model's random weights."""
+"""The UNet against diffusers' torch UNet with random weights."""
 
 import functools
 
@@ -230,7 +230,7 @@ def test_float32_parts_are_computed_in_float32(dtype):
 
 @pytest.mark.slow
 def test_stable_diffusion_sizes():
-    """Stable Diffusion 1.5's UNet is published as one of 860 M parameters."""
+    """Stable Diffusion 1.5's UNet has 860 M parameters."""
     model = UNet2DConditionModel.from_config({"cross_attention_dim": 768, "_class_name": "UNet2DConditionModel"})
     params = jax.eval_shape(lambda key: model.init(key, **model.example_inputs()), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 859_520_964

@@ -1,4 +1,4 @@
-"""The vision transformer against transformers', its parts renamed to timm's."""
+"""The vision transformer against transformers', with parameters renamed to timm's."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ _PIECES = {
 
 
 def timm_state(state):
-    """transformers' state dict under timm's names, queries, keys and values in one."""
+    """Converts transformers' state dict to timm's names, with joint queries, keys and values."""
     renamed = {}
     for name, tensor in state.items():
         if ".q_proj." in name:

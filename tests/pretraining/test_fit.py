@@ -1,4 +1,4 @@
-"""The training loop: what it returns, that a broken run goes on exactly, and that a bad loss stops it."""
+"""The training loop: results, exact resuming, and failure on a non-finite loss."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ DATA = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 
 
 def loss_fn(params, batch, key):
-    """Needs batch and key, so that a resumed run shows whether it gets the same ones."""
+    """Depends on batch and key, which a resumed run must repeat."""
     target = batch + 0.1 * jax.random.normal(key, batch.shape)
     return jnp.square(params["weight"] - target).mean()
 
@@ -32,7 +32,7 @@ def get_batch(step):
 
 
 def by_hand(training, ema_decay):
-    """The same config as a plain loop over optax, written apart."""
+    """The same training as a plain loop with optax."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, training.steps // 2, training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4))
     params = average = START
@@ -111,11 +111,11 @@ def test_contrastive_loss_of_distinct_captions_is_clips():
 
 
 def test_contrastive_loss_shares_the_target_between_equal_captions():
-    # All four captions equal, and so their embeddings: every answer is right, the loss is that of guessing, log 4.
+    # Four equal captions and embeddings: the loss is that of guessing, log 4.
     same = jnp.broadcast_to(EMBEDS[1, :1], EMBEDS[1].shape)
     loss = contrastive_loss(same, same, jnp.zeros((4, 3), jnp.int32), INITIAL_LOGIT_SCALE)
     assert float(loss) == pytest.approx(np.log(4), rel=1e-5)
-    # Two and two, perfectly told apart: at a high inverse temperature only the choice within a pair is left, log 2.
+    # Two perfectly separated pairs at a high inverse temperature: the choice within a pair remains, log 2.
     pairs = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     loss = contrastive_loss(pairs, pairs, jnp.array([[7], [7], [8], [8]]), np.log(100.0))
     assert float(loss) == pytest.approx(np.log(2), rel=1e-5)

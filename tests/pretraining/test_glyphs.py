@@ -1,18 +1,19 @@
-"""The images are what their attributes, hence their captions, say."""
+"""Images agree with their attributes, and so with their captions."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from utilgen_jax.pretraining import glyphs, vocabulary
-from utilgen_jax.pretraining.vocabulary import GlyphAttributes
+from utilgen_jax.pretraining import glyphs
+from utilgen_jax.prompts import glyph_vocabulary
+from utilgen_jax.prompts.glyph_vocabulary import GlyphAttributes
 
 FONT_NAMES = [(style, name) for style, fonts in glyphs.FONTS.items() for name in fonts]
 
 
 def plain(index: int, **changes: float | str) -> GlyphAttributes:
-    """Clean and unwarped: what is left can be measured to the pixel."""
+    """Clean, unwarped attributes, which can be measured to the pixel."""
     changes = {"noise": "clean", "grain": 0.0, "warp": 0.0, **changes}
     return dataclasses.replace(glyphs.sample_attributes(3, index), **changes)
 
@@ -67,7 +68,7 @@ def test_width_is_that_of_the_upright_ink_box():
     for index in range(30):
         attributes = plain(index, slant=0.0, rotation=0.0, size=0.8, width=0.9, x=0.0, y=0.0)
         left, right, top, bottom = ink_box(glyphs.render(attributes))
-        aspect = (right - left) / (bottom - top) / vocabulary.TYPICAL_ASPECT[attributes.digit]
+        aspect = (right - left) / (bottom - top) / glyph_vocabulary.TYPICAL_ASPECT[attributes.digit]
         assert aspect == pytest.approx(0.9, abs=0.2)
 
 
@@ -90,7 +91,7 @@ def test_rotation_is_part_of_the_slant(slant: float):
     np.testing.assert_allclose(leans, leans[1], atol=0.06)
 
 
-def test_noise_is_what_it_says():
+def test_noise_follows_the_attributes():
     clean = glyphs.render(plain(8, size=0.9))
     grainy = glyphs.render(plain(8, size=0.9, noise="grainy", grain=0.1))
     blurred = glyphs.render(plain(8, size=0.9, noise="blurred"))
@@ -98,19 +99,19 @@ def test_noise_is_what_it_says():
     assert np.corrcoef(cells)[0, 1] > 0.97
     assert np.abs(np.diff(blurred.astype(float))).max() < 0.6 * np.abs(np.diff(clean.astype(float))).max()
     ground = clean == 0
-    # Noise of mean 0 on a ground that cannot go below 0: half of it is seen, with mean sigma / sqrt(2 pi).
+    # Noise of mean 0, clipped at a background of 0, has the mean sigma / sqrt(2 pi).
     assert grainy[ground].mean() == pytest.approx(0.1 * 255 / np.sqrt(2 * np.pi), rel=0.2)
     assert (clean[ground] == 0).all()
 
 
 def test_typical_aspects_are_the_fonts_means():
     aspects = [[glyphs._outline(name, digit).aspect for digit in range(10)] for _, name in FONT_NAMES]
-    np.testing.assert_allclose(np.mean(aspects, 0), vocabulary.TYPICAL_ASPECT, atol=0.02)
+    np.testing.assert_allclose(np.mean(aspects, 0), glyph_vocabulary.TYPICAL_ASPECT, atol=0.02)
 
 
 def test_every_value_occurs_and_most_glyphs_are_large_and_centred():
-    sampled = [vocabulary.attribute_values(glyphs.sample_attributes(0, index)) for index in range(600)]
-    for name, options in vocabulary.ATTRIBUTE_VALUES.items():
+    sampled = [glyph_vocabulary.attribute_values(glyphs.sample_attributes(0, index)) for index in range(600)]
+    for name, options in glyph_vocabulary.ATTRIBUTE_VALUES.items():
         assert {values[name] for values in sampled} == set(options)
     assert np.mean([values["size"] == "large" for values in sampled]) > 0.55
     assert np.mean([values["position"] == "centred" for values in sampled]) > 0.8

@@ -5,6 +5,7 @@ import pytest
 
 from utilgen_jax import checkpoints
 from utilgen_jax.config.command_line import read_config
+from utilgen_jax.config.validation import with_fields
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
 from utilgen_jax.errors import InputError
@@ -61,9 +62,7 @@ def test_a_share_of_each_class_is_captioned_by_class_and_tones(config, tmp_path)
 def test_training_images_are_no_few_shot_images(config, tmp_path):
     _, taught = image_domain(config, share=0.5, seed=1)
     (tmp_path / "taught.txt").write_text("\n".join(taught))
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.exclude = str(tmp_path / "taught.txt")
+    config = with_fields(config, {"data.exclude": str(tmp_path / "taught.txt")})
     sources = load_source(config.data)
     assert set(sources.train.ids).isdisjoint(taught) and len(sources.train.ids) == 10
     assert len(sources.test.ids) == 20
@@ -83,8 +82,6 @@ def test_a_share_that_leaves_nothing_is_refused(config, share):
 def test_a_wrong_list_of_images_is_refused(config, tmp_path, text, message):
     if text:
         (tmp_path / "taught.txt").write_text(text)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.exclude = str(tmp_path / "taught.txt")
+    config = with_fields(config, {"data.exclude": str(tmp_path / "taught.txt")})
     with pytest.raises(InputError, match=message):
         load_source(config.data)

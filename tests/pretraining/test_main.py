@@ -1,4 +1,4 @@
-"""`python -m utilgen_jax.pretraining`, shrunk to seconds: from nothing to a checkpoint that the generator opens."""
+"""`python -m utilgen_jax.pretraining`, shrunk to seconds: from scratch to a checkpoint that the generator loads."""
 
 import dataclasses
 
@@ -10,11 +10,12 @@ from safetensors.numpy import load_file
 from utilgen_jax import checkpoints
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pretraining import __main__ as pretraining
-from utilgen_jax.pretraining import corpus, glyphs, sizes, vocabulary
+from utilgen_jax.pretraining import corpus, glyphs, sizes
 from utilgen_jax.pretraining import domain as domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
+from utilgen_jax.prompts import glyph_vocabulary
 
-# One resolution fewer in both networks, and attention in the UNet's middle alone: they are quicker to compile then.
+# One resolution fewer in both networks, and attention only in the middle of the UNet, for fast compilation.
 # Latents are 16x16.
 SMALL_AUTOENCODER = sizes.AUTOENCODER_CONFIG | {
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -101,7 +102,7 @@ def test_wrong_arguments_leave_with_a_message(run, tmp_path, capsys, argument, m
 
 
 def test_the_corpus_is_that_of_the_renderer_with_its_captions_tokens(tmp_path, monkeypatch, capsys):
-    write_tokenizer(tmp_path, vocabulary.vocabulary_words())
+    write_tokenizer(tmp_path, glyph_vocabulary.vocabulary_words())
     tokenizer = checkpoints.load_tokenizer(tmp_path)
     monkeypatch.setattr(corpus, "_CHUNK", 16)
     made = corpus.make_corpus(40, 5, tokenizer)

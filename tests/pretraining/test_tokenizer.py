@@ -1,4 +1,4 @@
-"""transformers opens the tokenizer and sees one token a word."""
+"""transformers loads the tokenizer, with one token per word."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from utilgen_jax.pretraining import tokenizer as glyph_tokenizer
-from utilgen_jax.pretraining import vocabulary
+from utilgen_jax.prompts import glyph_vocabulary as vocabulary
 
 
 @pytest.fixture(scope="module")

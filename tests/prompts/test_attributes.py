@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from utilgen_jax.config.schema import GLYPH_PHRASES
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.vocabulary import ATTRIBUTE_VALUES
 from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.prompts.config import GLYPH_ATTRIBUTES
+from utilgen_jax.prompts.glyph_vocabulary import ATTRIBUTE_VALUES
 
 ATTRIBUTES = PromptAttributes.parse(["thin|bold", "small|large|huge"])
 
@@ -41,9 +41,9 @@ def test_reweighted_probabilities_match_weighted_draws():
 
 @pytest.mark.parametrize("texts", [(), ("thin|",), ("thin|bold", "bold|large"), ("thin, very|bold",)])
 def test_ambiguous_attributes_are_refused(texts):
-    with pytest.raises(InputError, match="generator.phrases"):
+    with pytest.raises(InputError, match="prompts.attributes"):
         PromptAttributes.parse(texts)
 
 
 def test_default_attributes_are_those_of_the_glyph_domain():
-    assert PromptAttributes.parse(GLYPH_PHRASES).groups == tuple(ATTRIBUTE_VALUES.values())
+    assert PromptAttributes.parse(GLYPH_ATTRIBUTES).groups == tuple(ATTRIBUTE_VALUES.values())

@@ -1,4 +1,4 @@
-"""Images land where they belong on a contact sheet."""
+"""Layout of contact sheets."""
 
 import numpy as np
 import pytest

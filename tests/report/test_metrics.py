@@ -49,7 +49,7 @@ def test_not_finite_stops_with_stage_step_and_name(tmp_path, value, enabled):
 
 
 @pytest.mark.parametrize("scalars", [{"loss": np.ones(2)}, {"loss": "0.5"}, {"time": 1.0}])
-def test_what_is_not_a_metric_is_refused(tmp_path, scalars):
+def test_invalid_metrics_are_refused(tmp_path, scalars):
     with metrics.MetricsWriter(tmp_path, enabled=False) as writer, pytest.raises(ValueError, match=next(iter(scalars))):
         writer.write(1, "final", **scalars)
 

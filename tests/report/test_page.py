@@ -16,7 +16,7 @@ EVIL = "<script>alert('x')</script>\"&"
 
 
 class Elements(HTMLParser):
-    """All elements and all text of a page, as a browser would see them."""
+    """Parsed elements and text of a page."""
 
     def __init__(self, text):
         super().__init__()

@@ -103,7 +103,7 @@ def test_the_same_figure_gives_the_same_svg(tmp_path):
     assert first == second and b"<svg" in first
 
 
-def test_nothing_to_draw_is_an_error(tmp_path):
+def test_empty_metrics_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.plot_curves([{"step": 1, "stage": "final", "time": 0.0, "seconds": 3.0}], tmp_path / "x.png")
     with pytest.raises(ValueError, match="same length"):

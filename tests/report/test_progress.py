@@ -6,7 +6,7 @@ from utilgen_jax.report import progress
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock set by the test."""
 
     def __init__(self):
         self.now = 1000.0

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import sharding
+from utilgen_jax.runtime.distributed import initialize_distributed
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +115,7 @@ def eight_devices(tmp_path):
 
 def two_processes(tmp_path):
     """Runs in each of 2 processes with 2 devices each."""
-    assert sharding.initialize_distributed() and sharding.initialize_distributed()
+    assert initialize_distributed() and initialize_distributed()
     assert jax.process_count() == 2 and jax.device_count() == 4
     mesh = sharding.make_mesh(data=2, fsdp=2)
     params = {"dense": {"kernel": np.arange(2.0**17, dtype=np.float32).reshape(2, -1)}}
@@ -190,41 +191,6 @@ def test_bad_mesh_sizes(data, fsdp, says):
     with pytest.raises(InputError, match=says) as caught:
         sharding.make_mesh(data, fsdp)
     assert "config.parallel." in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("environ", "joins"),
-    [
-        ({}, None),
-        ({"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_DOMAIN_SIZE": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "4", "UTILGEN_DISTRIBUTED": "0"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None, None)),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None, None)),
-        ({"UTILGEN_DISTRIBUTED": "1"}, (None, None, None)),
-        (
-            {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
-            ("host:1", 2, 1),
-        ),
-    ],
-)
-def test_joins_other_processes_only_where_there_are_some(monkeypatch, environ, joins):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(tuple(options.values())))
-    assert sharding.initialize_distributed(environ) == (joins is not None)
-    assert calls == ([joins] if joins else [])
-
-
-@pytest.mark.parametrize(
-    ("environ", "says"),
-    [
-        ({"UTILGEN_DISTRIBUTED": "yes"}, "UTILGEN_DISTRIBUTED='yes'"),
-        ({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two'"),
-        ({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "cannot join"),
-    ],
-)
-def test_bad_environment(environ, says):
-    with pytest.raises(InputError, match=says):
-        sharding.initialize_distributed(environ)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def test_the_mesh_does_not_change_the_result(toy, valued):
 
 def test_the_fold_models_predict_the_weights_again(toy, valued):
     pool, result = toy[1], valued[0]
-    targets = optax.smooth_labels(pool.targets, CONFIG.label_smoothing)
+    targets = optax.smooth_labels(pool.dense().targets, CONFIG.label_smoothing)
     weights = predict_weights(
         Classifier(TinyClassifier()), "loss_network", VALUATION, result.fold_models, Examples(pool.inputs, targets)
     )

@@ -56,7 +56,7 @@ def test_labels_are_the_calibrated_mean_of_independently_trained_members(toy, mi
 def test_the_rest_of_a_label_is_the_one_it_came_with(toy, share):
     whole = label(toy, EnsembleConfig(members=1))
     found = label(toy, EnsembleConfig(members=1, share=share))
-    np.testing.assert_allclose(found, share * whole + (1 - share) * np.asarray(toy[1].targets), atol=1e-6)
+    np.testing.assert_allclose(found, share * whole + (1 - share) * np.asarray(toy[1].dense().targets), atol=1e-6)
 
 
 def test_steps_are_counted_over_the_members(toy):

@@ -9,7 +9,7 @@ lookahead by `functional_call` and a graph of the gradient. What both compute is
 then they take turns.
 
 Beside the times stand operations and memory of the compiled step, which do not wobble, and how many plain steps they
-are worth; "every M" spreads a step's outer level over M inner steps. Exit status 1 where the two sides disagree.
+are; "every M" spreads a step's outer level over M inner steps. Exit status 1 where the two sides disagree.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def measure(
 
 
 def agree(results: Sequence[Mapping[str, Any]], tolerance: float) -> bool:
-    """Whether all relative errors of `measure`'s results are within the tolerance; True where torch was not asked."""
+    """Whether all relative errors of `measure`'s results are within the tolerance; True without torch."""
     errors = [error for result in results for error in result.get("relative_errors", {}).values()]
     return all(error is not None and error <= tolerance for error in errors)
 

@@ -67,7 +67,7 @@ def influence(
         apply: (params, inputs) -> logits [B, K]. Batch statistics, if the classifier has any, must be frozen in it.
         optimizer: any optax transformation; its update is differentiated. Adam's kin need `eps_root` > 0.
         params: θ before the step.
-        optimizer_state: likewise.
+        optimizer_state: before the step.
         examples: of the step.
         validation: what the step should be good for.
         weights: of the examples, float32 [B]; None: all 1.

@@ -27,7 +27,7 @@ class OuterVariables:
     Attributes:
         weighting: ψ.
         inputs: generated inputs [K, M, ...] of K inner steps; None where there are none.
-        nudges: zeros [K, B], added to the weights: their gradient tells the utility of each example.
+        weight_perturbations: zeros [K, B], added to the weights: their gradient tells the utility of each example.
     """
 
     weighting: Params
@@ -42,7 +42,7 @@ class InnerBatch:
     Attributes:
         index: which of the K steps it is, int32.
         examples: given ones, or None.
-        generated: generated ones, whose inputs are taken from the levers; or None.
+        generated: generated ones, whose inputs are taken from the outer variables; or None.
         logits: of all examples before the step, for the weighting to see, float32 [B, C]; None where they are not known
             before the steps start.
         influence: Π float32 [B, C], where the weighting needs it; or None.
@@ -80,13 +80,13 @@ def make_predict(apply: Apply, num_microbatches: int) -> Callable[[Params, PyTre
 def make_inner_loss(
     apply: Apply, weighting: Weighting, num_microbatches: int
 ) -> Callable[[Params, OuterVariables, InnerBatch], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
-    """The weighted loss of a batch: (params, levers, batch) -> (scalar, (losses [B], relative weights [B])).
+    """The weighted loss of a batch: (params, outer_variables, batch) -> (scalar, (losses [B], relative weights [B])).
 
     The weighting sees numbers only: an example cannot gain weight by changing what the weighting looks at.
 
     Args:
         apply: (params, inputs) -> logits.
-        weighting: its parameters are the levers'.
+        weighting: its parameters are in the outer variables.
         num_microbatches: parts of a batch, of which one at a time is in memory.
     """
     predict_batch = make_predict(apply, num_microbatches)
@@ -117,7 +117,7 @@ def make_inner_loss(
 
 
 def make_outer_loss(apply: Apply) -> Callable[[Params, OuterVariables, Examples], jax.Array]:
-    """The mean cross-entropy on validation examples: (params, levers, validation) -> scalar."""
+    """The mean cross-entropy on validation examples: (params, outer_variables, validation) -> scalar."""
 
     def outer_loss(params: Params, outer_variables: OuterVariables, validation: Examples) -> jax.Array:
         del outer_variables

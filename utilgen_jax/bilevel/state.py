@@ -49,7 +49,7 @@ class BilevelMetrics:
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
             loss. It is what all objectives of the generator maximise; None without validation.
-        first_nonfinite: as in the state, but of this update too; for whoever logs.
+        first_nonfinite: as in the state, but of this update too.
     """
 
     train_loss: jax.Array

@@ -4,10 +4,10 @@ With classifier parameters θ, weighting ψ and adapter φ, a batch of given exa
 
     θ' = θ - step(∇_θ Σ_i w_i(ψ) ℓ(f(x_i(φ); θ), y_i) / B),      (ψ, φ) ← (ψ, φ) - step(∇ L_val(θ')).
 
-The outer gradient first reaches the levers: weights and generated inputs. From the inputs it is pulled back through the
-generator, which therefore runs once and is differentiated once, whatever the estimator. θ' is also the classifier's new
-state, not computed again with the new ψ and φ (as Meta-Weight-Net does, Shu et al. 2019): one forward and backward pass
-less, and the two differ by one outer step.
+The outer gradient first reaches the outer variables: weights and generated inputs. From the inputs it is pulled back
+through the generator, which therefore runs once and is differentiated once, whatever the estimator. θ' is also the
+classifier's new state, not computed again with the new ψ and φ (as Meta-Weight-Net does, Shu et al. 2019): one forward
+and backward pass less, and the two differ by one outer step.
 
 Nothing in here knows a config or a generator; everything comes in as functions over pytrees.
 """

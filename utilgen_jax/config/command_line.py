@@ -176,7 +176,7 @@ def exit_status(
 ) -> int:
     """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told.
 
-    Also 0 where nobody reads on, as in `--help | head`.
+    Also 0 where the reader has left, as in `--help | head`.
     """
     try:
         command()

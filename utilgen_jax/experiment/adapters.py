@@ -171,7 +171,7 @@ class AdapterSteps:
             return train_dpo(sd, pool.adapter, replicate(pairs), config, key, on_step)
 
     def train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> tuple[np.ndarray, Adapter]:
-        """Trains attribute logits, and a LoRA if asked, by the bilevel update on a pool.
+        """Trains attribute logits, and with `lora` a LoRA, by the bilevel update on a pool.
 
         Args:
             spec: of the pool that it is for.

@@ -108,6 +108,7 @@ def step(
         @wraps(method)
         def run(self: Self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
             stages: StageCache = self.experiment.stages  # type: ignore[attr-defined]
             return stages.run(name.format(**bound.arguments), kind, partial(method, self, *args, **kwargs))
 

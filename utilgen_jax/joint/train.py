@@ -80,7 +80,7 @@ class JointProgram:
 
 @struct.dataclass
 class JointData:
-    """What is trained on, and what the generator can be asked for in a step: the pool's own prompts.
+    """Training data, and the prompts that the generator draws from in a step: the pool's own.
 
     Attributes:
         real: the shots.
@@ -169,8 +169,8 @@ def _step(
 ) -> tuple[BilevelState, BilevelMetrics]:
     """One update on fresh batches of real, synthetic and newly generated images."""
 
-    def generate(adapter: Adapter, asked: tuple[SampleInputs, jax.Array]) -> Examples:
-        inputs, attributes = asked
+    def generate(adapter: Adapter, drawn: tuple[SampleInputs, jax.Array]) -> Examples:
+        inputs, attributes = drawn
         images = generate_images(sd, adapter, inputs, program.sampling, program.joint.differentiable_steps)
         examples = program.classifier_input.examples(images, inputs.labels, program.config.label_smoothing)
         return dataclasses.replace(examples, attributes=attributes)

@@ -1,4 +1,4 @@
-"""Methods that show what each part of another method contributes; comparisons leave them out unless asked."""
+"""Methods that show what each part of another method contributes; comparisons leave them out unless they are named."""
 
 from __future__ import annotations
 

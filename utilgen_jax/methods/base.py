@@ -60,7 +60,7 @@ class Method:
         title: in tables.
         pool: of its synthetic images; None: none are added.
         published: whether it is a published system, which others are compared with.
-        only_in_ablations: whether a comparison leaves it out unless asked.
+        only_in_ablations: whether a comparison leaves it out unless it is named.
         augmentation: of the classifier's training images in place of the config's; "": the config's.
         mixing: of a batch's images in place of the config's; "": the config's.
     """

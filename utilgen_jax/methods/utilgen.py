@@ -1,4 +1,4 @@
-"""UtilGen (NeurIPS 2025, arXiv 2510.24262): the generator is optimised by what its images are worth to the classifier.
+"""UtilGen (NeurIPS 2025, arXiv 2510.24262): the generator is optimised by the utility of its images.
 
 The steps, in the paper's order:
 

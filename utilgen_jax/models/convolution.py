@@ -14,9 +14,9 @@ def convolution(
 ) -> jax.Array:
     """Computes `lax.conv_general_dilated`, with a faster form of size-preserving 3×3 convolutions on CPUs.
 
-    With fewer pixels than channels that form is `patches_convolution`, since XLA's CPU backend reorders the kernel in
-    every call, which then takes longer than the products. Otherwise it is `_with_copied_kernel`, which has no forward
-    mode (`jax.jvp`).
+    With at most as many pixels as channels, that form is `patches_convolution`, since XLA's CPU backend reorders the
+    kernel in every call, which then takes longer than the products. Otherwise it is `_with_copied_kernel`, which has no
+    forward mode (`jax.jvp`).
 
     Args:
         inputs: [B, H, W, C].

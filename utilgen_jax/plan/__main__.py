@@ -38,7 +38,7 @@ from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
 from utilgen_jax.plan.architecture import find_architecture
-from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, Job, plan_program
+from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, PlannedRun, plan_program
 from utilgen_jax.plan.topology import topology_mesh
 from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 
@@ -86,25 +86,25 @@ def run(argv: Sequence[str]) -> None:
     config = command_line.read_config(settings["config"], overrides, problems)
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
-    job, origin = make_job(config, settings)
+    planned, origin = plan_run(config, settings)
     chip = CHIPS[settings["topology"].partition(":")[0]]
     plan: dict[str, Any] = {
         **{name: settings[name] for name in ("topology", "gradient_checkpointing", "full")},
-        "chips": job.mesh.size,
-        "mesh": dict(job.mesh.shape),
+        "chips": planned.mesh.size,
+        "mesh": dict(planned.mesh.shape),
         "architecture": origin,
-        "batch_size": job.sampling.batch_size,
-        "image_size": job.sampling.image_size,
-        "dtype": job.dtype.name,
+        "batch_size": planned.sampling.batch_size,
+        "image_size": planned.sampling.image_size,
+        "dtype": planned.dtype.name,
         "available_bytes": int(chip.memory * 2**30),
-        "peak_flops_per_second": chip.flops * job.mesh.size,
+        "peak_flops_per_second": chip.flops * planned.mesh.size,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
         "programs": {},
     }
     print(table.heading(plan))
     for name in settings["programs"]:
         print(f"compiling {name} ...", file=sys.stderr)
-        figures = plan_program(name, job, settings["full"])
+        figures = plan_program(name, planned, settings["full"])
         plan["programs"][name] = row = {
             **dataclasses.asdict(figures),
             "fits": figures.needed_bytes <= plan["available_bytes"],
@@ -135,7 +135,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
-def make_job(config: Config, settings: dict[str, Any]) -> tuple[Job, str]:
+def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]:
     """Finds the architecture and the chips; returns what is to be planned, and the architecture's origin."""
     architecture, origin = find_architecture(
         config.generator.checkpoint,
@@ -145,7 +145,7 @@ def make_job(config: Config, settings: dict[str, Any]) -> tuple[Job, str]:
         gradient_checkpointing=settings["gradient_checkpointing"],
     )
     architecture.check_image_size(config.generator.image_size)
-    job = Job(
+    planned = PlannedRun(
         architecture=architecture,
         mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
         dtype=jnp.dtype(config.generator.dtype),
@@ -159,12 +159,12 @@ def make_job(config: Config, settings: dict[str, Any]) -> tuple[Job, str]:
         ),
         classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
     )
-    if job.sampling.batch_size % job.mesh.size:
+    if planned.sampling.batch_size % planned.mesh.size:
         raise InputError(
-            f"config.generator.batch_size={job.sampling.batch_size}: does not divide among {job.mesh.size} chips; "
-            "make it a multiple of them"
+            f"config.generator.batch_size={planned.sampling.batch_size}: does not divide among {planned.mesh.size} "
+            "chips; make it a multiple of them"
         )
-    return job, origin
+    return planned, origin
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The programs that are planned, one row each: called on shapes alone, so that no weights are needed."""
+"""The programs that are run, one row each: called on shapes alone, so that no weights are needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NUM_CLASSES = 1000  # of the classifier; known once data are read, and of little
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """What is to run, and on which chips.
 
     Attributes:
@@ -97,48 +97,52 @@ class Program:
 
     Attributes:
         help: what it computes.
-        call: (job, the generator's weights by component) -> the program and its arguments.
+        call: (run, the generator's weights by component) -> the program and its arguments.
         components: whose weights it takes; the generator's others lie in memory beside it.
         has_gradient: through the UNet, so that gradient checkpointing saves memory.
     """
 
     help: str
-    call: Callable[[Job, Mapping[str, Any]], Call]
+    call: Callable[[PlannedRun, Mapping[str, Any]], Call]
     components: tuple[str, ...]
     has_gradient: bool = False
 
 
-def _unet(job: Job, params: Mapping[str, Any]) -> Call:
-    forward = jax.jit(lambda weights, *inputs: job.architecture.unet.apply({"params": weights}, *inputs))
-    timesteps = job.batch(dtype=jnp.int32)
-    return Call(forward, (params["unet"], job.latents(), timesteps, job.prompt_embeds(), job.class_labels()))
+def _unet(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    forward = jax.jit(lambda weights, *inputs: run.architecture.unet.apply({"params": weights}, *inputs))
+    timesteps = run.batch(dtype=jnp.int32)
+    return Call(forward, (params["unet"], run.latents(), timesteps, run.prompt_embeds(), run.class_labels()))
 
 
-def _sample(job: Job, params: Mapping[str, Any]) -> Call:
-    embeds = job.prompt_embeds()
-    condition = Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=job.class_labels())
-    keys = job.batch(dtype=_key_shape().dtype)
-    sd = StableDiffusion(job.architecture, dict(params))
-    return Call(sample, (sd, condition, job.latents(), job.sampling), {"keys": keys})
+def _sample(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    embeds = run.prompt_embeds()
+    condition = Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=run.class_labels())
+    keys = run.batch(dtype=_key_shape().dtype)
+    sd = StableDiffusion(run.architecture, dict(params))
+    return Call(sample, (sd, condition, run.latents(), run.sampling), {"keys": keys})
 
 
-def _lora_step(job: Job, params: Mapping[str, Any]) -> Call:
+def _lora_step(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     optimizer = optax.adamw(1e-4)
 
     def init(key: jax.Array) -> TrainState:
         return init_train_state(Adapter(unet_lora=init_lora(params["unet"], key, rank=LORA_RANK).factors), optimizer)
 
-    key = job.replicated(_key_shape())
-    state = job.replicated(jax.eval_shape(init, key))
-    batch = DenoisingSet(job.latents(), job.batch(dtype=jnp.int32), class_labels=job.class_labels())
-    prompts = job.replicated(job.prompt_embeds())
-    sd = StableDiffusion(job.architecture, dict(params))
+    key = run.replicated(_key_shape())
+    state = run.replicated(jax.eval_shape(init, key))
+    batch = DenoisingSet(run.latents(), run.batch(dtype=jnp.int32), class_labels=run.class_labels())
+    prompts = run.replicated(run.prompt_embeds())
+    sd = StableDiffusion(run.architecture, dict(params))
     return Call(make_train_step(adapter_loss, optimizer), (state, sd, prompts, batch, key))
 
 
-def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
+def _bilevel(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     """`batch_size` given, generated and validation images each; the sampler's last step is differentiated."""
-    classifier, size, channels = job.classifier, job.classifier_input.image_size, job.classifier_input.channels
+    classifier, size, channels = (
+        run.classifier,
+        run.classifier_input.image_size,
+        run.classifier_input.channels,
+    )
     weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
     optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
 
@@ -149,32 +153,34 @@ def _bilevel(job: Job, params: Mapping[str, Any]) -> Call:
         return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
 
     def step(state: BilevelState, sd: StableDiffusion, *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
-        generated = partial(generate_images, sd, sampling=job.sampling)
+        generated = partial(generate_images, sd, sampling=run.sampling)
         update = make_bilevel_update(
             lambda weights, images: classifier.apply({"params": weights}, images),
             weighting,
             optimizer,
             outer_optimizer,
-            generate=make_generate(generated, job.classifier_input.examples),
+            generate=make_generate(generated, run.classifier_input.examples),
         )
         return update(state, *batches)
 
     shapes = jax.eval_shape(init, _key_shape())
-    shardings = param_shardings(shapes, job.mesh)
+    shardings = param_shardings(shapes, run.mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     examples = Examples(
-        job.batch(size, size, channels), job.batch(NUM_CLASSES), is_weighted=job.batch(dtype=jnp.dtype("bool"))
+        run.batch(size, size, channels),
+        run.batch(NUM_CLASSES),
+        is_weighted=run.batch(dtype=jnp.dtype("bool")),
     )
-    embeds, integers = job.prompt_embeds(), job.batch(dtype=jnp.int32)
-    sd = StableDiffusion(job.architecture, dict(params))
+    embeds, integers = run.prompt_embeds(), run.batch(dtype=jnp.int32)
+    sd = StableDiffusion(run.architecture, dict(params))
     sample_inputs = SampleInputs(
-        condition=Condition(embeds, embeds, job.class_labels()),
-        latents=job.latents(),
+        condition=Condition(embeds, embeds, run.class_labels()),
+        latents=run.latents(),
         labels=integers,
         rows=integers,
-        keys=job.batch(dtype=_key_shape().dtype),
+        keys=run.batch(dtype=_key_shape().dtype),
     )
     return Call(jax.jit(step, donate_argnums=0), (state, sd, examples, examples, sample_inputs))
 
@@ -198,9 +204,9 @@ PROGRAMS: Mapping[str, Program] = {
 }
 
 
-def plan_program(name: str, job: Job, full: bool = False) -> Figures:
-    """Compiles one of `PROGRAMS` for the job's chips and says what it needs; see `compile_program`."""
-    program, params = PROGRAMS[name], job.params()
+def plan_program(name: str, run: PlannedRun, full: bool = False) -> Figures:
+    """Compiles one of `PROGRAMS` for the run's chips and says what it needs; see `compile_program`."""
+    program, params = PROGRAMS[name], run.params()
     taken = {component: params.pop(component) for component in program.components}
-    with jax.set_mesh(job.mesh):
-        return compile_program(program.call(job, taken), bytes_on_chip(params), full)
+    with jax.set_mesh(run.mesh):
+        return compile_program(program.call(run, taken), bytes_on_chip(params), full)

@@ -24,6 +24,8 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line, write_bytes, write_text
 
 METADATA = "metadata.jsonl"
+# Images of `PoolWriter`, whole or partial; other files in the folder are never removed.
+_IMAGE_FILE = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.partial")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class PoolRecord:
         prompt: What it was generated from.
         seed: Together with the prompt gives the same image again.
         difficulty: s in [0, 1], measured.
-        requested_difficulty: s in [0, 1] that the generator was asked for.
-        weight: What it is worth in training, in [0, 1].
+        requested_difficulty: s in [0, 1], requested of the generator.
+        weight: Of the image in training, in [0, 1].
         soft_label: K probabilities.
         round: The round of generation that made it, from 0.
         file_name: Path below the pool's folder; the writer fills it in.
@@ -147,10 +149,7 @@ class PoolWriter:
     def _remove_orphans(self, committed: set[str]) -> None:
         for class_folder in self._class_folders:
             for path in (self.folder / class_folder).glob("*"):
-                ours = re.fullmatch(
-                    r"\d{5,}\.png|\.\d{5,}\.png\.partial", path.name
-                )  # Never a file that a person put here.
-                if ours and f"{class_folder}/{path.name}" not in committed:
+                if _IMAGE_FILE.fullmatch(path.name) and f"{class_folder}/{path.name}" not in committed:
                     path.unlink()
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from utilgen_jax.pretraining import sizes, vocabulary
+from utilgen_jax.pretraining import sizes
 from utilgen_jax.pretraining.corpus import Corpus, make_corpus
+from utilgen_jax.prompts import glyph_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ def glyph_domain(seed: int, shrink: int) -> Domain:
     """Returns the domain of printed digits; `shrink` divides the size of the corpus."""
     size = max(sizes.CORPUS_SIZE // shrink, 1000)
     return Domain(
-        words=vocabulary.vocabulary_words(),
+        words=glyph_vocabulary.vocabulary_words(),
         make_corpus=lambda tokenizer: make_corpus(size, seed, tokenizer),
-        prompts={name: vocabulary.class_prompt(digit) for digit, name in enumerate(vocabulary.DIGIT_NAMES)},
+        prompts={name: glyph_vocabulary.class_prompt(digit) for digit, name in enumerate(glyph_vocabulary.DIGIT_NAMES)},
         endings=GLYPH_ENDINGS,
     )

@@ -15,10 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage, spatial
 
-from utilgen_jax.pretraining import vocabulary
-from utilgen_jax.pretraining.vocabulary import GlyphAttributes
-
-IMAGE_SIZE = 32
+from utilgen_jax.prompts import glyph_vocabulary
+from utilgen_jax.prompts.glyph_vocabulary import IMAGE_SIZE, GlyphAttributes
 
 
 class Font(NamedTuple):
@@ -136,7 +134,7 @@ def sample_attributes(seed: int, index: int) -> GlyphAttributes:
     # They are not tuned to real images or to any accuracy on them.
     rng = np.random.default_rng([seed, index])
     digit = index % 10
-    style = str(rng.choice(vocabulary.STYLES))
+    style = str(rng.choice(glyph_vocabulary.STYLES))
     font = str(rng.choice([name for name in FONTS[style] if digit != 0 or name not in DOTTED_ZERO]))
     size = rng.uniform(*[(0.85, 1.0), (0.60, 0.85), (0.42, 0.60)][rng.choice(3, p=(0.7, 0.15, 0.15))])
     x, y = rng.uniform(-_JITTER, _JITTER, size=2)
@@ -144,7 +142,7 @@ def sample_attributes(seed: int, index: int) -> GlyphAttributes:
         offset = rng.choice((-1, 1)) * rng.uniform(0.10, 0.24)
         x, y = (offset, y) if rng.random() < 0.5 else (x, offset)
         size = min(size, 1.0 - 2 * abs(offset))
-    noise = str(rng.choice(vocabulary.NOISES, p=(0.5, 0.2, 0.3) if size > 0.6 else (0.7, 0.3, 0.0)))
+    noise = str(rng.choice(glyph_vocabulary.NOISES, p=(0.5, 0.2, 0.3) if size > 0.6 else (0.7, 0.3, 0.0)))
     attributes = GlyphAttributes(
         digit=digit,
         style=style,
@@ -174,7 +172,7 @@ class _Layout(NamedTuple):
 
 def _lay_out(attributes: GlyphAttributes) -> _Layout:
     outline = _outline(attributes.font, attributes.digit)
-    aspect = attributes.width * vocabulary.TYPICAL_ASPECT[attributes.digit]
+    aspect = attributes.width * glyph_vocabulary.TYPICAL_ASPECT[attributes.digit]
     # Growing the outline by g gives strokes of width (w + 2 g) and ink of height (1 + 2 g). Stretching thickens only
     # upright strokes; the root balances the thickness of all strokes.
     weight = attributes.weight / np.sqrt(aspect / outline.aspect)
@@ -263,5 +261,5 @@ def corpus(num: int, seed: int, start: int = 0) -> tuple[np.ndarray, list[str], 
     for row in range(num):
         attributes = sample_attributes(seed, start + row)
         images[row], labels[row] = render(attributes), attributes.digit
-        captions.append(vocabulary.random_caption(attributes, np.random.default_rng([seed, start + row, 1])))
+        captions.append(glyph_vocabulary.random_caption(attributes, np.random.default_rng([seed, start + row, 1])))
     return images, captions, labels

@@ -22,8 +22,8 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.domain import Domain
 from utilgen_jax.pretraining.sizes import IMAGE_SIZE
-from utilgen_jax.pretraining.vocabulary import KEEP_ATTRIBUTE, TEMPLATE_ONLY
 from utilgen_jax.prompts.captions.tones import BANDS, caption_tones
+from utilgen_jax.prompts.glyph_vocabulary import KEEP_ATTRIBUTE, TEMPLATE_ONLY
 from utilgen_jax.prompts.templates import class_prompts
 
 CAPTIONS_PER_IMAGE = 4

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-IMAGE_SIZE = 32
+from utilgen_jax.prompts.glyph_vocabulary import IMAGE_SIZE
+
 EMBEDDING_SIZE = 64
 
 

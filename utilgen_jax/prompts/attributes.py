@@ -39,7 +39,7 @@ class PromptAttributes:
         invalid = [value for value in values if not value or "," in value or values.count(value) > 1]
         if invalid or not groups:
             problem = f"{invalid[0]!r} is empty, repeated or contains a comma" if invalid else "there are none"
-            raise InputError(f"generator.phrases: needs attributes such as 'thin|bold'; {problem}")
+            raise InputError(f"prompts.attributes: needs attributes such as 'thin|bold'; {problem}")
         return cls(groups)
 
     @property

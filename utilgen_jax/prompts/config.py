@@ -6,7 +6,7 @@ import dataclasses
 
 from utilgen_jax.fields import setting
 
-# The words that the embedded glyph generator was trained with, those of `pretraining.vocabulary`.
+# The words that the embedded glyph generator was trained with, those of `prompts.glyph_vocabulary`.
 GLYPH_ATTRIBUTES = (
     "thin|regular weight|bold",
     "leaning left|upright|leaning right",
@@ -20,11 +20,12 @@ GLYPH_ATTRIBUTES = (
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """What the generator is asked for in words."""
+    """The section `prompts`: what the generator is told in words."""
 
     template: str = setting("a photo of the digit {class}", "{class} becomes the class name")
     attributes: tuple[str, ...] = setting(
-        GLYPH_ATTRIBUTES, "phrases behind the prompt, drawn for each image: one group each, 'thin|bold'; `joint`"
+        GLYPH_ATTRIBUTES,
+        "attributes drawn for each prompt of `joint`; the values of each: 'thin|bold'",
     )
     attribute_probability: float = setting(0.15, "that a group is mentioned, at first", minimum=0.0, maximum=1.0)
     captions: str = setting("glyphs", "'glyphs', 'tones', 'blip2', a captioner's hub id or folder, or a *.jsonl file")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
 from utilgen_jax.errors import InputError
 
 _FAILURE = "utilgen_jax/failure"
-_DAY_MS = 24 * 60 * 60 * 1000
+_INTERVAL = 0.5  # seconds between looks for a failure
+_PATIENCE = 20.0  # seconds that a process waits for the one that failed to end
 
 
 def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
@@ -90,30 +91,66 @@ def end_together() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    client = _client()
-    threading.Thread(target=_leave_on_failure, args=(client,), daemon=True).start()
+    watch = _Watch(_client())
     try:
         yield
     except BaseException as error:
-        message = f"process {jax.process_index()}: {type(error).__name__}: {error}"
-        client.key_value_set(_FAILURE, f"{jax.process_index()} {message}", allow_overwrite=True)
-        # The first process serves the message: it must not be gone before the others have read it.
-        time.sleep(2.0)
+        watch.stop()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Perhaps what a collective operation raises where the other process has gone.
+            watch.leave_on_failure()
+        watch.report(error)
         raise
+    finally:
+        watch.stop()
 
 
-def _leave_on_failure(client) -> None:
-    try:
-        text = client.blocking_key_value_get(_FAILURE, _DAY_MS)
-    except Exception:  # the service went away: the run is over
-        return
-    process, _, message = text.partition(" ")
-    if int(process) != jax.process_index():
+class _Watch:
+    """Looks for the failure of another process, from a thread of its own.
+
+    Args:
+        client: of the service that coordinates the processes.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread: one inside the client when Python exits would abort the process."""
+        self._stopped.set()
+        self._thread.join()
+
+    def report(self, error: BaseException) -> None:
+        """Tells the other processes of an error of this one."""
+        message = f"process {jax.process_index()}: {type(error).__name__}: {error}"
+        try:
+            self._client.key_value_set(_FAILURE, message)
+        except jax.errors.JaxRuntimeError:  # another has failed before, or the first process has gone
+            pass
+
+    def leave_on_failure(self) -> None:
+        """Ends this process where another one has reported an error."""
+        try:
+            message = self._client.key_value_try_get(_FAILURE)
+        except jax.errors.JaxRuntimeError:  # none has
+            return
         print(f"error: another process of this run failed; {message}", file=sys.stderr, flush=True)
+        # The first process serves the others: it must outlive them. JAX's shutdown, which the one that failed comes to
+        # when Python exits, returns when all have come to it.
+        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(_PATIENCE)
         os._exit(1)
 
+    def _run(self) -> None:
+        while not self._stopped.wait(_INTERVAL):
+            self.leave_on_failure()
 
-def _client():
+
+def _client() -> Any:
     """JAX's client of the service that coordinates the processes; it has no public name."""
     from jax._src import distributed
 

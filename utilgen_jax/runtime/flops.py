@@ -59,7 +59,7 @@ def _of_convolution(equation: JaxprEqn) -> int:
     (inputs, kernel), result = map(_shape, equation.invars), _shape(equation.outvars[0])
     axes, dilations = equation.params["dimension_numbers"], equation.params["rhs_dilation"]
     operations = 2 * math.prod(result) * kernel[axes.rhs_spec[1]]
-    # A strided convolution's gradient dilates its input: nobody multiplies the zeros between its elements.
+    # A strided convolution's gradient dilates its input: the zeros between its elements are not multiplied.
     operations //= math.prod(equation.params["lhs_dilation"])
     for input_axis, kernel_axis, dilation in zip(axes.lhs_spec[2:], axes.rhs_spec[2:], dilations, strict=True):
         # A gradient's gradient slides an image over a kernel: XLA exchanges the two, and no padding is multiplied.

@@ -51,13 +51,13 @@ def restore(folder: Path | str, like: PyTree) -> PyTree:
         raise InputError(f"{folder}: holds no checkpoint")
     try:
         with _manager(folder) as manager:
-            wanted = jax.tree.map(_target, like)
-            restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(wanted))
+            targets = jax.tree.map(_target, like)
+            restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(targets))
     except Exception as error:  # A damaged file raises whatever the storage layer below orbax raises.
         way_out = "remove the folder to start afresh"
         raise InputError(f"{folder}: the checkpoint cannot be restored; {way_out}. {error}") from error
     # orbax compares the shapes of jax arrays only.
-    for (path, saved), target in zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(wanted), strict=True):
+    for (path, saved), target in zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(targets), strict=True):
         if jnp.shape(saved) != jnp.shape(target):
             name = jax.tree_util.keystr(path)
             raise InputError(f"{folder}: the checkpoint's {name} has shape {jnp.shape(saved)}, not {jnp.shape(target)}")

@@ -62,7 +62,7 @@ def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def largest_axis_over_fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Rule: splits the largest axis that `fsdp` divides, of parameters that are worth it; replicates the others."""
+    """Rule: splits the largest axis that `fsdp` divides, of large parameters; replicates the others."""
     size = mesh.shape["fsdp"]
     axes = [axis for axis, length in enumerate(shape) if length % size == 0]
     if size == 1 or not axes or math.prod(shape) < MIN_ELEMENTS_TO_SPLIT:

@@ -1,1 +1,1 @@
-"""What synthetic images are worth to the task: cross-fitted weights, ensembles, difficulty."""
+"""The utility of synthetic images to the task: cross-fitted weights, ensembles, difficulty."""

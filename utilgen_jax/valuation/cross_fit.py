@@ -61,7 +61,7 @@ class PoolValues:
 
     Attributes:
         weights: float32 [N] in [0, 1], the mean over the folds.
-        losses: float32 [N], likewise the mean over the folds: the weight network's input; None without a weighting.
+        losses: float32 [N], the mean over the folds: the weight network's input; None without a weighting.
         soft_labels: float32 [N, K]; None where the labels stay as they are.
         difficulty: float32 [N] in [0, 1], 1 - p(label) of a classifier of the shots alone; None where not measured.
         fold_models: each fold's classifier and weighting parameters, "classifier" and "weighting", stacked [F, ...];

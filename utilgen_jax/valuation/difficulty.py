@@ -34,7 +34,7 @@ def cross_fitted_difficulty(
     """Measures the difficulty of shots and pool, each image by a classifier that was not trained on it.
 
     Each classifier trains on the shots and synthetic images of the other folds: one that was trained on an image knows
-    it, and a classifier of a handful of shots alone knows too little of the rest (measured: valuation/README.md).
+    it, and a classifier of a handful of shots alone knows too little of the rest (measured: methods/README.md).
 
     Args:
         classifier: the network.
@@ -67,7 +67,7 @@ def cross_fitted_difficulty(
 
 
 def balanced_resample(difficulties: np.ndarray, number: int, rng: np.random.Generator, bins: int = 10) -> np.ndarray:
-    """Draws images so that easy and hard ones are equally frequent; ours (measured: valuation/README.md).
+    """Draws images so that easy and hard ones are equally frequent; ours (measured: methods/README.md).
 
     Most of what a generator makes is easy. A difficulty encoder that sees it as it comes learns little of the rest of
     [0, 1].

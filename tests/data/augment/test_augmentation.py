@@ -1,4 +1,4 @@
-"""Augmentations against their definitions, written out in NumPy."""
+"""Augmentations against their definitions in NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Mixup and CutMix against their papers' formulas, written out in NumPy."""
+"""Mixup and CutMix against their papers' formulas in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).normal(size=(6, 9, 7, 3)).astype(np.float32)
 
 
 def partners_of(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Partner and the partner's share, from mixed one-hot targets of which each row had its own class."""
+    """Returns partners and their shares from mixed one-hot targets of distinct classes."""
     own = np.diag(targets)
     others = targets - np.diag(own)
     is_alone = others.max(axis=1) == 0
@@ -66,11 +66,11 @@ def test_the_box_has_the_images_proportions_and_the_rest_of_lambda_for_area():
         height, width = round(40 * np.sqrt(1 - lam)), round(20 * np.sqrt(1 - lam))
         heights, widths = masks.any(axis=2).sum(axis=1), masks.any(axis=1).sum(axis=1)
         assert heights.max() == height and widths.max() == width
-        # Where nothing is clipped off, the share is 1 - lambda.
+        # Without clipping the share is 1 - lambda.
         whole = (heights == height) & (widths == width)
         np.testing.assert_allclose(masks[whole].mean(axis=(1, 2)), 1 - lam, atol=1e-6)
-    # The middle lies anywhere. A box of half the side sticks out at each end a quarter of the time, by a quarter of its
-    # length in the mean.
+    # The centre is uniform. A box of half the side is clipped at each end with probability 1/4, by 1/4 of its length on
+    # average.
     halves = np.asarray(cut(keys, 0.75)).any(axis=2).sum(axis=1)
     assert halves.mean() == pytest.approx(20 * (1 - 2 * 0.25 * 0.25), abs=0.5)
 

@@ -33,7 +33,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them():
 
 
 def test_the_whole_image_where_no_draw_fits():
-    # Of the whole area a box that is not square sticks out.
+    # A box of the full area fits only if it is square.
     box = jax.jit(lambda key: draw_box(key, 1000, (1.0, 1.0)))(jax.random.key(1))
     assert box.tolist() == [0, 0, 1000, 1000]
 

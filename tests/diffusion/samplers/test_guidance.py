@@ -8,7 +8,7 @@ from utilgen_jax.diffusion.samplers import guided
 
 
 def apply_fake_unet(latents, timesteps, embeds, labels):
-    """Linear in the condition, so that guidance can be written down."""
+    """A denoiser that is linear in the condition, with a closed form of guidance."""
     assert len(latents) == len(timesteps) == len(embeds)
     output = latents * 0.5 + timesteps[:, None, None, None] + embeds.mean((1, 2))[:, None, None, None]
     return output if labels is None else output + labels.sum(1)[:, None, None, None]
@@ -21,7 +21,7 @@ def test_guidance_moves_from_the_unconditional_to_the_conditional_prediction(wit
     labels = jnp.asarray(rng.normal(size=(3, 8))) if with_labels else None
     timesteps = jnp.full((3,), 7)
     conditional = apply_fake_unet(latents, timesteps, embeds, labels)
-    # As in StableUnCLIPImg2ImgPipeline, the unconditional branch sees an image embedding of zeros.
+    # As in StableUnCLIPImg2ImgPipeline, the unconditional branch has zero image embeddings.
     unconditional = apply_fake_unet(latents, timesteps, negative, None)
     denoise = guided(apply_fake_unet, embeds, negative, labels, 5.0)
     expected = unconditional + 5.0 * (conditional - unconditional)

@@ -1,4 +1,4 @@
-"""Every sampler, step by step with a made-up denoiser, against its scheduler in torch's diffusers."""
+"""Samplers with a made-up denoiser, step by step, against torch's diffusers."""
 
 import importlib
 import json
@@ -79,7 +79,7 @@ def fake_model(latents, timestep, tanh):
 
 
 def torch_steps(scheduler, num_steps, noise, clean, strength, step_noises, monkeypatch, **step_settings):
-    """What the denoiser sees and the latents after each step, by diffusers' scheduler."""
+    """Returns the denoiser's inputs and the latents after each step of diffusers' scheduler."""
     scheduler.set_timesteps(num_steps)
     # As in StableDiffusionImg2ImgPipeline.get_timesteps.
     first = 0 if strength is None else max(num_steps - min(int(num_steps * strength), num_steps), 0)
@@ -127,7 +127,7 @@ def test_steps(name, prediction, spacing, rescale, settings, steps, strength, et
 
 
 def test_pndm_with_a_perfect_prediction_of_the_clean_latents_stays_on_the_straight_way():
-    # What diffusers' PNDM does not compute.
+    # Not supported by diffusers' PNDM.
     clean, noise = jnp.asarray(np.random.default_rng(2).normal(size=(2, *SHAPE)), jnp.float32)
     sampler = make_sampler("pndm", load_schedule(SCHEDULERS["pndm"][1] | {"prediction_type": "sample"}), 6)
     state = sampler.start(noise, clean)

@@ -1,4 +1,4 @@
-"""The sampling loop: what it calls, its noise, its gradients; and what is refused."""
+"""The sampling loop: denoiser calls, noise, gradients, and invalid arguments."""
 
 from functools import partial
 
@@ -87,7 +87,7 @@ def test_some_calls_and_then_the_others_are_all(name):
 
 
 def test_inversion_of_the_first_steps_is_one_step_of_diffusers_there_and_back():
-    """As Golden Noise's public code does it: one step of DDIM, and one of its inversion."""
+    """As in Golden Noise's public code: a step of DDIM, and one of its inversion."""
     there, back = DDIMScheduler(**CONFIG, clip_sample=False), DDIMInverseScheduler(**CONFIG, clip_sample=False)
     for scheduler in (there, back):
         scheduler.set_timesteps(10)
@@ -179,13 +179,13 @@ def test_the_config_offers_every_sampler():
         ("dpmsolver++", {"lambda_min_clipped": -5.1}),
     ],
 )
-def test_settings_that_a_sampler_does_not_compute_are_refused_by_name(name, setting):
+def test_settings_that_a_sampler_does_not_support_are_refused_by_name(name, setting):
     [(field, value)] = setting.items()
     schedule = load_schedule(CONFIG | setting)
     with pytest.raises(InputError, match=f"scheduler_config.json: {field}=.* not supported by the sampler") as refusal:
         make_sampler(name, schedule, 5)
     assert repr(value) in str(refusal.value)
-    # They do not matter to every sampler.
+    # Not all samplers use them.
     make_sampler("pndm" if name != "pndm" else "ddim", schedule, 5)
 
 

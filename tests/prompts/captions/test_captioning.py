@@ -8,8 +8,8 @@ import pytest
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining import glyphs
-from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES
 from utilgen_jax.prompts.captions import caption_images, caption_labelled_images, make_captioner, read_captions
+from utilgen_jax.prompts.glyph_vocabulary import DIGIT_NAMES
 
 IMAGES = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
 IDS = tuple(f"train/{row}" for row in range(5))

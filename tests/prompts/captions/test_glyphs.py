@@ -11,10 +11,11 @@ from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.pretraining import glyphs, vocabulary
-from utilgen_jax.pretraining.vocabulary import DIGIT_NAMES, GlyphAttributes
+from utilgen_jax.pretraining import glyphs
+from utilgen_jax.prompts import glyph_vocabulary as vocabulary
 from utilgen_jax.prompts.captions.glyph_measures import TYPICAL_LEAN, GlyphMeasures, measure
 from utilgen_jax.prompts.captions.glyphs import attribute_values, caption_glyphs
+from utilgen_jax.prompts.glyph_vocabulary import DIGIT_NAMES, GlyphAttributes
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.sample.batches import generate_images
 
@@ -29,7 +30,7 @@ def drawn() -> tuple[list[GlyphAttributes], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Handwriting at its own 8 x 8 pixels: uint8 [100, 8, 8, 1] and labels."""
+    """Handwritten digits of 8 x 8 pixels: uint8 [100, 8, 8, 1] and labels."""
     real = load_digits()
     return np.rint(real.images[:100, ..., None] * (255 / 16)).astype(np.uint8), real.target[:100]
 

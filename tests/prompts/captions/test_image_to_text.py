@@ -88,7 +88,7 @@ def test_captions_are_those_of_the_model(tmp_path, make_model):
 
 
 @pytest.mark.slow
-def test_models_that_cannot_be_had_are_named(tmp_path):
+def test_unknown_models_are_named(tmp_path):
     with pytest.raises(InputError, match="'nobody/nothing' cannot be loaded"):
         make_captioner("nobody/nothing")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
@@ -96,7 +96,7 @@ def test_models_that_cannot_be_had_are_named(tmp_path):
         make_captioner(str(tmp_path))
 
 
-def test_without_pytorch_the_way_to_it_is_told(monkeypatch):
+def test_message_without_pytorch_has_advice(monkeypatch):
     monkeypatch.setattr(image_to_text.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs PyTorch: `pip install -e .\[caption\]`"):
         make_captioner("blip2")

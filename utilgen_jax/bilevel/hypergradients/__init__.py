@@ -1,4 +1,4 @@
-"""Hypergradients: how a loss after learning depends on what steers the learning."""
+"""Hypergradients: how a loss after learning depends on the outer variables of the learning."""
 
 from collections.abc import Mapping
 

@@ -30,7 +30,7 @@ def finite_difference(
             loss is evaluated beside `params` too, so nothing in it that depends on them may be detached.
         outer: ψ.
         params: θ before the step.
-        optimizer_state: likewise.
+        optimizer_state: before the step.
         batches: every leaf [1, ...]: one step.
         validation: the outer loss's batch.
         epsilon: length of the step along q, in the norm of all parameters.

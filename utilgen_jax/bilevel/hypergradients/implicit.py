@@ -31,7 +31,7 @@ def implicit(
         problem: the two losses and the inner optimiser, which is not differentiated.
         outer: ψ.
         params: θ before the step.
-        optimizer_state: likewise.
+        optimizer_state: before the step.
         batches: every leaf [1, ...]: one step.
         validation: the outer loss's batch.
         num_terms: of the Neumann series.

@@ -35,9 +35,9 @@ class Hypergradient:
 
     Attributes:
         gradient: d outer_loss / d outer, like outer; None where only inner steps were taken.
-        outer_loss: scalar, at the new params; likewise.
+        outer_loss: scalar, at the new params; None where only inner steps were taken.
         params: after the inner step(s).
-        optimizer_state: likewise.
+        optimizer_state: after them.
         inner_loss: scalar, of the first inner batch, before its step.
         auxiliary: what inner_loss returned with it.
     """

@@ -36,7 +36,7 @@ def unrolled(
         problem: the two losses and the inner optimiser, which is differentiated.
         outer: ψ.
         params: θ before the first step.
-        optimizer_state: likewise.
+        optimizer_state: before the step.
         batches: every leaf [K, ...], one batch a step.
         validation: the outer loss's batch.
         loop: of several steps, see `remat_steps`.

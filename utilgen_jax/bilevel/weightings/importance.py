@@ -9,7 +9,7 @@ from utilgen_jax.bilevel.weightings.weighting import Params, Weighting, Weightin
 
 
 def importance_ratio(num_attributes: int) -> Weighting:
-    """The weight of an example by what was asked for alone: w = Π_g π'_g(a_g) / π_g(a_g) ∝ exp(Σ_g b_{a_g}); ours.
+    """The weight of an example by its prompt's attributes: w = Π_g π'_g(a_g) / π_g(a_g) ∝ exp(Σ_g b_{a_g}); ours.
 
     The examples were drawn by asking for an option a_g of each group g, independently, with the probabilities π_g.
     Weighed so, they stand for examples drawn with the probabilities π'_g ∝ π_g exp(b). The gradient of the validation

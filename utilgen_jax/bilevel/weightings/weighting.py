@@ -23,7 +23,7 @@ class WeightingInputs:
     Attributes:
         examples: the batch.
         logits: what the classifier says of it now, float32 [B, K].
-        influence: Π of `utility.influence`, float32 [B, K]; None where it was not asked for or no validation is at
+        influence: Π of `bilevel.influence`, float32 [B, K]; None where it is not needed or no validation is at
             hand.
     """
 
@@ -56,9 +56,9 @@ class Weighting:
 def relative_weights(weights: jax.Array, is_weighted: jax.Array) -> jax.Array:
     """Weights with mean 1 over the examples that are weighed, and 1 for the others.
 
-    What is learnt then is which of the doubtful examples, not how much of all of them: "all weights up", which helps
-    early in training, would drown the rest. (A toy problem with wrong labels: AUC 0.3-0.6 on one seed of three; with
-    it 0.93-1.0 on all.) As in Meta-Weight-Net's public code, but for batches that are weighed in part.
+    The weighting then learns which of the doubtful examples count, not how much all of them do: "all weights up", which
+    helps early in training, would dominate (measured: bilevel/README.md). As in Meta-Weight-Net's public code, but for
+    batches of which a part is weighed.
 
     Args:
         weights: non-negative, float32 [B]; where all weighed ones are zero they stay so.

@@ -12,8 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from utilgen_jax.data.images import plain_image
-from utilgen_jax.pretraining.glyphs import IMAGE_SIZE
-from utilgen_jax.pretraining.vocabulary import TYPICAL_ASPECT
+from utilgen_jax.prompts.glyph_vocabulary import IMAGE_SIZE, TYPICAL_ASPECT
 
 # The lean (see `_lean`) of each upright digit, averaged over the fonts: an upright 7 leans right.
 TYPICAL_LEAN = (-0.01, -0.08, 0.005, -0.005, 0.0, -0.04, -0.005, 0.06, -0.015, -0.01)
@@ -33,7 +32,7 @@ class GlyphMeasures:
 
     Attributes:
         weight: stroke width over ink height.
-        slant: tangent of the slant.
+        slant: tangent of the slant angle.
         width: width over the typical width of the digit; None if the digit is unknown.
         size: ink height over image height.
         x: horizontal offset of the ink box.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utilgen_jax.pretraining.vocabulary import ATTRIBUTES, BANDS, DIGIT_NAMES, band, position
 from utilgen_jax.prompts.captions.glyph_measures import GlyphMeasures, measure
+from utilgen_jax.prompts.glyph_vocabulary import ATTRIBUTES, BANDS, DIGIT_NAMES, band, position
 
 
 def caption_glyphs(images: np.ndarray, class_names: Sequence[str]) -> list[str]:

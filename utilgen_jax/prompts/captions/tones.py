@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utilgen_jax.data.images import resize, to_float
-from utilgen_jax.pretraining.vocabulary import band
+from utilgen_jax.prompts.glyph_vocabulary import band
 
 SIZE = 32  # side in pixels at which images are measured
 

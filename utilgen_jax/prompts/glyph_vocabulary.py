@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+IMAGE_SIZE = 32  # pixels a side of the glyph generator's images
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = ("weight", "slant", "width", "size", "position", "noise", "style")
 

@@ -1,11 +1,11 @@
-"""Attribute values follow from measures, and captions use the controlled vocabulary."""
+"""Attribute values follow from measures, and captions use the controlled glyph_vocabulary."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from utilgen_jax.pretraining import vocabulary
+from utilgen_jax.prompts import glyph_vocabulary as vocabulary
 
 GLYPH = vocabulary.GlyphAttributes(
     digit=3,

@@ -1,0 +1,72 @@
+"""A run of two processes: every method ends, and what one process leaves the other finds."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.diffusers_checkpoint import write_quick_stable_diffusion
+from tests.tiny import DIGITS, NAMES, TINY
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def start(command: list[str], cwd: Path) -> list[subprocess.Popen]:
+    """The command as two processes of one run, one CPU device each."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
+    shared |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=cwd,
+            env=os.environ | shared | {"JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+
+
+def test_every_method_runs_in_two_processes(tmp_path):
+    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
+    fields = [f"--config.{name}={value}" for name, value in (*TINY, ("generator.checkpoint", str(checkpoint)))]
+    command = ["utilgen_jax.compare", f"--config={DIGITS}", "--seeds=1", f"--methods={','.join(NAMES)}"]
+    processes = start([*command, *fields, "--workdir=run"], tmp_path)
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    done = {path.parent.name for path in (tmp_path / "run").rglob("summary.json")}
+    assert done == set(NAMES)
+    assert (tmp_path / "run" / "compare.md").is_file()
+    assert "compare.md" in outputs[0] and "compare.md" not in outputs[1]  # the first process alone reports
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_where_one_process_fails_both_end_with_its_message(tmp_path, culprit):
+    code = f"""
+import os, sys
+import jax
+from utilgen_jax import main
+
+def broken(folder, class_names=None):
+    raise OSError(f"disk of process {{jax.process_index()}} is full")
+
+if os.environ["JAX_PROCESS_ID"] == "{culprit}":
+    from utilgen_jax.experiment import pools
+    pools.read_pool = broken
+sys.exit(main.main(sys.argv))
+"""
+    (tmp_path / "broken.py").write_text(code)
+    fields = ["--config.generator.steps=1", "--config.pool.images_per_class=2", "--config.classifier.steps=2"]
+    processes = start(["broken", f"--config={DIGITS}:method=vanilla", *fields, "--workdir=run"], tmp_path)
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert all(process.returncode not in (0, None) for process in processes)
+    assert f"disk of process {culprit} is full" in outputs[0] and f"disk of process {culprit} is full" in outputs[1]
