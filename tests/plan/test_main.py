@@ -88,7 +88,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name(capsys):
     argv = ["plan", "--topology=v5e:3x3", "--architecture=sd16", "--programs=unet,lorra", "--tpology=v4", *SMALL]
     assert plan.main([*argv, "--gradient_checkpointing=block", "--config.generator.stepps=3"]) == 2
     message = capsys.readouterr().err
-    for nearest in ("is v5e:", "is sd15", "is lora", "is --topology", "is blocks", "--config.generator.steps"):
+    for nearest in ("is v5e:", "is sd15", "is lora", "is --topology", "is blocks", " config.generator.steps"):
         assert nearest in message
     assert plan.main(["plan"]) == 2
     assert "--config: say which" in (message := capsys.readouterr().err) and "--topology: say which" in message

@@ -33,8 +33,8 @@ class Inputs:
     Attributes:
         images: float32 [B, 32, 32, 3].
         labels: int32 [B].
-        validation_images: as many validation images.
-        validation_labels: of these.
+        validation_images: the same for validation.
+        validation_labels: int [N].
     """
 
     images: np.ndarray
@@ -61,7 +61,7 @@ class JaxBilevel:
 
     Attributes:
         params: of the classifier, linen names.
-        weighting_params: the weight network's initial parameters.
+        weighting_params: the same of the weight network.
     """
 
     def __init__(self, model: str) -> None:
