@@ -175,6 +175,12 @@ def test_class_tokens_are_added_to_the_checkpoint(given, monkeypatch):
         assert experiment.adapters.sd_of(NamedPool()).name == "sd"
 
 
+def test_class_tokens_that_are_not_learnt_yet_are_no_part_of_a_checkpoint(make_experiment):
+    experiment = make_experiment("utilgen")
+    with pytest.raises(RuntimeError, match="not learnt yet"):
+        experiment.adapters.sd_of(TOKENS)
+
+
 @pytest.mark.parametrize("round_number", [0, 2])
 def test_dpo_pairs_useful_images_of_a_class_with_useless_ones(given, round_number):
     experiment = given.make("utilgen", dpo__fraction=0.5)
