@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from tests.experiment.conftest import NamedPool, random_pool
 from utilgen_jax.classifier.train import init_classifier
@@ -174,6 +175,12 @@ def test_class_tokens_are_added_to_the_checkpoint(given, monkeypatch):
         assert experiment.adapters.sd_of(NamedPool()).name == "sd"
 
 
+def test_class_tokens_that_are_not_learnt_yet_are_no_part_of_a_checkpoint(make_experiment):
+    experiment = make_experiment("utilgen")
+    with pytest.raises(RuntimeError, match="not learnt yet"):
+        experiment.adapters.sd_of(TOKENS)
+
+
 @pytest.mark.parametrize("round_number", [0, 2])
 def test_dpo_pairs_useful_images_of_a_class_with_useless_ones(given, round_number):
     experiment = given.make("utilgen", dpo__fraction=0.5)
@@ -240,7 +247,7 @@ def test_images_stay_near_the_shots_of_their_class(make_experiment, monkeypatch)
     experiment = make_experiment("utilgen")
     embeds = jnp.array([[3.0, 0.0], [0.0, 2.0], [0.0, 5.0], [1.0, 1.0]])
     monkeypatch.setattr(adapters, "encode_images", lambda sd, images: embeds[: len(images)])
-    experiment.checkpoint = experiment.workdir
+    experiment.generator_source = dataclasses.replace(experiment.generator, checkpoint=experiment.workdir)
     assert experiment.split.real.labels.tolist() == [0, 1, 0, 1]
     anchors = np.asarray(experiment.adapters._class_anchors(SimpleNamespace(image_encoder="any")))
     directions = anchors / np.linalg.norm(anchors, axis=1, keepdims=True)
@@ -257,7 +264,7 @@ def test_images_stay_near_the_shots_of_their_class(make_experiment, monkeypatch)
 def test_images_stay_near_their_words_where_the_checkpoint_knows_their_place(make_experiment):
     experiment = make_experiment("utilgen")
     sd = experiment.adapters.sd
-    projection = load_text_projection(experiment.checkpoint, sd.architecture)
+    projection = load_text_projection(experiment.generator.checkpoint, sd.architecture)
     expected = embed_prompts(sd, projection, ["a photo of the digit zero", "a photo of the digit one"])
     np.testing.assert_allclose(experiment.adapters._class_anchors(sd), expected, rtol=1e-5, atol=1e-6)
 
@@ -332,7 +339,8 @@ def test_class_tokens_are_the_librarys(generator):
     )
     for run in (experiment, generator("utilgen")):
         run.adapters.learn_class_tokens(prior)
-        table = run.adapters.sd_with_tokens.params["text_encoder"]["token_embedding"]["embedding"]
+        tables = flatten_dict(run.adapters.sd_with_tokens.params["text_encoder"], sep="/")
+        (table,) = [table for path, table in tables.items() if path.endswith("token_embedding/embedding")]
         np.testing.assert_array_equal(table[-2:], expected)
 
 
@@ -406,8 +414,8 @@ def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise
     }
     fold_models = {name: jax.tree.map(lambda *parts: jnp.stack(parts), *trees) for name, trees in fold_models.items()}
     inputs = make_sample_inputs(sd, experiment.prompts * 2, [0, 1, 0, 1], range(4), sampling, rows=range(4))
-    embeds = np.asarray(encode_images(sd, experiment.generator_shots))
-    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+    embeds = encode_images(sd, experiment.generator_shots)
+    embeds = np.asarray(embeds / jnp.linalg.norm(embeds, axis=1, keepdims=True))
     anchors = np.stack([embeds[::2].sum(0), embeds[1::2].sum(0)])[[0, 1, 0, 1]]
 
     @jax.jit

@@ -290,3 +290,14 @@ def test_a_method_trains_on_its_own_synthetic_images(make_experiment, monkeypatc
     assert calls == [(METHODS["vanilla"], data.synthetic), (METHODS["cutmix"], None)]
     monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: (method, params))
     assert experiment.evaluate(METHODS["vanilla"], {"params": 1}) == (METHODS["vanilla"], {"params": 1})
+
+
+def test_a_run_of_real_images_has_no_generator_and_says_so(make_experiment):
+    with pytest.raises(RuntimeError, match="no method of this run has synthetic images"):
+        _ = make_experiment("real").generator
+
+
+def test_the_generators_architecture_is_known_before_its_weights_are_read(make_experiment):
+    experiment = make_experiment()
+    assert (experiment.generator.checkpoint / "model_index.json").is_file()
+    assert experiment.generator.architecture.image_encoder is not None and "sd" not in vars(experiment.adapters)

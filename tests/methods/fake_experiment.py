@@ -138,7 +138,7 @@ class FakeExperiment:
         self.calls: list[Call] = []
         self.prompts = ["a cat", "a dog"]
         self.split = SimpleNamespace(real=SimpleNamespace(class_names=("cat", "dog")))
-        self.architecture = SimpleNamespace(image_encoder=None)
+        self.generator = SimpleNamespace(architecture=SimpleNamespace(image_encoder=None))
         self.pools, self.adapters, self.values, self.classifiers = (
             Steps(self.calls, kind, functions) for kind, functions in PARTS.items()
         )

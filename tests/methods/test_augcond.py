@@ -39,5 +39,5 @@ def test_embeddings_are_mixed_only_with_an_image_encoder():
     with pytest.raises(InputError, match="has no image encoder"):
         AugcondPool().check(experiment)
     AugcondPool().check(FakeExperiment(AugcondConfig("cutmix")))
-    experiment.architecture = SimpleNamespace(image_encoder="unCLIP's")
+    experiment.generator.architecture = SimpleNamespace(image_encoder="unCLIP's")
     AugcondPool().check(experiment)

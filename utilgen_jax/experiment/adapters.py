@@ -36,6 +36,7 @@ from utilgen_jax.generator.tokens import add_tokens
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
 from utilgen_jax.methods.base import PoolSpec
+from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
 from utilgen_jax.types import Params
@@ -64,18 +65,18 @@ class AdapterSteps:
     @cached_property
     def sd(self) -> StableDiffusion:
         """The checkpoint, read when it is first needed."""
-        config = self.experiment.config.generator
-        assert self.experiment.checkpoint is not None
+        experiment = self.experiment
         return load_stable_diffusion(
-            self.experiment.checkpoint,
-            jnp.dtype(config.dtype),
-            sharding_for=sharding_for(self.experiment.mesh),
+            experiment.generator.checkpoint,
+            jnp.dtype(experiment.config.generator.dtype),
+            sharding_for=sharding_for(experiment.mesh),
         )
 
     @cached_property
     def sd_with_tokens(self) -> StableDiffusion:
-        """The checkpoint with the learnt class tokens, see `learn_class_tokens`."""
-        assert self._class_embeds is not None
+        """The checkpoint with the learnt class tokens; RuntimeError before `learn_class_tokens`."""
+        if self._class_embeds is None:
+            raise RuntimeError("the class tokens are not learnt yet, see learn_class_tokens")
         tokens = class_tokens(self.experiment.classifier_input.num_classes)
         return add_tokens(self.sd, tokens, jnp.asarray(self._class_embeds))
 
@@ -191,14 +192,13 @@ class AdapterSteps:
         config = experiment.config
         examples = experiment.examples(pool)
         embeds, prompt_of_image = self._prompt_table(sd, pool)
-        assert examples.attributes is not None
         program = JointProgram(
             config=experiment.classifier_config,
             joint=config.section(JointConfig),
             sampling=config.generator,
             classifier_input=experiment.classifier_input,
             latent_shape=sd.architecture.latent_shape(config.generator.size),
-            num_attributes=examples.attributes.shape[-1],
+            num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes),
             train_lora=lora,
         )
         data = JointData(
@@ -237,7 +237,6 @@ class AdapterSteps:
         """
         experiment, sd = self.experiment, self.sd_of(spec)
         program = _PerImageProgram(
-            prompts=fold_models is not None,
             noise=noise,
             config=experiment.config.section(PerImageConfig),
             sampling=experiment.config.generator,
@@ -246,7 +245,9 @@ class AdapterSteps:
             classifier_input=experiment.classifier_input,
             label_smoothing=experiment.config.classifier.label_smoothing,
         )
-        models = FoldModels(experiment.classifier, jax.tree.map(jnp.asarray, fold_models))
+        models = (
+            None if fold_models is None else FoldModels(experiment.classifier, jax.tree.map(jnp.asarray, fold_models))
+        )
         return partial(_refine_batch, program, sd, models, self._class_anchors(sd))
 
     def _class_anchors(self, sd: StableDiffusion) -> jax.Array | None:
@@ -257,9 +258,9 @@ class AdapterSteps:
         experiment = self.experiment
         if sd.image_encoder is None:
             return None
-        assert experiment.checkpoint is not None
-        if (experiment.checkpoint / TEXT_PROJECTION).is_dir():
-            projection = load_text_projection(experiment.checkpoint, sd.architecture)
+        checkpoint = experiment.generator.checkpoint
+        if (checkpoint / TEXT_PROJECTION).is_dir():
+            projection = load_text_projection(checkpoint, sd.architecture)
             return embed_prompts(sd, projection, experiment.prompts)
         embeds = encode_images(sd, experiment.generator_shots).astype(jnp.float32)
         embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
@@ -297,14 +298,13 @@ class FoldModels:
     """What predicts the weight of an image: the network, and each fold's parameters, see `PoolValues.fold_models`."""
 
     classifier: Classifier
-    params: dict[str, Params] | None
+    params: dict[str, Params]
 
 
 @dataclasses.dataclass(frozen=True)
 class _PerImageProgram:
     """What the compiled per-image optimisation depends on."""
 
-    prompts: bool
     noise: bool
     config: PerImageConfig
     sampling: SamplingConfig
@@ -317,7 +317,7 @@ class _PerImageProgram:
 def _refine_batch(
     program: _PerImageProgram,
     sd: StableDiffusion,
-    models: FoldModels,
+    models: FoldModels | None,
     anchors: jax.Array | None,
     adapter: Adapter,
     inputs: SampleInputs,
@@ -329,15 +329,21 @@ def _refine_batch(
 
 @partial(jax.jit, static_argnums=0)
 def _refine(
-    program: _PerImageProgram, sd: StableDiffusion, models: FoldModels, adapter: Adapter, inputs: SampleInputs
+    program: _PerImageProgram,
+    sd: StableDiffusion,
+    models: FoldModels | None,
+    adapter: Adapter,
+    inputs: SampleInputs,
 ) -> Adapter:
-    def utility(images: jax.Array, labels: jax.Array) -> jax.Array:
-        assert models.params is not None
-        examples = program.classifier_input.examples(images, labels, program.label_smoothing)
-        return predict_weights(models.classifier, program.weighting, program.valuation, models.params, examples)
-
-    if program.prompts:
+    if models is not None:
+        utility = partial(_utility, program, models)
         adapter = optimize_prompts(sd, adapter, inputs, utility, program.config, program.sampling)
     if program.noise:
         adapter = add_golden_noise(sd, adapter, inputs, program.config, program.sampling)
     return adapter
+
+
+def _utility(program: _PerImageProgram, models: FoldModels, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """The weights that the fold models give to images, float32 [M]."""
+    examples = program.classifier_input.examples(images, labels, program.label_smoothing)
+    return predict_weights(models.classifier, program.weighting, program.valuation, models.params, examples)

@@ -68,6 +68,19 @@ class TrainingData:
     values: PoolValues | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class GeneratorSource:
+    """The generator before its weights are read.
+
+    Attributes:
+        checkpoint: its folder.
+        architecture: its components and sizes, without weights.
+    """
+
+    checkpoint: Path
+    architecture: Architecture
+
+
 @dataclasses.dataclass
 class Experiment:
     """A run's settings, input and steps; `setup.set_up` makes it. A context manager: its mesh, its metrics.
@@ -78,8 +91,7 @@ class Experiment:
         split: few-shot and test images.
         folds: of the few-shot images, for cross-fitting; empty where nothing is synthetic.
         prompts: one a class.
-        checkpoint: the generator's folder; None where nothing is synthetic.
-        architecture: the generator's, without weights.
+        generator_source: see `generator`; None where nothing is synthetic.
         classifier: trained on each method's images.
         classifier_config: its training, with the synthetic fraction that suits the shots.
         mesh: of devices.
@@ -93,8 +105,7 @@ class Experiment:
     split: FewShotSplit
     folds: list[Fold]
     prompts: list[str]
-    checkpoint: Path | None
-    architecture: Architecture | None
+    generator_source: GeneratorSource | None
     classifier: Classifier
     classifier_config: ClassifierConfig
     mesh: jax.sharding.Mesh
@@ -133,6 +144,13 @@ class Experiment:
     def log(self, total: int) -> AbstractContextManager[OnStep]:
         """Logs the stage that is being computed, of `total` training steps, see `logging.log_stage`."""
         return log_stage(self.metrics, self.stages.current, total, self.config.log_every_steps)
+
+    @property
+    def generator(self) -> GeneratorSource:
+        """The generator; RuntimeError where nothing is synthetic."""
+        if self.generator_source is None:
+            raise RuntimeError("no method of this run has synthetic images, so it has no generator")
+        return self.generator_source
 
     @property
     def classifier_input(self) -> ClassifierInput:
@@ -215,8 +233,8 @@ class Experiment:
         config, method = self.config, self.methods[-1]
         data = self._data[method.name]
         pool = None if data.pool is None else data.pool.pool
-        if data.pool is not None and self.shared is None:
-            pool = self._note_values(data)
+        if data.pool is not None and data.values is not None and self.shared is None:
+            pool = self._note_values(data.pool, data.values)
         num_synthetic = [0 if each.pool is None else len(each.pool.labels) for each in self._data.values()]
         summary = {
             "method": config.method,
@@ -242,15 +260,10 @@ class Experiment:
             write_summary(self.workdir, summary)
         return summary
 
-    def _note_values(self, data: TrainingData) -> Pool:
+    def _note_values(self, pool: GeneratedPool, values: PoolValues) -> Pool:
         """Writes the values of a pool's images beside them, for a person to read."""
-        assert data.pool is not None and data.values is not None
-        folder = self.pool_folder(data.pool.spec, data.pool.round)
+        folder = self.pool_folder(pool.spec, pool.round)
         if self.is_first:
-            values = {
-                "difficulty": data.values.difficulty,
-                "weight": data.values.weights,
-                "soft_label": data.values.soft_labels,
-            }
-            update_records(folder, **{name: column for name, column in values.items() if column is not None})
+            columns = {"difficulty": values.difficulty, "weight": values.weights, "soft_label": values.soft_labels}
+            update_records(folder, **{name: column for name, column in columns.items() if column is not None})
         return read_pool(folder, self.split.real.class_names)

@@ -155,9 +155,8 @@ class PoolSteps:
             mix_strategy: name of one of `MIX_STRATEGIES`.
         """
         experiment = self.experiment
-        architecture = experiment.architecture
-        assert architecture is not None
-        strategy = find_mix_strategy(mix_strategy, architecture.image_encoder is not None)
+        has_image_encoder = experiment.generator.architecture.image_encoder is not None
+        strategy = find_mix_strategy(mix_strategy, has_image_encoder)
         labels = np.array([record.label for record in records])
         rng = np.random.default_rng([experiment.config.seed, Key.MIXED_SHOTS])
         sources = plan_sources(experiment.split.real.labels, labels, rng)

@@ -20,7 +20,7 @@ from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import FewShotSplit, LabelledImages, cross_fit_folds, few_shot
 from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.experiment import Experiment, SharedDirs
+from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, SharedDirs
 from utilgen_jax.experiment.workdir import open_workdir
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
@@ -45,11 +45,11 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
     real = split.real
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
     pools = [method.pool for method in methods if method.pool is not None]
-    folds, checkpoint, architecture = [], None, None
+    folds, generator = [], None
     if pools:
         folds = cross_fit_folds(real.labels, config.valuation.folds, config.seed)
         checkpoint = resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
-        architecture = _read_architecture(config, checkpoint)
+        generator = GeneratorSource(checkpoint, _read_architecture(config, checkpoint))
     mesh = make_mesh(config.parallel.data, config.parallel.fsdp)
     with jax.set_mesh(mesh):
         classifier = replicate(classifier)
@@ -59,8 +59,7 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
         split=split,
         folds=folds,
         prompts=class_prompts(config.prompts.template, real.class_names),
-        checkpoint=checkpoint,
-        architecture=architecture,
+        generator_source=generator,
         classifier=classifier,
         classifier_config=_classifier_config(config, real),
         mesh=mesh,

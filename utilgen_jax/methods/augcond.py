@@ -42,8 +42,7 @@ class AugcondPool(PoolSpec):
     def check(self, experiment: Experiment) -> None:
         from utilgen_jax.generator.image_conditioning import find_mix_strategy
 
-        assert experiment.architecture is not None
-        has_image_encoder = experiment.architecture.image_encoder is not None
+        has_image_encoder = experiment.generator.architecture.image_encoder is not None
         find_mix_strategy(experiment.config.section(AugcondConfig).mix_strategy, has_image_encoder)
 
     def build(self, experiment: Experiment) -> GeneratedPool:
