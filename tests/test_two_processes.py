@@ -49,6 +49,15 @@ def test_every_method_runs_in_two_processes(tmp_path):
     assert "compare.md" in outputs[0] and "compare.md" not in outputs[1]  # the first process alone reports
 
 
+def test_a_run_of_its_own_leaves_a_report(tmp_path):
+    fields = ["--config.generator.steps=1", "--config.pool.images_per_class=2", "--config.classifier.steps=2"]
+    processes = start(["utilgen_jax.main", f"--config={DIGITS}:method=vanilla", *fields, "--workdir=run"], tmp_path)
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert (tmp_path / "run" / "report" / "index.html").is_file() and (tmp_path / "run" / "summary.json").is_file()
+    assert "test accuracy" in outputs[0] and "test accuracy" not in outputs[1]
+
+
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_where_one_process_fails_both_end_with_its_message(tmp_path, culprit):
     code = f"""

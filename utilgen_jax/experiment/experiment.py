@@ -235,7 +235,6 @@ class Experiment:
         pool = None if data.pool is None else data.pool.pool
         if data.pool is not None and data.values is not None and self.shared is None:
             pool = self._note_values(data.pool, data.values)
-        num_synthetic = [0 if each.pool is None else len(each.pool.labels) for each in self._data.values()]
         summary = {
             "method": config.method,
             "dataset": config.data.name,
@@ -245,13 +244,14 @@ class Experiment:
             | ({"vanilla": accuracy["vanilla"]} if "vanilla" in accuracy else {})
             | {"final": accuracy[method.name]},
             "num_real": len(self.split.real),
-            "num_synthetic": num_synthetic[-1],
+            "num_synthetic": 0 if pool is None else len(pool.labels),
             "num_test": len(self.split.test),
             "seconds": self.stages.seconds,
             "versions": versions(),
         }
-        if self.is_first and self.shared is None:
-            difficulty = self.classifiers.real_difficulty()
+        # A stage: every process runs it.
+        difficulty = None if self.shared else self.classifiers.real_difficulty()
+        if self.is_first and difficulty is not None:
             page = write_results(self.workdir, config, summary, self.split.real, pool, difficulty, data.values)
             print_table(summary)
             print(f"report: {page}")
