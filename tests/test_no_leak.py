@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
             patch.setattr(setup, "load_source", lambda settings, replaced=replaced: replace_images(whole, replaced))
             summaries = {
                 name: pipeline.run(
-                    read_config(f"{DIGITS}:method={name}", settings), root / kind / "runs" / name, shared
+                    read_config(f"{DIGITS}:method={name}", settings), root / "runs" / kind / name, shared
                 )
                 for name in NAMES
             }

@@ -235,7 +235,7 @@ def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
     save_as_today(trained, tmp_path / "theirs")
     expected = torch_image(trained)
     sd = load_stable_diffusion(folder)
-    loras = load_lora(tmp_path / "theirs", params)
+    loras = load_lora(tmp_path / "theirs", sd.params)
     condition = text_condition(sd, [prompt], loras=loras)
     sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale)
     ours = sample(sd, condition, jnp.asarray(latents), sampling, loras=loras) / 2 + 0.5

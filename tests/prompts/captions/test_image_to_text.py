@@ -92,7 +92,7 @@ def test_unknown_models_are_named(tmp_path):
     with pytest.raises(InputError, match="'nobody/nothing' cannot be loaded"):
         make_captioner("nobody/nothing")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(InputError, match="is of type 'clip'; it should be one of blip, blip-2"):
+    with pytest.raises(InputError, match="has type 'clip', which is not one of blip, blip-2"):
         make_captioner(str(tmp_path))
 
 
