@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +34,7 @@ from utilgen_jax.generator.sampling import decode_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.utility import influence_utility
 from utilgen_jax.prompts.templates import class_prompts
-
-Params = Any
+from utilgen_jax.types import Params
 
 NUM_CLASSES = 10
 LORA_RANK = 4

@@ -19,8 +19,8 @@ import optax
 from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.types import Params
 
-Params = Any
 Apply = Callable[[Params, Any], jax.Array]
 
 

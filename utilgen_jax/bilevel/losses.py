@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,7 @@ from utilgen_jax.bilevel.influence import Apply, cross_entropies, predict
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, relative_weights
 from utilgen_jax.runtime.loops import remat_steps
 from utilgen_jax.runtime.sharding import split_batch
-
-Params = Any
-PyTree = Any
+from utilgen_jax.types import Params, PyTree
 
 
 @struct.dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from utilgen_jax.types import PyTree
 
 # In the order in which one update computes them: of several that break at the same step, the first is the likely cause.
 _ORDER = (

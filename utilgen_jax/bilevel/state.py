@@ -10,8 +10,7 @@ import optax
 from flax import struct
 
 from utilgen_jax.bilevel.nan_check import no_steps, tensor_groups
-
-Params = Any
+from utilgen_jax.types import Params
 
 
 @struct.dataclass

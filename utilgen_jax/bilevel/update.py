@@ -29,8 +29,8 @@ from utilgen_jax.bilevel.losses import InnerBatch, OuterVariables, make_inner_lo
 from utilgen_jax.bilevel.nan_check import note_nonfinite
 from utilgen_jax.bilevel.state import BilevelMetrics, BilevelState, watched
 from utilgen_jax.bilevel.weightings import Weighting
+from utilgen_jax.types import Params
 
-Params = Any
 SampleInputs = Any
 Update = Callable[..., tuple[BilevelState, BilevelMetrics]]
 

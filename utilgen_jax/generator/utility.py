@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.types import Params
 
-Params = Any
 # (images float32 [M, H, W, 3] in [-1, 1], labels int [M]) -> float32 [M]; higher is better.
 Utility = Callable[[jax.Array, jax.Array], jax.Array]
 

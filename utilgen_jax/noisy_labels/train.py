@@ -20,8 +20,7 @@ from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.runtime.schedules import warmup_cosine
-
-Params = Any
+from utilgen_jax.types import Params
 
 # Number of training images that are evaluated at the end.
 NUM_EVALUATED = 2000

@@ -13,8 +13,7 @@ from utilgen_jax.models.autoencoder import kl_divergence, mode, sample_posterior
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.fit import fit
 from utilgen_jax.pretraining.sizes import AUTOENCODER_TRAINING, Training
-
-Params = Any
+from utilgen_jax.types import Params
 
 KL_WEIGHT = 1e-3  # per pixel; keeps the latents close to a standard normal distribution without blurring the images
 

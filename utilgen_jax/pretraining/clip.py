@@ -13,8 +13,7 @@ import optax
 from utilgen_jax.pretraining.corpus import Corpus
 from utilgen_jax.pretraining.fit import fit
 from utilgen_jax.pretraining.sizes import CLIP_TRAINING, Training
-
-Params = Any
+from utilgen_jax.types import Params
 
 INITIAL_LOGIT_SCALE = np.log(1 / 0.07)
 LARGEST_LOGIT_SCALE = np.log(100.0)

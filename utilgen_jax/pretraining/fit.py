@@ -14,8 +14,8 @@ import optax
 from utilgen_jax.pretraining.sizes import Training
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime import orbax_checkpoint
+from utilgen_jax.types import Params
 
-Params = Any
 Batch = Any
 
 CHECKPOINT_EVERY_STEPS = 500

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from utilgen_jax.types import PyTree
+
 Carry = Any
-PyTree = Any
 
 
 def remat_steps(

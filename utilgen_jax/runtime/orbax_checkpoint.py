@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.types import PyTree
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
-
-PyTree = Any
 
 
 def save(folder: Path | str, tree: PyTree) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.types import PyTree
 
-PyTree = Any
 Rule = tuple[str, Callable[[tuple[int, ...], Mesh], PartitionSpec]]
 
 BATCH_AXES = ("data", "fsdp")

@@ -9,7 +9,8 @@ import jax
 import optax
 from flax import struct
 
-Params = Any
+from utilgen_jax.types import Params
+
 Batch = Any
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ import optax
 from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples
-
-Params = Any
+from utilgen_jax.types import Params
 
 
 @struct.dataclass
