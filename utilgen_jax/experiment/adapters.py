@@ -61,6 +61,7 @@ class AdapterSteps:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._class_embeds: np.ndarray | None = None
+        self._anchors: dict[PoolSpec, jax.Array | None] = {}
 
     @cached_property
     def sd(self) -> StableDiffusion:
@@ -235,7 +236,7 @@ class AdapterSteps:
         Returns:
             (adapter, inputs of M images with a row each) -> the adapter for that batch.
         """
-        experiment, sd = self.experiment, self.sd_of(spec)
+        experiment = self.experiment
         program = _PerImageProgram(
             noise=noise,
             config=experiment.config.section(PerImageConfig),
@@ -248,7 +249,24 @@ class AdapterSteps:
         models = (
             None if fold_models is None else FoldModels(experiment.classifier, jax.tree.map(jnp.asarray, fold_models))
         )
-        return partial(_refine_batch, program, sd, models, self._class_anchors(sd))
+        # The checkpoint is read with the first batch: a finished pool needs none.
+        return partial(self._refine_batch, program, spec, models)
+
+    def _refine_batch(
+        self,
+        program: _PerImageProgram,
+        spec: PoolSpec,
+        models: FoldModels | None,
+        adapter: Adapter,
+        inputs: SampleInputs,
+    ) -> Adapter:
+        sd = self.sd_of(spec)
+        if spec not in self._anchors:
+            self._anchors[spec] = self._class_anchors(sd)
+        anchors = self._anchors[spec]
+        if anchors is not None:
+            inputs = dataclasses.replace(inputs, clip_anchors=anchors[inputs.labels])
+        return _refine(program, sd, models, adapter, inputs)
 
     def _class_anchors(self, sd: StableDiffusion) -> jax.Array | None:
         """The CLIP embedding that images of each class should stay near, [K, E]; None without an image encoder.
@@ -312,19 +330,6 @@ class _PerImageProgram:
     weighting: str
     classifier_input: ClassifierInput
     label_smoothing: float
-
-
-def _refine_batch(
-    program: _PerImageProgram,
-    sd: StableDiffusion,
-    models: FoldModels | None,
-    anchors: jax.Array | None,
-    adapter: Adapter,
-    inputs: SampleInputs,
-) -> Adapter:
-    if anchors is not None:
-        inputs = dataclasses.replace(inputs, clip_anchors=anchors[inputs.labels])
-    return _refine(program, sd, models, adapter, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
