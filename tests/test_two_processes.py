@@ -50,7 +50,12 @@ def test_every_method_runs_in_two_processes(tmp_path):
 
 
 def test_a_run_of_its_own_leaves_a_report(tmp_path):
-    fields = ["--config.generator.steps=1", "--config.pool.images_per_class=2", "--config.classifier.steps=2"]
+    fields = [
+        "--config.generator.steps=1",
+        "--config.pool.images_per_class=2",
+        "--config.classifier.steps=2",
+        "--config.classifier.name=mlp",
+    ]
     processes = start(["utilgen_jax.main", f"--config={DIGITS}:method=vanilla", *fields, "--workdir=run"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -74,7 +79,12 @@ if os.environ["JAX_PROCESS_ID"] == "{culprit}":
 sys.exit(main.main(sys.argv))
 """
     (tmp_path / "broken.py").write_text(code)
-    fields = ["--config.generator.steps=1", "--config.pool.images_per_class=2", "--config.classifier.steps=2"]
+    fields = [
+        "--config.generator.steps=1",
+        "--config.pool.images_per_class=2",
+        "--config.classifier.steps=2",
+        "--config.classifier.name=mlp",
+    ]
     processes = start(["broken", f"--config={DIGITS}:method=vanilla", *fields, "--workdir=run"], tmp_path)
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode not in (0, None) for process in processes)
