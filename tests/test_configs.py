@@ -12,6 +12,7 @@ from utilgen_jax.config.presets import RUNLOCAL
 from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.config.validation import validate
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.architectures import HUB_IDS
 from utilgen_jax.pretraining.__main__ import TRAINING_IMAGES
 from utilgen_jax.pretraining.sizes import IMAGE_SIZE
 from utilgen_jax.prompts.templates import class_prompts
@@ -37,6 +38,13 @@ def test_each_is_valid_whole_and_small(name, preset):
     changed = load(name, preset, "path=somewhere,method=vanilla,shots=5,seed=3")
     assert (changed.method, changed.data.shots, changed.seed) == ("vanilla", 5, 3)
     assert validate(changed) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_generators_sizes_are_known_without_the_hub(name):
+    # `plan` must find them without reading anything.
+    checkpoint = load(name, "path=somewhere").generator.checkpoint
+    assert checkpoint == "glyphs" or checkpoint in HUB_IDS
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagefolder", "pneumoniamnist"])

