@@ -122,7 +122,7 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(command_line.help_text(__doc__ or "", values))
         return
-    settings: dict[str, Any] = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
+    settings = command_line.flag_settings(values)
     problems += check_arguments(settings)
     if problems:
         raise command_line.ConfigError(problems)

@@ -62,10 +62,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     ]
     if settings["lora_only"]:
         problems += [f"--{name}: has no effect with --lora_only" for name in ("dtype", "vae") if settings[name]]
-    out = Path(settings["out"] or ".")
-    if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
-        problems.append(f"--out: {out} is, or lies under, a file; give a folder")
-    return problems
+    return problems + command_line.folder_problems("out", settings["out"])
 
 
 def export(settings: dict[str, Any]) -> Path:
@@ -142,7 +139,7 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(command_line.help_text(__doc__ or "", values))
         return
-    settings = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
+    settings = command_line.flag_settings(values)
     problems += check_arguments(settings, {name for name in settings if values[name].present})
     if problems:
         raise command_line.ConfigError(problems)

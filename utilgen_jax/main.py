@@ -38,8 +38,7 @@ def run(argv: Sequence[str]) -> None:
         print(command_line.help_text(__doc__ or "", values))
         return
     workdir, spec = str(values["workdir"].value or ""), values["config"].value
-    if workdir and any(part.exists() and not part.is_dir() for part in (Path(workdir), *Path(workdir).parents)):
-        problems.append(f"--workdir: {workdir} is, or lies under, a file; give a folder")
+    problems += command_line.folder_problems("workdir", workdir)
     if not spec:
         problems.append("--config: say which config file, such as --config=configs/digits.py")
         raise command_line.ConfigError(problems)

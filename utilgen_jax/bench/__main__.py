@@ -19,7 +19,7 @@ from absl import flags
 
 from utilgen_jax.bench import adapter, bilevel, difficulty, unet
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import nearest
+from utilgen_jax.errors import nearest
 
 # A benchmark is a module with a docstring for --help and
 #   define_flags(values): adds its flags to the ones below,
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> bool:
     if values["help"].value:
         print(command_line.help_text(benchmark.__doc__ or "", values))
         return True
-    settings = {flag: values[flag].value for flag in values if len(flag) > 1 and flag != "help"}
+    settings = command_line.flag_settings(values)
     if settings["against"] not in _AGAINST:
         problems.append(f"--against={settings['against']}: is not one of {', '.join(_AGAINST)}")
     problems += benchmark.check_settings(settings)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -21,13 +22,12 @@ from utilgen_jax.config.schema import (
     VARIANTS,
     Config,
     ConfigError,
-    nearest,
     parse_value,
     set_field,
     unknown_field,
 )
 from utilgen_jax.config.validation import checked, validate
-from utilgen_jax.errors import InputError
+from utilgen_jax.errors import InputError, nearest
 
 PREFIX = "--config."
 
@@ -84,6 +84,18 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
         if not equals and words and not words[0].startswith("-"):
             words.pop(0)  # its value
     return overrides, problems
+
+
+def flag_settings(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the values of a command's parsed flags by name, without --help."""
+    return {name: flag_values[name].value for name in flag_values if len(name) > 1 and name != "help"}
+
+
+def folder_problems(flag: str, folder: str | None) -> list[str]:
+    """Says of a flag's value, if it is given, that no folder can be made there because a file is in the way."""
+    if folder and any(part.exists() and not part.is_dir() for part in (Path(folder), *Path(folder).parents)):
+        return [f"--{flag}: {folder} is, or lies under, a file; give a folder"]
+    return []
 
 
 def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: Sequence[str] = ()) -> Config:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.data.config import DataConfig
-from utilgen_jax.errors import InputError
+from utilgen_jax.errors import InputError, nearest
 from utilgen_jax.fields import Field, section_fields, setting
 from utilgen_jax.generator.config import GeneratorConfig
 from utilgen_jax.methods import METHODS, SECTIONS
@@ -186,19 +185,6 @@ def set_field(config: ConfigDict, path: str, value: Any) -> None:
             config[section] = ConfigDict(type_safe=False)
         config = config[section]
     config[name] = value
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the valid name most like this one; the part after the dot counts too (`step`, `valuation.steps`)."""
-
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        name_end, end = name.rpartition(".")[2], candidate.rpartition(".")[2]
-        last = difflib.SequenceMatcher(None, name_end, end).ratio()
-        begun = 0.9 if end.startswith(name_end) else 0.0
-        return max(whole, 0.95 * last, begun)
-
-    return max(names, key=likeness)
 
 
 def unknown_field(path: str) -> str:

@@ -14,9 +14,9 @@ from utilgen_jax.config.schema import (
     build_config,
     flatten,
     from_flat,
-    nearest,
     unknown_field,
 )
+from utilgen_jax.errors import nearest
 from utilgen_jax.fields import Field
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from utilgen_jax.errors import InputError
+from utilgen_jax.errors import InputError, nearest
 from utilgen_jax.fields import setting
 from utilgen_jax.generator.finetune.config import LoraConfig
 from utilgen_jax.methods.base import Method, PoolSpec
@@ -48,7 +47,7 @@ def class_means(settings: DifficultyConfig, class_names: Sequence[str]) -> list[
     for entry in settings.by_class:
         name, _, text = entry.partition("=")
         if name not in means:
-            near = max(class_names, key=lambda known: SequenceMatcher(None, name, known).ratio())
+            near = nearest(name, class_names)
             raise InputError(f"config.difficulty.by_class: {name!r} is none of the classes; the nearest is {near!r}")
         try:
             means[name] = float(text)

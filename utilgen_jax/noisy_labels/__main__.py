@@ -96,11 +96,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
         problems.append(
             f"--num_train={settings['num_train']}: is less than a batch, --batch_size={settings['batch_size']}"
         )
-    if settings["workdir"] and any(
-        part.exists() and not part.is_dir() for part in (Path(settings["workdir"]), *Path(settings["workdir"]).parents)
-    ):
-        problems.append(f"--workdir: {settings['workdir']} is, or lies under, a file; give a folder")
-    return problems
+    return problems + command_line.folder_problems("workdir", settings["workdir"])
 
 
 def run(argv: Sequence[str]) -> None:
@@ -117,7 +113,7 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(command_line.help_text(__doc__ or "", values))
         return
-    settings: dict[str, Any] = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
+    settings = command_line.flag_settings(values)
     problems += check_arguments(settings)
     if problems:
         raise command_line.ConfigError(problems)

@@ -104,10 +104,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
             problems.append(f"--{name}: there is no {settings[name]}")
     if settings["seed"] + (settings["num"] or 1) - 1 > _LAST_SEED:
         problems.append(f"--seed={settings['seed']}: the last image's seed would pass {_LAST_SEED}")
-    out = Path(settings["out"] or ".")
-    if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
-        problems.append(f"--out: {out} is, or lies under, a file; give a folder")
-    return problems
+    return problems + command_line.folder_problems("out", settings["out"])
 
 
 def read_inputs(settings: dict[str, Any]) -> tuple[Inputs, list[str]]:
@@ -148,7 +145,7 @@ def run(argv: Sequence[str]) -> None:
     if values["help"].value:
         print(command_line.help_text(__doc__ or "", values))
         return
-    settings = {name: values[name].value for name in values if len(name) > 1 and name != "help"}
+    settings = command_line.flag_settings(values)
     problems += check_arguments(settings, {name for name in settings if values[name].present})
     inputs, unreadable = read_inputs(settings)
     problems += unreadable
