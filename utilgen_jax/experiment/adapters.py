@@ -219,8 +219,7 @@ class AdapterSteps:
                 experiment.key(Key.JOINT),
                 of_bilevel(on_step),
             )
-        parts = {name: part for name, part in vars(adapter).items() if part is not None}
-        return {"logits": logits, **({"adapter": parts} if parts else {})}
+        return {"logits": logits, "adapter": adapter}
 
     def per_image(
         self, spec: PoolSpec, fold_models: dict[str, Params] | None, weighting: str, noise: bool

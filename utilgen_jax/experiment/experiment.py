@@ -120,7 +120,7 @@ class Experiment:
         self.pools = PoolSteps(self)
         self.values = ValueSteps(self)
         self._built: dict[PoolSpec, GeneratedPool] = {}
-        self._data: dict[str, TrainingData] = {}
+        self._data = TrainingData()  # of the last method
 
     def __enter__(self) -> Experiment:
         with ExitStack() as stack:
@@ -198,7 +198,8 @@ class Experiment:
 
     def train_classifier(self, method: Method, data: TrainingData) -> Params:
         """Trains a method's classifier on the real images and its own."""
-        self._data[method.name] = data
+        if method == self.methods[-1]:
+            self._data = data
         if method.name == "real":
             return self.classifiers.real()
         return self.classifiers.train(method, data.synthetic)
@@ -231,7 +232,7 @@ class Experiment:
             The contents of `summary.json`.
         """
         config, method = self.config, self.methods[-1]
-        data = self._data[method.name]
+        data = self._data
         pool = None if data.pool is None else data.pool.pool
         if data.pool is not None and data.values is not None and self.shared is None:
             pool = self._note_values(data.pool, data.values)

@@ -131,14 +131,17 @@ def read_result(file: Path, kind: type[Result]) -> Result:
 
 
 def _pack(result: Any) -> Arrays:
-    """A result as a flat map of arrays on the host; fields that are None are left out."""
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-        result = {name: value for name, value in fields.items() if value is not None}
-    elif not isinstance(result, Mapping):
-        result = {"value": result}
-    flat = flatten_dict(dict(result), sep="/")
-    return {path: np.asarray(to_host(leaf), order="C") for path, leaf in flat.items()}
+    """A result as a flat map of arrays on the host; what is None is left out."""
+    nested = _as_dict(result)
+    flat = flatten_dict(nested if isinstance(nested, dict) else {"value": nested}, sep="/")
+    return {path: np.asarray(to_host(leaf), order="C") for path, leaf in flat.items() if leaf is not None}
+
+
+def _as_dict(value: Any) -> Any:
+    """Makes dicts of a value's mappings and dataclasses, at any depth."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: _as_dict(part) for name, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def _unpack(arrays: Arrays, kind: type[Result]) -> Result:
