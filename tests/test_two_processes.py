@@ -12,6 +12,14 @@ from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from tests.tiny import DIGITS, NAMES, TINY
 
 ROOT = Path(__file__).parents[1]
+SMALLEST_RUN = [
+    f"--config={DIGITS}:method=vanilla",
+    "--config.generator.steps=1",
+    "--config.pool.images_per_class=2",
+    "--config.classifier.steps=2",
+    "--config.classifier.name=mlp",
+    "--workdir=run",
+]
 pytestmark = pytest.mark.slow
 
 
@@ -50,13 +58,7 @@ def test_every_method_runs_in_two_processes(tmp_path):
 
 
 def test_a_run_of_its_own_leaves_a_report(tmp_path):
-    fields = [
-        "--config.generator.steps=1",
-        "--config.pool.images_per_class=2",
-        "--config.classifier.steps=2",
-        "--config.classifier.name=mlp",
-    ]
-    processes = start(["utilgen_jax.main", f"--config={DIGITS}:method=vanilla", *fields, "--workdir=run"], tmp_path)
+    processes = start(["utilgen_jax.main", *SMALLEST_RUN], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert (tmp_path / "run" / "report" / "index.html").is_file() and (tmp_path / "run" / "summary.json").is_file()
@@ -79,13 +81,7 @@ if os.environ["JAX_PROCESS_ID"] == "{culprit}":
 sys.exit(main.main(sys.argv))
 """
     (tmp_path / "broken.py").write_text(code)
-    fields = [
-        "--config.generator.steps=1",
-        "--config.pool.images_per_class=2",
-        "--config.classifier.steps=2",
-        "--config.classifier.name=mlp",
-    ]
-    processes = start(["broken", f"--config={DIGITS}:method=vanilla", *fields, "--workdir=run"], tmp_path)
+    processes = start(["broken", *SMALLEST_RUN], tmp_path)
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode not in (0, None) for process in processes)
     assert f"disk of process {culprit} is full" in outputs[0] and f"disk of process {culprit} is full" in outputs[1]

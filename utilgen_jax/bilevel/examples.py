@@ -43,23 +43,27 @@ class Examples:
         return self.targets.shape[0]
 
     @property
+    def _has_labels(self) -> bool:
+        """Whether the targets are class labels."""
+        return jnp.issubdtype(self.targets.dtype, jnp.integer)
+
+    @property
     def weighted(self) -> jax.Array:
         """`is_weighted`, all True where it is None: bool [..., B]."""
         if self.is_weighted is not None:
             return self.is_weighted
-        is_labels = jnp.issubdtype(self.targets.dtype, jnp.integer)
-        return jnp.ones(self.targets.shape if is_labels else self.targets.shape[:-1], bool)
+        return jnp.ones(self.targets.shape if self._has_labels else self.targets.shape[:-1], bool)
 
     @property
     def labels(self) -> jax.Array:
         """The class labels, or the most probable class of each target: int32 [B]."""
-        if jnp.issubdtype(self.targets.dtype, jnp.integer):
+        if self._has_labels:
             return self.targets
         return jnp.argmax(self.targets, axis=-1).astype(jnp.int32)
 
     def dense(self) -> Examples:
         """The same examples with targets float32 [B, K]: one-hot where they are class labels."""
-        if jnp.issubdtype(self.targets.dtype, jnp.integer):
+        if self._has_labels:
             return dataclasses.replace(self, targets=jax.nn.one_hot(self.targets, self.num_classes))
         return self
 
@@ -82,7 +86,6 @@ def concatenate(first: Examples, second: Examples, axis: int = 0, fill: Sequence
         axis: of the examples; 1 where an axis of inner steps stands before it.
         fill: fields to fill with zeros where one batch lacks them, such as the attributes of real images.
     """
-
     if first.targets.dtype != second.targets.dtype:
         first, second = first.dense(), second.dense()
 
