@@ -65,6 +65,37 @@ def test_a_run_of_its_own_leaves_a_report(tmp_path):
     assert "test accuracy" in outputs[0] and "test accuracy" not in outputs[1]
 
 
+def test_images_without_a_line_yet_are_not_taken_for_those_of_a_run_that_was_cut_off(tmp_path):
+    # The second process opens the folder when the first one has written images, and not yet their lines.
+    code = """
+import os, sys, time
+from utilgen_jax import main
+from utilgen_jax.pool import storage
+
+append_text, open_folder = storage.append_text, storage.PoolWriter.__init__
+
+def append_slowly(*arguments):
+    time.sleep(4)
+    append_text(*arguments)
+
+def open_late(*arguments):
+    time.sleep(2)
+    open_folder(*arguments)
+
+if os.environ["JAX_PROCESS_ID"] == "0":
+    storage.append_text = append_slowly
+else:
+    storage.PoolWriter.__init__ = open_late
+sys.exit(main.main(sys.argv))
+"""
+    (tmp_path / "slow_disk.py").write_text(code)
+    method = ["--config.method=joint_uncertain", "--config.ensemble.members=1", "--config.generator.batch_size=40"]
+    processes = start(["slow_disk", *SMALLEST_RUN, *method], tmp_path)
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert len(list((tmp_path / "run" / "pool" / "round_01").rglob("*.png"))) == 20
+
+
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_where_one_process_fails_both_end_with_its_message(tmp_path, culprit):
     code = f"""

@@ -28,6 +28,7 @@ from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.report.progress import Progress
+from utilgen_jax.runtime.distributed import wait_for_all
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
@@ -208,7 +209,7 @@ class PoolSteps:
     ) -> dict[str, np.ndarray]:
         experiment, round_number = self.experiment, records[0].round or 0
         sampling = dataclasses.replace(experiment.config.generator, strength=strength)
-        writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
+        writer = self._open(spec, round_number)
         if len(writer) < len(records):
             title = f"generate {spec.name}" + (f", round {round_number}" if round_number else "")
             with Progress(title, len(records), "image", initial=len(writer), enabled=experiment.is_first) as progress:
@@ -239,11 +240,25 @@ class PoolSteps:
     def _select(self, spec: PoolSpec, pool: GeneratedPool, scores: np.ndarray) -> np.ndarray:
         experiment = self.experiment
         chosen = select_top(pool.labels, scores, self.images_per_class())
-        writer = PoolWriter(experiment.pool_folder(spec, pool.round + 1), experiment.split.real.class_names)
+        writer = self._open(spec, pool.round + 1)
         rest = chosen[len(writer) :]
         if experiment.is_first and rest.size:
             writer.append(to_float(pool.images[rest]), [pool.records[place] for place in rest])
         return chosen
+
+    def _open(self, spec: PoolSpec, round_number: int) -> PoolWriter:
+        """Opens a pool to be continued, in every process; the first one alone may append to it.
+
+        Opening removes what a run that was cut off left: the first process does, and before it appends all have opened.
+        """
+        experiment = self.experiment
+        if not experiment.is_first:
+            wait_for_all("the first process has opened the pool")
+        writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
+        if experiment.is_first:
+            wait_for_all("the first process has opened the pool")
+        wait_for_all("every process has opened the pool")
+        return writer
 
     def show_difficulty(self, adapter: Adapter) -> None:
         """Draws two sheets of what a difficulty encoder has learnt, for the report of a run of its own."""
