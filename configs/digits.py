@@ -21,13 +21,16 @@ RUNLOCAL = {
     "pool.images_per_class": 10,
     "lora.steps": 30,
     "difficulty.steps": 50,
-    "ensemble.members": 2,
+    "ensemble.members": 1,
     "textual_inversion.steps": 20,
     "dpo.rounds": 1,
     "dpo.steps": 10,
     "per_image.steps": 2,
-    "joint.steps": 30,
+    "joint.steps": 20,
+    "joint.gate_images": 5,
+    "joint.gate_steps": 50,
     "classifier.steps": 100,
+    "valuation.plain_steps": 30,
     "valuation.steps": 30,
 }
 

@@ -94,13 +94,13 @@ def test_nothing_leaks(runs):
         if pool is not None:
             folder = f"{'pools' if pool.uses_shots else 'shotless'}/{pool.name}/"
             assert any(path.startswith(folder) for path in whole), name
-            # Another shot need not change which few of the images are selected; it does change their values.
-            made = re.compile(rf"{folder}|stages/value_{pool.name}_\d+\.")
+            # Where joint's gate is closed its images are the plain ones; another shot changes what the gate is about.
+            made = re.compile(rf"{folder}|stages/joint_{pool.name}\.")
             assert any(made.match(path) for path in changed) == pool.uses_shots, name
 
     # Everything that the methods learn was compared.
     stages = {path.split("/")[1].split(".")[0] for path in whole if path.startswith("stages/")}
     expected = {"difficulty_of_shots", "captions", "class_tokens", "lora_datadream", "lora_difficulty"}
-    expected |= {"value_saflex", "value_utilgen", "dpo_utilgen_dpo_0", "ensemble_joint", "ensemble_joint_uncertain"}
-    expected |= {"joint_joint_reweighted_lora", "value_joint_useful_0", "value_joint_weights"}
+    expected |= {"value_saflex", "value_utilgen", "dpo_utilgen_dpo_0", "ensemble_joint", "value_joint"}
+    expected |= {"joint_joint", "gate_joint", "joint_joint_without_gate", "pool_joint_without_gate"}
     assert expected | {f"classifier_{name}" for name in NAMES} <= stages

@@ -70,7 +70,10 @@ def test_images_without_a_line_yet_are_not_taken_for_those_of_a_run_that_was_cut
     code = """
 import os, sys, time
 from utilgen_jax import main
+from utilgen_jax.joint.gate import Gate
 from utilgen_jax.pool import storage
+
+Gate.is_open = False  # so that the first process copies the plain pool, while the second opens the copy
 
 append_text, open_folder = storage.append_text, storage.PoolWriter.__init__
 
@@ -89,11 +92,11 @@ else:
 sys.exit(main.main(sys.argv))
 """
     (tmp_path / "slow_disk.py").write_text(code)
-    method = ["--config.method=joint_uncertain", "--config.ensemble.members=1", "--config.generator.batch_size=40"]
+    method = ["--config.method=joint", "--config.ensemble.members=1", "--config.joint.steps=2"]
     processes = start(["slow_disk", *SMALLEST_RUN, *method], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert len(list((tmp_path / "run" / "pool" / "round_01").rglob("*.png"))) == 20
+    assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 20
 
 
 @pytest.mark.parametrize("culprit", [0, 1])

@@ -20,13 +20,16 @@ TINY = (
     ("dpo.steps", "2"),
     ("per_image.steps", "1"),
     ("per_image.sampler_steps", "1"),
-    ("joint.steps", "8"),
+    ("joint.steps", "4"),
     ("joint.num_generated", "2"),
     ("joint.sampler_steps", "1"),
+    ("joint.gate_images", "2"),
+    ("joint.gate_steps", "2"),
     ("ensemble.members", "1"),
     ("classifier.name", "mlp"),  # quicker to compile
     ("classifier.steps", "5"),
     ("classifier.width", "8"),
+    ("valuation.plain_steps", "2"),
     ("valuation.steps", "3"),
     # All is exaggerated, so that a difference in what goes in shows in the images' 8 bits.
     ("generator.guidance_scale", "50"),
@@ -36,10 +39,10 @@ TINY = (
     ("textual_inversion.learning_rate", "1"),
     ("dpo.learning_rate", "0.1"),
     ("per_image.learning_rate", "1"),
-    ("joint.learning_rate", "10"),
+    ("joint.attribute_learning_rate", "10"),
     ("joint.lora_learning_rate", "0.1"),
     ("classifier.learning_rate", "0.05"),
 )
 # Methods for ablations are parts of these, but for joint's further ones.
-JOINT_METHODS = ["joint_uncertain", "joint_useful", "joint_lora", "joint_weights"]
+JOINT_METHODS = ["joint_without_gate", "joint_without_labels"]
 NAMES = [name for name, method in METHODS.items() if not method.only_in_ablations] + JOINT_METHODS

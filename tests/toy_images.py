@@ -19,6 +19,8 @@ CONFIG = ClassifierConfig(
     mixing="none",
 )
 VALUATION = ValuationConfig(
+    plain_steps=2,
+    inner_learning_rate=1e-3,
     steps=4,
     hidden=10,
     learning_rate=0.01,

@@ -165,6 +165,48 @@ def test_the_gradient_to_weighting_and_adapter_is_that_of_central_differences(na
     assert new.step == state.step + 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_inner_steps", [1, 2])
+def test_a_regularizer_adds_its_gradient_in_the_adapter_and_through_the_images(num_inner_steps):
+    it, optimizer = domain(), OPTIMIZERS["sgd"]
+    sample_inputs = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), it.sample_inputs)
+    examples, validation = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), it.examples), it.validation
+    if num_inner_steps == 1:
+        sample_inputs, examples = it.sample_inputs, it.examples
+    flat_inputs = jax.tree.map(lambda leaf, one: leaf.reshape(-1, *one.shape[1:]), sample_inputs, it.sample_inputs)
+
+    def regularizer(images, adapter, params, given):
+        assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, flat_inputs)
+        return jnp.mean(images**3) + jnp.sum(jax.flatten_util.ravel_pytree(adapter)[0] ** 2) * optax.tree.norm(params)
+
+    state = moved_state(optimizer, it.outer)
+
+    def step(**changes):
+        update = make_bilevel_update(
+            apply, NETWORK, optimizer, optax.sgd(1.0), generate=generate, num_inner_steps=num_inner_steps, **changes
+        )
+        return jax.jit(update)(state, examples, validation, sample_inputs)
+
+    (plain, without), (regularized, metrics) = step(), step(regularizer=regularizer)
+    found = flat(plain.outer["adapter"]) - flat(regularized.outer["adapter"])
+
+    vector, unravel = jax.flatten_util.ravel_pytree(it.outer["adapter"])
+
+    @jax.jit
+    def value(vector):
+        adapter = unravel(vector)
+        return regularizer(generate(adapter, flat_inputs).inputs, adapter, state.params, flat_inputs)
+
+    size = 1e-5
+    expected = [(value(vector + size * one) - value(vector - size * one)) / (2 * size) for one in np.eye(len(vector))]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(metrics.penalty, value(vector), rtol=1e-9)
+    assert without.penalty is None
+    # The weighting, and the classifier's own step, know nothing of it.
+    assert_close(regularized.outer["weighting"], plain.outer["weighting"])
+    assert_close(regularized.params, plain.params)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_more_weight_on_an_example_of_positive_utility_lowers_the_validation_loss(name):
     optimizer, it = OPTIMIZERS[name], domain()

@@ -29,11 +29,8 @@ from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
-from utilgen_jax.joint.config import JointConfig
-from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
 from utilgen_jax.methods.difficulty import DifficultyConfig
 from utilgen_jax.methods.utilgen import UtilGenPool
-from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.valuation.cross_fit import make_weighting, predict_weights
 
@@ -74,7 +71,6 @@ def given(make_experiment, monkeypatch):
         "train_lora": Adapter(unet_lora={"layer": {"up": np.arange(4.0, dtype=np.float32)}}),
         "train_dpo": Adapter(unet_lora={"layer": {"up": np.ones(3, np.float32)}}),
         "train_textual_inversion": np.arange(6.0, dtype=np.float32).reshape(2, 3),
-        "train_jointly": (np.arange(5.0, dtype=np.float32), Adapter()),
     }
 
     def record(name):
@@ -202,46 +198,6 @@ def test_dpo_pairs_useful_images_of_a_class_with_useless_ones(given, round_numbe
     assert list(experiment.stages.seconds) == [f"dpo_class_tokens_{round_number}"]
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_joint_training_gets_pool_prompts_and_folds(given, lora):
-    settings = {"prompts__attributes": "thin|bold,small", "generator__negative_prompt": "blurred!"}
-    experiment = given.make("joint", **settings)
-    prompts = ["a digit, thin", "another digit", "one, bold, small"]
-    pool = with_prompts(random_pool(8, ATTRIBUTED), prompts)
-    spec = NamedPool("trained", holds_attributes=True)
-    logits, adapter = experiment.adapters.train_jointly(spec, pool, lora=lora)
-    classifier, program, sd, data, folds, key, on_step = given.calls["train_jointly"]
-    assert classifier is experiment.classifier and folds is experiment.folds and sd.name == "sd"
-    assert same_key(key, experiment, Key.JOINT)
-    assert program == JointProgram(
-        config=experiment.classifier_config,
-        joint=experiment.config.section(JointConfig),
-        sampling=experiment.config.generator,
-        classifier_input=experiment.classifier_input,
-        latent_shape=(16, 16, 3),
-        num_attributes=5,
-        train_lora=lora,
-    )
-    assert_equal(data.real, experiment.real)
-    assert_equal(data.pool, experiment.examples(pool))
-    assert data.pool.attributes.shape == (8, 5)
-    lengths = np.asarray(data.prompt_embeds)[np.asarray(data.prompt_of_image), 0, 0]
-    assert lengths.tolist() == [len(prompts[place % 3]) for place in range(8)]
-    assert data.negative_prompt_embeds.tolist() == [[[8.0]]]
-    np.testing.assert_array_equal(logits, np.arange(5.0))
-    assert adapter == Adapter()
-
-
-def test_what_joint_training_has_learnt_is_read_by_the_next_run(given):
-    given.results["train_jointly"] = (np.arange(5.0), Adapter(unet_lora={"layer": {"up": np.full(2, 0.5, np.float32)}}))
-    for _ in range(2):
-        experiment = given.make("joint", prompts__attributes="thin|bold,small")
-        logits, adapter = experiment.adapters.train_jointly(ATTRIBUTED, random_pool(4, ATTRIBUTED), lora=True)
-        np.testing.assert_array_equal(logits, np.arange(5.0))
-        assert_equal(adapter, Adapter(unet_lora={"layer": {"up": jnp.full(2, 0.5)}}))
-        assert list(experiment.stages.seconds) == ["joint_attributed"]
-
-
 def test_images_stay_near_the_shots_of_their_class(make_experiment, monkeypatch):
     """Of a checkpoint without a text projection."""
     experiment = make_experiment("utilgen")
@@ -361,39 +317,6 @@ def test_dpo_is_the_librarys(generator):
     )
     expected = train_dpo(sd, Adapter(), replicate(pairs), config, jax.random.fold_in(key_of(6), 1), no_log)
     assert_equal(experiment.adapters.train_dpo(NamedPool(), pool, weights), expected)
-
-
-@pytest.mark.slow
-def test_joint_training_is_the_librarys(generator):
-    experiment = generator("joint")
-    sd, config = experiment.adapters.sd, experiment.config
-    prompts = ["a photo of the digit zero, bold", "a photo of the digit one, thin"]
-    pool = with_prompts(random_pool(8, ATTRIBUTED), prompts)
-    attributes = PromptAttributes.parse(config.prompts.attributes)
-    one_hot = attributes.one_hot(np.stack([attributes.parse_prompt(prompt) for prompt in prompts * 4]))
-    program = JointProgram(
-        config=experiment.classifier_config,
-        joint=config.section(JointConfig),
-        sampling=config.generator,
-        classifier_input=experiment.classifier_input,
-        latent_shape=(8, 8, 4),
-        num_attributes=sum(attributes.sizes),
-    )
-    data = JointData(
-        real=experiment.real,
-        pool=dataclasses.replace(experiment.examples(dataclasses.replace(pool, spec=NamedPool())), attributes=one_hot),
-        prompt_embeds=encode_prompts(sd, sorted(prompts)),
-        negative_prompt_embeds=encode_prompts(sd, [""]),
-        prompt_of_image=jnp.array([1, 0] * 4),
-    )
-    logits, adapter = train_jointly(
-        experiment.classifier, program, sd, replicate(data), experiment.folds, key_of(7), no_log
-    )
-    assert np.abs(logits).max() > 0
-    for run in (experiment, generator("joint")):
-        found_logits, found = run.adapters.train_jointly(NamedPool(), pool, lora=True)
-        np.testing.assert_array_equal(found_logits, logits)
-        assert_equal(found, adapter)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.pool.generate import generate_batches
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pool.storage import PoolRecord, PoolWriter
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import captioning
 
@@ -112,7 +112,7 @@ def test_learnt_tokens_take_the_place_of_the_class_names(make_experiment):
 ATTRIBUTES = {"prompts__template": "a {class}", "prompts__attributes": "thin|bold,small|large|huge"}
 
 
-def test_attributes_are_drawn_by_seed_and_round(make_experiment):
+def test_attributes_are_drawn_by_seed(make_experiment):
     def prompts(seed=0, **arguments):
         experiment = make_experiment(
             **ATTRIBUTES, workdir=None, seed=seed, pool__images_per_class=30, prompts__attribute_probability=0.5
@@ -123,15 +123,14 @@ def test_attributes_are_drawn_by_seed_and_round(make_experiment):
     first = prompts()
     assert [len(part) for part in first] == [30, 30] and first[0] != first[1]
     assert prompts() == first
-    different = [first, prompts(seed=1), prompts(round_number=1), prompts(round_number=2)]
-    assert all(a != b for place, a in enumerate(different) for b in different[:place])
+    assert prompts(seed=1) != first
     # Class after class from one generator.
     attributes = PromptAttributes((("thin", "bold"), ("small", "large", "huge")))
-    rng = np.random.default_rng([0, 8, 1])
+    rng = np.random.default_rng([0, 8])
     probabilities = np.array([0.5, 0.25, 0.25, 0.5, 1 / 6, 1 / 6, 1 / 6])
-    for name, part in zip(("zero", "one"), different[2], strict=True):
+    for name, part in zip(("zero", "one"), first, strict=True):
         assert part == [attributes.render(f"a {name}", row) for row in attributes.draw(probabilities, 30, rng)]
-    assert [len(part) for part in prompts(oversampling=3)] == [90, 90]
+    assert [len(part) for part in prompts(number=7)] == [7, 7]
 
 
 @pytest.mark.parametrize(
@@ -158,13 +157,11 @@ def test_logits_are_added_to_the_attributes_log_probabilities(make_experiment):
 
 def test_each_class_gets_its_number_of_images(make_experiment, tmp_path):
     np.testing.assert_array_equal(make_experiment().pools.images_per_class(), [4, 4])
-    np.testing.assert_array_equal(make_experiment().pools.images_per_class(3), [12, 12])
     long_tail = make_experiment(
         workdir=tmp_path / "tail", data__max_classes=3, data__shots=8, data__imbalance_factor=8, pool__fill_to=9
     )
     # Shots 8, 2 and 1 are filled up to 9.
     np.testing.assert_array_equal(long_tail.pools.images_per_class(), [1, 7, 8])
-    np.testing.assert_array_equal(long_tail.pools.images_per_class(2), [2, 14, 16])
     # A class that lacks none, as label noise can leave it, has a prompt all the same: a plan takes one of each.
     config = long_tail.config
     long_tail.config = dataclasses.replace(config, pool=dataclasses.replace(config.pool, fill_to=7))
@@ -187,7 +184,6 @@ def test_a_plan_takes_the_prompts_in_turn(make_experiment):
     assert {record.requested_difficulty for record in again} == {None}
     assert {record.round for record in first_round} == {0}
     assert not {record.seed for record in first_round} & {record.seed for record in records}
-    assert len(experiment.pools.plan(prompts, oversampling=2)) == 16
 
 
 def test_the_runs_seed_is_in_the_plan(make_experiment, tmp_path):
@@ -204,7 +200,7 @@ def test_a_pool_is_generated_once_and_read_by_the_next_run(make_experiment, gene
     pool = experiment.pools.generate(PlainPool(), records)
     again = make_experiment().pools.generate(PlainPool(), records)
     assert len(generated) == 1 and generated[0]["sd"] == "the checkpoint" and generated[0]["adapter"] == Adapter()
-    assert pool.spec == PlainPool() and pool.round == 0 and pool.adapter == Adapter() and pool.soft_labels is None
+    assert pool.spec == PlainPool() and pool.round == 0 and pool.adapter == Adapter()
     for read in (pool, again):
         assert unwritten(read.records) == records
         np.testing.assert_array_equal(read.labels, [0, 1] * 4)
@@ -304,35 +300,21 @@ def test_the_images_are_the_librarys(make_experiment, quick_checkpoint):
     assert (made["plain"] != made["both"]).any(axis=(1, 2, 3)).all()
 
 
-# Selection
+# A pool that is taken over
 
 
-def test_a_selection_keeps_the_highest_scores_of_each_class(make_experiment, monkeypatch):
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_pool_is_copied_and_a_copy_that_was_cut_off_is_continued(make_experiment, done):
     experiment = make_experiment(pool__images_per_class=2)
-    pool = random_pool(8, adapter=Adapter(prompt_offsets=jnp.ones(2)), round=1)
-    scores = np.array([0.1, 0.9, 0.7, 0.2, 0.6, 0.3, 0.05, 0.8])
-    soft_labels = np.random.default_rng(0).dirichlet([1, 1], 8).astype(np.float32)
-    chosen = [1, 2, 4, 7]  # 2 and 4 of class 0, 1 and 7 of class 1; as they stood
+    pool = random_pool(8, adapter=Adapter(prompt_offsets=jnp.ones(2)))
+    writer = PoolWriter(experiment.pool_folder(NamedPool()), experiment.split.real.class_names)
+    writer.append(to_float(pool.images[:done]), pool.records[:done])
     for run in (experiment, make_experiment(pool__images_per_class=2)):
-        selected = run.pools.select(NamedPool(), pool, scores, soft_labels)
-        np.testing.assert_array_equal(selected.images, pool.images[chosen])
-        assert unwritten(selected.records) == [pool.records[place] for place in chosen]
-        np.testing.assert_array_equal(selected.soft_labels, soft_labels[chosen])
-        assert selected.round == 2 and selected.adapter is pool.adapter and selected.spec == NamedPool()
-        assert list(run.stages.seconds) == ["pool_named_2"]
-        # The second run computes nothing.
-        monkeypatch.setattr(pools, "select_top", None)
-    assert read_pool(experiment.workdir / "pool" / "named" / "round_02").labels.tolist() == [1, 0, 0, 1]
-    assert experiment.pools.select(NamedPool(), pool, scores).soft_labels is None
-
-
-def test_a_selection_that_was_cut_off_is_continued(make_experiment):
-    experiment = make_experiment(pool__images_per_class=2)
-    pool, scores = random_pool(8), np.arange(8)
-    writer = PoolWriter(experiment.pool_folder(NamedPool(), 1), experiment.split.real.class_names)
-    writer.append(to_float(pool.images[4:5]), [pool.records[4]])
-    selected = experiment.pools.select(NamedPool(), pool, scores)
-    np.testing.assert_array_equal(selected.images, pool.images[4:])
+        copied = run.pools.adopt(NamedPool(), pool)
+        np.testing.assert_array_equal(copied.images, pool.images)
+        assert unwritten(copied.records) == list(pool.records)
+        assert copied.adapter is pool.adapter and (copied.spec, copied.round) == (NamedPool(), 0)
+        assert list(run.stages.seconds) == ["pool_named"]
 
 
 # Conditioning on shots

@@ -25,10 +25,12 @@ from utilgen_jax.generator.adapter import (
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.sampling import sample
+from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import init_lora
 
 SAMPLING = SamplingConfig(steps=3, guidance_scale=2.0, image_size=8)
 KEY = jax.random.key(0)
+ENCODER = DifficultyEncoder(toy.CLASSES, toy.WIDTH)
 TABLES = {"lora_rank": 2, "num_prompts": toy.CLASSES, "num_noises": toy.CLASSES}
 
 
@@ -66,6 +68,24 @@ def test_a_fresh_adapter_generates_what_is_generated_without_one(sd, sample_inpu
     np.testing.assert_allclose(images, plain, atol=1e-6)
 
 
+def test_an_added_difficulty_token_changes_nothing_at_first_and_then_the_last_text_state(sd, sample_inputs):
+    asked = {"num_classes": toy.CLASSES, "difficulties": [0.3, 0.5, 0.7], "difficulty_offset": True}
+    adapter = init_adapter(sd.params, sample_inputs, AdapterConfig(**asked), KEY)
+    assert adapter.knows_difficulty and adapter.difficulty_encoder is None
+    before, _ = apply_adapter(adapter, sample_inputs)
+    np.testing.assert_array_equal(before.prompt_embeds, sample_inputs.condition.prompt_embeds)
+    moved = adapter.replace(difficulty_offset=ENCODER.init(KEY, sample_inputs.labels, jnp.zeros(6))["params"])
+    after, _ = apply_adapter(moved, sample_inputs)
+    change = after.prompt_embeds - before.prompt_embeds
+    difficulty = jnp.array([0.3, 0.5, 0.7])[sample_inputs.rows]
+    token = ENCODER.apply({"params": moved.difficulty_offset}, sample_inputs.labels, difficulty)
+    np.testing.assert_allclose(change[:, -1:], token, atol=1e-5)
+    assert not change[:, :-1].any()
+    opposite = ENCODER.apply({"params": moved.difficulty_offset}, sample_inputs.labels, 1 - difficulty)
+    negative = after.negative_prompt_embeds - before.negative_prompt_embeds
+    np.testing.assert_allclose(negative[:, -1:], opposite, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences(sd, sample_inputs):
     asked = {"num_classes": toy.CLASSES, "difficulties": [0.3, 0.5, 0.7]}
@@ -79,7 +99,8 @@ def test_the_gradient_is_that_of_finite_differences(sd, sample_inputs):
 
     slopes = jax.jit(jax.grad(total))(adapter)
     for field in dataclasses.fields(adapter):
-        if field.name == "text_encoder_lora":  # has a part in training alone
+        # The first has a part in training alone; the other is held against float64 in tests/joint.
+        if field.name in ("text_encoder_lora", "difficulty_offset"):
             continue
         length = 0.1 if field.name == "difficulty_logits" else 3e-3  # a small part of a small word
         value, slope = getattr(adapter, field.name), getattr(slopes, field.name)

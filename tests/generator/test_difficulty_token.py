@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.difficulty_token import (
-    append_difficulty_token,
+    append_difficulty,
     load_difficulty_encoder,
     save_difficulty_encoder,
 )
@@ -54,7 +54,7 @@ def test_the_token_reaches_the_unet(loaded, encoder, params):
 
     @jax.jit
     def predict(difficulty):
-        states = append_difficulty_token(encoder, params, embeds, jnp.array([0, 2]), difficulty)
+        states = append_difficulty(encoder, params, embeds, jnp.array([0, 2]), difficulty)
         return states, sd.unet.apply(sd.variables("unet"), latents, jnp.array([500, 500]), states)
 
     states, easy = predict(jnp.array([0.1, 0.5]))

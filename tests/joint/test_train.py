@@ -1,81 +1,239 @@
-"""The bilevel update at work, with a generator of two matrices: which attribute is useful, and the LoRA."""
+"""The joint update at work, with a generator of two matrices."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.generator import toy
-from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
+from tests.toy_images import CONFIG, NUM_CLASSES, VALUATION, TinyClassifier, draw_set
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
+from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.joint.config import JointConfig
-from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
+from utilgen_jax.joint.program import LEVELS, JointData, JointProgram
+from utilgen_jax.joint.step import first_inputs
+from utilgen_jax.joint.train import num_steps, predict_weights, train_jointly
 
 JOINT = JointConfig(
-    steps=160,
-    learning_rate=0.05,
-    weight_decay=1e-3,
-    num_generated=4,
+    steps=6,
+    num_generated=8,
     lora_rank=2,
     lora_learning_rate=0.01,
+    encoder_learning_rate=0.01,
+    difficulty_learning_rate=0.1,
     sampler_steps=2,
-    differentiable_steps=1,
 )
 PROGRAM = JointProgram(
-    config=dataclasses.replace(CONFIG, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02),
+    config=dataclasses.replace(CONFIG, batch_size=16, synthetic_fraction=0.5),
+    valuation=VALUATION,
     joint=JOINT,
     sampling=SamplingConfig(guidance_scale=2.0, scheduler="ddim"),
     classifier_input=ClassifierInput(NUM_CLASSES, image_size=8, channels=1),
     latent_shape=(toy.SIDE, toy.SIDE, toy.CHANNELS),
     num_attributes=2,
 )
+CLASSIFIER = Classifier(TinyClassifier())
+PARTS = {
+    "weights": lambda result: result.weighting["network"],
+    "attributes": lambda result: result.weighting["attributes"],
+    "lora": lambda result: result.adapter.unet_lora,
+    "difficulty": lambda result: (result.adapter.difficulty_offset, result.adapter.difficulty_logits),
+}
 
 
-def train(seed=0, **changes):
+def make_data(wrong=0.5):
     real, _ = draw_set(6, seed=10)
-    pool, is_wrong = draw_set(40, seed=20, wrong=0.5)
-    data = JointData(
-        real=real,
-        # The second attribute value is that of the images with a wrong label.
-        pool=dataclasses.replace(pool, attributes=jax.nn.one_hot(jnp.asarray(is_wrong, int), 2)),
-        prompt_embeds=toy.normal(1, NUM_CLASSES, toy.WORDS, toy.WIDTH),
+    pool, is_wrong = draw_set(40, seed=20, wrong=wrong)
+    known = {"attributes": jnp.zeros((len(real), 2)), "difficulty": jnp.zeros(len(real))}
+    return JointData(
+        real=dataclasses.replace(real, **known),
+        # The second attribute is that of the images with a wrong label.
+        pool=dataclasses.replace(
+            pool,
+            attributes=jax.nn.one_hot(jnp.asarray(is_wrong, int), 2),
+            difficulty=jnp.full(len(pool), 0.5),
+        ),
+        pool_latents=toy.normal(2, len(pool), toy.SIDE, toy.SIDE, toy.CHANNELS),
+        class_embeds=toy.normal(1, NUM_CLASSES, toy.WORDS, toy.WIDTH),
+        prompt_embeds=toy.normal(3, 2 * NUM_CLASSES, toy.WORDS, toy.WIDTH),
+        prompt_labels=jnp.arange(2 * NUM_CLASSES, dtype=jnp.int32) % NUM_CLASSES,
+        prompt_attributes=jax.nn.one_hot(jnp.arange(2 * NUM_CLASSES) // NUM_CLASSES, 2),
         negative_prompt_embeds=jnp.zeros((1, toy.WORDS, toy.WIDTH)),
-        prompt_of_image=jnp.asarray(pool.labels),
     )
+
+
+def train(seed=0, joint=None, start=None, on_step=lambda step, loss, **scalars: None, data=None, **changes):
+    data = make_data() if data is None else data
+    program = dataclasses.replace(PROGRAM, joint=joint or JOINT, **changes)
+    folds = cross_fit_folds(np.asarray(data.real.labels), 2, 0)
+    return train_jointly(CLASSIFIER, program, toy.make_toy(), data, folds, start, jax.random.key(seed), on_step)
+
+
+def start_of(result, level):
+    """The level before any update."""
+    program, sd = PROGRAM, toy.make_toy()
+    inputs = first_inputs(program, sd, make_data())
+    # Jitted, as in training: the layers draw in another order if not.
+    init = jax.jit(lambda params, key: program.init_outer(params, inputs, None, key))
+    outer = init(sd.params, jax.random.fold_in(jax.random.key(0), 0))
+    fresh = dataclasses.replace(result, adapter=outer["adapter"], weighting=outer["weighting"])
+    return PARTS[level](fresh)
+
+
+def distance(one, other):
+    return float(optax.tree.norm(jax.tree.map(jnp.subtract, one, other)))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train()
+
+
+def test_every_part_moves(trained):
+    for level in LEVELS:
+        assert distance(PARTS[level](trained), start_of(trained, level)) > 1e-3, level
+    for leaf in jax.tree.leaves((trained.adapter, trained.weighting)):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_part_that_is_left_out_stays_and_the_others_come_out_otherwise(trained, level):
+    result = train(without=(level,))
+    if level in ("lora", "difficulty"):
+        assert distance(PARTS[level](result), start_of(result, level)) == 0
+    else:
+        name = "network" if level == "weights" else "attributes"
+        assert name not in result.weighting
+        assert level == "weights" or result.attribute_logits is None
+    for other in set(LEVELS) - {level}:
+        assert distance(PARTS[other](result), PARTS[other](trained)) > 1e-7, other
+    assert distance(result.classifiers, trained.classifiers) > 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["anchor", "coverage", "bounds"])
+def test_a_regularizer_that_is_left_out_makes_a_difference(trained, name):
+    wild = dataclasses.replace(JOINT, difficulty_learning_rate=5.0)
+    kept, free = train(joint=wild), train(joint=wild, without=(name,))
+    assert distance(kept.adapter, free.adapter) > 1e-6
+    assert kept.difficulties.min() >= 0.2 - 1e-6 and kept.difficulties.max() <= 0.8 + 1e-6
+    if name == "bounds":
+        assert max(np.abs(free.difficulties - 0.5)) > 0.31
+
+
+def test_before_the_first_update_the_generator_is_as_it_is():
+    sd, data = toy.make_toy(), make_data()
+    inputs = first_inputs(PROGRAM, sd, data)
+    outer = PROGRAM.init_outer(sd.params, inputs, None, jax.random.key(3))
+    images = [generate_images(sd, adapter, inputs, PROGRAM.step_sampling) for adapter in (Adapter(), outer["adapter"])]
+    np.testing.assert_array_equal(*images)
+
+
+def test_it_can_start_from_another_adapter(trained):
+    still = dataclasses.replace(JOINT, steps=1, lora_learning_rate=1e-8, encoder_learning_rate=1e-8)
+    given = dataclasses.replace(trained.adapter, difficulty_encoder=trained.adapter.difficulty_offset)
+    given = dataclasses.replace(given, difficulty_offset=None, difficulty_logits=None)
+    result = train(joint=still, start=given)
+    assert distance(result.adapter.unet_lora, given.unet_lora) < 1e-5
+    assert distance(result.adapter.difficulty_encoder, given.difficulty_encoder) < 1e-5
+    assert result.adapter.difficulty_offset is None and result.difficulties.shape == (NUM_CLASSES,)
+
+
+def test_steps_are_told_plain_ones_first_and_every_mth_is_of_both_levels():
     seen = []
-    logits, adapter = train_jointly(
-        Classifier(TinyClassifier()),
-        dataclasses.replace(PROGRAM, **changes),
-        toy.make_toy(),
-        data,
-        cross_fit_folds(np.asarray(real.labels), 2, 0),
-        jax.random.key(seed),
-        lambda step, metrics: seen.append((step, float(metrics.validation_loss))),
+    joint = dataclasses.replace(JOINT, steps=8, outer_every=2)
+    train(joint=joint, on_step=lambda step, loss, **scalars: seen.append((step, "penalty" in scalars)))
+    plain = 2 * VALUATION.plain_steps
+    assert [step for step, _ in seen] == list(range(1, plain + 9))
+    assert num_steps(dataclasses.replace(PROGRAM, joint=joint), 2) == plain + 8
+    assert [is_outer for _, is_outer in seen[plain:]] == [True, True, False, False] * 2
+
+
+@pytest.mark.slow
+def test_several_inner_steps_are_looked_through(trained):
+    result = train(joint=dataclasses.replace(JOINT, inner_steps=2))
+    for level in LEVELS:
+        moved = distance(PARTS[level](result), start_of(result, level))
+        assert moved > 1e-3 and distance(PARTS[level](result), PARTS[level](trained)) > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", ["weights", "attributes"])
+def test_useless_images_get_small_weights_and_their_attribute_becomes_less_probable(without):
+    data = make_data()
+    joint = dataclasses.replace(JOINT, steps=160, attribute_learning_rate=0.05)
+    valuation = dataclasses.replace(VALUATION, plain_steps=40, inner_learning_rate=0.01)
+    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=(without,))
+    result = train(joint=joint, valuation=valuation, data=data, without=(without,))
+    if without == "weights":
+        assert result.attribute_logits[1] < result.attribute_logits[0] - 0.15
+        return
+    weights, losses = predict_weights(CLASSIFIER, program, result, data.pool)
+    assert weights.shape == losses.shape == (2, len(data.pool))
+    is_wrong = np.asarray(data.pool.attributes)[:, 1] == 1
+    assert (weights[:, ~is_wrong].mean(1) > weights[:, is_wrong].mean(1) + 0.1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_gradient_is_that_of_finite_differences_in_float64(level, monkeypatch):
+    """Of validation loss and anchor, in each part of the outer level; what the weighting looks at is a number."""
+    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
+    others = () if level == "weights" else ("weights",)
+    joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0)
+    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
+    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=others)
+    with jax.enable_x64(True):
+        check_gradient(program, level)
+
+
+def check_gradient(program, level):
+    from utilgen_jax.joint.step import joint_update
+    from utilgen_jax.valuation.cross_fit import init_state
+
+    double = lambda tree: jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == np.float32 else leaf, tree)
+    sd, data = toy.make_toy(), double(make_data())
+    sd = dataclasses.replace(sd, params=double(sd.params))
+    key = jax.random.key(4)
+    outer = double(program.init_outer(sd.params, first_inputs(program, sd, data), None, key))
+    # Away from the start, where half of the gradients are zero.
+    rng = np.random.default_rng(0)
+    outer = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), outer)
+    params = double(CLASSIFIER.module.init(key, data.real.inputs[:1])["params"])
+    train_set = dataclasses.replace(data, real=data.real.take(np.arange(0, 24, 2)))
+    validation = data.real.take(np.arange(1, 24, 2))
+
+    def run(outer):
+        state = init_state(params, program.optimizer, outer, program.outer_optimizer, ema=True)
+        state, metrics = joint_update(program, CLASSIFIER, state, sd, train_set, validation, key)
+        return float(metrics.validation_loss + metrics.penalty), state.outer
+
+    _, moved = run(outer)
+    slopes = jax.tree.map(jnp.subtract, outer, moved)
+    parts = {
+        "weights": lambda tree: tree["weighting"]["network"],
+        "attributes": lambda tree: tree["weighting"]["attributes"],
+        "lora": lambda tree: tree["adapter"].unet_lora,
+        "difficulty": lambda tree: (tree["adapter"].difficulty_offset, tree["adapter"].difficulty_logits),
+    }
+    chosen = parts[level]
+    direction = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), outer)
+    ids = {id(leaf) for leaf in jax.tree.leaves(chosen(direction))}
+    direction = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)) if id(leaf) in ids else leaf, direction
     )
-    return logits, adapter, seen
-
-
-@pytest.mark.slow
-def test_the_attribute_of_useless_images_becomes_less_probable():
-    logits, adapter, seen = train(train_lora=False)
-    assert logits[1] < logits[0] - 0.3
-    assert adapter.unet_lora is None
-    assert [step for step, _ in seen] == list(range(1, 161))
-    assert np.mean([loss for _, loss in seen[-20:]]) < np.mean([loss for _, loss in seen[:20]])
-
-
-@pytest.mark.slow
-def test_the_lora_learns_in_the_same_step():
-    joint = dataclasses.replace(JOINT, steps=6)
-    logits, adapter, _ = train(joint=joint)
-    assert np.abs(logits).max() > 0
-    ups = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(adapter.unet_lora) if "up" in str(path[-1])]
-    # They start at zero; what moves them is the validation loss, through classifier, decoder and sampler.
-    assert ups and all(np.abs(up).max() > 1e-4 for up in ups)
-    logits, adapter, _ = train(joint=joint, train_attributes=False)
-    assert not logits.any() and adapter.unet_lora is not None
+    size = 1e-5 if level == "weights" else 1e-4  # the network has kinks
+    above, below = (
+        run(jax.tree.map(lambda leaf, along, s=sign: leaf + s * size * along, outer, direction))[0] for sign in (1, -1)
+    )
+    expected = (above - below) / (2 * size)
+    found = float(optax.tree.vdot(chosen(slopes), chosen(direction)))
+    assert abs(expected) > 1e-5
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

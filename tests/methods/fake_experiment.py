@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from utilgen_jax.config.schema import Config
 from utilgen_jax.methods import SECTIONS
 from utilgen_jax.valuation.cross_fit import PoolValues
@@ -37,7 +39,6 @@ class FakePool:
     made_by: Call | None = None
     adapter: Any = "the checkpoint alone"
     round: int = 0
-    soft_labels: Any = None
 
 
 class Steps:
@@ -50,7 +51,7 @@ class Steps:
     """
 
     def __init__(self, calls: list[Call], kind: str, functions: dict[str, Callable]) -> None:
-        self.functions = functions
+        self.functions = dict(functions)
         self._calls, self._kind = calls, kind
 
     def describe(self, name: str, *args: Any, **kwargs: Any) -> Call:
@@ -82,42 +83,51 @@ def generate(spec, records, adapter=None, *, condition_on=None, refine=None, str
     return lambda call: FakePool(spec, call, used, records.arguments["round_number"])
 
 
-def select(spec, pool, scores, soft_labels=None):
-    labels = None if soft_labels is None else f"the selection of {soft_labels}"
-    return lambda call: FakePool(spec, call, pool.adapter, pool.round + 1, labels)
+def adopt(spec, pool):
+    return lambda call: FakePool(spec, call, pool.adapter)
 
 
 def values_of(call: Call) -> PoolValues:
     name = call.arguments["name"]
-    return PoolValues(f"weights {name}", f"losses {name}", fold_models={"models": name})
+    return PoolValues(f"weights {name}", f"losses {name}", fold_models={"models": name}, agreement=0.5)
+
+
+def trained(call: Call) -> SimpleNamespace:
+    """Stands for a `JointResult`."""
+    return SimpleNamespace(
+        call=call, adapter="the trained adapter", attribute_logits="logits", difficulties=np.array([0.3, 0.6])
+    )
 
 
 POOLS = {
     "caption_prompts": lambda: [["caption prompt"]],
     "class_token_prompts": lambda: [["token prompt"]],
-    "attribute_prompts": lambda oversampling=1, round_number=0, logits=None: itself,
-    "plan": lambda prompts, round_number=0, difficulty=None, oversampling=1: itself,
+    "attribute_prompts": lambda logits=None, number=None: itself,
+    "plan": lambda prompts, round_number=0, difficulty=None: itself,
     "mixed_shots": lambda records, mix_strategy: itself,
     "generate": generate,
-    "select": select,
+    "adopt": adopt,
     "show_difficulty": lambda adapter: None,
 }
 ADAPTERS = {
     "learn_class_tokens": lambda prior: None,
     "train_lora": lambda spec, config, prior, difficulties=None: itself,
     "train_dpo": lambda spec, pool, weights: itself,
-    "train_jointly": lambda spec, pool, lora: lambda call: ("logits", call),
     "per_image": lambda spec, fold_models, weighting, noise: itself,
 }
 VALUES = {
     "uniform": lambda name, pool: values_of,
     "cross_fit": lambda name, pool, weighting: values_of,
-    "ensemble_labels": lambda spec, pool: f"ensemble labels of {pool.spec.name} for {spec.name}",
-    "entropy": lambda soft_labels: itself,
+    "ensemble_labels": lambda spec, pool: SimpleNamespace(soft_labels=f"soft labels of {pool.spec.name}"),
     "show_weight_curve": lambda name, pool_round, values: None,
 }
 CLASSIFIERS = {"cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool")}
-PARTS = {"pools": POOLS, "adapters": ADAPTERS, "values": VALUES, "classifiers": CLASSIFIERS}
+JOINT = {
+    "train": lambda spec, plain, start, without: trained,
+    "gate": lambda spec, plain, trained: SimpleNamespace(is_open=True),
+    "value": lambda name, pool, trained, without: values_of,
+}
+PARTS = {"pools": POOLS, "adapters": ADAPTERS, "values": VALUES, "classifiers": CLASSIFIERS, "joint": JOINT}
 
 
 class FakeExperiment:
@@ -139,7 +149,7 @@ class FakeExperiment:
         self.prompts = ["a cat", "a dog"]
         self.split = SimpleNamespace(real=SimpleNamespace(class_names=("cat", "dog")))
         self.generator = SimpleNamespace(architecture=SimpleNamespace(image_encoder=None))
-        self.pools, self.adapters, self.values, self.classifiers = (
+        self.pools, self.adapters, self.values, self.classifiers, self.joint = (
             Steps(self.calls, kind, functions) for kind, functions in PARTS.items()
         )
         self._pools, self._build = dict(pools or {}), build

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.methods.fake_experiment import FakeExperiment
+from utilgen_jax.joint.program import LEVELS, REGULARIZERS
 from utilgen_jax.methods import ABLATIONS, METHODS
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.methods.joint import Joint, JointPool
@@ -43,16 +44,13 @@ def test_the_parts_of_utilgen_are_valued_as_the_whole(name, flags):
     ("name", "pool", "ensemble", "weights"),
     [
         ("vanilla_ensemble", PlainPool(), True, False),
-        ("joint_attributes", JointPool(), False, False),
-        ("joint", JointPool(), True, False),
-        ("joint_uncertain", JointPool(select="uncertain"), True, False),
-        ("joint_useful", JointPool(select="useful"), True, False),
-        ("joint_reweighted", JointPool(train_attributes=True), True, False),
-        ("joint_lora", JointPool(train_attributes=True, train_lora=True), True, False),
-        ("joint_weights", JointPool(), True, True),
+        ("joint", JointPool(), True, True),
+        ("joint_without_labels", JointPool(), False, True),
+        ("joint_without_weights", JointPool(("weights",)), True, False),
+        *((f"joint_without_{part}", JointPool((part,)), True, True) for part in (*LEVELS[1:], *REGULARIZERS, "gate")),
     ],
 )
 def test_the_parts_of_joint(name, pool, ensemble, weights):
     method = METHODS[name]
-    assert isinstance(method, Joint)
+    assert isinstance(method, Joint) and name in ABLATIONS["joint"]
     assert (method.pool, method.ensemble, method.weights) == (pool, ensemble, weights)

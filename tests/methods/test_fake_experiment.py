@@ -6,7 +6,13 @@ import pytest
 from tests.methods.fake_experiment import PARTS, FakeExperiment
 from utilgen_jax import methods
 
-CLASSES = {"pools": "PoolSteps", "adapters": "AdapterSteps", "values": "ValueSteps", "classifiers": "ClassifierSteps"}
+CLASSES = {
+    "pools": "PoolSteps",
+    "adapters": "AdapterSteps",
+    "values": "ValueSteps",
+    "classifiers": "ClassifierSteps",
+    "joint": "JointSteps",
+}
 
 
 @pytest.mark.parametrize("kind", PARTS)

@@ -1,104 +1,92 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tests.methods.fake_experiment import FakeExperiment, FakePool
 from utilgen_jax.errors import InputError
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.methods import METHODS
-from utilgen_jax.methods.joint import WEIGHTING, Joint, JointPool
+from utilgen_jax.methods.baselines import PlainPool
+from utilgen_jax.methods.difficulty import DifficultyPool
+from utilgen_jax.methods.joint import Joint, JointPool
 from utilgen_jax.prompts.config import PromptConfig
-from utilgen_jax.valuation.cross_fit import WEIGHTINGS
+
+PLAIN = FakePool(PlainPool())
 
 
-@pytest.mark.parametrize(("oversample", "factor"), [(False, 1), (True, 3)])
-def test_images_are_of_prompts_with_drawn_attributes(oversample, factor):
-    spec = JointPool(oversample=oversample)
-    experiment = FakeExperiment(JointConfig(oversampling=3))
+def with_gate(experiment, is_open):
+    experiment.joint.functions["gate"] = lambda spec, plain, trained: SimpleNamespace(is_open=is_open)
+    return experiment
+
+
+def steps_of_training(experiment, spec, start=None):
+    return experiment.call("joint.train", spec, PLAIN, start, spec.without)
+
+
+def test_what_the_update_trained_makes_the_images_where_the_gate_is_open():
+    spec, experiment = JointPool(), FakeExperiment()
     pool = spec.build(experiment)
-    prompts = experiment.call("pools.attribute_prompts", factor)
-    plan = experiment.call("pools.plan", prompts, oversampling=factor)
-    assert experiment.calls == [prompts, plan, experiment.call("pools.generate", spec, plan)]
-    assert pool.made_by == experiment.calls[-1]
+    train, gate, prompts, plan, generate = experiment.calls
+    assert train == steps_of_training(experiment, spec)
+    assert gate.step == "joint.gate" and gate.arguments["trained"].call == train
+    assert prompts == experiment.call("pools.attribute_prompts", "logits")
+    assert plan == experiment.call("pools.plan", prompts, difficulty=([0.3, 0.6], 0.0))
+    assert generate == experiment.call("pools.generate", spec, plan, "the trained adapter")
+    assert pool.made_by == generate
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_bilevel_update_trains_on_a_first_pool_what_makes_the_second(lora):
-    spec, first = JointPool(train_attributes=True, train_lora=lora), FakePool(JointPool(), round=4)
-    experiment = FakeExperiment(pools={JointPool(): first})
+def test_a_closed_gate_leaves_the_plain_images():
+    spec, experiment = JointPool(), with_gate(FakeExperiment(), is_open=False)
     pool = spec.build(experiment)
-    trained = experiment.call("adapters.train_jointly", spec, first, lora)
-    prompts = experiment.call("pools.attribute_prompts", 1, 5, "logits")
-    plan = experiment.call("pools.plan", prompts, 5)
-    assert experiment.calls == [trained, prompts, plan, experiment.call("pools.generate", spec, plan, trained)]
-    assert pool.made_by == experiment.calls[-1] and (pool.adapter, pool.round) == (trained, 5)
+    assert experiment.steps == ["joint.train", "joint.gate", "pools.adopt"]
+    assert experiment.calls[-1] == experiment.call("pools.adopt", spec, PLAIN)
+    assert pool.made_by == experiment.calls[-1] and pool.adapter == PLAIN.adapter
 
 
-def test_the_least_sure_images_are_selected_with_their_ensemble_labels():
-    spec, many = JointPool(select="uncertain"), FakePool(JointPool(oversample=True))
-    experiment = FakeExperiment(pools={many.spec: many})
-    pool = spec.build(experiment)
-    labels = "ensemble labels of joint_oversampled for joint_uncertain"
-    entropy = experiment.call("values.entropy", labels)
-    assert experiment.calls == [
-        experiment.call("values.ensemble_labels", spec, many),
-        entropy,
-        experiment.call("pools.select", spec, many, entropy, labels),
-    ]
-    assert pool.made_by == experiment.calls[-1]
+@pytest.mark.parametrize(
+    ("spec", "config"), [(JointPool(("gate",)), JointConfig()), (JointPool(), JointConfig(gate_images=0))]
+)
+def test_without_a_gate_the_adapter_is_always_used(spec, config):
+    experiment = with_gate(FakeExperiment(config), is_open=False)
+    spec.build(experiment)
+    assert experiment.steps == ["joint.train", "pools.attribute_prompts", "pools.plan", "pools.generate"]
 
 
-def test_the_most_useful_images_are_selected_by_their_weights():
-    spec, many = JointPool(select="useful"), FakePool(JointPool(oversample=True), round=2)
-    experiment = FakeExperiment(pools={many.spec: many})
-    pool = spec.build(experiment)
-    assert experiment.calls == [
-        experiment.call("values.cross_fit", "joint_useful_2", many, WEIGHTING),
-        experiment.call("pools.select", spec, many, "weights joint_useful_2"),
-    ]
-    assert pool.made_by == experiment.calls[-1] and pool.soft_labels is None
+def test_the_adapter_can_start_from_difficultys():
+    experiment = FakeExperiment(JointConfig(start="difficulty"))
+    JointPool().train(experiment)
+    assert experiment.steps == ["classifiers.cross_fitted_difficulty", "adapters.train_lora", "joint.train"]
+    lora = experiment.calls[1]
+    assert lora.arguments["spec"] == DifficultyPool()
+    assert experiment.calls[2] == steps_of_training(experiment, JointPool(), lora)
 
 
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_weights_and_labels_are_learnt_where_requested(weights, ensemble):
-    experiment = FakeExperiment()
-    method = Joint("name", "title", JointPool(), ensemble=ensemble, weights=weights)
+def test_weights_are_the_networks_and_labels_the_ensembles(weights, ensemble):
+    experiment, spec = FakeExperiment(), JointPool(("lora",))
+    method = Joint("name", "title", spec, ensemble=ensemble, weights=weights)
     _, pool, values = method.training_data(experiment)
-    valued = (
-        experiment.call("values.cross_fit", "name", pool, "feature_network")
-        if weights
-        else experiment.call("values.uniform", "name", pool)
-    )
-    labelled = [experiment.call("values.ensemble_labels", JointPool(), pool)] if ensemble else []
-    assert experiment.calls == [valued, *labelled]
+    labelled = [experiment.call("values.ensemble_labels", spec, pool)] if ensemble else []
+    if weights:
+        train, value, *rest = experiment.calls
+        assert train == steps_of_training(experiment, spec) and rest == labelled
+        assert value.step == "joint.value" and value.arguments["trained"].call == train
+        assert (value.arguments["name"], value.arguments["pool"], value.arguments["without"]) == (
+            "name",
+            pool,
+            ("lora",),
+        )
+    else:
+        assert experiment.calls == [experiment.call("values.uniform", "name", pool), *labelled]
     assert values.weights == "weights name" and values.losses == "losses name"
-    assert values.soft_labels == ("ensemble labels of joint for joint" if ensemble else None)
+    assert values.soft_labels == ("soft labels of joint_without_lora" if ensemble else None)
 
 
-@pytest.mark.parametrize("ensemble", [False, True])
-def test_labels_that_a_selection_made_are_not_made_again(ensemble):
-    spec = JointPool(select="uncertain")
-    experiment = FakeExperiment(pools={spec: FakePool(spec, soft_labels="selected labels")})
-    _, pool, values = Joint("name", "title", spec, ensemble=ensemble).training_data(experiment)
-    assert experiment.calls == [experiment.call("values.uniform", "name", pool)]
-    assert values.soft_labels == ("selected labels" if ensemble else None)
-
-
-def test_joint_is_attributes_and_ensemble_labels_of_weight_1():
-    experiment = FakeExperiment(build=True)
-    _, pool, values = METHODS["joint"].training_data(experiment)
-    assert experiment.steps == [
-        *("pools.attribute_prompts", "pools.plan", "pools.generate"),
-        *("values.uniform", "values.ensemble_labels"),
-    ]
-    assert pool.spec == JointPool() and values.soft_labels == "ensemble labels of joint for joint"
-    assert WEIGHTING == "feature_network" and WEIGHTING in WEIGHTINGS
-
-
-def test_shots_have_a_part_in_what_is_trained_or_selected():
-    assert not JointPool().uses_shots and not JointPool(oversample=True).uses_shots
-    for flags in ({"train_attributes": True}, {"train_lora": True}, {"select": "useful"}, {"select": "uncertain"}):
-        spec = JointPool(**flags)
-        assert spec.uses_shots and spec.attributes and not spec.class_tokens
+def test_the_default_is_the_whole():
+    method = METHODS["joint"]
+    assert (method.pool, method.weights, method.ensemble) == (JointPool(), True, True)
+    assert JointPool().uses_shots and JointPool().attributes and not JointPool().class_tokens
 
 
 def test_attributes_are_checked_before_anything_is_written():

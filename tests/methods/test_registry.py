@@ -45,7 +45,7 @@ def test_a_method_is_consistent(name):
     named = [
         (call.step, call.arguments["name"])
         for call in experiment.calls
-        if call.step in ("values.cross_fit", "values.uniform")
+        if call.step in ("values.cross_fit", "values.uniform", "joint.value")
     ]
     assert len({name for _, name in named}) == len(named)
     generated = [
@@ -63,7 +63,7 @@ def test_stages_of_different_methods_do_not_share_a_name():
         experiment = FakeExperiment(build=True)
         method.training_data(experiment)
         for call in experiment.calls:
-            if call.step in ("values.cross_fit", "values.uniform"):
+            if call.step in ("values.cross_fit", "values.uniform", "joint.value"):
                 stages.setdefault(call.arguments["name"], []).append(call)
     for name, calls in stages.items():
         assert all(call == calls[0] for call in calls), name
@@ -86,11 +86,11 @@ def _generated():
     for method in ALL:
         experiment = FakeExperiment(build=True)
         method.training_data(experiment)
-        yield from (call for call in experiment.calls if call.step in ("pools.generate", "pools.select"))
+        yield from (call for call in experiment.calls if call.step in ("pools.generate", "pools.adopt"))
 
 
 def test_pools_without_shots_are_made_of_words_alone():
-    assert {spec.name for spec in SPECS if not spec.uses_shots} == {"plain", "joint"}
+    assert {spec.name for spec in SPECS if not spec.uses_shots} == {"plain"}
     for call in _generated():
         spec = call.arguments["spec"]
         if not spec.uses_shots:

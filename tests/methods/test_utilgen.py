@@ -5,7 +5,7 @@ from utilgen_jax.generator.finetune.config import DpoConfig
 from utilgen_jax.methods import METHODS
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.methods.utilgen import WEIGHTING, UtilGenPool
-from utilgen_jax.valuation.cross_fit import WEIGHTINGS
+from utilgen_jax.valuation.cross_fit import WEIGHTINGS, PoolValues
 
 TOKENS = UtilGenPool(dpo=False, prompts=False, noise=False)
 MODEL = UtilGenPool(prompts=False, noise=False)
@@ -71,6 +71,16 @@ def test_the_instance_level_keeps_the_model_level_and_refines_each_image(dpo, pr
         experiment.call("pools.generate", spec, plan, "adapter of DPO", refine=refine),
     ]
     assert pool.made_by == experiment.calls[-1] and pool.round == before.round + 1
+
+
+def test_folds_that_contradict_each_other_leave_generator_and_prompts():
+    experiment = FakeExperiment(DpoConfig(rounds=1), build=True)
+    contradictory = PoolValues("ones", "losses", fold_models="models", agreement=-0.2)
+    experiment.values.functions["cross_fit"] = lambda name, pool, weighting: contradictory
+    UtilGenPool().build(experiment)
+    assert "adapters.train_dpo" not in experiment.steps
+    (refine,) = [call for call in experiment.calls if call.step == "adapters.per_image"]
+    assert refine.arguments["fold_models"] is None and refine.arguments["noise"]
 
 
 def test_the_weight_curve_of_each_valuation_is_shown():

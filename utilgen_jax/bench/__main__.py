@@ -17,15 +17,21 @@ from types import ModuleType
 
 from absl import flags
 
-from utilgen_jax.bench import adapter, bilevel, difficulty, unet
+from utilgen_jax.bench import adapter, bilevel, difficulty, unet, valuation
 from utilgen_jax.config import command_line
 from utilgen_jax.errors import nearest
 
 # A benchmark is a module with a docstring for --help and
-#   define_flags(values): adds its flags to the ones below,
+#   define_flags(values): adds its flags to the ones below; one called config is read as a config file,
 #   check_settings(settings) -> list of problems: of the flags' values, before a device is touched,
 #   run(settings) -> (table, figures): figures are JSON-ready; its 'agree' is False where the sides differ.
-BENCHMARKS: Mapping[str, ModuleType] = {"unet": unet, "bilevel": bilevel, "adapter": adapter, "difficulty": difficulty}
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "unet": unet,
+    "bilevel": bilevel,
+    "adapter": adapter,
+    "difficulty": difficulty,
+    "valuation": valuation,
+}
 
 _AGAINST = ("none", "torch")
 
@@ -66,7 +72,7 @@ def run(argv: Sequence[str]) -> bool:
         known = ", ".join(BENCHMARKS)
         wrong = f"{name}: no such benchmark; the nearest is {nearest(name, BENCHMARKS)}" if named else "say which"
         raise command_line.ConfigError([f"{wrong} (python -m utilgen_jax.bench BENCHMARK, one of {known})"])
-    _, problems = command_line.parse_flags(values, [program, *words])
+    overrides, problems = command_line.parse_flags(values, [program, *words])
     if values["help"].value:
         print(command_line.help_text(benchmark.__doc__ or "", values))
         return True
@@ -74,6 +80,8 @@ def run(argv: Sequence[str]) -> bool:
     if settings["against"] not in _AGAINST:
         problems.append(f"--against={settings['against']}: is not one of {', '.join(_AGAINST)}")
     problems += benchmark.check_settings(settings)
+    if "config" in settings:
+        settings["config"] = command_line.read_config(settings["config"], overrides, problems)
     if problems:
         raise command_line.ConfigError(problems)
     if settings["against"] != "none":

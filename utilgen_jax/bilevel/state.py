@@ -44,6 +44,7 @@ class BilevelMetrics:
         train_loss: scalar, the weighted loss of the batch; of several inner steps, of the first one's.
         validation_loss: scalar, after the inner steps (of a weighting that needs influence and learns nothing: after
             the plain step that it looks ahead); None without validation.
+        penalty: scalar, of the regularizer; None where there is none.
         losses: float32 [B], with the labels as they came.
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
@@ -53,6 +54,7 @@ class BilevelMetrics:
 
     train_loss: jax.Array
     validation_loss: jax.Array | None
+    penalty: jax.Array | None
     losses: jax.Array
     weights: jax.Array
     utilities: jax.Array | None

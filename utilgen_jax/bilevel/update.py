@@ -2,7 +2,7 @@
 
 With classifier parameters θ, weighting ψ and adapter φ, a batch of given examples and of those that φ generates,
 
-    θ' = θ - step(∇_θ Σ_i w_i(ψ) ℓ(f(x_i(φ); θ), y_i) / B),      (ψ, φ) ← (ψ, φ) - step(∇ L_val(θ')).
+    θ' = θ - step(∇_θ Σ_i w_i(ψ) ℓ(f(x_i(φ); θ), y_i) / B),      (ψ, φ) ← (ψ, φ) - step(∇ [L_val(θ') + R(x(φ), φ)]).
 
 The outer gradient first reaches the outer variables: weights and generated inputs. From the inputs it is pulled back
 through the generator, which therefore runs once and is differentiated once, whatever the estimator. θ' is also the
@@ -32,6 +32,8 @@ from utilgen_jax.bilevel.weightings import Weighting
 from utilgen_jax.types import Params
 
 SampleInputs = Any
+# (generated inputs, adapter, classifier params, sample inputs) -> scalar
+Regularizer = Callable[[Any, Params, Params, SampleInputs], jax.Array]
 Update = Callable[..., tuple[BilevelState, BilevelMetrics]]
 
 
@@ -42,6 +44,7 @@ def make_bilevel_update(
     outer_optimizer: optax.GradientTransformation,
     *,
     generate: Callable[[Params, SampleInputs], Examples] | None = None,
+    regularizer: Regularizer | None = None,
     estimator: Estimator = unrolled,
     num_inner_steps: int = 1,
     num_microbatches: int = 1,
@@ -58,6 +61,8 @@ def make_bilevel_update(
         outer_optimizer: of weighting and adapter together; `optax.partition` gives each its own.
         generate: (adapter, sample inputs) -> examples, differentiable in the adapter, which is
             `state.outer['adapter']`.
+        regularizer: R, added to the outer loss where something is generated: (generated inputs [K M, ...], adapter,
+            classifier params, sample inputs) -> scalar, differentiated in the first two.
         estimator: of the hypergradient, see `hypergradients`.
         num_inner_steps: K, inner steps an update; more than one needs an estimator that looks through them, and a
             leading axis [K, ...] of examples and sample inputs.
@@ -67,10 +72,9 @@ def make_bilevel_update(
 
     Returns:
         update(state, examples, validation=None, sample inputs=None) -> (new state, `BilevelMetrics`). Without
-            validation it is
-        the inner step alone: pass validation every m-th time to update the outer level every m steps. (That makes two
-        programs; one with a condition in it would meet XLA's slow path for convolutions on CPU.) Without sample inputs
-        nothing is generated; with some, examples may be None.
+        validation it is the inner step alone: pass validation every m-th time to update the outer level every m steps.
+        (That makes two programs; one with a condition in it would meet XLA's slow path for convolutions on CPU.)
+        Without sample inputs nothing is generated; with some, examples may be None.
 
     Raises:
         ValueError: the settings do not suit each other.
@@ -86,6 +90,8 @@ def make_bilevel_update(
         validation: Examples | None = None,
         sample_inputs: SampleInputs | None = None,
     ) -> tuple[BilevelState, BilevelMetrics]:
+        if num_inner_steps > 1:
+            sample_inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sample_inputs)
         generated, pull_back = _generate(generate, state.outer.get("adapter"), sample_inputs, num_inner_steps)
         if num_inner_steps == 1:
             examples = jax.tree.map(lambda leaf: leaf[None], examples)
@@ -99,7 +105,7 @@ def make_bilevel_update(
         )
         batches = InnerBatch(jnp.arange(num_inner_steps), examples, generated)
         start = (state.params, state.optimizer_state)
-        utilities = gradient = None
+        utilities = gradient = penalty = None
         if num_inner_steps == 1:
             # Before the step: an estimator may evaluate the inner loss elsewhere, and what is detached must not move.
             batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(outer_variables.inputs)
@@ -120,8 +126,14 @@ def make_bilevel_update(
             found = estimator(problem, outer_variables, *start, batches, validation)
             utilities = -size * found.gradient.weight_perturbations[0]
             gradient = jax.tree.map(jnp.zeros_like, state.outer) | {"weighting": found.gradient.weighting}
-            if pull_back is not None:
-                (gradient["adapter"],) = pull_back(found.gradient.inputs)
+            if generated is not None and pull_back is not None:
+                of_inputs, of_adapter = found.gradient.inputs, None
+                if regularizer is not None:
+                    penalty, (more, of_adapter) = _regularize(regularizer, generated, state, sample_inputs)
+                    of_inputs = jax.tree.map(jnp.add, of_inputs, more)
+                (gradient["adapter"],) = pull_back(of_inputs)
+                if of_adapter is not None:
+                    gradient["adapter"] = jax.tree.map(jnp.add, gradient["adapter"], of_adapter)
             gradient = {name: gradient[name] for name in state.outer}
             updates, outer_optimizer_state = outer_optimizer.update(gradient, state.outer_optimizer_state, state.outer)
             outer = optax.apply_updates(state.outer, updates)
@@ -147,6 +159,7 @@ def make_bilevel_update(
         metrics = BilevelMetrics(
             train_loss=found.inner_loss,
             validation_loss=found.outer_loss,
+            penalty=penalty,
             losses=losses,
             weights=weights,
             utilities=utilities,
@@ -155,6 +168,18 @@ def make_bilevel_update(
         return new, metrics
 
     return update
+
+
+def _regularize(
+    regularizer: Regularizer, generated: Examples, state: BilevelState, sample_inputs: SampleInputs
+) -> tuple[jax.Array, tuple[Any, Params]]:
+    """The regularizer's value, and its gradients in the generated inputs [K, M, ...] and the adapter."""
+
+    def penalty(inputs: Any, adapter: Params) -> jax.Array:
+        flat_inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs)
+        return regularizer(flat_inputs, adapter, jax.lax.stop_gradient(state.params), sample_inputs)
+
+    return jax.value_and_grad(penalty, argnums=(0, 1))(generated.inputs, state.outer["adapter"])
 
 
 def _generate(
@@ -168,8 +193,6 @@ def _generate(
         return None, None
     if generate is None:
         raise ValueError("sample inputs need a `generate` that fulfils them")
-    if num_inner_steps > 1:
-        sample_inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sample_inputs)
 
     def generate_images(adapter: Params) -> tuple[Any, Examples]:
         examples = generate(adapter, sample_inputs)

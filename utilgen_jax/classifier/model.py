@@ -13,7 +13,7 @@ from flax import struct
 
 from utilgen_jax.checkpoints.classifier_files import head_name, load_classifier_variables, open_classifier_file
 from utilgen_jax.classifier.config import ClassifierConfig
-from utilgen_jax.models.classifiers import build_classifier
+from utilgen_jax.models.classifiers import build_classifier, head_inputs
 from utilgen_jax.types import Params
 
 # name -> mean and standard deviation of the channels in [0, 1]; None: images stay in [-1, 1].
@@ -41,8 +41,17 @@ class Classifier:
 
     def apply(self, params: Params, images: jax.Array) -> jax.Array:
         """Logits float32 [B, K] of images float32 [B, H, W, C] in [-1, 1], by trained parameters and the frozen."""
-        variables = {**self.frozen, "params": {**self.frozen.get("params", {}), **params}}
-        return self.module.apply(variables, normalize(images, self.normalization))
+        return self.module.apply(self._variables(params), normalize(images, self.normalization))
+
+    def features(self, params: Params, images: jax.Array) -> jax.Array:
+        """What the last layer is given, float32 [B, D], of images float32 [B, H, W, C] in [-1, 1]."""
+        variables = self._variables(params)
+        return head_inputs(
+            self.module, variables, normalize(images, self.normalization), head_name(variables["params"])
+        )
+
+    def _variables(self, params: Params) -> dict[str, Any]:
+        return {**self.frozen, "params": {**self.frozen.get("params", {}), **params}}
 
 
 def normalize(images: jax.Array, normalization: str) -> jax.Array:

@@ -40,11 +40,14 @@ RUNLOCAL: Mapping[str, Any] = {
     "joint.steps": 10,
     "joint.num_generated": 2,
     "joint.sampler_steps": 2,
+    "joint.gate_images": 2,
+    "joint.gate_steps": 20,
     "classifier.name": "small_cnn",
     "classifier.width": 16,
     "classifier.dtype": "float32",
     "classifier.steps": 40,
     "classifier.batch_size": 32,
+    "valuation.plain_steps": 20,
     "valuation.steps": 20,
 }
 

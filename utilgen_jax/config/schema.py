@@ -95,7 +95,8 @@ RENAMED: Mapping[str, str] = {
     "instance": "per_image",
     "inversion": "textual_inversion",
     "joint.painted": "joint.num_generated",
-    "joint.surplus": "joint.oversampling",
+    "joint.learning_rate": "joint.attribute_learning_rate",
+    "joint.weight_decay": "joint.attribute_weight_decay",
     "preference": "dpo",
     "utility": "valuation",
 }

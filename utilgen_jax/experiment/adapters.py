@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
-from utilgen_jax.experiment.logging import of_bilevel
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts, load_text_projection
@@ -33,10 +32,7 @@ from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens
-from utilgen_jax.joint.config import JointConfig
-from utilgen_jax.joint.train import JointData, JointProgram, train_jointly
 from utilgen_jax.methods.base import PoolSpec
-from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
 from utilgen_jax.types import Params
@@ -172,55 +168,6 @@ class AdapterSteps:
         with experiment.log(config.steps) as on_step:
             return train_dpo(sd, pool.adapter, replicate(pairs), config, key, on_step)
 
-    def train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> tuple[np.ndarray, Adapter]:
-        """Trains attribute logits, and with `lora` a LoRA, by the bilevel update on a pool.
-
-        Args:
-            spec: of the pool that it is for.
-            pool: the images, whose prompts hold attributes.
-            lora: whether a LoRA is trained too.
-
-        Returns:
-            What is added to the attributes' log-probabilities, float32 [A], and the adapter.
-        """
-        trained = self._train_jointly(spec, pool, lora)
-        adapter = _on_device(Adapter(**trained.get("adapter", {})))
-        return trained["logits"], adapter
-
-    @step("joint_{spec.name}", dict)
-    def _train_jointly(self, spec: PoolSpec, pool: GeneratedPool, lora: bool) -> dict[str, Any]:
-        experiment, sd = self.experiment, self.sd_of(spec)
-        config = experiment.config
-        examples = experiment.examples(pool)
-        embeds, prompt_of_image = self._prompt_table(sd, pool)
-        program = JointProgram(
-            config=experiment.classifier_config,
-            joint=config.section(JointConfig),
-            sampling=config.generator,
-            classifier_input=experiment.classifier_input,
-            latent_shape=sd.architecture.latent_shape(config.generator.size),
-            num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes),
-            train_lora=lora,
-        )
-        data = JointData(
-            real=experiment.real,
-            pool=examples,
-            prompt_embeds=embeds,
-            negative_prompt_embeds=encode_prompts(sd, [config.generator.negative_prompt]),
-            prompt_of_image=jnp.asarray(prompt_of_image),
-        )
-        with experiment.log(program.joint.steps) as on_step:
-            logits, adapter = train_jointly(
-                experiment.classifier,
-                program,
-                sd,
-                replicate(data),
-                experiment.folds,
-                experiment.key(Key.JOINT),
-                of_bilevel(on_step),
-            )
-        return {"logits": logits, "adapter": adapter}
-
     def per_image(
         self, spec: PoolSpec, fold_models: dict[str, Params] | None, weighting: str, noise: bool
     ) -> RefineBatch:
@@ -288,22 +235,29 @@ class AdapterSteps:
         self, sd: StableDiffusion, images: jax.Array, labels: np.ndarray, difficulties: np.ndarray | None = None
     ) -> DenoisingSet:
         """Encodes images float32 [N, S, S, 3] in [-1, 1]; difficulties float32 [N] where they are known."""
-        batch_size = self.experiment.config.generator.batch_size
-        latents = [
-            encode_to_latents(sd, jnp.asarray(images[start : start + batch_size]))
-            for start in range(0, len(labels), batch_size)
-        ]
         difficulty = None if difficulties is None else jnp.asarray(difficulties)
-        return replicate(DenoisingSet(jnp.concatenate(latents), jnp.asarray(labels), difficulty))
+        return replicate(DenoisingSet(self.latents(sd, images), jnp.asarray(labels), difficulty))
+
+    def latents(self, sd: StableDiffusion, images: jax.Array | np.ndarray) -> jax.Array:
+        """Latents [N, h, w, C] of images float32 [N, S, S, 3] in [-1, 1], encoded in batches."""
+        batch_size = self.experiment.config.generator.batch_size
+        starts = range(0, len(images), batch_size)
+        return jnp.concatenate(
+            [encode_to_latents(sd, jnp.asarray(images[start : start + batch_size])) for start in starts]
+        )
 
     def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[jax.Array, np.ndarray]:
         """Text states of the different prompts of a pool [P, T, D], and which of them each image has, int [N]."""
         distinct, prompt_of_image = np.unique([record.prompt or "" for record in pool.records], return_inverse=True)
-        size = min(self.experiment.config.generator.batch_size, len(distinct))
+        return self.prompt_embeds(sd, distinct.tolist()), prompt_of_image
+
+    def prompt_embeds(self, sd: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
+        """Text states of prompts [P, T, D], encoded in batches."""
+        size = min(self.experiment.config.generator.batch_size, len(prompts))
         # Parts of one shape, the last one filled up: they compile once.
-        filled = [*distinct, *[distinct[-1]] * (-len(distinct) % size)]
+        filled = [*prompts, *[prompts[-1]] * (-len(prompts) % size)]
         parts = [encode_prompts(sd, filled[start : start + size]) for start in range(0, len(filled), size)]
-        return jnp.concatenate(parts)[: len(distinct)], prompt_of_image
+        return jnp.concatenate(parts)[: len(prompts)]
 
 
 def _on_device(adapter: Adapter) -> Adapter:

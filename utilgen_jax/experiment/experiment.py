@@ -21,6 +21,7 @@ from utilgen_jax.data.images import resize, set_channels, to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
+from utilgen_jax.experiment.joint import JointSteps
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.logging import log_stage
 from utilgen_jax.experiment.pools import GeneratedPool, PoolSteps
@@ -97,7 +98,7 @@ class Experiment:
         mesh: of devices.
         workdir: the run's folder.
         shared: for a run that is part of a comparison.
-        classifiers, adapters, pools, values: the cached steps.
+        classifiers, adapters, pools, values, joint: the cached steps.
     """
 
     config: Config
@@ -119,6 +120,7 @@ class Experiment:
         self.adapters = AdapterSteps(self)
         self.pools = PoolSteps(self)
         self.values = ValueSteps(self)
+        self.joint = JointSteps(self)
         self._built: dict[PoolSpec, GeneratedPool] = {}
         self._data = TrainingData()  # of the last method
 

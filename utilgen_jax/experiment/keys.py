@@ -15,3 +15,4 @@ class Key(enum.IntEnum):
     JOINT = 7
     ATTRIBUTES = 8
     ENSEMBLE = 9
+    GATE = 10

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
 import numpy as np
 
-from utilgen_jax.bilevel import BilevelMetrics, check_finite
+from utilgen_jax.bilevel import check_finite
 from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.types import OnStep
@@ -48,12 +48,3 @@ def log_stage(metrics: MetricsWriter, stage: str, total: int, every: int) -> Ite
                 progress.update(step, **values)
 
         yield on_step
-
-
-def of_bilevel(on_step: OnStep) -> Callable[[int, BilevelMetrics], None]:
-    """Adapts the function that `log_stage` yields to bilevel training, which reports `BilevelMetrics`."""
-
-    def on_bilevel_step(step: int, metrics: BilevelMetrics) -> None:
-        on_step(step, metrics.train_loss, metrics.first_nonfinite, validation_loss=metrics.validation_loss)
-
-    return on_bilevel_step

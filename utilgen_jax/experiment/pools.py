@@ -22,7 +22,6 @@ from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool
 from utilgen_jax.pool.plan import plan_pool
-from utilgen_jax.pool.selection import select_top
 from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images
@@ -43,14 +42,12 @@ class GeneratedPool:
         pool: the images as they are on disk.
         adapter: what was trained of the generator.
         round: of generation, from 0.
-        soft_labels: of an ensemble that has seen the images, float32 [N, K]; None where there is none.
     """
 
     spec: PoolSpec
     pool: Pool
     adapter: Adapter = Adapter()
     round: int = 0
-    soft_labels: np.ndarray | None = None
 
     @property
     def images(self) -> np.ndarray:
@@ -100,42 +97,38 @@ class PoolSteps:
         tokens = class_tokens(self.experiment.classifier_input.num_classes)
         return [[prompt] for prompt in class_prompts(self.experiment.config.prompts.template, tokens)]
 
-    def attribute_prompts(
-        self, oversampling: int = 1, round_number: int = 0, logits: np.ndarray | None = None
-    ) -> list[list[str]]:
-        """A prompt for each image of each class, with drawn attributes.
+    def attribute_prompts(self, logits: np.ndarray | None = None, number: int | None = None) -> list[list[str]]:
+        """Prompts of each class, with drawn attributes.
 
         Args:
-            oversampling: images made for each one that a pool should have.
-            round_number: of generation.
             logits: added to the attributes' log-probabilities, float [A]; None: the config's probabilities.
+            number: of prompts a class; None: one for each image of the pool.
         """
         config = self.experiment.config
         attributes = PromptAttributes.parse(config.prompts.attributes)
         probabilities = attributes.uniform_probabilities(config.prompts.attribute_probability)
         if logits is not None:
             probabilities = attributes.reweighted(probabilities, logits)
-        rng = np.random.default_rng([config.seed, Key.ATTRIBUTES, round_number])
-        counts = self.images_per_class(oversampling)
+        rng = np.random.default_rng([config.seed, Key.ATTRIBUTES])
+        counts = self.images_per_class() if number is None else [number] * len(self.experiment.prompts)
         return [
-            [attributes.render(prompt, options) for options in attributes.draw(probabilities, max(int(number), 1), rng)]
-            for prompt, number in zip(self.experiment.prompts, counts, strict=True)
+            [attributes.render(prompt, options) for options in attributes.draw(probabilities, max(int(count), 1), rng)]
+            for prompt, count in zip(self.experiment.prompts, counts, strict=True)
         ]
 
-    def images_per_class(self, oversampling: int = 1) -> np.ndarray:
+    def images_per_class(self) -> np.ndarray:
         """How many images of each class a pool has: int [K]."""
         experiment = self.experiment
         num_classes, goal = experiment.classifier_input.num_classes, experiment.config.pool.fill_to
         shots = np.bincount(experiment.split.real.labels, minlength=num_classes)
         counts = fill_counts(shots, goal) if goal else np.full(num_classes, experiment.config.pool.images_per_class)
-        return oversampling * counts
+        return counts
 
     def plan(
         self,
         prompts: Sequence[Sequence[str]],
         round_number: int = 0,
         difficulty: tuple[Sequence[float], float] | None = None,
-        oversampling: int = 1,
     ) -> list[PoolRecord]:
         """The records of a pool to generate, see `pool.plan.plan_pool`.
 
@@ -143,10 +136,8 @@ class PoolSteps:
             prompts: of each class, taken in turn.
             round_number: of generation.
             difficulty: means [K] and standard deviation of the requested difficulties; None: none is requested.
-            oversampling: images made for each one that a pool should have.
         """
-        counts = self.images_per_class(oversampling)
-        return plan_pool(prompts, counts, self.experiment.config.seed, round_number, difficulty)
+        return plan_pool(prompts, self.images_per_class(), self.experiment.config.seed, round_number, difficulty)
 
     def mixed_shots(self, records: Sequence[PoolRecord], mix_strategy: str) -> ConditionOn:
         """What conditions each image on two shots of its class, mixed, see `generator.image_conditioning`.
@@ -219,32 +210,19 @@ class PoolSteps:
                 )
         return {"num_images": np.array(len(records))}
 
-    def select(
-        self, spec: PoolSpec, pool: GeneratedPool, scores: np.ndarray, soft_labels: np.ndarray | None = None
-    ) -> GeneratedPool:
-        """Selects the images of each class with the highest scores, as a pool of their own.
-
-        Args:
-            spec: of the new pool.
-            pool: to select from.
-            scores: of its images, float [N].
-            soft_labels: of its images, float [N, K]; the new pool keeps those of the images that are selected.
-        """
-        experiment, round_number = self.experiment, pool.round + 1
-        work = partial(self._select, spec, pool, scores)
-        chosen = experiment.stages.run(_stage_name(spec, round_number), np.ndarray, work)
-        selected = read_pool(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
-        labels = None if soft_labels is None else soft_labels[chosen]
-        return GeneratedPool(spec, selected, pool.adapter, round_number, labels)
-
-    def _select(self, spec: PoolSpec, pool: GeneratedPool, scores: np.ndarray) -> np.ndarray:
+    def adopt(self, spec: PoolSpec, pool: GeneratedPool) -> GeneratedPool:
+        """Copies a pool, as that of another spec."""
         experiment = self.experiment
-        chosen = select_top(pool.labels, scores, self.images_per_class())
-        writer = self._open(spec, pool.round + 1)
-        rest = chosen[len(writer) :]
-        if experiment.is_first and rest.size:
-            writer.append(to_float(pool.images[rest]), [pool.records[place] for place in rest])
-        return chosen
+        experiment.stages.run(_stage_name(spec, 0), dict, partial(self._adopt, spec, pool))
+        copied = read_pool(experiment.pool_folder(spec), experiment.split.real.class_names)
+        return GeneratedPool(spec, copied, pool.adapter)
+
+    def _adopt(self, spec: PoolSpec, pool: GeneratedPool) -> dict[str, np.ndarray]:
+        writer = self._open(spec, 0)
+        done = len(writer)
+        if self.experiment.is_first and done < len(pool.records):
+            writer.append(to_float(pool.images[done:]), pool.records[done:])
+        return {"num_images": np.array(len(pool.records))}
 
     def _open(self, spec: PoolSpec, round_number: int) -> PoolWriter:
         """Opens a pool to be continued, in every process; the first one alone may append to it.

@@ -61,7 +61,7 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
         prompts=class_prompts(config.prompts.template, real.class_names),
         generator_source=generator,
         classifier=classifier,
-        classifier_config=_classifier_config(config, real),
+        classifier_config=classifier_config(config, real),
         mesh=mesh,
         workdir=workdir,
         shared=shared,
@@ -105,7 +105,8 @@ def _read_architecture(config: Config, checkpoint: Path) -> Architecture:
     return architecture
 
 
-def _classifier_config(config: Config, real: LabelledImages) -> ClassifierConfig:
+def classifier_config(config: Config, real: LabelledImages) -> ClassifierConfig:
+    """The classifier's training, with the synthetic fraction that suits the shots where the config names none."""
     if config.classifier.synthetic_fraction > 0:
         return config.classifier
     fraction = synthetic_fraction(len(real.labels) / len(real.class_names))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import entropy
 
 from utilgen_jax.experiment.keys import Key
-from utilgen_jax.experiment.logging import of_bilevel
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.report.plots import plot_weight_curve
 from utilgen_jax.valuation.config import EnsembleConfig
 from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit
-from utilgen_jax.valuation.ensemble import ensemble_labels
+from utilgen_jax.valuation.ensemble import EnsembleLabels, ensemble_labels, ensemble_steps
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
@@ -40,7 +39,7 @@ class ValueSteps:
             name: of the stage.
             pool: the images.
         """
-        difficulty = self._difficulty(pool)
+        difficulty = self.difficulty(pool)
         return PoolValues(np.ones_like(difficulty), difficulty=difficulty)
 
     @step("value_{name}", PoolValues)
@@ -53,9 +52,9 @@ class ValueSteps:
             weighting: key of `cross_fit.WEIGHTINGS`.
         """
         experiment = self.experiment
-        difficulty = self._difficulty(pool)
+        difficulty = self.difficulty(pool)
         valuation = experiment.config.valuation
-        with experiment.log(valuation.steps * len(experiment.folds)) as on_step:
+        with experiment.log(valuation.total_steps * len(experiment.folds)) as on_step:
             values = cross_fit(
                 experiment.classifier,
                 experiment.classifier_config,
@@ -65,13 +64,17 @@ class ValueSteps:
                 experiment.examples(pool),
                 experiment.folds,
                 experiment.key(Key.VALUATION),
-                of_bilevel(on_step),
+                on_step,
             )
+        assert values.agreement is not None
+        experiment.metrics.write(pool.round, f"fold_agreement_{name}", correlation=values.agreement)
+        if values.contradictory and experiment.is_first:
+            print(f"value_{name}: the folds contradict each other, so all images count the same", file=sys.stderr)
         return dataclasses.replace(values, difficulty=difficulty)
 
-    @step("ensemble_{spec.name}", np.ndarray)
-    def ensemble_labels(self, spec: PoolSpec, pool: GeneratedPool) -> np.ndarray:
-        """Soft labels of a pool, float32 [M, K], see `valuation.ensemble`.
+    @step("ensemble_{spec.name}", EnsembleLabels)
+    def ensemble_labels(self, spec: PoolSpec, pool: GeneratedPool) -> EnsembleLabels:
+        """What the ensembles say of a pool, see `valuation.ensemble`.
 
         Args:
             spec: of the methods that share these labels.
@@ -79,7 +82,7 @@ class ValueSteps:
         """
         experiment = self.experiment
         ensemble = experiment.config.section(EnsembleConfig)
-        with experiment.log(ensemble.members * experiment.classifier_config.steps) as on_step:
+        with experiment.log(ensemble_steps(experiment.classifier_config, ensemble)) as on_step:
             return ensemble_labels(
                 experiment.classifier,
                 experiment.classifier_config,
@@ -89,10 +92,6 @@ class ValueSteps:
                 experiment.key(Key.ENSEMBLE),
                 on_step,
             )
-
-    def entropy(self, soft_labels: np.ndarray) -> np.ndarray:
-        """The entropy of each row of soft labels [N, K]: float [N]."""
-        return entropy(soft_labels, axis=1)
 
     def show_weight_curve(self, name: str, pool_round: int, values: PoolValues) -> None:
         """Draws the curve W(loss), whose slope UtilGen's instance level follows, and logs it as two numbers."""
@@ -104,7 +103,8 @@ class ValueSteps:
             image = experiment.workdir / "report" / f"weight_curve_{name}_{pool_round}.png"
             plot_weight_curve(values.losses, values.weights, image)
 
-    def _difficulty(self, pool: GeneratedPool) -> np.ndarray:
+    def difficulty(self, pool: GeneratedPool) -> np.ndarray:
+        """How hard the classifier of the real images finds a pool's, float32 [N]."""
         return self.experiment.classifiers.difficulty(self.experiment.examples(pool), pool.labels)
 
 

@@ -18,7 +18,7 @@ from utilgen_jax.diffusion.samplers import Denoiser, guided
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
-from utilgen_jax.generator.difficulty_token import append_difficulty_token
+from utilgen_jax.generator.difficulty_token import add_difficulty, append_difficulty
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
@@ -38,6 +38,8 @@ class Adapter:
         text_encoder_lora: those of the text encoder. It has a part in prompts that are encoded with the adapter, as in
             training; sample inputs hold text states that are encoded already.
         difficulty_encoder: parameters of a `DifficultyEncoder`; its token is put behind the prompt.
+        difficulty_offset: parameters of a `DifficultyEncoder` whose token is added to the prompt's last text state. As
+            long as it is zero it changes nothing, which a token more would do whatever it is.
         difficulty_logits: [N], the sigmoid of which is the requested difficulty.
         prompt_offsets: [N, T, D], added to the prompt's text states.
         noise_offsets: [N, h, w, C], added to the starting noise. Gradients reach them where all steps are
@@ -47,9 +49,15 @@ class Adapter:
     unet_lora: Mapping[str, Any] | None = None
     text_encoder_lora: Mapping[str, Any] | None = None
     difficulty_encoder: Params | None = None
+    difficulty_offset: Params | None = None
     difficulty_logits: jax.Array | None = None
     prompt_offsets: jax.Array | None = None
     noise_offsets: jax.Array | None = None
+
+    @property
+    def knows_difficulty(self) -> bool:
+        """Whether images can be requested at a difficulty."""
+        return self.difficulty_encoder is not None or self.difficulty_offset is not None
 
 
 GenerateImages = Callable[[Adapter, SampleInputs], jax.Array]
@@ -66,6 +74,8 @@ class AdapterConfig:
         num_prompts: rows of a table of prompt offsets.
         num_noises: rows of a table of noise offsets.
         num_classes: classes of a difficulty encoder.
+        difficulty_offset: whether its token is added to the prompt's last text state, zero at the start, in place of
+            being put behind the prompt.
         difficulties: the requested difficulties at the start, each in (0, 1); needed with `num_classes`.
     """
 
@@ -75,14 +85,15 @@ class AdapterConfig:
     num_prompts: int | None = None
     num_noises: int | None = None
     num_classes: int | None = None
+    difficulty_offset: bool = False
     difficulties: Sequence[float] | np.ndarray | None = None
 
 
 def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterConfig, key: jax.Array) -> Adapter:
     """Makes an adapter that changes nothing yet: LoRA products and tables are zero.
 
-    The difficulty encoder is the exception. Its weights are random, and its token is one more word for a generator that
-    was not trained with it.
+    A difficulty encoder whose token is put behind the prompt is the exception. Its weights are random, and its token is
+    one more word for a generator that was not trained with it.
 
     Args:
         params: weights by component, `StableDiffusion.params`.
@@ -114,6 +125,8 @@ def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterCon
         logits = jax.scipy.special.logit(jnp.asarray(requested))
         module = DifficultyEncoder(config.num_classes, sample_inputs.condition.prompt_embeds.shape[-1])
         encoder = module.init(jax.random.fold_in(key, 1), sample_inputs.labels[:1], logits[:1])["params"]
+        if config.difficulty_offset:
+            encoder = encoder | {"linear_3": jax.tree.map(jnp.zeros_like, encoder["linear_3"])}
 
     def table(rows: int | None, like: jax.Array) -> jax.Array | None:
         return None if rows is None else jnp.zeros((rows, *like.shape[1:]))
@@ -121,7 +134,8 @@ def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterCon
     return Adapter(
         unet_lora=factors["unet"],
         text_encoder_lora=factors["text_encoder"],
-        difficulty_encoder=encoder,
+        difficulty_encoder=None if config.difficulty_offset else encoder,
+        difficulty_offset=encoder if config.difficulty_offset else None,
         difficulty_logits=logits,
         prompt_offsets=table(config.num_prompts, sample_inputs.condition.prompt_embeds),
         noise_offsets=table(config.num_noises, sample_inputs.latents),
@@ -169,9 +183,14 @@ def apply_adapter(adapter: Adapter, sample_inputs: SampleInputs) -> tuple[Condit
         embeds = embeds + adapter.prompt_offsets[sample_inputs.rows].astype(embeds.dtype)
     difficulty = requested_difficulty(adapter, sample_inputs)
     if difficulty is not None:
-        token = partial(append_difficulty_token, difficulty_encoder_of(adapter.difficulty_encoder))
-        embeds = token(adapter.difficulty_encoder, embeds, sample_inputs.labels, difficulty)
-        negative = token(adapter.difficulty_encoder, negative, sample_inputs.labels, 1 - difficulty)
+        for params, place in (
+            (adapter.difficulty_offset, add_difficulty),
+            (adapter.difficulty_encoder, append_difficulty),
+        ):
+            if params is not None:
+                token = partial(place, difficulty_encoder_of(params), params)
+                embeds = token(embeds, sample_inputs.labels, difficulty)
+                negative = token(negative, sample_inputs.labels, 1 - difficulty)
     return dataclasses.replace(condition, prompt_embeds=embeds, negative_prompt_embeds=negative), latents
 
 

@@ -32,7 +32,7 @@ def save_difficulty_encoder(folder: Path, encoder: DifficultyEncoder, params: Pa
     checkpoints.save_component(Path(folder) / FOLDER_NAME, encoder.to_config(), params)
 
 
-def append_difficulty_token(
+def append_difficulty(
     encoder: DifficultyEncoder, params: Params, prompt_embeds: jax.Array, labels: jax.Array, difficulty: jax.Array
 ) -> jax.Array:
     """Text states with the difficulty token behind them.
@@ -49,3 +49,11 @@ def append_difficulty_token(
     """
     token = jnp.asarray(encoder.apply({"params": params}, labels, difficulty), prompt_embeds.dtype)
     return jnp.concatenate([prompt_embeds, token], axis=1)
+
+
+def add_difficulty(
+    encoder: DifficultyEncoder, params: Params, prompt_embeds: jax.Array, labels: jax.Array, difficulty: jax.Array
+) -> jax.Array:
+    """Text states with the difficulty token added to the last of them, float [B, T, D]; arguments as above."""
+    token = jnp.asarray(encoder.apply({"params": params}, labels, difficulty), prompt_embeds.dtype)
+    return prompt_embeds.at[:, -1].add(token[:, 0])

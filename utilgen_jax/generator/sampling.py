@@ -48,7 +48,7 @@ def decode_latents(sd: StableDiffusion, latents: jax.Array) -> jax.Array:
     """Images of latents [B, h, w, C]: float32 [B, H, W, 3] in [-1, 1]."""
     scaled = latents / sd.vae.scaling_factor
     images = sd.vae.apply(sd.variables("vae"), scaled, method="decode")
-    return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+    return jnp.clip(images.astype(jnp.promote_types(images.dtype, jnp.float32)), -1.0, 1.0)
 
 
 @jax.jit

@@ -9,14 +9,29 @@ from utilgen_jax.fields import setting
 
 @dataclasses.dataclass(frozen=True)
 class JointConfig:
-    """The bilevel update of classifier, prompt attributes and LoRA, and the selection from a larger pool."""
+    """The one bilevel update of classifier, weight network and the generator's adapter."""
 
-    oversampling: int = setting(2, "images made for each one that a selection keeps", minimum=1)
-    steps: int = setting(400, "bilevel steps, the folds in turn", minimum=1)
-    learning_rate: float = setting(0.02, "Adam's learning rate, attribute logits", minimum=1e-8, maximum=10.0)
-    weight_decay: float = setting(0.01, "L2 of the attribute logits; larger stays nearer to the start", minimum=0.0)
-    num_generated: int = setting(10, "images generated inside a step", minimum=1)
-    lora_rank: int = setting(4, "rank of the LoRA on the UNet's attention", minimum=1, maximum=1024)
-    lora_learning_rate: float = setting(5e-4, "Adam's learning rate, LoRA", minimum=1e-8, maximum=1.0)
-    sampler_steps: int = setting(4, "denoising steps to an image inside a step", minimum=1, maximum=1000)
+    steps: int = setting(120, "bilevel updates, the folds in turn", minimum=1)
+    outer_every: int = setting(1, "steps of a fold between two of the outer level; the others are plain", minimum=1)
+    inner_steps: int = setting(1, "classifier's steps that an update looks through", minimum=1, maximum=5)
+    num_generated: int = setting(10, "images generated for each of them", minimum=1)
+    sampler_steps: int = setting(4, "denoising steps to an image inside an update", minimum=1, maximum=1000)
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
+    ema_decay: float = setting(0.95, "of the average of the classifier's parameters", minimum=0.0, maximum=0.99999)
+    attribute_learning_rate: float = setting(0.02, "Adam's rate, attribute logits", minimum=1e-8, maximum=10.0)
+    attribute_weight_decay: float = setting(0.01, "L2 of the attribute logits; larger stays nearer to 0", minimum=0.0)
+    lora_rank: int = setting(4, "rank of the LoRA on the UNet's attention", minimum=1, maximum=1024)
+    lora_learning_rate: float = setting(5e-4, "Adam's rate, LoRA", minimum=1e-8, maximum=1.0)
+    encoder_learning_rate: float = setting(1e-4, "Adam's rate, difficulty encoder", minimum=1e-8, maximum=1.0)
+    difficulty_learning_rate: float = setting(
+        0.02, "Adam's rate, logits of each class's requested difficulty", minimum=1e-8, maximum=10.0
+    )
+    lowest_difficulty: float = setting(0.2, "that is requested", minimum=0.01, maximum=0.5)
+    highest_difficulty: float = setting(0.8, "that is requested", minimum=0.5, maximum=0.99)
+    start: str = setting(
+        "plain", "the adapter's start: the generator as it is, or `difficulty`'s", choices=("plain", "difficulty")
+    )
+    anchor: float = setting(1.0, "weight of the distance to the frozen generator's predictions", minimum=0.0)
+    coverage: float = setting(0.1, "weight of the discrepancy between generated and real features", minimum=0.0)
+    gate_images: int = setting(10, "images a class that decide whether the adapter is used; 0: it always is", minimum=0)
+    gate_steps: int = setting(150, "steps of the classifiers that decide", minimum=1)

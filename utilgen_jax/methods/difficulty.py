@@ -20,6 +20,7 @@ from utilgen_jax.methods.baselines import PlainPool
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.generator.adapter import Adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,15 @@ class DifficultyPool(PoolSpec):
     def check(self, experiment: Experiment) -> None:
         class_means(experiment.config.section(DifficultyConfig), experiment.split.real.class_names)
 
-    def build(self, experiment: Experiment) -> GeneratedPool:
-        settings = experiment.config.section(DifficultyConfig)
+    def train(self, experiment: Experiment) -> Adapter:
+        """Trains LoRA and encoder, once."""
         plain = experiment.pool(PlainPool())
         measured = experiment.classifiers.cross_fitted_difficulty(plain)
-        adapter = experiment.adapters.train_lora(self, settings, plain, measured)
+        return experiment.adapters.train_lora(self, experiment.config.section(DifficultyConfig), plain, measured)
+
+    def build(self, experiment: Experiment) -> GeneratedPool:
+        settings = experiment.config.section(DifficultyConfig)
+        adapter = self.train(experiment)
         experiment.pools.show_difficulty(adapter)
         means = class_means(settings, experiment.split.real.class_names)
         records = experiment.pools.plan(experiment.pools.caption_prompts(), difficulty=(means, settings.std))

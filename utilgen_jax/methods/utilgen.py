@@ -8,6 +8,8 @@ The steps, in the paper's order:
 4. Instance level: a prompt embedding of each image's own, by gradient ascent on its weight, and a starting noise that
    hints at the prompt.
 5. The classifier trains on the real images and the weighted pool.
+
+Where the folds' weights contradict each other there is nothing to follow: step 3 leaves the generator, 4 the prompts.
 """
 
 from __future__ import annotations
@@ -65,14 +67,17 @@ class UtilGenPool(PoolSpec):
 
     def _model_level(self, experiment: Experiment, pool: GeneratedPool) -> GeneratedPool:
         for _ in range(experiment.config.section(DpoConfig).rounds):
-            weights = self._value(experiment, pool).weights
-            adapter = experiment.adapters.train_dpo(self, pool, weights)
+            values = self._value(experiment, pool)
+            adapter = pool.adapter
+            if not values.contradictory:
+                adapter = experiment.adapters.train_dpo(self, pool, values.weights)
             records = experiment.pools.plan(experiment.pools.class_token_prompts(), pool.round + 1)
             pool = experiment.pools.generate(self, records, adapter)
         return pool
 
     def _instance_level(self, experiment: Experiment, pool: GeneratedPool) -> GeneratedPool:
-        fold_models = self._value(experiment, pool).fold_models if self.prompts else None
+        values = self._value(experiment, pool) if self.prompts else None
+        fold_models = None if values is None or values.contradictory else values.fold_models
         refine = experiment.adapters.per_image(self, fold_models, WEIGHTING, self.noise)
         records = experiment.pools.plan(experiment.pools.class_token_prompts(), pool.round + 1)
         return experiment.pools.generate(self, records, pool.adapter, refine=refine)

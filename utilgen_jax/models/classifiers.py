@@ -75,6 +75,27 @@ class MLP(nn.Module):
         return nn.Dense(self.num_classes, name="head")(hidden.astype(jnp.float32))
 
 
+def head_inputs(module: nn.Module, variables: Mapping[str, Any], images: jax.Array, head: str) -> jax.Array:
+    """A classifier's features: what its last layer is given, float32 [B, D].
+
+    Args:
+        module: a classifier.
+        variables: its.
+        images: its input.
+        head: name of the last layer.
+    """
+    seen: list[jax.Array] = []
+
+    def listen(layer: Callable[..., Any], arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.module.name == head and context.method_name == "__call__":
+            seen.append(arguments[0])
+        return layer(*arguments, **keywords)
+
+    with nn.intercept_methods(listen):
+        module.apply(variables, images)
+    return seen[-1]
+
+
 def _resnet(name: str) -> Callable[[int, int, str, Any], nn.Module]:
     return lambda num_classes, image_size, norm, dtype: build_resnet(name, num_classes, norm, dtype)
 

@@ -97,7 +97,7 @@ def generate_batches(
         if condition_on is not None:
             condition, clean_latents = condition_on(sample_inputs.condition, places)
             sample_inputs = dataclasses.replace(sample_inputs, condition=condition, clean_latents=clean_latents)
-        if adapter.difficulty_encoder is not None:
+        if adapter.knows_difficulty:
             logits = _logits([record.requested_difficulty for record in batch])
             adapter = dataclasses.replace(adapter, difficulty_logits=logits)
         generated = generate_images(

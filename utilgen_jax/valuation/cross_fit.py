@@ -3,6 +3,9 @@
 The shots are divided into folds. For each fold a classifier learns from the other shots and the weighted pool, while
 the weighting learns, through one step of lookahead, which weights lower the loss on the fold's images. Validation on
 images that are trained on would teach nothing, since their gradient vanishes as they are fitted.
+
+Each classifier starts with plain steps, and the bilevel ones after them are small. From a cold start, or by a step that
+is not local, whatever has a high loss seems useful: it regularises (measured: README.md in this folder).
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_n
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import StepKey, draw_batch
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits
+from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import Params
+from utilgen_jax.types import OnStep, Params
 from utilgen_jax.valuation.config import ValuationConfig
 
 PREDICTION_BATCH_SIZE = 500
@@ -66,6 +69,8 @@ class PoolValues:
         difficulty: float32 [N] in [0, 1], 1 - p(label) of a classifier of the shots alone; None where not measured.
         fold_models: each fold's classifier and weighting parameters, "classifier" and "weighting", stacked [F, ...];
             `predict_weights` values other images with them. None without a weighting.
+        agreement: the mean correlation of the weights of two folds, in [-1, 1], see `fold_agreement`; None without a
+            weighting. Where it is negative the weights are all 1.
     """
 
     weights: np.ndarray
@@ -73,6 +78,12 @@ class PoolValues:
     soft_labels: np.ndarray | None = None
     difficulty: np.ndarray | None = None
     fold_models: dict[str, Params] | None = None
+    agreement: float | None = None
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether the folds' weights contradict each other, so that nothing was learnt."""
+        return self.agreement is not None and self.agreement < 0
 
 
 def cross_fit(
@@ -84,51 +95,82 @@ def cross_fit(
     pool: Examples,
     folds: Sequence[Fold],
     key: jax.Array,
-    on_step: Callable[[int, BilevelMetrics], None],
+    on_step: OnStep,
 ) -> PoolValues:
     """Learns a weighting for each fold and gives every image of the pool its mean weight, and soft label if any.
 
     Args:
         classifier: trained on the weighted images, from its own start in every fold.
-        config: the classifier's, as for the final one; its `steps` are replaced by the valuation's.
+        config: the classifier's, as for the final one; its `steps` are replaced by the valuation's plain ones, which
+            are followed by bilevel ones at the valuation's rate.
         valuation: the weighting's.
         weighting_name: key of `WEIGHTINGS`.
         real: the shots.
         pool: the synthetic images; their weights are not read.
         folds: of the shots, see `splits.cross_fit_folds`.
         key: PRNG key.
-        on_step: called after each step with (steps done in all folds, metrics on the device).
+        on_step: called after each step with (steps done in all folds, loss on the device, `first_nonfinite` and
+            validation loss of bilevel steps).
 
     Returns:
-        The values of the pool's images, without difficulty.
+        The values of the pool's images, without difficulty. Folds whose weights contradict each other have found
+        nothing: then all weights are 1.
     """
     program = _Program(
-        dataclasses.replace(config, steps=valuation.steps),
+        dataclasses.replace(config, steps=valuation.plain_steps),
         valuation,
         make_weighting(weighting_name, valuation, pool.num_classes, _num_attributes(pool)),
     )
+    pool = dataclasses.replace(pool, weights=jnp.ones(len(pool)))
     values, fold_models = [], []
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
-        outer = {"weighting": init_sharded(program.weighting.init, jax.random.fold_in(fold_key, 1))}
-        init_key = jax.random.fold_in(fold_key, 0)
-        image_shape = real.inputs.shape[1:]
-        state = init_state(classifier, program.config, outer, program.outer_optimizer, image_shape, init_key)
+        done = number * valuation.total_steps
+
+        def on_plain_step(step: int, loss: jax.Array, done: int = done) -> None:
+            on_step(done + step, loss)
+
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
+        params = train_classifier(
+            classifier, program.config, train, pool, jax.random.fold_in(fold_key, 0), on_plain_step
+        )
+        outer = {"weighting": init_sharded(program.weighting.init, jax.random.fold_in(fold_key, 1))}
+        state = init_state(params, program.optimizer, outer, program.outer_optimizer)
         batch_key = jax.random.fold_in(fold_key, 2)
+        done += valuation.plain_steps
         for step in range(valuation.steps):
             step_key = jax.random.fold_in(batch_key, step)
             state, metrics = _step(classifier, program, state, (train, pool, validation), step_key)
-            on_step(number * valuation.steps + step + 1, metrics)
+            on_step(
+                done + step + 1,
+                metrics.train_loss,
+                first_nonfinite=metrics.first_nonfinite,
+                validation_loss=metrics.validation_loss,
+            )
         values.append(_value(classifier, program, state, pool, validation))
         fold_models.append(jax.tree.map(to_host, {"classifier": state.params, "weighting": state.outer["weighting"]}))
-    weights, losses, soft_labels = (np.mean(parts, axis=0) for parts in zip(*values, strict=True))
+    fold_weights, fold_losses, fold_labels = (np.stack(parts) for parts in zip(*values, strict=True))
+    agreement = fold_agreement(fold_weights)
+    weights = fold_weights.mean(0)
     return PoolValues(
-        weights,
-        losses,
-        soft_labels if program.weighting.needs_influence else None,
+        np.ones_like(weights) if agreement < 0 else weights,
+        fold_losses.mean(0),
+        fold_labels.mean(0) if program.weighting.needs_influence else None,
         fold_models=jax.tree.map(lambda *leaves: np.stack(leaves), *fold_models),
+        agreement=agreement,
     )
+
+
+def fold_agreement(fold_weights: np.ndarray) -> float:
+    """How far the folds agree on a pool: the mean correlation of the weights [F, N] of two folds, in [-1, 1].
+
+    Weights of a fold that are all the same correlate with nothing; a single fold agrees with itself.
+    """
+    centred = fold_weights - fold_weights.mean(1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1)
+    unit = centred / np.where(norms > 1e-12, norms, 1.0)[:, None]
+    pairs = [float(np.dot(unit[one], unit[two])) for one in range(len(unit)) for two in range(one)]
+    return float(np.mean(pairs)) if pairs else 1.0
 
 
 def predict_weights(
@@ -168,6 +210,10 @@ class _Program:
     weighting: Weighting
 
     @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return local_optimizer(self.valuation.inner_learning_rate, self.config.weight_decay)
+
+    @property
     def outer_optimizer(self) -> optax.GradientTransformation:
         return optax.chain(
             optax.add_decayed_weights(self.valuation.weight_decay), optax.adam(self.valuation.learning_rate)
@@ -192,9 +238,7 @@ def _step(
     if size:
         chosen = jax.random.choice(jax.random.fold_in(key, StepKey.VALIDATION), len(validation), (size,))
         validation = validation.take(chosen)
-    update = make_bilevel_update(
-        classifier.apply, program.weighting, make_optimizer(program.config), program.outer_optimizer
-    )
+    update = make_bilevel_update(classifier.apply, program.weighting, program.optimizer, program.outer_optimizer)
     batch = smoothed(program.config, draw_batch(program.config, real, pool, key))
     return update(state, batch, smoothed(program.config, validation))
 
@@ -230,27 +274,25 @@ def _influence_matrix(
     return influence(classifier.apply, descent, params, descent.init(params), examples, held_out).matrix
 
 
+def local_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW at a constant rate, small enough that the lookahead is a local step; `eps_root` keeps it differentiable."""
+    return optax.adamw(learning_rate, eps_root=1e-8, weight_decay=weight_decay)
+
+
 def init_state(
-    classifier: Classifier,
-    config: ClassifierConfig,
+    params: Params,
+    optimizer: optax.GradientTransformation,
     outer: dict[str, Params],
     outer_optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    key: jax.Array,
+    ema: bool = False,
 ) -> BilevelState:
-    """The state before the first bilevel step of a classifier with random initial weights.
+    """The state before the first bilevel step, laid out over the devices; arguments as in `init_bilevel`."""
 
-    Args:
-        classifier: trained on the inner level.
-        config: of its optimiser.
-        outer: trained on the outer level.
-        outer_optimizer: of `outer`.
-        image_shape: of the classifier's input, (H, W, C).
-        key: PRNG key of the classifier's weights.
-    """
-    params = init_classifier(classifier, image_shape, key)
-    optimizer = make_optimizer(config)
-    return init_sharded(lambda first, second: init_bilevel(first, optimizer, second, outer_optimizer), params, outer)
+    def init(params: Params, outer: dict[str, Params]) -> BilevelState:
+        # Steps take over the memory of their state, and several states may start from one `outer`.
+        return init_bilevel(params, optimizer, jax.tree.map(jnp.copy, outer), outer_optimizer, ema)
+
+    return init_sharded(init, params, outer)
 
 
 def smoothed(config: ClassifierConfig, examples: Examples) -> Examples:

@@ -1,8 +1,14 @@
-"""Soft labels from an ensemble of classifiers that were trained on the pool as it came.
+"""Soft labels from ensembles: what classifiers say of images that they were not trained on.
 
 An image that a generator made of a class may look like another class, or like two: a hard label would then teach the
-wrong thing. Distillation (Hinton et al. 2015, arXiv 1503.02531) into a network of the same size (born-again networks,
-Furlanello et al. 2018, arXiv 1805.04770), with the synthetic pool as what is distilled on. Ours.
+wrong thing. Three ensembles know different things. The first is trained on the shots alone: it knows what the classes
+are, but not how generated images look. The second is trained on the shots and the pool as it came: it knows generated
+images, and believes their labels. The third is trained on the shots and the pool as the first one labels it. The soft
+label is the mean of what the three say (measured, also in pairs: README.md in this folder).
+
+Self-training (Lee 2013; noisy student, Xie et al. 2020, arXiv 1911.04252) out of fold: each classifier is trained on
+one half of the pool and speaks of the other, so that no image is labelled by what was trained on it. The first
+ensemble's labels are corrected for its own preferences, see `noise_transition`.
 """
 
 from __future__ import annotations
@@ -11,16 +17,41 @@ import dataclasses
 
 import jax
 import numpy as np
+from flax import struct
 from scipy.special import softmax
 
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
-from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.runtime.sharding import replicate, to_host
 from utilgen_jax.types import OnStep
-from utilgen_jax.valuation.calibration import temperature_scale
 from utilgen_jax.valuation.config import EnsembleConfig
+from utilgen_jax.valuation.noise_transition import ClassPosterior, class_posterior
+
+
+@struct.dataclass
+class EnsembleLabels:
+    """What the ensembles say of N images, mean predictions float32 [N, K].
+
+    Attributes:
+        of_shots: of the classifiers of the shots alone.
+        of_pool: of those of the shots and the other half of the pool as it came.
+        of_relabelled: of those of the shots and the other half as the first ones label it.
+    """
+
+    of_shots: np.ndarray
+    of_pool: np.ndarray
+    of_relabelled: np.ndarray
+
+    @property
+    def soft_labels(self) -> np.ndarray:
+        """The mean of the three, float32 [N, K]."""
+        return (self.of_shots + self.of_pool + self.of_relabelled) / 3
+
+    def posterior(self, labels: np.ndarray) -> ClassPosterior:
+        """Which class each image shows, by the third ensemble and the labels int [N] that the images came with."""
+        return class_posterior(self.of_relabelled, labels)
 
 
 def ensemble_labels(
@@ -31,36 +62,57 @@ def ensemble_labels(
     pool: Examples,
     key: jax.Array,
     on_step: OnStep,
-) -> np.ndarray:
-    """Trains an ensemble and labels the pool by its mean prediction, calibrated by `temperature_scale`.
+) -> EnsembleLabels:
+    """Trains the ensembles and labels the pool.
 
     The members train as the final classifier does, but for the mixing of their batches, which makes them less sure of
-    themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has initial weights and batches of its
-    own. Calibration undoes what smoothed and mixed labels do to their confidence; the final classifier, which trains
-    with both again, would otherwise be softened twice.
+    themselves and of wrong labels (Zhang et al. 2018, arXiv 1710.09412). Each has its own initial weights and batches.
 
     Args:
         classifier: the network of every member.
         config: the final classifier's.
-        ensemble: number of members, mixing, share of their prediction in a label.
+        ensemble: numbers of members, mixing.
         real: the shots.
-        pool: the synthetic images, with the labels that they came with.
+        pool: the synthetic images, with the labels that they came with; the classes in turn.
         key: PRNG key.
         on_step: called after each step with (steps done by all members, loss on the device).
-
-    Returns:
-        Float32 [N, K].
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
-    predicted = np.zeros((len(pool), pool.num_classes), np.float32)
-    for member in range(ensemble.members):
+    if config.synthetic_fraction == 1:
+        # What the shots know is all that corrects a label.
+        config = dataclasses.replace(config, synthetic_fraction=0.5)
+    done = 0
 
-        def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
-            on_step(done + step, loss)
+    def predict(others: Examples | None, images: Examples, member: int) -> np.ndarray:
+        """What a new member, trained on the shots and others, says of images."""
+        nonlocal done
 
-        member_key = jax.random.fold_in(key, member)
-        params = train_classifier(classifier, config, real, pool, member_key, on_member_step)
-        logits = predict_logits(classifier, params, pool.inputs, config.eval_batch_size)
-        predicted += softmax(logits, axis=-1) / ensemble.members
-    calibrated = temperature_scale(predicted, to_host(pool.labels))
-    return ensemble.share * calibrated + (1 - ensemble.share) * to_host(pool.dense().targets)
+        def on_member_step(step: int, loss: jax.Array, before: int = done) -> None:
+            on_step(before + step, loss)
+
+        params = train_classifier(classifier, config, real, others, jax.random.fold_in(key, member), on_member_step)
+        done += config.steps
+        return softmax(predict_logits(classifier, params, images.inputs, config.eval_batch_size), axis=-1)
+
+    def predict_halves(targets: np.ndarray, first_member: int) -> np.ndarray:
+        """What members that were trained on the other half, under these targets [N, K], say of each image."""
+        predicted = np.zeros((len(pool), pool.num_classes), np.float32)
+        for number in range(2 * ensemble.pool_members):
+            others, held_out = (np.flatnonzero((half_of == number % 2) == is_held_out) for is_held_out in (False, True))
+            taught = dataclasses.replace(pool.take(others), targets=replicate(targets[others]))
+            member = first_member + number
+            predicted[held_out] += predict(taught, pool.take(held_out), member) / ensemble.pool_members
+        return predicted
+
+    # The pool holds the classes in turn: whole turns go to a half.
+    half_of = np.arange(len(pool)) // pool.num_classes % 2
+    of_shots = np.mean([predict(None, pool, member) for member in range(ensemble.members)], axis=0)
+    of_pool = predict_halves(to_host(pool.dense().targets), ensemble.members)
+    relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
+    of_relabelled = predict_halves(relabelled, ensemble.members + 2 * ensemble.pool_members)
+    return EnsembleLabels(of_shots, of_pool, of_relabelled)
+
+
+def ensemble_steps(config: ClassifierConfig, ensemble: EnsembleConfig) -> int:
+    """Training steps of all members."""
+    return (ensemble.members + 4 * ensemble.pool_members) * config.steps

@@ -2,6 +2,7 @@
 
 from utilgen_jax.bilevel.weightings.importance import importance_ratio
 from utilgen_jax.bilevel.weightings.networks import FEATURES, feature_network, loss_network
+from utilgen_jax.bilevel.weightings.product import product
 from utilgen_jax.bilevel.weightings.saflex import saflex
 from utilgen_jax.bilevel.weightings.uniform import uniform
 from utilgen_jax.bilevel.weightings.weighting import Weighting, WeightingInputs, relative_weights
@@ -13,6 +14,7 @@ __all__ = [
     "feature_network",
     "importance_ratio",
     "loss_network",
+    "product",
     "relative_weights",
     "saflex",
     "uniform",

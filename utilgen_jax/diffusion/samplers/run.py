@@ -50,7 +50,8 @@ def run_sampler(
         raise InputError(f"the sampler {type(sampler).__name__} is stochastic: it needs keys")
 
     def step(state: SamplerState, index: jax.Array) -> tuple[SamplerState, None]:
-        prediction = denoise(sampler.model_input(state, index), sampler.timesteps[index]).astype(jnp.float32)
+        prediction = denoise(sampler.model_input(state, index), sampler.timesteps[index])
+        prediction = prediction.astype(jnp.promote_types(prediction.dtype, jnp.float32))
         step_noise = _step_noise(keys, index, noise.shape[1:]) if sampler.is_stochastic else None
         return sampler.step(state, index, prediction, step_noise), None
 

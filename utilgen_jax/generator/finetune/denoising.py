@@ -17,7 +17,7 @@ from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, adapter_loras, difficulty_encoder_of
 from utilgen_jax.generator.conditioning import embeds_condition, encode_tokens
-from utilgen_jax.generator.difficulty_token import append_difficulty_token
+from utilgen_jax.generator.difficulty_token import append_difficulty
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.runtime.schedules import warmup_cosine
@@ -118,7 +118,7 @@ def adapter_loss(
         raise InputError("adapter_loss: a LoRA on the text encoder needs prompts as token ids; text states are fixed")
     if adapter.difficulty_encoder is not None and batch.difficulties is not None:
         encoder = difficulty_encoder_of(adapter.difficulty_encoder)
-        embeds = append_difficulty_token(encoder, adapter.difficulty_encoder, embeds, batch.labels, batch.difficulties)
+        embeds = append_difficulty(encoder, adapter.difficulty_encoder, embeds, batch.labels, batch.difficulties)
     condition = embeds_condition(sd, embeds)
     if batch.class_labels is not None:
         condition = dataclasses.replace(condition, class_labels=batch.class_labels)

@@ -1,0 +1,137 @@
+"""The joint update's steps: what training, gate and values are given, and what of it is kept."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.experiment.conftest import NamedPool, random_pool
+from utilgen_jax.experiment import joint
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.joint.config import JointConfig
+from utilgen_jax.joint.gate import Gate
+from utilgen_jax.joint.train import JointResult
+
+TRAINED = JointResult(
+    adapter=Adapter(
+        unet_lora={"layer": {"up": np.full(2, 0.5, np.float32)}}, difficulty_logits=np.array([0.0, 1.0], np.float32)
+    ),
+    weighting={"attributes": {"logits": np.arange(5.0, dtype=np.float32)}},
+    classifiers={"kernel": np.ones((2, 3), np.float32)},
+)
+SETTINGS = {"prompts__attributes": "thin|bold,small"}
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture
+def given(make_experiment, monkeypatch):
+    """Experiments of joint whose long steps note their arguments in `given.calls`, by name."""
+    calls = {}
+
+    def record(name, result):
+        def run(*arguments):
+            assert name not in calls, "computed twice"
+            calls[name] = arguments
+            return result
+
+        monkeypatch.setattr(joint, name, run)
+
+    record("train_jointly", TRAINED)
+    record("compare_pools", Gate(np.array([0.5, 0.7, 0.6], np.float32)))
+    record("predict_weights", (np.array([[0.2, 0.4], [0.4, 0.8]], np.float32), np.ones((2, 2), np.float32)))
+    states = lambda sd, prompts: jnp.array([[[float(len(prompt))]] for prompt in prompts])
+    monkeypatch.setattr(joint, "encode_prompts", states)
+
+    def make(**settings):
+        experiment = make_experiment("joint", **SETTINGS, **settings)
+        experiment.adapters.__dict__["sd"] = "the checkpoint"
+        experiment.adapters.prompt_embeds = states
+        experiment.adapters.latents = lambda sd, images: images
+        experiment.values.difficulty = lambda pool: np.zeros(len(pool.labels), np.float32)
+        return experiment
+
+    return SimpleNamespace(make=make, calls=calls)
+
+
+def test_training_gets_shots_pool_and_prompts_with_their_features(given):
+    experiment, plain = given.make(), random_pool(8)
+    experiment.joint.train(NamedPool(), plain, None, ("lora",))
+    classifier, program, sd, data, folds, start, key, on_step = given.calls["train_jointly"]
+    assert classifier is experiment.classifier and folds is experiment.folds and start is None
+    assert sd == "the checkpoint"
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(experiment.key(Key.JOINT)))
+    assert (program.without, program.num_attributes) == (("lora",), 5)
+    assert program.joint == experiment.config.section(JointConfig)
+    assert program.valuation == experiment.config.valuation and program.config == experiment.classifier_config
+    np.testing.assert_array_equal(data.real.inputs, experiment.real.inputs)
+    np.testing.assert_array_equal(data.pool.inputs, experiment.examples(plain).inputs)
+    assert data.real.attributes.shape == (4, 5) and data.pool.attributes.shape == (8, 5)
+    assert not data.real.difficulty.any() and (data.pool.difficulty == 0.5).all()
+    np.testing.assert_allclose(data.pool_latents, plain.images / 127.5 - 1, atol=1e-6)
+    assert data.class_embeds[:, 0, 0].tolist() == [len(prompt) for prompt in experiment.prompts]
+    # Each prompt's class and attributes are its own.
+    assert data.prompt_labels.tolist() == [0] * 16 + [1] * 16
+    prompts = sum(experiment.pools.attribute_prompts(number=16), [])
+    for prompt, embeds, attributes in zip(prompts, data.prompt_embeds, data.prompt_attributes, strict=True):
+        assert embeds == len(prompt)
+        assert attributes.tolist()[1:3] == ["thin" in prompt, "bold" in prompt]
+        assert attributes.tolist()[3:] == ["small" not in prompt, "small" in prompt]
+
+
+def test_what_is_trained_is_read_by_the_next_run(given):
+    for _ in range(2):
+        experiment = given.make()
+        found = experiment.joint.train(NamedPool(), random_pool(4), None, ())
+        assert_equal(found.adapter, jax.tree.map(jnp.asarray, TRAINED.adapter))
+        np.testing.assert_array_equal(found.attribute_logits, np.arange(5.0))
+        np.testing.assert_allclose(found.difficulties, [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
+        assert list(experiment.stages.seconds) == ["joint_named"]
+
+
+def test_the_gate_compares_plain_images_with_those_that_the_adapter_would_make(given, monkeypatch, capsys):
+    experiment, plain = given.make(joint__gate_images=2, joint__gate_steps=7), random_pool(8)
+    made = []
+
+    def generate(sd, records, adapter, sampling):
+        made.append((sd, records, adapter))
+        yield np.full((3, 16, 16, 3), 0.25, np.float32)
+        yield np.full((1, 16, 16, 3), 0.25, np.float32)
+
+    monkeypatch.setattr(joint, "generate_batches", generate)
+    gate = experiment.joint.gate(NamedPool(), plain, TRAINED)
+    ((sd, records, adapter),) = made
+    assert sd == "the checkpoint" and adapter is TRAINED.adapter
+    assert [record.label for record in records] == [0, 1, 0, 1]
+    assert {(record.label, record.requested_difficulty) for record in records} == {(0, 0.5), (1, 0.7311)}
+    _, config, real, (first, second), folds, key, _ = given.calls["compare_pools"]
+    assert config == dataclasses.replace(experiment.classifier_config, steps=7) and folds is experiment.folds
+    np.testing.assert_array_equal(first.inputs, experiment.examples(plain).inputs[:4])
+    np.testing.assert_array_equal(first.labels, second.labels)
+    np.testing.assert_allclose(second.inputs, 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(experiment.key(Key.GATE)))
+    assert gate.is_open and "the adapter is used" in capsys.readouterr().err
+    # Read again, and told again.
+    assert given.make(joint__gate_images=2, joint__gate_steps=7).joint.gate(NamedPool(), plain, TRAINED).is_open
+
+
+def test_a_pool_is_valued_at_its_prompts_and_difficulties(given):
+    experiment, pool = given.make(), random_pool(2, NamedPool(holds_attributes=True))
+    changes = {"prompt": "a digit, bold"}, {"prompt": "a digit", "requested_difficulty": 0.75}
+    records = tuple(dataclasses.replace(record, **each) for record, each in zip(pool.records, changes, strict=True))
+    pool = dataclasses.replace(pool, pool=dataclasses.replace(pool.pool, records=records))
+    values = experiment.joint.value("name", pool, TRAINED, ("anchor",))
+    _, program, trained, examples = given.calls["predict_weights"]
+    assert trained is TRAINED and program.without == ("anchor",)
+    assert examples.difficulty.tolist() == [0.5, 0.75]
+    assert examples.attributes.tolist() == [[0, 0, 1, 1, 0], [1, 0, 0, 1, 0]]
+    np.testing.assert_allclose(values.weights, [0.3, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(values.agreement, 1, rtol=1e-6)
+    assert list(experiment.stages.seconds) == ["value_name"]

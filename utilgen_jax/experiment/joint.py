@@ -1,0 +1,206 @@
+"""The joint update's steps of an experiment: training, gate, and the values of the final pool."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import softmax
+
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.data.images import to_float
+from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.stages import step
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.conditioning import encode_prompts
+from utilgen_jax.joint.config import JointConfig
+from utilgen_jax.joint.gate import Gate, compare_pools
+from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.train import JointResult, num_steps, predict_weights, train_jointly
+from utilgen_jax.methods.base import PoolSpec
+from utilgen_jax.pool.generate import generate_batches
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.report.progress import Progress
+from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.valuation.cross_fit import PoolValues, fold_agreement
+
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Experiment
+    from utilgen_jax.experiment.pools import GeneratedPool
+
+_PROMPTS_PER_CLASS = 16  # with drawn attributes, among which an update draws
+
+
+class JointSteps:
+    """Trains classifiers, weight network and adapter by the one update, and uses what it has trained.
+
+    Args:
+        experiment: whose steps these are.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def program(self, without: tuple[str, ...] = ()) -> JointProgram:
+        """The update's program, without some of its parts."""
+        experiment, config = self.experiment, self.experiment.config
+        return JointProgram(
+            config=experiment.classifier_config,
+            valuation=config.valuation,
+            joint=config.section(JointConfig),
+            sampling=config.generator,
+            classifier_input=experiment.classifier_input,
+            latent_shape=experiment.generator.architecture.latent_shape(config.generator.size),
+            num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes),
+            without=without,
+        )
+
+    def train(
+        self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
+    ) -> JointResult:
+        """Trains by the joint update.
+
+        Args:
+            spec: of the pool that it is for.
+            plain: images of the generator as it is.
+            start: of the adapter; None: one that changes nothing.
+            without: parts that are left out, see `joint.program`.
+        """
+        trained = self._train(spec, plain, start, without)
+        return dataclasses.replace(trained, adapter=_adapter(trained.adapter))
+
+    @step("joint_{spec.name}", JointResult)
+    def _train(
+        self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
+    ) -> JointResult:
+        experiment, program = self.experiment, self.program(without)
+        with experiment.log(num_steps(program, len(experiment.folds))) as on_step:
+            return train_jointly(
+                experiment.classifier,
+                program,
+                experiment.adapters.sd,
+                self._data(plain),
+                experiment.folds,
+                start,
+                experiment.key(Key.JOINT),
+                on_step,
+            )
+
+    def _data(self, plain: GeneratedPool) -> JointData:
+        experiment = self.experiment
+        sd, config = experiment.adapters.sd, experiment.config
+        prompts = experiment.pools.attribute_prompts(number=_PROMPTS_PER_CLASS)
+        flat = [prompt for of_class in prompts for prompt in of_class]
+        return replicate(
+            JointData(
+                real=self._known(experiment.real, None, 0.0),
+                pool=self._known(experiment.examples(plain), None, 0.5),
+                pool_latents=experiment.adapters.latents(sd, to_float(plain.images)),
+                class_embeds=encode_prompts(sd, experiment.prompts),
+                prompt_embeds=experiment.adapters.prompt_embeds(sd, flat),
+                prompt_labels=jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), _PROMPTS_PER_CLASS),
+                prompt_attributes=jnp.asarray(self._attributes(flat)),
+                negative_prompt_embeds=encode_prompts(sd, [config.generator.negative_prompt]),
+            )
+        )
+
+    def gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:
+        """Decides over the folds whether the trained adapter is used, see `joint.gate`; says it."""
+        gate = self._gate(spec, plain, trained)
+        self.experiment.metrics.write(0, f"gate_{spec.name}", gain=gate.mean, standard_error=gate.standard_error)
+        if self.experiment.is_first:
+            verdict = "the adapter is used" if gate.is_open else "the generator stays as it is"
+            print(f"gate: {gate.mean:+.3f} ± {gate.standard_error:.3f} held-out loss; {verdict}", file=sys.stderr)
+        return gate
+
+    @step("gate_{spec.name}", Gate)
+    def _gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:
+        experiment = self.experiment
+        joint = experiment.config.section(JointConfig)
+        number = joint.gate_images * experiment.classifier_input.num_classes
+        records = experiment.pools.plan(
+            experiment.pools.attribute_prompts(logits=trained.attribute_logits, number=joint.gate_images),
+            difficulty=(trained.difficulties.tolist(), 0.0),
+        )[:number]
+        sd, sampling = experiment.adapters.sd, experiment.config.generator
+        parts = []
+        with Progress("images for the gate", number, "image", enabled=experiment.is_first) as progress:
+            for images in generate_batches(sd, records, trained.adapter, dataclasses.replace(sampling, strength=1.0)):
+                parts.append(images)
+                progress.update(sum(map(len, parts)))
+        examples = experiment.examples(plain).take(np.arange(len(records)))
+        adapted = dataclasses.replace(examples, inputs=experiment.classifier_input.images(np.concatenate(parts)))
+        config = dataclasses.replace(experiment.classifier_config, steps=joint.gate_steps)
+        with experiment.log(2 * len(experiment.folds) * config.steps) as on_step:
+            return compare_pools(
+                experiment.classifier,
+                config,
+                experiment.real,
+                (examples, replicate(adapted)),
+                experiment.folds,
+                experiment.key(Key.GATE),
+                on_step,
+            )
+
+    @step("value_{name}", PoolValues)
+    def value(self, name: str, pool: GeneratedPool, trained: JointResult, without: tuple[str, ...]) -> PoolValues:
+        """The weights that the trained weight network gives to a pool, by the folds' classifiers.
+
+        Args:
+            name: of the stage.
+            pool: the images.
+            trained: by `train`.
+            without: as in `train`.
+        """
+        experiment = self.experiment
+        requested = np.array(
+            [0.5 if record.requested_difficulty is None else record.requested_difficulty for record in pool.records],
+            np.float32,
+        )
+        examples = self._known(experiment.examples(pool), [record.prompt or "" for record in pool.records], requested)
+        weights, losses = predict_weights(experiment.classifier, self.program(without), trained, examples)
+        return PoolValues(
+            weights.mean(0),
+            losses.mean(0),
+            difficulty=experiment.values.difficulty(pool),
+            agreement=fold_agreement(weights),
+        )
+
+    def accuracy(self, trained: JointResult) -> float:
+        """The accuracy of the mean prediction of the folds' averaged classifiers on the test images."""
+        experiment = self.experiment
+        test = experiment.split.test
+        folds = range(len(jax.tree.leaves(trained.classifiers)[0]))
+        predicted = [
+            softmax(
+                experiment.classifiers.predict(
+                    jax.tree.map(lambda leaf, fold=fold: leaf[fold], trained.classifiers), to_float(test.images)
+                ),
+                axis=-1,
+            )
+            for fold in folds
+        ]
+        return float((np.sum(predicted, axis=0).argmax(-1) == test.labels).mean())
+
+    def _known(self, examples: Examples, prompts: list[str] | None, difficulty: float | np.ndarray) -> Examples:
+        """Examples with the features that the weight network wants; no prompts: those of no attribute."""
+        number = len(examples)
+        attributes = np.zeros((number, self.program().num_attributes), np.float32)
+        if prompts is not None:
+            attributes = self._attributes(prompts)
+        requested = np.broadcast_to(np.float32(difficulty), (number,))
+        return dataclasses.replace(examples, attributes=replicate(attributes), difficulty=replicate(requested))
+
+    def _attributes(self, prompts: list[str]) -> np.ndarray:
+        attributes = PromptAttributes.parse(self.experiment.config.prompts.attributes)
+        return attributes.one_hot(np.stack([attributes.parse_prompt(prompt) for prompt in prompts]))
+
+
+def _adapter(nested: Adapter | dict) -> Adapter:
+    """An adapter on the device, also from the dict that a stage was read as."""
+    adapter = Adapter(**nested) if isinstance(nested, dict) else nested
+    return jax.tree.map(jnp.asarray, adapter)

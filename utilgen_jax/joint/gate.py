@@ -1,0 +1,88 @@
+"""Decides whether a trained adapter is used: only if its images teach a classifier more than plain ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.influence import cross_entropies
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import train_classifier
+from utilgen_jax.data.splits import Fold
+from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.types import OnStep
+from utilgen_jax.valuation.cross_fit import smoothed
+
+
+@struct.dataclass
+class Gate:
+    """The verdict.
+
+    Attributes:
+        gains: by how much the loss on each held-out shot falls with the adapter's images, float32 [N].
+    """
+
+    gains: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """The mean gain."""
+        return float(np.mean(self.gains))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over the shots."""
+        return float(np.std(self.gains, ddof=1) / np.sqrt(len(self.gains)))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the adapter is used: its gain exceeds the standard error."""
+        return self.mean > self.standard_error
+
+
+def compare_pools(
+    classifier: Classifier,
+    config: ClassifierConfig,
+    real: Examples,
+    pools: tuple[Examples, Examples],
+    folds: Sequence[Fold],
+    key: jax.Array,
+    on_step: OnStep,
+) -> Gate:
+    """Trains a classifier a fold on each of two pools, and compares their losses on the fold's own shots.
+
+    The adapter was taught by the same shots, though never by a classifier that had learnt from them; so the gate is
+    rather too willing to open.
+
+    Args:
+        classifier: the network.
+        config: its training.
+        real: the shots, N of them.
+        pools: plain images, and the adapter's.
+        folds: of the shots.
+        key: PRNG key; both pools train from the same start.
+        on_step: called after each step with (steps done in all trainings, loss on the device).
+    """
+    losses = np.zeros((2, len(real)), np.float32)
+    for number, fold in enumerate(folds):
+        train, held_out = real.take(fold.train_indices), smoothed(config, real.take(fold.validation_indices))
+        for place, pool in enumerate(pools):
+
+            def on_fold_step(step: int, loss: jax.Array, done: int = (2 * number + place) * config.steps) -> None:
+                on_step(done + step, loss)
+
+            fold_key = jax.random.fold_in(key, number)
+            params = train_classifier(classifier, config, train, pool, fold_key, on_fold_step)
+            losses[place, fold.validation_indices] = to_host(_losses(classifier, params, held_out))
+    return Gate(losses[0] - losses[1])
+
+
+@jax.jit
+def _losses(classifier: Classifier, params: dict, held_out: Examples) -> jax.Array:
+    return jnp.asarray(cross_entropies(classifier.apply, params, held_out))

@@ -1,0 +1,171 @@
+"""The one jitted update: classifier, weight network, LoRA, difficulty encoder and attributes learn side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_update
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.generator.adapter import Adapter, generate_images, requested_difficulty
+from utilgen_jax.generator.conditioning import embeds_condition
+from utilgen_jax.generator.inputs import SampleInputs
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.regularizers import anchor, coverage
+from utilgen_jax.runtime.sharding import split_batch
+from utilgen_jax.types import Params
+from utilgen_jax.valuation.cross_fit import smoothed
+
+
+@struct.dataclass
+class Drawn:
+    """What an update generates, and what it is held to; M images a leaf.
+
+    Attributes:
+        inputs: of the images to generate.
+        attributes: of their prompts, float32 [M, A].
+        own: of images that the frozen generator has made, with their latents; see `regularizers.anchor`.
+        real: training shots, see `regularizers.coverage`.
+        keys: PRNG keys [M], of which the first is used.
+    """
+
+    inputs: SampleInputs
+    attributes: jax.Array
+    own: SampleInputs
+    real: Examples
+    keys: jax.Array
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def joint_update(
+    program: JointProgram,
+    classifier: Classifier,
+    state: BilevelState,
+    sd: StableDiffusion,
+    data: JointData,
+    validation: Examples | None,
+    key: jax.Array,
+) -> tuple[BilevelState, BilevelMetrics]:
+    """One update on fresh batches of real, synthetic and newly generated images.
+
+    Args:
+        program: static.
+        classifier: trained on the inner level.
+        state: donated.
+        sd: the generator; its weights stay as they are.
+        data: real images that the classifier may learn from, and the pool.
+        validation: held-out shots; None: a plain step of the classifier, without the outer level.
+        key: PRNG key of the step.
+    """
+    joint = program.joint
+
+    def generate(adapter: Adapter, drawn: Drawn) -> Examples:
+        images = generate_images(sd, adapter, drawn.inputs, program.step_sampling, joint.differentiable_steps)
+        examples = program.classifier_input.examples(images, drawn.inputs.labels, program.config.label_smoothing)
+        difficulty = requested_difficulty(adapter, drawn.inputs)
+        return dataclasses.replace(examples, attributes=drawn.attributes, difficulty=difficulty)
+
+    def regularize(images: jax.Array, adapter: Adapter, params: Params, drawn: Drawn) -> jax.Array:
+        penalty = jnp.zeros(())
+        if joint.anchor and program.has("anchor"):
+            penalty += joint.anchor * anchor(sd, adapter, drawn.own, drawn.keys[0])
+        if joint.coverage and program.has("coverage"):
+            features = partial(classifier.features, params)
+            generated, real = features(images), features(drawn.real.inputs)
+            penalty += joint.coverage * coverage(generated, drawn.inputs.labels, real, drawn.real.labels)
+        return penalty
+
+    update = make_bilevel_update(
+        classifier.apply,
+        program.weighting,
+        program.optimizer,
+        program.outer_optimizer,
+        generate=generate,
+        regularizer=regularize,
+        num_inner_steps=joint.inner_steps,
+        ema_decay=joint.ema_decay,
+    )
+    steps = range(joint.inner_steps)
+    batches = [_draw_examples(program, data, jax.random.fold_in(key, 2 * step)) for step in steps]
+    examples = batches[0] if joint.inner_steps == 1 else _stack(batches)
+    if validation is None:
+        return update(state, examples)
+    requests = [_draw_requests(program, sd, data, jax.random.fold_in(key, 2 * step + 1)) for step in steps]
+    drawn = requests[0] if joint.inner_steps == 1 else _stack(requests)
+    return update(state, examples, _shifted(program, validation, key), drawn)
+
+
+def first_inputs(program: JointProgram, sd: StableDiffusion, data: JointData) -> SampleInputs:
+    """Sample inputs of an image, which give an adapter its shapes."""
+    return _inputs(
+        program, sd, data.negative_prompt_embeds, data.prompt_embeds[:1], data.prompt_labels[:1], jax.random.key(0)
+    )
+
+
+def _draw_examples(program: JointProgram, data: JointData, key: jax.Array) -> Examples:
+    return smoothed(program.config, draw_batch(program.config, data.real, data.pool, key))
+
+
+def _shifted(program: JointProgram, validation: Examples, key: jax.Array) -> Examples:
+    """The held-out shots, or as many of them as a validation batch has, each shifted at random."""
+    key = jax.random.fold_in(key, 2 * program.joint.inner_steps)
+    size = program.valuation.validation_batch_size
+    if size:
+        chosen = jax.random.choice(jax.random.fold_in(key, StepKey.VALIDATION), len(validation), (size,))
+        validation = validation.take(chosen)
+    images = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
+    return smoothed(program.config, dataclasses.replace(validation, inputs=images))
+
+
+def _draw_requests(program: JointProgram, sd: StableDiffusion, data: JointData, key: jax.Array) -> Drawn:
+    """Draws prompts for new images, images that the generator has made, and shots, each with fresh noise."""
+    number = program.joint.num_generated
+    prompt_key, own_key, real_key = (jax.random.fold_in(key, use) for use in range(3))
+    prompts = jax.random.randint(prompt_key, (number,), 0, len(data.prompt_labels))
+    own = jax.random.randint(own_key, (number,), 0, len(data.pool))
+    real = jax.random.randint(real_key, (number,), 0, len(data.real))
+    own_labels = data.pool.labels[own]
+    draw = partial(_inputs, program, sd, data.negative_prompt_embeds)
+    drawn = Drawn(
+        inputs=draw(data.prompt_embeds[prompts], data.prompt_labels[prompts], jax.random.fold_in(key, 3)),
+        attributes=data.prompt_attributes[prompts],
+        own=dataclasses.replace(
+            draw(data.class_embeds[own_labels], own_labels, jax.random.fold_in(key, 4)),
+            clean_latents=data.pool_latents[own],
+        ),
+        real=data.real.take(real),
+        keys=_keys(jax.random.fold_in(key, 5), number),
+    )
+    return split_batch(drawn)
+
+
+def _inputs(
+    program: JointProgram,
+    sd: StableDiffusion,
+    negative_prompt_embeds: jax.Array,
+    embeds: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+) -> SampleInputs:
+    return SampleInputs(
+        condition=embeds_condition(sd, embeds, negative_prompt_embeds),
+        latents=jax.random.normal(jax.random.fold_in(key, 0), (len(labels), *program.latent_shape)),
+        labels=labels,
+        rows=labels,
+        keys=_keys(jax.random.fold_in(key, 1), len(labels)),
+    )
+
+
+def _keys(key: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
+
+
+def _stack(parts: list) -> Examples | Drawn:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
