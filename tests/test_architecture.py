@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "generator": {"bilevel", "checkpoints", "data", "diffusion", "models", "runtime"},
     "valuation": {"bilevel", "classifier", "data", "runtime"},
     "pool": {"data", "generator", "report", "runtime"},
-    "joint": {"bilevel", "classifier", "data", "generator", "models", "runtime", "valuation"},
+    "joint": {"bilevel", "classifier", "data", "diffusion", "generator", "models", "runtime", "valuation"},
     "report": {"data", "pool", "runtime"},
     "methods": {"generator", "joint", "valuation", "prompts"},  # their config sections
     "config": {"classifier", "data", "generator", "methods", "pool", "prompts", "runtime", "valuation"},

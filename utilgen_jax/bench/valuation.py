@@ -5,7 +5,7 @@
   python -m utilgen_jax.bench valuation --config=configs/pneumoniamnist.py:shots=10,path=DATA.npz --pool=real
 
 A part --wrong of each class's images shows another class; all keep the label of their class. The figure is the area
-under the ROC curve (AUC) for telling the right ones by a score: 0.5 is chance, 1 perfect, below 0.5 upside down. With
+under the ROC curve (AUC) for telling the right ones by a score: 0.5 is a guess, 1 perfect, below 0.5 upside down. With
 --wrong=0 there is nothing to find; then the figure is the deviation of the score, divided by its mean, which should be
 small. The scores:
 

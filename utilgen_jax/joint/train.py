@@ -126,7 +126,7 @@ def predict_weights(
 
     Args:
         classifier: as in `train_jointly`.
-        program: likewise.
+        program: as in `train_jointly`.
         result: of `train_jointly`.
         images: with attributes and difficulty.
 
