@@ -116,7 +116,13 @@ VALUES = {
     "entropy": lambda soft_labels: itself,
     "show_weight_curve": lambda name, pool_round, values: None,
 }
-CLASSIFIERS = {"cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool")}
+CLASSIFIERS = {
+    "cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool"),
+    "train": lambda method, synthetic: itself,
+    "train_saflex": lambda method, synthetic: (
+        lambda call: SimpleNamespace(params=call, weights="weights in training", soft_labels="labels in training")
+    ),
+}
 PARTS = {"pools": POOLS, "adapters": ADAPTERS, "values": VALUES, "classifiers": CLASSIFIERS}
 
 

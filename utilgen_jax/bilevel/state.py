@@ -46,6 +46,7 @@ class BilevelMetrics:
             the plain step that it looks ahead); None without validation.
         losses: float32 [B], with the labels as they came.
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
+        targets: float32 [B, K], the labels that the weighting gave; of several inner steps, in the first one.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
             loss. It is what all objectives of the generator maximise; None without validation.
         first_nonfinite: as in the state, but of this update too.
@@ -55,6 +56,7 @@ class BilevelMetrics:
     validation_loss: jax.Array | None
     losses: jax.Array
     weights: jax.Array
+    targets: jax.Array
     utilities: jax.Array | None
     first_nonfinite: dict[str, jax.Array]
 

@@ -54,6 +54,7 @@ def of_bilevel(on_step: OnStep) -> Callable[[int, BilevelMetrics], None]:
     """Adapts the function that `log_stage` yields to bilevel training, which reports `BilevelMetrics`."""
 
     def on_bilevel_step(step: int, metrics: BilevelMetrics) -> None:
-        on_step(step, metrics.train_loss, metrics.first_nonfinite, validation_loss=metrics.validation_loss)
+        scalars = {} if metrics.validation_loss is None else {"validation_loss": metrics.validation_loss}
+        on_step(step, metrics.train_loss, metrics.first_nonfinite, **scalars)
 
     return on_bilevel_step
