@@ -52,7 +52,9 @@ def test_wrong_labels_are_found_and_the_classifier_is_better_for_it(memory):
     np.testing.assert_allclose(found.soft_labels.sum(-1), 1, rtol=1e-4)
     own = found.soft_labels[np.arange(160), pool.labels]
     assert roc_auc_score(~is_wrong, own) > 0.9 and roc_auc_score(~is_wrong, found.weights) > 0.6
-    assert (found.soft_labels[np.arange(160), truth])[is_wrong].mean() > 1 / NUM_CLASSES
+    # At zero influence a class that is not the label has 0.1 / 3.
+    gained = found.soft_labels[np.arange(160), truth][is_wrong].mean() / (0.1 / 3)
+    assert gained > (10 if memory else 2)
 
     only = dataclasses.replace(config, synthetic_fraction=1.0)
     test, _ = draw_set(100, seed=2)
@@ -85,7 +87,6 @@ def test_plain_steps_are_those_of_all_methods(toy, changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", [0.0, 0.5])
 def test_labels_are_the_closed_form_of_the_steps_influence(toy, memory):
-    # Two steps with no plain one before, of which the first moves nothing: the warm-up starts at rate zero.
     real, pool = toy
     config = dataclasses.replace(CONFIG, steps=1, synthetic_fraction=1.0, max_shift=1)
     settings = SaflexConfig(plain_fraction=0.0, memory=memory)
@@ -118,20 +119,14 @@ def test_labels_are_the_closed_form_of_the_steps_influence(toy, memory):
 
 
 @pytest.mark.slow
-def test_memory_goes_on_from_the_label_of_the_last_draw(toy):
-    # One image, which every step draws: the label's log-odds are the sum of what the steps found.
+def test_memory_adds_the_evidence_of_the_steps(toy):
     real, pool = toy
-    config = dataclasses.replace(CONFIG, steps=6, synthetic_fraction=0.5)
-    seen = {}
-    for memory in (0.0, 1.0):
-        metrics = []
-        settings = SaflexConfig(plain_fraction=0.0, memory=memory, label_probability=0.5)
-        train(real, pool.take([0, 7]), config, settings, on_step=lambda step, found: metrics.append(found))  # noqa: B023
-        seen[memory] = [np.asarray(found.targets[-8:]) for found in metrics]
-    spread = {memory: [np.abs(targets - targets.mean(0)).max() for targets in seen[memory]] for memory in seen}
-    del spread
-    own = {memory: np.array([targets.max(-1).mean() for targets in seen[memory]]) for memory in seen}
-    assert own[1.0][-1] > own[0.0][-1] + 0.05  # evidence adds up
+    config = dataclasses.replace(CONFIG, steps=30, synthetic_fraction=0.75)
+    distance = {}
+    for memory in (0.0, 0.5, 1.0):
+        found = train(real, pool, config, SaflexConfig(plain_fraction=0.0, memory=memory))
+        distance[memory] = np.abs(found.soft_labels - np.where(np.eye(NUM_CLASSES)[LABELS] == 1, 0.9, 0.1 / 3)).mean()
+    assert distance[0.0] < distance[0.5] < distance[1.0]
 
 
 @pytest.mark.slow

@@ -111,7 +111,8 @@ def train_saflex(
         parts = [(real, real)]
     labels = pool.dense().targets
     prior = at_zero_influence(labels, program.saflex.label_probability)
-    found = replicate(_PoolLabels(prior, jnp.zeros(len(pool)), jnp.zeros(len(pool)), jnp.zeros_like(labels)))
+    # A copy: a step takes over the memory of what it is given.
+    found = replicate(_PoolLabels(jnp.copy(prior), jnp.zeros(len(pool)), jnp.zeros(len(pool)), jnp.zeros_like(labels)))
     init_key, batch_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     state = init_state(classifier, config, {}, optax.identity(), real.inputs.shape[1:], init_key)
     class_counts = real.dense().targets.sum(0)
