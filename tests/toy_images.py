@@ -26,8 +26,6 @@ VALUATION = ValuationConfig(
     learning_rate=0.01,
     weight_decay=1e-4,
     validation_batch_size=0,
-    label_strength=4.0,
-    temperature=1.0,
 )
 
 

@@ -375,6 +375,54 @@ def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
     assert validation_loss(new.params) < metrics.validation_loss
 
 
+def mixed_and_smoothed(inputs, targets):
+    """A transform as the classifier's training has one: each example is mixed with the next, labels are smoothed."""
+    targets = 0.8 * targets + 0.2 / NUM_CLASSES * targets.sum(-1, keepdims=True)
+    return 0.7 * inputs + 0.3 * jnp.roll(inputs, 1, 0), 0.7 * targets + 0.3 * jnp.roll(targets, 1, 0)
+
+
+@pytest.mark.slow
+def test_a_transform_stands_between_the_weighting_and_the_step():
+    optimizer, it = OPTIMIZERS["nesterov, clipped"], domain()
+    state = moved_state(optimizer, {"weighting": jnp.linspace(0.5, 1.5, 8)})
+
+    def step(weights, targets=it.examples.targets):
+        inputs, targets = mixed_and_smoothed(it.examples.inputs, weights[:, None] * targets)
+        return step_with(optimizer, state, Examples(inputs, targets), jnp.ones(8))
+
+    update = make_bilevel_update(apply, FREE, optimizer, optax.sgd(1.0), transform=mixed_and_smoothed)
+    new, metrics = jax.jit(update)(state, it.examples, it.validation)
+    assert_close(new.params, step(metrics.weights))
+    np.testing.assert_allclose(metrics.weights, np.linspace(0.5, 1.5, 8), rtol=1e-9)  # of the examples themselves
+    expected = jax.grad(lambda weights: validation_loss(step(relative_weights(weights, jnp.ones(8, bool)))))(
+        state.outer["weighting"]
+    )
+    assert_close(state.outer["weighting"] - new.outer["weighting"], expected, rtol=1e-7)
+
+    # The direction of SAFLEX is that of the step on mixed images, the influence that of the images themselves.
+    state = moved_state(optimizer, {})
+    weighting = saflex()
+    update = make_bilevel_update(apply, weighting, optimizer, optax.sgd(1.0), transform=mixed_and_smoothed)
+    new, metrics = jax.jit(update)(state, it.examples, it.validation)
+    matrix = influence_of_added_images(optimizer, state, it)
+    weights, targets = weighting.apply({}, WeightingInputs(it.examples, matrix, matrix))
+    np.testing.assert_allclose(metrics.targets, targets, rtol=1e-6)
+    assert_close(new.params, step(relative_weights(weights, jnp.ones(8, bool)), targets))
+
+
+def influence_of_added_images(optimizer, state, it):
+    """Π by its definition: what -log p_k(x_i), added to the loss of the mixed batch, does to the validation loss."""
+    inputs, targets = mixed_and_smoothed(it.examples.inputs, it.examples.targets)
+    inputs = jnp.concatenate([inputs, it.examples.inputs])
+
+    def loss_of(added):
+        # The mean is over 8 images as before.
+        examples = Examples(inputs, jnp.concatenate([targets, added]))
+        return validation_loss(step_with(optimizer, state, examples, 2 * jnp.ones(16)))
+
+    return -8 * jax.grad(loss_of)(jnp.zeros((8, NUM_CLASSES)))
+
+
 def test_saflex_and_an_adapter_go_together():
     optimizer, it = OPTIMIZERS["sgd"], domain()
     state = moved_state(optimizer, {"adapter": it.outer["adapter"]})

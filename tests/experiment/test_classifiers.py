@@ -16,6 +16,8 @@ from utilgen_jax.experiment import classifiers
 from utilgen_jax.experiment.experiment import TrainingData
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.methods import METHODS, Method
+from utilgen_jax.valuation.config import SaflexConfig
+from utilgen_jax.valuation.saflex import SaflexClassifier
 
 
 @pytest.fixture
@@ -76,6 +78,30 @@ def test_training_is_the_librarys(make_experiment):
         experiment.classifier, experiment.classifier_config, experiment.real, synthetic, key, lambda step, loss: None
     )
     jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, expected))
+
+
+def test_saflex_trains_with_the_experiments_shots_folds_and_settings(make_experiment, monkeypatch):
+    experiment = make_experiment("saflex", saflex__memory=0.25, classifier__mixing="cutmix")
+    calls, synthetic = [], experiment.examples(random_pool(6))
+
+    def train(classifier, program, shots, pool, key, on_step):
+        calls.append((classifier, program, shots, pool, key))
+        found = np.linspace(0, 1, 6, dtype=np.float32)
+        return SaflexClassifier({"layer": {"bias": np.ones(2, np.float32)}}, found, np.stack([found, 1 - found], 1))
+
+    monkeypatch.setattr(classifiers, "train_saflex", train)
+    for run in (experiment, make_experiment("saflex", saflex__memory=0.25, classifier__mixing="cutmix")):
+        trained = run.classifiers.train_saflex(METHODS["saflex"], synthetic)
+        assert isinstance(trained, SaflexClassifier)
+        np.testing.assert_array_equal(trained.params["layer"]["bias"], np.ones(2))
+        np.testing.assert_allclose(trained.soft_labels[:, 0], trained.weights)
+    ((classifier, program, (real, folds), pool, key),) = calls  # the second run reads it
+    assert classifier is experiment.classifier and pool is synthetic
+    assert real is experiment.real and folds is experiment.folds and len(folds) == 2
+    assert program.config == experiment.classifier_config and program.config.mixing == "cutmix"
+    assert program.saflex == experiment.config.section(SaflexConfig) and program.saflex.memory == 0.25
+    assert (key == experiment.key(Key.CLASSIFIER)).all()
+    assert list(experiment.stages.seconds) == ["classifier_saflex"]
 
 
 def drawn_params(experiment):

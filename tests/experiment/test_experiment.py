@@ -19,6 +19,7 @@ from utilgen_jax.methods import METHODS
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.pool.storage import PoolWriter, read_pool
 from utilgen_jax.valuation.cross_fit import PoolValues
+from utilgen_jax.valuation.saflex import SaflexClassifier
 
 
 def shared_dirs(folder):
@@ -205,10 +206,14 @@ def finished(experiment, values, monkeypatch, **accuracy):
     writer.append(to_float(pool.images), records)
     monkeypatch.setattr(experiment.classifiers, "real", lambda: {})
     monkeypatch.setattr(experiment.classifiers, "train", lambda method, synthetic: {})
+    in_training = SaflexClassifier({}, values.weights, values.soft_labels)
+    monkeypatch.setattr(experiment.classifiers, "train_saflex", lambda method, synthetic: in_training)
     monkeypatch.setattr(experiment.classifiers, "real_difficulty", lambda: np.array([0.1, 0.2, 0.3, 0.4]))
     experiment.stages.seconds["pool_plain"] = 1.5
     for method in experiment.methods:
-        data = TrainingData() if method.pool is None else experiment.training_data(pool, values)
+        # What SAFLEX finds, it finds in training.
+        before = PoolValues(np.ones(6), difficulty=values.difficulty) if method.name == "saflex" else values
+        data = TrainingData() if method.pool is None else experiment.training_data(pool, before)
         experiment.train_classifier(method, data)
     return experiment.finish(accuracy)
 
@@ -245,7 +250,11 @@ def test_a_run_of_its_own_leaves_summary_report_and_the_values_beside_the_images
     (arguments,) = report
     workdir, config, of_summary, real, pool, difficulty, values = arguments
     assert (workdir, config, of_summary) == (experiment.workdir, experiment.config, summary)
-    assert real is experiment.split.real and values is VALUES and difficulty.tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert (
+        real is experiment.split.real
+        and values.weights is VALUES.weights
+        and difficulty.tolist() == [0.1, 0.2, 0.3, 0.4]
+    )
     assert pool.records == read.records  # with the values
     out = capsys.readouterr().out
     assert "75.0%" in out and f"report: {experiment.workdir / 'report' / 'index.html'}" in out

@@ -68,7 +68,7 @@ def make_data(wrong=0.5):
     )
 
 
-def train(seed=0, joint=None, start=None, on_step=lambda step, loss, **scalars: None, data=None, **changes):
+def train(seed=0, joint=None, start=None, on_step=lambda step, loss, *rest, **scalars: None, data=None, **changes):
     data = make_data() if data is None else data
     program = dataclasses.replace(PROGRAM, joint=joint or JOINT, **changes)
     folds = cross_fit_folds(np.asarray(data.real.labels), 2, 0)
@@ -149,7 +149,7 @@ def test_it_can_start_from_another_adapter(trained):
 def test_steps_are_told_plain_ones_first_and_every_mth_is_of_both_levels():
     seen = []
     joint = dataclasses.replace(JOINT, steps=8, outer_every=2)
-    train(joint=joint, on_step=lambda step, loss, **scalars: seen.append((step, "penalty" in scalars)))
+    train(joint=joint, on_step=lambda step, loss, *rest, **scalars: seen.append((step, "penalty" in scalars)))
     plain = 2 * VALUATION.plain_steps
     assert [step for step, _ in seen] == list(range(1, plain + 9))
     assert num_steps(dataclasses.replace(PROGRAM, joint=joint), 2) == plain + 8

@@ -121,7 +121,13 @@ VALUES = {
     "ensemble_labels": lambda spec, pool: SimpleNamespace(soft_labels=f"soft labels of {pool.spec.name}"),
     "show_weight_curve": lambda name, pool_round, values: None,
 }
-CLASSIFIERS = {"cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool")}
+CLASSIFIERS = {
+    "cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool"),
+    "train": lambda method, synthetic: itself,
+    "train_saflex": lambda method, synthetic: (
+        lambda call: SimpleNamespace(params=call, weights="weights in training", soft_labels="labels in training")
+    ),
+}
 JOINT = {
     "train": lambda spec, plain, start, without: trained,
     "gate": lambda spec, plain, trained: SimpleNamespace(is_open=True),

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,11 +34,19 @@ def test_a_method_trains_on_its_pool_whose_images_count_the_same():
 def test_a_method_may_value_its_pool_itself():
     class Valued(Method):
         def value(self, experiment, pool):
-            return experiment.values.cross_fit(self.name, pool, "saflex")
+            return experiment.values.cross_fit(self.name, pool, "loss_network")
 
     experiment = FakeExperiment()
     _, pool, _ = Valued("name", "title", Spec()).training_data(experiment)
-    assert experiment.calls == [experiment.call("values.cross_fit", "name", pool, "saflex")]
+    assert experiment.calls == [experiment.call("values.cross_fit", "name", pool, "loss_network")]
+
+
+def test_a_method_trains_its_classifier_as_all_do_unless_it_says_how():
+    experiment, method = FakeExperiment(), Method("name", "title", Spec())
+    data = SimpleNamespace(synthetic="images")
+    params, found = method.train(experiment, data)
+    assert found is data and experiment.calls == [params]
+    assert params == experiment.call("classifiers.train", method, "images")
 
 
 def test_specs_are_equal_where_their_flags_are():

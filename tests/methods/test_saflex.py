@@ -1,12 +1,24 @@
+import dataclasses
+from typing import Any
+
 from tests.methods.fake_experiment import FakeExperiment
 from utilgen_jax.methods import METHODS
 from utilgen_jax.methods.baselines import PlainPool
-from utilgen_jax.valuation.cross_fit import WEIGHTINGS
 
 
-def test_plain_images_are_weighted_and_relabelled_by_saflex():
-    experiment = FakeExperiment()
-    _, pool, values = METHODS["saflex"].training_data(experiment)
-    assert pool.spec == PlainPool() and "saflex" in WEIGHTINGS
-    assert experiment.calls == [experiment.call("values.cross_fit", "saflex", pool, "saflex")]
-    assert values.weights == "weights saflex"
+@dataclasses.dataclass(frozen=True)
+class Data:
+    synthetic: Any
+    values: Any
+
+
+def test_plain_images_are_weighed_and_relabelled_while_the_classifier_trains():
+    experiment, method = FakeExperiment(), METHODS["saflex"]
+    _, pool, values = method.training_data(experiment)
+    assert pool.spec == PlainPool()
+    assert experiment.calls == [experiment.call("values.uniform", "saflex", pool)]
+    params, data = method.train(experiment, Data("images", values))
+    assert experiment.calls[1:] == [params] == [experiment.call("classifiers.train_saflex", method, "images")]
+    assert data.synthetic == "images"
+    expected = {"weights": "weights in training", "soft_labels": "labels in training"}
+    assert data.values == dataclasses.replace(values, **expected)

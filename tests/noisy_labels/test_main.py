@@ -104,7 +104,7 @@ def test_only_uniform_trains_on_the_validation_images(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
     rates = {"learning_rate": 0.1, "weight_decay": 0.0, "outer_learning_rate": 1e-3}
     sizes = {"steps": 4, "plain_steps": 0, "batch_size": 16, "validation_batch_size": 16, "outer_every": 1}
-    config = NoisyTrainingConfig(**sizes, **rates, label_strength=1.0, temperature=0.5, augment="none", seed=0)
+    config = NoisyTrainingConfig(**sizes, **rates, label_probability=0.5, temperature=0.5, augment="none", seed=0)
     for name, expected in (("uniform", images), ("loss_network", images[:32])):
         seen.clear()
         train_and_evaluate(TinyClassifier(), name, config, data, lambda *arguments, **scalars: None)

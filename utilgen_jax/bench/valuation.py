@@ -12,7 +12,7 @@ small. The scores:
   shots            probability of the label, by classifiers of the shots alone: what any valuation should beat
   loss_network     weight as a learnt function of the loss (UtilGen)
   feature_network  weight as a learnt function of loss, margin, entropy and class
-  saflex           SAFLEX's soft label: what it leaves on the label
+  saflex           SAFLEX's soft label, the mean over the training: what it leaves on the label
   ensemble         the ensembles' posterior of the label (`joint`)
 
 A weighting whose folds contradict each other gives no weights; its AUC is 0.5 then, and the table says so. Nothing is
@@ -36,9 +36,10 @@ from utilgen_jax.config.validation import with_fields
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.report.table import format_table
 from utilgen_jax.types import OnStep
-from utilgen_jax.valuation.config import EnsembleConfig
+from utilgen_jax.valuation.config import EnsembleConfig, SaflexConfig
 from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit
 from utilgen_jax.valuation.ensemble import EnsembleLabels, ensemble_labels, ensemble_steps
+from utilgen_jax.valuation.saflex import SaflexProgram, train_saflex
 
 _CHOICES = {"pool": ("generator", "real"), "noise": ("pairs", "uniform")}
 
@@ -149,7 +150,7 @@ class _Valuations:
 
 
 def _reporting(progress: Progress) -> OnStep:
-    return lambda step, loss, **scalars: progress.update(step)
+    return lambda step, loss, *rest, **scalars: progress.update(step)
 
 
 def _of_shots(found: _Valuations, name: str) -> np.ndarray:
@@ -165,9 +166,13 @@ def _weights(found: _Valuations, name: str) -> np.ndarray:
 
 
 def _soft_label(found: _Valuations, name: str) -> np.ndarray:
-    soft_labels = found.cross_fit(name).soft_labels
-    assert soft_labels is not None
-    return found.own(soft_labels)
+    config, case = found.config, found.case
+    program = SaflexProgram(case.config, config.section(SaflexConfig))
+    shots = case.real, case.folds
+    with Progress(f"{name}, seed {config.seed}", case.config.steps) as progress:
+        key, on_step = jax.random.key(config.seed), _reporting(progress)
+        trained = train_saflex(case.classifier, program, shots, case.pool, key, on_step)
+    return found.own(trained.soft_labels)
 
 
 # name -> (what is known of a case, name) -> score of each image, higher where it looks right: float [N]

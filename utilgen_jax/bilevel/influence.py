@@ -10,6 +10,7 @@ al. 2019) and of SAFLEX (Ding et al. 2024) are two readings of one matrix.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.types import Params
 
 Apply = Callable[[Params, Any], jax.Array]
+# What a training step does to a batch that is weighed and labelled, such as smoothing and mixing: (inputs, targets
+# [B, K], whose rows are scaled by the weights) -> the same; linear in the targets, as the cross-entropy is.
+Transform = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 
 
 @struct.dataclass
@@ -52,6 +56,14 @@ def cross_entropies(apply: Apply, params: Params, examples: Examples) -> jax.Arr
     return optax.softmax_cross_entropy(predict(apply, params, examples.inputs), examples.targets)
 
 
+def transformed(transform: Transform | None, weights: jax.Array, examples: Examples) -> tuple[jax.Array, Examples]:
+    """Weights [B] and examples after a transform, which takes the weights into the targets; None changes nothing."""
+    if transform is None:
+        return weights, examples
+    inputs, targets = transform(examples.inputs, weights[:, None] * examples.targets)
+    return jnp.ones_like(weights), dataclasses.replace(examples, inputs=inputs, targets=targets)
+
+
 def influence(
     apply: Apply,
     optimizer: optax.GradientTransformation,
@@ -60,6 +72,7 @@ def influence(
     examples: Examples,
     validation: Examples,
     weights: jax.Array | None = None,
+    transform: Transform | None = None,
 ) -> Influence:
     """Looks one step of the optimiser ahead, and back along it: three plain gradients' work in all.
 
@@ -71,9 +84,12 @@ def influence(
         examples: of the step.
         validation: what the step should be good for.
         weights: of the examples, float32 [B]; None: all 1.
+        transform: of the weighted batch that the step is taken on. The matrix stays that of the examples before it:
+            of an image itself, where the step sees it mixed with another.
     """
     weights = jnp.ones(examples.targets.shape[0]) if weights is None else weights
-    gradient = jax.grad(lambda params: jnp.mean(weights * cross_entropies(apply, params, examples)))(params)
+    step_weights, step_examples = transformed(transform, weights, examples)
+    gradient = jax.grad(lambda params: jnp.mean(step_weights * cross_entropies(apply, params, step_examples)))(params)
 
     def step(gradient: Params) -> Params:
         updates, _ = optimizer.update(gradient, optimizer_state, params)

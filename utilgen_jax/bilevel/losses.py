@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples, concatenate
-from utilgen_jax.bilevel.influence import Apply, cross_entropies, predict
+from utilgen_jax.bilevel.influence import Apply, Transform, cross_entropies, predict, transformed
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, relative_weights
 from utilgen_jax.runtime.loops import remat_steps
 from utilgen_jax.runtime.sharding import split_batch
@@ -74,10 +74,25 @@ def make_predict(apply: Apply, num_microbatches: int) -> Callable[[Params, PyTre
     return whole if num_microbatches == 1 else in_parts
 
 
+@struct.dataclass
+class Weighed:
+    """What the weighting made of a batch.
+
+    Attributes:
+        losses: float32 [B], with the labels as they came.
+        weights: float32 [B], relative, see `weightings.relative_weights`.
+        targets: float32 [B, C], the labels that it gave.
+    """
+
+    losses: jax.Array
+    weights: jax.Array
+    targets: jax.Array
+
+
 def make_inner_loss(
-    apply: Apply, weighting: Weighting, num_microbatches: int
-) -> Callable[[Params, OuterVariables, InnerBatch], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
-    """The weighted loss of a batch: (params, outer_variables, batch) -> (scalar, (losses [B], relative weights [B])).
+    apply: Apply, weighting: Weighting, num_microbatches: int, transform: Transform | None = None
+) -> Callable[[Params, OuterVariables, InnerBatch], tuple[jax.Array, Weighed]]:
+    """The weighted loss of a batch: (params, outer_variables, batch) -> (scalar, `Weighed`).
 
     The weighting sees numbers only: an example cannot gain weight by changing what the weighting looks at.
 
@@ -85,10 +100,12 @@ def make_inner_loss(
         apply: (params, inputs) -> logits.
         weighting: its parameters are in the outer variables.
         num_microbatches: parts of a batch, of which one at a time is in memory.
+        transform: of the weighted batch, see `influence.Transform`.
     """
     predict_batch = make_predict(apply, num_microbatches)
 
     def loss_of(params: Params, weights: jax.Array, examples: Examples) -> jax.Array:
+        weights, examples = transformed(transform, weights, examples)
         if num_microbatches == 1:
             return jnp.mean(weights * cross_entropies(apply, params, examples))
 
@@ -98,9 +115,7 @@ def make_inner_loss(
         parts = _split((weights, examples), num_microbatches)
         return remat_steps(add, jnp.zeros((), weights.dtype), parts)[0] / len(weights)
 
-    def inner_loss(
-        params: Params, outer_variables: OuterVariables, batch: InnerBatch
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def inner_loss(params: Params, outer_variables: OuterVariables, batch: InnerBatch) -> tuple[jax.Array, Weighed]:
         examples = batch.all_examples(outer_variables.inputs)
         logits = predict_batch(params, examples.inputs) if batch.logits is None else batch.logits
         weighting_inputs = jax.lax.stop_gradient(WeightingInputs(examples, logits, batch.influence))
@@ -108,7 +123,7 @@ def make_inner_loss(
         weights = relative_weights(weights, examples.weighted)
         perturbed = weights + outer_variables.weight_perturbations[batch.index]
         loss = loss_of(params, perturbed, dataclasses.replace(examples, targets=targets))
-        return loss, (weighting_inputs.losses, weights)
+        return loss, Weighed(weighting_inputs.losses, weights, targets)
 
     return inner_loss
 

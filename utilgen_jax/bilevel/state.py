@@ -47,6 +47,7 @@ class BilevelMetrics:
         penalty: scalar, of the regularizer; None where there is none.
         losses: float32 [B], with the labels as they came.
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
+        targets: float32 [B, K], the labels that the weighting gave; of several inner steps, in the first one.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
             loss. It is what all objectives of the generator maximise; None without validation.
         first_nonfinite: as in the state, but of this update too.
@@ -57,8 +58,15 @@ class BilevelMetrics:
     penalty: jax.Array | None
     losses: jax.Array
     weights: jax.Array
+    targets: jax.Array
     utilities: jax.Array | None
     first_nonfinite: dict[str, jax.Array]
+
+    @property
+    def scalars(self) -> dict[str, jax.Array]:
+        """Validation loss and penalty by name, where there are any."""
+        found = {"validation_loss": self.validation_loss, "penalty": self.penalty}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def init_bilevel(

@@ -24,8 +24,15 @@ import optax
 
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.hypergradients import Bilevel, Estimator, Hypergradient, inner_step, unrolled
-from utilgen_jax.bilevel.influence import Apply, influence
-from utilgen_jax.bilevel.losses import InnerBatch, OuterVariables, make_inner_loss, make_outer_loss, make_predict
+from utilgen_jax.bilevel.influence import Apply, Transform, influence
+from utilgen_jax.bilevel.losses import (
+    InnerBatch,
+    OuterVariables,
+    Weighed,
+    make_inner_loss,
+    make_outer_loss,
+    make_predict,
+)
 from utilgen_jax.bilevel.nan_check import note_nonfinite
 from utilgen_jax.bilevel.state import BilevelMetrics, BilevelState, watched
 from utilgen_jax.bilevel.weightings import Weighting
@@ -49,6 +56,7 @@ def make_bilevel_update(
     num_inner_steps: int = 1,
     num_microbatches: int = 1,
     ema_decay: float = 0.999,
+    transform: Transform | None = None,
 ) -> Update:
     """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
 
@@ -69,6 +77,7 @@ def make_bilevel_update(
         num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is
             that of the whole batch, for one more forward pass or two.
         ema_decay: of `state.ema_params`, where the state has them.
+        transform: of a batch between its weighting and the step, such as Mixup; see `influence.Transform`.
 
     Returns:
         update(state, examples, validation=None, sample inputs=None) -> (new state, `BilevelMetrics`). Without
@@ -82,7 +91,7 @@ def make_bilevel_update(
     if weighting.needs_influence and num_inner_steps > 1:
         raise ValueError("a weighting that needs influence looks one step ahead: num_inner_steps must be 1")
     predict_batch = make_predict(apply, num_microbatches)
-    problem = Bilevel(make_inner_loss(apply, weighting, num_microbatches), make_outer_loss(apply), optimizer)
+    problem = Bilevel(make_inner_loss(apply, weighting, num_microbatches, transform), make_outer_loss(apply), optimizer)
 
     def update(
         state: BilevelState,
@@ -111,7 +120,7 @@ def make_bilevel_update(
             batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(outer_variables.inputs)
             batches = dataclasses.replace(batches, logits=predict_batch(state.params, batch.inputs)[None])
         if weighting.needs_influence and validation is not None:
-            ahead = influence(apply, optimizer, *start, batch, validation)
+            ahead = influence(apply, optimizer, *start, batch, validation, transform=transform)
             batches = dataclasses.replace(batches, influence=ahead.matrix[None])
             utilities = jnp.sum(batch.targets * ahead.matrix, -1)
 
@@ -139,13 +148,13 @@ def make_bilevel_update(
             outer = optax.apply_updates(state.outer, updates)
             new = dataclasses.replace(new, outer=outer, outer_optimizer_state=outer_optimizer_state)
 
-        losses, weights = found.auxiliary
+        weighed: Weighed = found.auxiliary
         seen = watched(
             found.params,
             new.outer,
             inputs=outer_variables.inputs,
-            losses=losses,
-            weights=weights,
+            losses=weighed.losses,
+            weights=weighed.weights,
             validation_loss=found.outer_loss,
             gradient=gradient,
         )
@@ -160,8 +169,9 @@ def make_bilevel_update(
             train_loss=found.inner_loss,
             validation_loss=found.outer_loss,
             penalty=penalty,
-            losses=losses,
-            weights=weights,
+            losses=weighed.losses,
+            weights=weighed.weights,
+            targets=weighed.targets,
             utilities=utilities,
             first_nonfinite=new.first_nonfinite,
         )

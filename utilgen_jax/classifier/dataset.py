@@ -77,11 +77,15 @@ def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
     chosen = jax.random.randint(jax.random.fold_in(key, StepKey.REAL), (num_real,), 0, len(real))
     batch = real.take(chosen)
     if synthetic is not None:
-        chosen = jax.random.randint(jax.random.fold_in(key, StepKey.SYNTHETIC), (number,), 0, len(synthetic))
-        batch = concatenate(batch, synthetic.take(chosen), fill=("attributes",))
+        batch = concatenate(batch, synthetic.take(draw_synthetic(config, len(synthetic), key)), fill=("attributes",))
     batch = split_batch(dataclasses.replace(batch, is_weighted=None))
     shifted = random_shift(batch.inputs, jax.random.fold_in(key, StepKey.SHIFT), config.max_shift)
     return dataclasses.replace(batch, inputs=shifted, is_weighted=jnp.arange(config.batch_size) >= num_real)
+
+
+def draw_synthetic(config: ClassifierConfig, pool_size: int, key: jax.Array) -> jax.Array:
+    """Which images of the pool `draw_batch` draws with this key: int32 [config.num_synthetic]."""
+    return jax.random.randint(jax.random.fold_in(key, StepKey.SYNTHETIC), (config.num_synthetic,), 0, pool_size)
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:

@@ -49,14 +49,22 @@ def train_classifier(
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
         step_key = jax.random.fold_in(batch_key, step)
-        batch = _draw_batch(config, real, synthetic, step_key)
-        if config.augmentation == "randaugment":
-            batch = apply_randaugment(batch, jax.random.fold_in(step_key, StepKey.RANDAUGMENT))
+        batch = draw_training_batch(config, real, synthetic, step_key)
         params, optimizer_state, loss = _train_step(
             classifier, config, params, optimizer_state, batch, class_counts, step_key
         )
         on_step(step + 1, loss)
     return params
+
+
+def draw_training_batch(
+    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array
+) -> Examples:
+    """Draws and augments the batch of the step with this key, see `draw_batch`; mixing is left to the step."""
+    batch = _draw_batch(config, real, synthetic, key)
+    if config.augmentation == "randaugment":
+        batch = apply_randaugment(batch, jax.random.fold_in(key, StepKey.RANDAUGMENT))
+    return batch
 
 
 _draw_batch = jax.jit(draw_batch, static_argnames="config")
@@ -81,14 +89,20 @@ def _train_step(
         images, targets = MIXINGS[config.mixing](images, targets, mixing_key, config.mixing_alpha)
 
     def loss_fn(params: Params) -> jax.Array:
-        logits = classifier.apply(params, images)
-        if config.loss == "balanced_softmax":
-            logits = balance_logits(logits, class_counts)
+        logits = training_logits(classifier, config, class_counts, params, images)
         return jnp.mean(weights * smoothed_cross_entropy(logits, targets, config.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
     updates, optimizer_state = make_optimizer(config).update(gradients, optimizer_state, params)
     return optax.apply_updates(params, updates), optimizer_state, loss
+
+
+def training_logits(
+    classifier: Classifier, config: ClassifierConfig, class_counts: jax.Array, params: Params, images: jax.Array
+) -> jax.Array:
+    """The logits [B, K] that the loss sees; class_counts [K] of the real images are for the balanced softmax."""
+    logits = classifier.apply(params, images)
+    return balance_logits(logits, class_counts) if config.loss == "balanced_softmax" else logits
 
 
 def make_optimizer(config: ClassifierConfig) -> optax.GradientTransformation:

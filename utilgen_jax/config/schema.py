@@ -99,6 +99,8 @@ RENAMED: Mapping[str, str] = {
     "joint.weight_decay": "joint.attribute_weight_decay",
     "preference": "dpo",
     "utility": "valuation",
+    "valuation.label_strength": "saflex.label_probability",
+    "valuation.temperature": "saflex.temperature",
 }
 
 # What may stand in a variant string, `--config=configs/digits.py:method=vanilla,shots=5`, and the field it sets.

@@ -15,7 +15,9 @@ from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.methods.base import Method
 from utilgen_jax.types import Array, Params
+from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.difficulty import cross_fitted_difficulty, difficulty
+from utilgen_jax.valuation.saflex import SaflexClassifier, SaflexProgram, train_saflex
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
@@ -35,9 +37,26 @@ class ClassifierSteps:
     @step("classifier_{method.name}", dict)
     def train(self, method: Method, synthetic: Examples | None) -> Params:
         """Trains the classifier of a method on the real images and, if any, synthetic ones."""
+        return self._train(self._config_of(method), synthetic)
+
+    @step("classifier_{method.name}", SaflexClassifier)
+    def train_saflex(self, method: Method, synthetic: Examples) -> SaflexClassifier:
+        """Trains the classifier of a method, which weighs and relabels synthetic images as it goes."""
+        experiment = self.experiment
+        config = self._config_of(method)
+        with experiment.log(config.steps) as on_step:
+            return train_saflex(
+                experiment.classifier,
+                SaflexProgram(config, experiment.config.section(SaflexConfig)),
+                (experiment.real, experiment.folds),
+                synthetic,
+                experiment.key(Key.CLASSIFIER),
+                on_step,
+            )
+
+    def _config_of(self, method: Method) -> ClassifierConfig:
         changes = {name: getattr(method, name) for name in ("augmentation", "mixing") if getattr(method, name)}
-        config = dataclasses.replace(self.experiment.classifier_config, **changes)
-        return self._train(config, synthetic)
+        return dataclasses.replace(self.experiment.classifier_config, **changes)
 
     @step("classifier_real", dict)
     def real(self) -> Params:

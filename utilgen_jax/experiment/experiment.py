@@ -200,11 +200,13 @@ class Experiment:
 
     def train_classifier(self, method: Method, data: TrainingData) -> Params:
         """Trains a method's classifier on the real images and its own."""
+        if method.name == "real":
+            params = self.classifiers.real()
+        else:
+            params, data = method.train(self, data)
         if method == self.methods[-1]:
             self._data = data
-        if method.name == "real":
-            return self.classifiers.real()
-        return self.classifiers.train(method, data.synthetic)
+        return params
 
     def evaluate(self, method: Method, params: Params) -> float:
         """The accuracy of a method's classifier on the test images."""

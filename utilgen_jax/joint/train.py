@@ -107,8 +107,7 @@ def train_jointly(
         step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
         states[number], metrics = joint_update(program, classifier, state, sd, trains[number], validation, step_key)
         shared = states[number].outer, states[number].outer_optimizer_state
-        scalars = {"validation_loss": metrics.validation_loss, "penalty": metrics.penalty} if is_outer else {}
-        on_step(done + step + 1, metrics.train_loss, first_nonfinite=metrics.first_nonfinite, **scalars)
+        on_step(done + step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
     averages, weighting = jax.tree.map(to_host, ([state.ema_params for state in states], shared[0]["weighting"]))
     classifiers = jax.tree.map(lambda *leaves: np.stack(leaves), *averages)
     return JointResult(shared[0]["adapter"], weighting, classifiers)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment, TrainingData
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.types import Params
     from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -83,3 +84,11 @@ class Method:
     def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
         """Returns weights, and soft labels if any, of the pool's images; all images count the same by default."""
         return experiment.values.uniform(self.name, pool)
+
+    def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
+        """Trains the classifier.
+
+        Returns:
+            Its parameters; and the data, with the values that its images had in training where training found them.
+        """
+        return experiment.classifiers.train(self, data.synthetic), data

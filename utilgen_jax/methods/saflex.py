@@ -1,4 +1,9 @@
-"""SAFLEX (ICLR 2024, arXiv 2410.02512): weights and soft labels of synthetic images, from the influence matrix."""
+"""SAFLEX (ICLR 2024, arXiv 2410.02512): weights and soft labels from the influence matrix, in each step of training.
+
+1. A pool by any upstream method, here plain synthetic images.
+2. Each step of the classifier's training weighs and relabels the synthetic images of its batch by what lowers the loss
+   on few-shot images that this step does not train on.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,23 @@ from typing import TYPE_CHECKING
 
 from utilgen_jax.methods.base import Method
 from utilgen_jax.methods.baselines import PlainPool
+from utilgen_jax.valuation.config import SaflexConfig
 
 if TYPE_CHECKING:
-    from utilgen_jax.experiment.experiment import Experiment
-    from utilgen_jax.experiment.pools import GeneratedPool
-    from utilgen_jax.valuation.cross_fit import PoolValues
+    from utilgen_jax.experiment.experiment import Experiment, TrainingData
+    from utilgen_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Saflex(Method):
-    """Plain synthetic images, reweighted and relabelled by what lowers the held-out shots' loss."""
+    """Plain synthetic images, reweighted and relabelled while the classifier trains on them."""
 
-    def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
-        return experiment.values.cross_fit(self.name, pool, "saflex")
+    def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
+        assert data.synthetic is not None and data.values is not None  # the method has a pool
+        trained = experiment.classifiers.train_saflex(self, data.synthetic)
+        values = dataclasses.replace(data.values, weights=trained.weights, soft_labels=trained.soft_labels)
+        return trained.params, dataclasses.replace(data, values=values)
 
 
 METHODS = (Saflex("saflex", "+ synthetic images, SAFLEX", PlainPool(), published=True),)
+SECTIONS = {"saflex": SaflexConfig}

@@ -66,7 +66,7 @@ def define_flags() -> flags.FlagValues:
     number("learning_rate", 0.1, "peak learning rate of SGD with momentum", 0.0)
     number("weight_decay", 5e-4, "weight decay of the classifier", 0.0)
     number("outer_learning_rate", 1e-3, "learning rate of Adam for the weight network", 0.0)
-    number("label_strength", 4.0, "saflex: weight of the given label in the soft label", 0.0)
+    number("label_probability", 0.9, "saflex: what the given label keeps at zero influence", 1e-3, 1 - 1e-3)
     number("temperature", 1.0, "saflex: temperature of the soft label; smaller is harder", 1e-3)
     whole("seed", 0, "random seed of noise, split, initial weights and batches", 0)
     text("workdir", None, "folder for the results; created if missing")

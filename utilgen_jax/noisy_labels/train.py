@@ -63,7 +63,7 @@ class NoisyTrainingConfig:
             before a cosine decay to zero.
         weight_decay: L2 term added to the gradient.
         outer_learning_rate: learning rate of Adam for the weight network.
-        label_strength: see `weightings.saflex`.
+        label_probability: see `weightings.saflex`.
         temperature: see `weightings.saflex`.
         augment: augmentation of training images, a key of `AUGMENTATIONS`.
         seed: random seed of initial weights, batches and augmentation.
@@ -77,7 +77,7 @@ class NoisyTrainingConfig:
     learning_rate: float
     weight_decay: float
     outer_learning_rate: float
-    label_strength: float
+    label_probability: float
     temperature: float
     augment: str
     seed: int
@@ -99,7 +99,7 @@ WEIGHTINGS: Mapping[str, Callable[[NoisyTrainingConfig, int], Weighting]] = {
     "uniform": lambda config, num_classes: uniform(),
     "loss_network": lambda config, num_classes: loss_network(),
     "feature_network": lambda config, num_classes: feature_network(("loss", "margin", "entropy", "class"), num_classes),
-    "saflex": lambda config, num_classes: saflex(config.label_strength, config.temperature),
+    "saflex": lambda config, num_classes: saflex(config.label_probability, config.temperature),
 }
 
 

@@ -1,4 +1,4 @@
-"""The config sections `valuation` and `ensemble`."""
+"""The config sections `valuation`, `saflex` and `ensemble`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,29 @@ class ValuationConfig:
     hidden: int = setting(100, "hidden units of the weight network", minimum=1)
     learning_rate: float = setting(1e-2, "Adam's learning rate, weight network", minimum=1e-8, maximum=10.0)
     weight_decay: float = setting(1e-4, "L2 of the weight network, as Meta-Weight-Net's code", minimum=0.0, maximum=1.0)
-    label_strength: float = setting(4.0, "SAFLEX: β, how much the given label counts", minimum=0.0)
-    temperature: float = setting(1.0, "SAFLEX: τ of the soft label; smaller is harder", minimum=1e-3)
     validation_batch_size: int = setting(0, "validation images a step; 0: the whole fold", minimum=0)
 
     @property
     def total_steps(self) -> int:
         """Of a fold."""
         return self.plain_steps + self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class SaflexConfig:
+    """How SAFLEX weighs and relabels synthetic images in the training of the classifier."""
+
+    plain_fraction: float = setting(
+        0.25, "share of the steps, the first ones, that train on the labels as they are", minimum=0.0, maximum=1.0
+    )
+    label_probability: float = setting(
+        0.9, "what a given label keeps at zero influence", minimum=1e-3, maximum=1 - 1e-3
+    )
+    temperature: float = setting(1.0, "τ of the soft label; smaller is harder", minimum=1e-3)
+    memory: float = setting(
+        0.9, "share of the influence of earlier steps that an image's label keeps; 0: none", minimum=0.0, maximum=1.0
+    )
+    validation_batch_size: int = setting(0, "validation images a step; 0: the whole fold", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Values a synthetic pool: UtilGen's task-oriented data valuation (arXiv 2510.24262), or SAFLEX (arXiv 2410.02512).
+"""Values a synthetic pool: UtilGen's task-oriented data valuation (arXiv 2510.24262).
 
 The shots are divided into folds. For each fold a classifier learns from the other shots and the weighted pool, while
 the weighting learns, through one step of lookahead, which weights lower the loss on the fold's images. Validation on
@@ -22,8 +22,7 @@ from flax import struct
 
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
-from utilgen_jax.bilevel.influence import influence
-from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network, saflex
+from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import StepKey, draw_batch
 from utilgen_jax.classifier.model import Classifier
@@ -48,7 +47,6 @@ def _feature_network(config: ValuationConfig, num_classes: int, num_attributes: 
 WEIGHTINGS: Mapping[str, Callable[[ValuationConfig, int, int], Weighting]] = {
     "loss_network": lambda config, num_classes, num_attributes: loss_network(config.hidden),
     "feature_network": _feature_network,
-    "saflex": lambda config, num_classes, num_attributes: saflex(config.label_strength, config.temperature),
 }
 
 
@@ -97,7 +95,7 @@ def cross_fit(
     key: jax.Array,
     on_step: OnStep,
 ) -> PoolValues:
-    """Learns a weighting for each fold and gives every image of the pool its mean weight, and soft label if any.
+    """Learns a weighting for each fold and gives every image of the pool its mean weight.
 
     Args:
         classifier: trained on the weighted images, from its own start in every fold.
@@ -141,21 +139,15 @@ def cross_fit(
         for step in range(valuation.steps):
             step_key = jax.random.fold_in(batch_key, step)
             state, metrics = _step(classifier, program, state, (train, pool, validation), step_key)
-            on_step(
-                done + step + 1,
-                metrics.train_loss,
-                first_nonfinite=metrics.first_nonfinite,
-                validation_loss=metrics.validation_loss,
-            )
-        values.append(_value(classifier, program, state, pool, validation))
+            on_step(done + step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
+        values.append(_value(classifier, program, state, pool))
         fold_models.append(jax.tree.map(to_host, {"classifier": state.params, "weighting": state.outer["weighting"]}))
-    fold_weights, fold_losses, fold_labels = (np.stack(parts) for parts in zip(*values, strict=True))
+    fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
     agreement = fold_agreement(fold_weights)
     weights = fold_weights.mean(0)
     return PoolValues(
         np.ones_like(weights) if agreement < 0 else weights,
         fold_losses.mean(0),
-        fold_labels.mean(0) if program.weighting.needs_influence else None,
         fold_models=jax.tree.map(lambda *leaves: np.stack(leaves), *fold_models),
         agreement=agreement,
     )
@@ -244,34 +236,13 @@ def _step(
 
 
 def _value(
-    classifier: Classifier, program: _Program, state: BilevelState, pool: Examples, validation: Examples
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights [N], losses [N] and targets [N, K] of the pool's images, by the classifier and weighting of a fold."""
+    classifier: Classifier, program: _Program, state: BilevelState, pool: Examples
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [N] and losses [N] of the pool's images, by the classifier and weighting of a fold."""
     logits = predict_logits(classifier, state.params, pool.inputs, PREDICTION_BATCH_SIZE)
-    # Soft labels are made of the labels as they are: the final classifier smooths them, and once is enough.
-    needs_influence = program.weighting.needs_influence
-    examples = dataclasses.replace(pool.dense(), weights=None) if needs_influence else smoothed(program.config, pool)
-    inputs = WeightingInputs(examples, jnp.asarray(logits))
-    if needs_influence:
-        parts = []
-        for start in range(0, len(logits), PREDICTION_BATCH_SIZE):
-            # The last part is filled up from the beginning: all have one shape, and compile once.
-            chosen = np.arange(start, start + min(PREDICTION_BATCH_SIZE, len(logits))) % len(logits)
-            matrix = _influence_matrix(classifier, program.config, state.params, pool.take(chosen), validation)
-            parts.append(to_host(matrix)[: len(logits) - start])
-        inputs = dataclasses.replace(inputs, influence=jnp.concatenate(parts))
-    weights, targets = program.weighting.apply(state.outer["weighting"], inputs)
-    return to_host(weights), to_host(inputs.losses), to_host(targets)
-
-
-@partial(jax.jit, static_argnames="config")
-def _influence_matrix(
-    classifier: Classifier, config: ClassifierConfig, params: Params, images: Examples, validation: Examples
-) -> jax.Array:
-    """Π of the images [B, K], along a short step of plain descent: the training's own rate is zero at its end."""
-    examples, held_out = smoothed(config, images), smoothed(config, validation)
-    descent = optax.sgd(1e-3)
-    return influence(classifier.apply, descent, params, descent.init(params), examples, held_out).matrix
+    inputs = WeightingInputs(smoothed(program.config, pool), jnp.asarray(logits))
+    weights, _ = program.weighting.apply(state.outer["weighting"], inputs)
+    return to_host(weights), to_host(inputs.losses)
 
 
 def local_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:

@@ -105,8 +105,10 @@ def test_what_is_wrong_with_features_is_told():
 
 def test_saflex_by_numpy():
     influence = RNG.normal(size=(5, 3)) * 1e-4
-    weights, targets = saflex(2.0, 0.3).apply({}, SIGNALS.replace(influence=jnp.asarray(influence)))
-    expected = scipy.special.softmax((influence / influence.std() + 2.0 * np.eye(3)[LABELS]) / 0.3, -1)
+    weights, targets = saflex(0.8, 0.3).apply({}, SIGNALS.replace(influence=jnp.asarray(influence)))
+    own = influence - influence.mean(0)
+    label_strength = 0.3 * (np.log(2) + scipy.special.logit(0.8))
+    expected = scipy.special.softmax((own / own.std() + label_strength * np.eye(3)[LABELS]) / 0.3, -1)
     np.testing.assert_allclose(targets, expected, rtol=1e-4)
     np.testing.assert_array_equal(weights, (expected * influence).sum(-1) >= 0)
     assert 0 < weights.sum() < 5
@@ -125,6 +127,34 @@ def test_saflex_looks_at_doubtful_examples_only():
     np.testing.assert_array_equal(results[0][1], results[1][1])
     np.testing.assert_array_equal(results[0][1][3:], EXAMPLES.targets[3:])
     np.testing.assert_array_equal(results[0][0][:3], results[1][0][:3])
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+def test_at_zero_influence_the_label_keeps_its_probability(num_classes, temperature):
+    labels = np.array([0, 1, num_classes - 1])
+    examples = Examples(jnp.zeros((3, 2)), jax.nn.one_hot(labels, num_classes))
+    zeros = jnp.zeros((3, num_classes))
+    _, targets = saflex(0.9, temperature).apply({}, WeightingInputs(examples, zeros, zeros))
+    expected = np.full((3, num_classes), 0.1 / (num_classes - 1))
+    expected[np.arange(3), labels] = 0.9
+    np.testing.assert_allclose(targets, expected, rtol=1e-5)
+
+
+def test_saflex_ignores_what_all_examples_have_in_common():
+    influence = jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32)
+    for common in (jnp.zeros(3), jnp.array([3.0, 0.0, -1.0])):
+        _, targets = saflex().apply({}, SIGNALS.replace(influence=influence + common))
+        np.testing.assert_allclose(targets, saflex().apply({}, SIGNALS.replace(influence=influence))[1], rtol=1e-4)
+
+
+def test_soft_labels_stay_as_they_are_at_zero_influence():
+    soft = jnp.asarray(scipy.special.softmax(LOGITS, -1))
+    zeros = jnp.zeros((5, 3))
+    weighting_inputs = WeightingInputs(EXAMPLES.replace(targets=soft), zeros, zeros)
+    np.testing.assert_allclose(saflex(1.0).apply({}, weighting_inputs)[1], soft, rtol=1e-5)
+    _, targets = saflex(1.0).apply({}, SIGNALS.replace(influence=jnp.asarray(RNG.normal(size=(5, 3)))))
+    np.testing.assert_array_equal(targets, EXAMPLES.targets)  # one-hot: there is no other class to move to
 
 
 @pytest.mark.parametrize("influence", [None, np.zeros((5, 3), np.float32)])
