@@ -10,11 +10,20 @@ handwriting.
 `runlocal` is a smaller run yet, too small for good images or weights.
 
   python -m utilgen_jax.main --config=configs/digits.py:runlocal --workdir=runs/digits_local
+
+`polysemy` gives each class two words, its own name and the name of a digit that looks like it: half of its synthetic
+images show another class, as 'crane' shows birds and machines. Which word is right the methods have to find out; with
+`prompts.choose_words` they do before they make their pool.
+
+  python -m utilgen_jax.main --config=configs/digits.py:polysemy,method=vanilla,shots=5 --workdir=runs/polysemy
+  python -m utilgen_jax.main --config=configs/digits.py:polysemy,method=vanilla,shots=5 \
+      --config.prompts.choose_words=True --workdir=runs/polysemy_chosen
 """
 
 from ml_collections import ConfigDict
 
 from utilgen_jax.config.schema import apply_variant, default_config
+from utilgen_jax.prompts.glyph_vocabulary import DIGIT_NAMES
 
 RUNLOCAL = {
     "generator.steps": 4,
@@ -34,7 +43,12 @@ RUNLOCAL = {
     "valuation.steps": 30,
 }
 
+# Digits that look like each other, each way.
+MISTAKEN = {"zero": "eight", "one": "seven", "two": "three", "four": "nine", "five": "six"}
+MISTAKEN |= {other: name for name, other in MISTAKEN.items()}
+POLYSEMY = {"data.class_names": tuple(f"{name}|{MISTAKEN[name]}" for name in DIGIT_NAMES)}
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
-    return apply_variant(default_config(), arg, presets={"runlocal": RUNLOCAL})
+    return apply_variant(default_config(), arg, presets={"runlocal": RUNLOCAL, "polysemy": POLYSEMY})

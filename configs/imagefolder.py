@@ -2,8 +2,8 @@
 
 Real images: `--config.data.path` is a folder with `train/<class>/*.png` or `*.jpg` and perhaps `test/<class>/`, grey
 or RGB, any size. The folders' names are the class names in the prompts; `--config.data.class_names=a,b` gives better
-words. `shots` images a class are labelled; without a test folder every other image is test. Generator: a hub id,
-or `--config.generator.checkpoint=FOLDER` in diffusers' format.
+words, several of a class as `crane bird|crane`. `shots` images a class are labelled; without a test folder every other
+image is test. Generator: a hub id, or `--config.generator.checkpoint=FOLDER` in diffusers' format.
 
   python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_images --workdir=runs/mine
 

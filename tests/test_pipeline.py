@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
+from tests.tiny import DIGITS, TINY
 from utilgen_jax import main, pipeline
 from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.config.command_line import read_config
@@ -26,6 +27,8 @@ from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.methods import METHODS
 from utilgen_jax.pool.storage import read_pool
+from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.prompts.config import GLYPH_ATTRIBUTES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHRUNK = (
@@ -264,6 +267,47 @@ def test_saflex_trains_towards_soft_labels(finished):
     assert soft.shape == (40, 10)
     np.testing.assert_allclose(soft.sum(-1), 1, rtol=1e-4)
     assert soft.std(axis=0).max() > 0.1
+
+
+@pytest.mark.slow
+def test_the_better_of_several_words_are_chosen_and_shown(tmp_path, capsys):
+    own = (("prompts.choose_words", "True"), ("prompts.images_per_word", "3"), ("classifier.name", "mlp"))
+    config = read_config(f"{CONFIGS / 'digits.py'}:polysemy,method=saflex", (*SHRUNK, *own))
+    summary = pipeline.run(config, tmp_path)
+    rows = summary["words"]
+    assert [row["word"] for row in rows[:4]] == ["zero", "eight", "one", "seven"] and len(rows) == 20
+    assert sum(row["images"] for row in rows) == 40
+    # Of two words the one of the higher value has all images of its class.
+    for pair in zip(rows[::2], rows[1::2], strict=True):
+        worse, better = sorted(pair, key=lambda row: row["value"])
+        assert (worse["share"], worse["images"], better["share"], better["images"]) == (0, 0, 1, 4)
+        assert worse["weight"] is None and 0 <= better["label_probability"] <= 1
+    lines = (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
+    chosen = {row["class"]: row["word"] for row in rows if row["share"]}
+    for record in map(json.loads, lines):
+        assert record["word"] == chosen[record["class_name"]]
+        assert record["prompt"] == f"a photo of the digit {record['word']}"
+        assert record["file_name"].startswith(f"{record['class_name']}/")
+    small = [json.loads(line) for line in (tmp_path / "pool/words/round_00/metadata.jsonl").read_text().splitlines()]
+    assert len(small) == 60 and len({(record["class_name"], record["word"]) for record in small}) == 20
+    printed = capsys.readouterr().out
+    assert "words by " in printed and f"  chosen: zero as '{chosen['zero']}', one as" in printed
+    assert "<h2>Words</h2>" in (tmp_path / "report" / "index.html").read_text()
+    assert pipeline.run(config, tmp_path) == summary
+
+
+@pytest.mark.slow
+def test_a_word_is_one_of_the_attributes_that_are_learnt(tmp_path):
+    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
+    settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
+    summary = pipeline.run(read_config(f"{DIGITS}:polysemy,method=joint", settings), tmp_path / "run")
+    lines = (tmp_path / "run" / "pool" / "plain" / "round_00" / "metadata.jsonl").read_text().splitlines()
+    words = [json.loads(line)["word"] for line in lines]
+    assert sorted(words) == ["eight"] * 2 + ["one"] * 2 + ["seven"] * 2 + ["zero"] * 2
+    logits = load_file(tmp_path / "run" / "checkpoints" / "joint_joint.safetensors")["attribute_logits"]
+    num_values = sum(PromptAttributes.parse(GLYPH_ATTRIBUTES).sizes)
+    assert len(logits) == num_values + 4 and (logits[num_values:] != 0).all()
+    assert [row["word"] for row in summary["words"]] == ["zero", "eight", "one", "seven"]
 
 
 def make_image_folder(folder: Path, classes=("cat", "dog"), per_class: int = 4) -> Path:

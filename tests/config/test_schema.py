@@ -31,7 +31,7 @@ def test_default_is_valid_and_every_field_is_documented():
         assert field.path == path
         assert field.help
         assert field.path.count(".") <= 1
-        assert type(field.default) in (int, float, str, tuple)
+        assert type(field.default) in (bool, int, float, str, tuple)
 
 
 def test_tables_name_only_fields_that_exist():
@@ -77,6 +77,21 @@ def test_every_choice_is_enforced(field: Field):
         ({"data__class_names": (1, 2)}, "config.data.class_names: expected a tuple of texts, got (1, 2)"),
         ({"data__class_names": ("a", "a")}, "config.data.class_names: names an entry twice: ('a', 'a')"),
         ({"data__class_names": ("a",)}, "config.data.class_names: give one word for every class, or none at all"),
+        (
+            {"data__class_names": ("a|b", "c||d")},
+            "config.data.class_names: entry 2 of 2, 'c||d': an empty word; write words with | between them, such as "
+            "'crane bird|crane'",
+        ),
+        (
+            {"data__class_names": ("a", "")},
+            "config.data.class_names: entry 2 of 2, '': an empty word; write words with "
+            "| between them, such as 'crane bird|crane'",
+        ),
+        (
+            {"data__class_names": ("a", "b|c|b", "c")},
+            "config.data.class_names: entry 2 of 3, 'b|c|b': 'b' stands there twice",
+        ),
+        ({"prompts__choose_words": 1}, "config.prompts.choose_words: expected True or False, got 1"),
         (
             {"per_image__inversion_steps": 31},
             "config.per_image.inversion_steps: at most config.generator.steps, of which they are a part",
@@ -209,6 +224,9 @@ def test_a_section_is_declared_by_its_dataclass():
         ("baselines", "vanilla", ("vanilla",)),
         ("baselines", "", ()),
         ("data.class_names", "('a, b', \"c\")", ("a, b", "c")),
+        ("data.class_names", "crane bird|crane,cat", ("crane bird|crane", "cat")),
+        ("prompts.choose_words", "True", True),
+        ("prompts.choose_words", "false", False),
     ],
 )
 def test_values_are_read_by_the_fields_type(path: str, text: str, value: object):

@@ -49,10 +49,31 @@ def test_class_names_can_be_given_in_other_words():
     assert load_source(_config(class_names=names)).train.class_names == names
 
 
-@pytest.mark.parametrize("names", [("one", "two"), ("same",) * 10])
-def test_class_names_that_do_not_fit_are_refused(names):
-    with pytest.raises(InputError, match="class_names.*needs 10"):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("one", "two"), "has 2 entries .*needs 10 .*'two' has no entry"),
+        (("same",) * 10, r"has 10 entries \(1 distinct\).*needs 10"),
+        (tuple(f"word|other {n}" for n in range(11)), "has 11 entries .*needs 10 .*'word.other 10' has no class"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(names, message):
+    with pytest.raises(InputError, match=f"class_names {message}"):
         load_source(_config(class_names=names))
+
+
+def test_classes_with_several_words_keep_their_names():
+    names = tuple(f"figure {n}|numeral {n}" if n else "nought" for n in range(10))
+    train = load_source(_config(class_names=names, max_classes=3)).train
+    assert train.class_names == ("zero", "one", "two")
+
+
+@pytest.mark.parametrize(("own", "expected"), [(("n01", "n02"), ("n01", "n02")), (None, ("tench", "goldfish or carp"))])
+def test_of_a_file_without_names_several_words_are_the_name(tmp_path, own, expected):
+    arrays = {"x_train": np.zeros((4, 4, 4), np.uint8), "y_train": np.arange(4) % 2}
+    np.savez(tmp_path / "set.npz", **arrays, **({"class_names": np.array(own)} if own else {}))
+    data = _config(source="npz", path=str(tmp_path / "set.npz"), class_names=("tench", "goldfish|carp"))
+    assert load_source(data).train.class_names == expected
 
 
 def test_class_names_are_given_to_train_and_test(tmp_path):

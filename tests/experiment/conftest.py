@@ -13,6 +13,7 @@ import pytest
 
 from tests.tiny import DIGITS, TINY
 from utilgen_jax.config.command_line import read_config
+from utilgen_jax.experiment import pools
 from utilgen_jax.experiment.experiment import Experiment, SharedDirs
 from utilgen_jax.experiment.pools import GeneratedPool
 from utilgen_jax.experiment.setup import set_up
@@ -89,3 +90,32 @@ def random_pool(num_images: int, spec: PoolSpec | None = None, size: int = 16, *
     images = np.random.default_rng(num_images).integers(0, 256, (num_images, size, size, 3), np.uint8)
     records = tuple(PoolRecord(label=int(label), prompt=f"prompt {place}") for place, label in enumerate(labels))
     return GeneratedPool(spec or PlainPool(), Pool(images, labels, records), **fields)
+
+
+def image_of(record, size=4):
+    """What `generated` makes of a record, float [S, S, 3]."""
+    return np.random.default_rng([record.label, record.seed or 0]).uniform(-1, 1, (size, size, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """How `generate_pool` was called; it takes no time, an image follows from its record's label and seed."""
+    calls = []
+
+    def generate(sd, writer, records, adapter, sampling, on_images, *, condition_on=None, refine=None):
+        calls.append(
+            {"sd": sd, "done": len(writer), "adapter": adapter, "sampling": sampling, "folder": writer.folder}
+            | {"condition_on": condition_on, "refine": refine}
+        )
+        missing = records[len(writer) :]
+        writer.append(np.stack([image_of(record) for record in missing]), missing)
+        on_images(len(records))
+
+    monkeypatch.setattr(pools, "generate_pool", generate)
+    return calls
+
+
+def with_fake_sd(experiment):
+    """Stands in for the checkpoint, which then is not loaded."""
+    experiment.adapters.__dict__ |= {"sd": "the checkpoint", "sd_with_tokens": "the checkpoint with tokens"}
+    return experiment

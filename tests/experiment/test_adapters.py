@@ -121,7 +121,7 @@ def test_lora_learns_from_shots_and_prior_images(given):
     adapter = experiment.adapters.train_lora(NamedPool(), config, prior)
     sd, embeds, shots, prior_set, used, key, on_step = given.calls["train_lora"]
     assert sd.name == "sd" and used is config and same_key(key, experiment, Key.LORA)
-    np.testing.assert_array_equal(embeds, states(sd, experiment.prompts))
+    np.testing.assert_array_equal(embeds, states(sd, experiment.word_prompts))
     assert is_set_of(shots, experiment.generator_shots, experiment.split.real.labels)
     assert is_set_of(prior_set, to_float(prior.images), prior.labels)
     assert_equal(adapter, given.results["train_lora"])
@@ -271,7 +271,7 @@ def test_a_difficulty_encoder_is_the_librarys(generator, monkeypatch):
     monkeypatch.setattr(adapters, "balanced_resample", lambda values, number, rng: np.arange(number) % 5)
     prior_set = encoded(sd, to_float(prior.images), prior.labels, of_prior).take(np.arange(24) % 5)
     shots = encoded(sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
-    embeds = encode_prompts(sd, experiment.prompts)
+    embeds = encode_prompts(sd, experiment.word_prompts)
     expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), no_log)
     assert expected.difficulty_encoder is not None
     found = experiment.adapters.train_lora(NamedPool(), config, prior, (of_shots, of_prior))
@@ -336,7 +336,7 @@ def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise
         "weighting": [weighting.init(key) for key in keys],
     }
     fold_models = {name: jax.tree.map(lambda *parts: jnp.stack(parts), *trees) for name, trees in fold_models.items()}
-    inputs = make_sample_inputs(sd, experiment.prompts * 2, [0, 1, 0, 1], range(4), sampling, rows=range(4))
+    inputs = make_sample_inputs(sd, experiment.word_prompts * 2, [0, 1, 0, 1], range(4), sampling, rows=range(4))
     embeds = encode_images(sd, experiment.generator_shots)
     embeds = np.asarray(embeds / jnp.linalg.norm(embeds, axis=1, keepdims=True))
     anchors = np.stack([embeds[::2].sum(0), embeds[1::2].sum(0)])[[0, 1, 0, 1]]

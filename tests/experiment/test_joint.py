@@ -76,7 +76,7 @@ def test_training_gets_shots_pool_and_prompts_with_their_features(given):
     assert data.real.attributes.shape == (4, 5) and data.pool.attributes.shape == (8, 5)
     assert not data.real.difficulty.any() and (data.pool.difficulty == 0.5).all()
     np.testing.assert_allclose(data.pool_latents, plain.images / 127.5 - 1, atol=1e-6)
-    assert data.class_embeds[:, 0, 0].tolist() == [len(prompt) for prompt in experiment.prompts]
+    assert data.class_embeds[:, 0, 0].tolist() == [len(prompt) for prompt in experiment.word_prompts]
     # Each prompt's class and attributes are its own.
     assert data.prompt_labels.tolist() == [0] * 16 + [1] * 16
     prompts = sum(experiment.pools.attribute_prompts(number=16), [])
@@ -84,6 +84,30 @@ def test_training_gets_shots_pool_and_prompts_with_their_features(given):
         assert embeds == len(prompt)
         assert attributes.tolist()[1:3] == ["thin" in prompt, "bold" in prompt]
         assert attributes.tolist()[3:] == ["small" not in prompt, "small" in prompt]
+
+
+def test_words_are_among_the_features(given):
+    names = ",".join(["zero|eight", *(f"other {n}" for n in range(9))])
+    experiment = given.make(data__class_names=names)
+    plain = random_pool(4)
+    records = tuple(
+        dataclasses.replace(record, word=word)
+        for record, word in zip(plain.records, ("eight", None, "zero", None), strict=True)
+    )
+    plain = dataclasses.replace(plain, pool=dataclasses.replace(plain.pool, records=records))
+    experiment.joint.train(NamedPool(), plain, None, ())
+    _, program, _, data, *_ = given.calls["train_jointly"]
+    assert program.num_attributes == 7 and data.real.attributes.shape == (4, 7) and not data.real.attributes.any()
+    # Plain images' prompts hold a word and no attribute.
+    assert data.pool.attributes[:, 5:].tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
+    assert not data.pool.attributes[:, :5].any()
+    prompts = sum(experiment.pools.attribute_prompts(number=16), [])
+    for prompt, attributes in zip(prompts, data.prompt_attributes, strict=True):
+        assert attributes.tolist()[5:] == ["digit zero" in prompt, "digit eight" in prompt]
+    assert data.prompt_attributes[:16, 5:].sum(0).tolist() == [8, 8]
+    # The class as a whole is the mean of its words.
+    lengths = [len(prompt) for prompt in experiment.word_prompts]
+    assert data.class_embeds[:, 0, 0].tolist() == [(lengths[0] + lengths[1]) / 2, lengths[2]]
 
 
 def test_what_is_trained_is_read_by_the_next_run(given):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.experiment.conftest import NamedPool, random_pool
+from tests.experiment.conftest import NamedPool, image_of, random_pool, with_fake_sd
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment import pools
 from utilgen_jax.experiment.experiment import SharedDirs
@@ -27,35 +27,6 @@ from utilgen_jax.prompts.captions import captioning
 def unwritten(records):
     """Records as they were planned, without what the writer fills in."""
     return [dataclasses.replace(record, file_name="", class_name="") for record in records]
-
-
-def image_of(record, size=4):
-    """What `generated` makes of a record, float [S, S, 3]."""
-    return np.random.default_rng([record.label, record.seed or 0]).uniform(-1, 1, (size, size, 3)).astype(np.float32)
-
-
-@pytest.fixture
-def generated(monkeypatch):
-    """How `generate_pool` was called; it takes no time, an image follows from its record's label and seed."""
-    calls = []
-
-    def generate(sd, writer, records, adapter, sampling, on_images, *, condition_on=None, refine=None):
-        calls.append(
-            {"sd": sd, "done": len(writer), "adapter": adapter, "sampling": sampling, "folder": writer.folder}
-            | {"condition_on": condition_on, "refine": refine}
-        )
-        missing = records[len(writer) :]
-        writer.append(np.stack([image_of(record) for record in missing]), missing)
-        on_images(len(records))
-
-    monkeypatch.setattr(pools, "generate_pool", generate)
-    return calls
-
-
-def with_fake_sd(experiment):
-    """Stands in for the checkpoint, which then is not loaded."""
-    experiment.adapters.__dict__ |= {"sd": "the checkpoint", "sd_with_tokens": "the checkpoint with tokens"}
-    return experiment
 
 
 # Prompts
@@ -105,7 +76,7 @@ def test_each_process_captions_into_a_file_of_its_own(make_experiment, captioner
 
 def test_learnt_tokens_take_the_place_of_the_class_names(make_experiment):
     experiment = make_experiment(prompts__template="one {class}.")
-    assert experiment.prompts == ["one zero.", "one one."]
+    assert experiment.word_prompts == ["one zero.", "one one."]
     assert experiment.pools.class_token_prompts() == [["one <class-0>."], ["one <class-1>."]]
 
 
@@ -289,7 +260,7 @@ def test_the_images_are_the_librarys(make_experiment, quick_checkpoint):
     def refine(adapter, inputs):
         return dataclasses.replace(adapter, noise_offsets=0.5 * inputs.latents)
 
-    records = experiment.pools.plan([[prompt] for prompt in experiment.prompts])[:6]
+    records = experiment.pools.plan(experiment.pools.class_prompts())[:6]
     sd = load_stable_diffusion(quick_checkpoint)
     made = {}
     for name, changes in {"plain": {}, "both": {"condition_on": condition_on, "refine": refine}}.items():
@@ -371,7 +342,7 @@ def test_sheets_are_drawn_once_and_only_by_a_run_of_its_own(make_experiment, mon
 
     def draw(sd, adapter, sampling, class_names, prompts):
         adapters.append(adapter)
-        assert (sd, class_names, prompts) == ("the checkpoint", ("zero", "one"), experiment.prompts)
+        assert (sd, class_names, prompts) == ("the checkpoint", ("zero", "one"), experiment.word_prompts)
         assert sampling == experiment.config.generator
         return {"one": Image.new("RGB", (8, 8), (200, 0, 0))}
 

@@ -100,6 +100,7 @@ def trained(call: Call) -> SimpleNamespace:
 
 
 POOLS = {
+    "class_prompts": lambda: [["a cat"], ["a dog"]],
     "caption_prompts": lambda: [["caption prompt"]],
     "class_token_prompts": lambda: [["token prompt"]],
     "attribute_prompts": lambda logits=None, number=None: itself,
@@ -152,7 +153,6 @@ class FakeExperiment:
             method_sections={name: given.get(kind) or kind() for name, kind in SECTIONS.items()}, **config
         )
         self.calls: list[Call] = []
-        self.prompts = ["a cat", "a dog"]
         self.split = SimpleNamespace(real=SimpleNamespace(class_names=("cat", "dog")))
         self.generator = SimpleNamespace(architecture=SimpleNamespace(image_encoder=None))
         self.pools, self.adapters, self.values, self.classifiers, self.joint = (

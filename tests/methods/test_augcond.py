@@ -16,6 +16,7 @@ def test_mixed_shots_condition_images_of_the_class_prompts(settings):
     plan = experiment.call("pools.plan", [["a cat"], ["a dog"]])
     mixed = experiment.call("pools.mixed_shots", plan, settings.mix_strategy)
     assert experiment.calls == [
+        experiment.call("pools.class_prompts"),
         plan,
         mixed,
         experiment.call("pools.generate", AugcondPool(), plan, condition_on=mixed, strength=settings.strength),

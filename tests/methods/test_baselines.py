@@ -9,7 +9,11 @@ def test_plain_images_are_of_the_class_prompts_by_the_checkpoint_alone():
     experiment = FakeExperiment()
     pool = PlainPool().build(experiment)
     plan = experiment.call("pools.plan", [["a cat"], ["a dog"]])
-    assert experiment.calls == [plan, experiment.call("pools.generate", PlainPool(), plan)]
+    assert experiment.calls == [
+        experiment.call("pools.class_prompts"),
+        plan,
+        experiment.call("pools.generate", PlainPool(), plan),
+    ]
     assert pool.made_by == experiment.calls[-1]
     assert (PlainPool().name, PlainPool().uses_shots) == ("plain", False)
 

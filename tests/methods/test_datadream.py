@@ -12,7 +12,8 @@ def test_a_lora_is_fitted_beside_plain_images_and_makes_those_of_the_class_promp
     # The config is the section of this method, not that of `difficulty`, which inherits from it.
     lora = experiment.call("adapters.train_lora", DataDreamPool(), settings, prior)
     plan = experiment.call("pools.plan", [["a cat"], ["a dog"]])
-    assert experiment.calls == [lora, plan, experiment.call("pools.generate", DataDreamPool(), plan, lora)]
+    generate = experiment.call("pools.generate", DataDreamPool(), plan, lora)
+    assert experiment.calls == [lora, experiment.call("pools.class_prompts"), plan, generate]
     assert pool.made_by == experiment.calls[-1] and pool.adapter == lora
 
 

@@ -99,7 +99,7 @@ def test_the_whole_method_takes_the_papers_steps_in_the_papers_order():
     generate = ["pools.class_token_prompts", "pools.plan", "pools.generate"]
     value = ["values.cross_fit", "values.show_weight_curve"]
     assert experiment.steps == [
-        *("pools.plan", "pools.generate"),  # plain images, beside which the tokens are learnt
+        *("pools.class_prompts", "pools.plan", "pools.generate"),  # plain images, beside which the tokens are learnt
         *("adapters.learn_class_tokens", *generate),
         *(*value, "adapters.train_dpo", *generate),
         *(*value, "adapters.per_image", *generate),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -59,6 +60,24 @@ def test_metadata_has_every_field_on_every_line_and_null_for_the_unknown(folder)
     expected = "file_name label class_name prompt seed difficulty requested_difficulty weight soft_label round".split()
     assert all(list(line) == expected for line in lines)
     assert lines[0]["weight"] is None
+
+
+def test_a_word_stands_only_where_the_class_has_several(tmp_path):
+    writer = PoolWriter(tmp_path, NAMES)
+    records = [
+        dataclasses.replace(record, word=word) for record, word in zip(_records(0, 2), ("seal", None), strict=True)
+    ]
+    writer.append(to_float(PIXELS[:2]), records)
+    first, second = (json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines())
+    assert first["word"] == "seal" and "word" not in second
+    # Folders are named by the class.
+    assert [record.file_name for record in read_pool(tmp_path).records] == ["sea_lion/00000.png", "cat/00001.png"]
+    assert [record.word for record in read_pool(tmp_path).records] == ["seal", None]
+    update_records(tmp_path, weight=np.array([0.5, 1.0]))
+    assert [record.word for record in read_pool(tmp_path).records] == ["seal", None]
+    _edit_line(tmp_path, 0, word=3)
+    with pytest.raises(InputError, match="line 1: word is 3"):
+        read_pool(tmp_path)
 
 
 def test_grey_images_are_stored_as_grey(folder):

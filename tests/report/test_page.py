@@ -74,6 +74,14 @@ def test_page_holds_the_numbers(tmp_path):
     assert "Final (utilgen)" in html.text and "pool 1m00s" in html.text
 
 
+def test_words_have_a_table_where_classes_have_several(tmp_path):
+    assert "Words" not in written(tmp_path, pool_of([0.5])).text
+    row = {"class": "crane", "word": EVIL, "images": 7, "weight": 0.25, "value": 0.875, "share": None}
+    html = written(tmp_path, pool_of([0.5]), words=[row])
+    assert "Words" in html.text and "Class Word Images Mean weight Value Chosen crane" in html.text
+    assert f"{EVIL} 7 0.25 0.88 –" in html.text and not html.all("script")
+
+
 def test_text_from_data_is_escaped(tmp_path):
     pool = pool_of([0.5, 0.75])
     pool = replace(pool, records=tuple(replace(record, prompt=EVIL) for record in pool.records))

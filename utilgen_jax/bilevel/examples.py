@@ -25,7 +25,7 @@ class Examples:
             stays 1 (a real one); None: it decides on all.
         difficulty: float32 [B] in [0, 1], requested or measured.
         similarity: float32 [B], cosine of image and prompt in CLIP's space.
-        attributes: float32 [B, A], the prompt's attributes, such as `PromptAttributes.one_hot`.
+        attributes: float32 [B, A], of the prompt: `PromptAttributes.one_hot`, `ClassWords.one_hot` or both.
         num_classes: K, needed where the targets are class labels; static.
     """
 

@@ -219,6 +219,10 @@ def parse_value(field: Field, text: str) -> Any:
     """
     if isinstance(field.default, str):
         return text
+    if isinstance(field.default, bool):
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"config.{field.path}: expected True or False, got {text!r}")
+        return text.lower() == "true"
     if isinstance(field.default, tuple):
         if text.startswith(("(", "[")):
             try:

@@ -16,6 +16,7 @@ from utilgen_jax.config.schema import (
     from_flat,
     unknown_field,
 )
+from utilgen_jax.data.words import word_problems
 from utilgen_jax.errors import nearest
 from utilgen_jax.fields import Field
 
@@ -54,12 +55,15 @@ def validate(config: ConfigDict) -> list[str]:
     for paths, holds, message in RULES:
         if bad.isdisjoint(paths) and not holds(*(values[path] for path in paths)):
             problems.append(message)
+    if "data.class_names" not in bad:
+        problems += word_problems(values["data.class_names"])
     return problems
 
 
 def _field_problem(field: Field, value: Any) -> str:
     """Says what is wrong with one value, or nothing."""
     kinds: dict[type, tuple[tuple[type, ...], str]] = {
+        bool: ((bool,), "True or False"),
         int: ((int,), "a whole number"),
         float: ((int, float), "a number"),
         str: ((str,), "text"),
@@ -67,7 +71,8 @@ def _field_problem(field: Field, value: Any) -> str:
     }
     types, kind = kinds[type(field.default)]
     many = isinstance(field.default, tuple)
-    right = isinstance(value, types) and not isinstance(value, bool)  # a bool is an int to Python, not to a person
+    # A bool is an int to Python, not to a person.
+    right = isinstance(value, types) and isinstance(value, bool) == isinstance(field.default, bool)
     if not right or (many and not all(isinstance(entry, str) for entry in value)):
         return f"expected {kind}, got {value!r}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -116,7 +121,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
     ),
     (
         ("data.class_names",),
-        lambda words: len(words) != 1 and all(words),
+        lambda words: len(words) != 1,
         "config.data.class_names: give one word for every class, or none at all",
     ),
     (

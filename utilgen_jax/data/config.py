@@ -20,7 +20,9 @@ class DataConfig:
     imbalance_factor: float = setting(1.0, "long tail: shots of the first class over those of the last", minimum=1.0)
     image_size: int = setting(8, "height and width that the classifier sees, in pixels", minimum=4, maximum=1024)
     channels: int = setting(1, "1: grey, 3: RGB", choices=(1, 3))
-    class_names: tuple[str, ...] = setting((), "words for the prompts, by label; empty: the data set's own")
+    class_names: tuple[str, ...] = setting(
+        (), "words for the prompts, by label; several of a class as 'crane bird|crane'; empty: the data set's own"
+    )
     classes_file: str = setting("", "text file with the classes to use, one a line: its name in the data set, words")
     max_classes: int = setting(0, "use only so many classes, the first ones; 0: all", minimum=0)
     exclude: str = setting("", "text file with ids of train images to leave out, e.g. those the generator was taught")

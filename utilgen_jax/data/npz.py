@@ -23,7 +23,7 @@ def load(path: str, image_size: int, channels: int, class_names: Sequence[str] =
         path: the file.
         image_size: side in pixels of the images read.
         channels: 1 or 3.
-        class_names: class names; empty for those of the file.
+        class_names: class names, for a file that has none.
 
     Returns:
         The training split and, if the file has one, the test split.
@@ -33,7 +33,7 @@ def load(path: str, image_size: int, channels: int, class_names: Sequence[str] =
     """
     arrays = _read_arrays(path)
     names = tuple(class_names)
-    if not names and "class_names" in arrays and arrays["class_names"].dtype.kind == "U":
+    if "class_names" in arrays and arrays["class_names"].dtype.kind == "U":
         names = tuple(str(name) for name in arrays["class_names"].reshape(-1))
     if not names:
         raise InputError(f"{path} has no class names: set config.data.class_names, in the order of the labels")

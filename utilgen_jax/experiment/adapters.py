@@ -82,7 +82,10 @@ class AdapterSteps:
         return self.sd_with_tokens if spec.class_tokens else self.sd
 
     def learn_class_tokens(self, prior: GeneratedPool) -> None:
-        """Learns a token for each class from the shots, beside prior images; `sd_with_tokens` holds them."""
+        """Learns a token for each class from the shots, beside prior images; `sd_with_tokens` holds them.
+
+        A token starts from the mean of the class's words, see `WordSteps.class_means`.
+        """
         self._class_embeds = self._learn_class_tokens(prior)
 
     @step("class_tokens", np.ndarray)
@@ -94,7 +97,7 @@ class AdapterSteps:
             embeds = train_textual_inversion(
                 self.sd,
                 class_prompts(experiment.config.prompts.template, tokens),
-                initial_embeds(self.sd, experiment.split.real.class_names),
+                experiment.word_choice.class_means(initial_embeds(self.sd, experiment.words.names)),
                 self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels),
                 self._denoising_set(self.sd, to_float(prior.images), prior.labels),
                 config,
@@ -136,7 +139,7 @@ class AdapterSteps:
             prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
         shots = self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
         with experiment.log(config.steps) as on_step:
-            class_embeds = encode_prompts(self.sd, experiment.prompts)
+            class_embeds = experiment.word_choice.class_means(encode_prompts(self.sd, experiment.word_prompts))
             return train_lora(self.sd, class_embeds, shots, prior_set, config, experiment.key(Key.LORA), on_step)
 
     def train_dpo(self, spec: PoolSpec, pool: GeneratedPool, weights: np.ndarray) -> Adapter:
@@ -225,7 +228,7 @@ class AdapterSteps:
         checkpoint = experiment.generator.checkpoint
         if (checkpoint / TEXT_PROJECTION).is_dir():
             projection = load_text_projection(checkpoint, sd.architecture)
-            return embed_prompts(sd, projection, experiment.prompts)
+            return experiment.word_choice.class_means(embed_prompts(sd, projection, experiment.word_prompts))
         embeds = encode_images(sd, experiment.generator_shots).astype(jnp.float32)
         embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
         labels = jnp.asarray(experiment.split.real.labels)

@@ -28,11 +28,13 @@ from utilgen_jax.experiment.pools import GeneratedPool, PoolSteps
 from utilgen_jax.experiment.results import print_table, write_results
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.values import ValueSteps
+from utilgen_jax.experiment.words import WordPool, WordSteps
 from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.methods.base import Method, PoolSpec
-from utilgen_jax.pool.storage import Pool, read_pool, update_records
+from utilgen_jax.pool.storage import Pool, PoolRecord, read_pool, update_records
 from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.types import OnStep, Params
@@ -91,21 +93,23 @@ class Experiment:
         methods: to compare, "real" first; the last is the one that the run is about.
         split: few-shot and test images.
         folds: of the few-shot images, for cross-fitting; empty where nothing is synthetic.
-        prompts: one a class.
+        words: of the classes.
+        word_prompts: the class prompt with each word, P in all.
         generator_source: see `generator`; None where nothing is synthetic.
         classifier: trained on each method's images.
         classifier_config: its training, with the synthetic fraction that suits the shots.
         mesh: of devices.
         workdir: the run's folder.
         shared: for a run that is part of a comparison.
-        classifiers, adapters, pools, values, joint: the cached steps.
+        classifiers, adapters, pools, values, joint, word_choice: the cached steps.
     """
 
     config: Config
     methods: Sequence[Method]
     split: FewShotSplit
     folds: list[Fold]
-    prompts: list[str]
+    words: ClassWords
+    word_prompts: list[str]
     generator_source: GeneratorSource | None
     classifier: Classifier
     classifier_config: ClassifierConfig
@@ -121,6 +125,7 @@ class Experiment:
         self.pools = PoolSteps(self)
         self.values = ValueSteps(self)
         self.joint = JointSteps(self)
+        self.word_choice = WordSteps(self)
         self._built: dict[PoolSpec, GeneratedPool] = {}
         self._data = TrainingData()  # of the last method
 
@@ -178,14 +183,30 @@ class Experiment:
         return self._built[spec]
 
     def examples(self, pool: GeneratedPool) -> Examples:
-        """A pool as the classifier sees it, on the mesh, all weights 1; with the prompts' attributes if they vary."""
+        """A pool as the classifier sees it, on the mesh, all weights 1.
+
+        With what varies in its prompts: attributes, then the words of classes that have several.
+        """
         images = self.classifier_input.images(to_float(pool.images))
         examples = replicate(labelled(images, pool.labels, self.classifier_input.num_classes))
-        if not pool.spec.attributes:
-            return examples
+        if pool.spec.attributes:
+            return dataclasses.replace(examples, attributes=replicate(self.prompt_attributes(pool.records)))
+        if any(record.word for record in pool.records):
+            return dataclasses.replace(examples, attributes=replicate(self._word_attributes(pool.records)))
+        return examples
+
+    def prompt_attributes(self, records: Sequence[PoolRecord]) -> np.ndarray:
+        """What varies in the prompts of N images: attributes, then the words of classes that have several.
+
+        Returns:
+            Float32 [N, A + W], see `PromptAttributes.one_hot` and `ClassWords.one_hot`.
+        """
         attributes = PromptAttributes.parse(self.config.prompts.attributes)
-        options = np.stack([attributes.parse_prompt(record.prompt or "") for record in pool.records])
-        return dataclasses.replace(examples, attributes=replicate(attributes.one_hot(options)))
+        options = np.stack([attributes.parse_prompt(record.prompt or "") for record in records])
+        return np.concatenate([attributes.one_hot(options), self._word_attributes(records)], axis=1)
+
+    def _word_attributes(self, records: Sequence[PoolRecord]) -> np.ndarray:
+        return self.words.one_hot([record.label for record in records], [record.word for record in records])
 
     def real_only(self) -> TrainingData:
         """No synthetic images."""
@@ -222,7 +243,8 @@ class Experiment:
 
     def shotless_folder(self, spec: PoolSpec) -> Path | None:
         """Where a pool that the shots have no part in is shared, and the stage that makes it; None: it is not."""
-        return None if self.shared is None or spec.uses_shots else self.shared.shotless_pools
+        uses_shots = spec.uses_shots or (self.word_choice.is_needed and spec != WordPool())
+        return None if self.shared is None or uses_shots else self.shared.shotless_pools
 
     def finish(self, accuracy: Mapping[str, float]) -> dict[str, Any]:
         """Notes the values in the pool and writes summary and report.
@@ -254,6 +276,8 @@ class Experiment:
             "seconds": self.stages.seconds,
             "versions": versions(),
         }
+        if data.pool is not None and data.values is not None and any(record.word for record in data.pool.records):
+            summary["words"] = self.word_choice.table(data.pool, data.values)
         # A stage: every process runs it.
         difficulty = None if self.shared else self.classifiers.real_difficulty()
         if self.is_first and difficulty is not None:

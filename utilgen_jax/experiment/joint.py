@@ -23,6 +23,7 @@ from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.train import JointResult, num_steps, predict_weights, train_jointly
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.generate import generate_batches
+from utilgen_jax.pool.storage import PoolRecord
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.sharding import replicate
@@ -55,9 +56,15 @@ class JointSteps:
             sampling=config.generator,
             classifier_input=experiment.classifier_input,
             latent_shape=experiment.generator.architecture.latent_shape(config.generator.size),
-            num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes),
+            num_attributes=self._num_attributes,
             without=without,
         )
+
+    @property
+    def _num_attributes(self) -> int:
+        """A + W, see `Experiment.prompt_attributes`."""
+        attributes = PromptAttributes.parse(self.experiment.config.prompts.attributes)
+        return sum(attributes.sizes) + len(self.experiment.words.columns)
 
     def train(
         self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
@@ -94,16 +101,21 @@ class JointSteps:
         experiment = self.experiment
         sd, config = experiment.adapters.sd, experiment.config
         prompts = experiment.pools.attribute_prompts(number=_PROMPTS_PER_CLASS)
-        flat = [prompt for of_class in prompts for prompt in of_class]
+        drawn = experiment.pools.with_words(
+            [PoolRecord(label=label, prompt=prompt) for label, of_class in enumerate(prompts) for prompt in of_class]
+        )
+        # The plain images' prompts hold no attribute, but a word.
+        of_plain = experiment.prompt_attributes(plain.records)
+        of_plain[:, : self._num_attributes - len(experiment.words.columns)] = 0
         return replicate(
             JointData(
                 real=self._known(experiment.real, None, 0.0),
-                pool=self._known(experiment.examples(plain), None, 0.5),
+                pool=self._known(experiment.examples(plain), of_plain, 0.5),
                 pool_latents=experiment.adapters.latents(sd, to_float(plain.images)),
-                class_embeds=encode_prompts(sd, experiment.prompts),
-                prompt_embeds=experiment.adapters.prompt_embeds(sd, flat),
+                class_embeds=experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
+                prompt_embeds=experiment.adapters.prompt_embeds(sd, [record.prompt or "" for record in drawn]),
                 prompt_labels=jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), _PROMPTS_PER_CLASS),
-                prompt_attributes=jnp.asarray(self._attributes(flat)),
+                prompt_attributes=jnp.asarray(experiment.prompt_attributes(drawn)),
                 negative_prompt_embeds=encode_prompts(sd, [config.generator.negative_prompt]),
             )
         )
@@ -161,7 +173,7 @@ class JointSteps:
             [0.5 if record.requested_difficulty is None else record.requested_difficulty for record in pool.records],
             np.float32,
         )
-        examples = self._known(experiment.examples(pool), [record.prompt or "" for record in pool.records], requested)
+        examples = self._known(experiment.examples(pool), experiment.prompt_attributes(pool.records), requested)
         weights, losses = predict_weights(experiment.classifier, self.program(without), trained, examples)
         return PoolValues(
             weights.mean(0),
@@ -186,18 +198,12 @@ class JointSteps:
         ]
         return float((np.sum(predicted, axis=0).argmax(-1) == test.labels).mean())
 
-    def _known(self, examples: Examples, prompts: list[str] | None, difficulty: float | np.ndarray) -> Examples:
-        """Examples with the features that the weight network wants; no prompts: those of no attribute."""
-        number = len(examples)
-        attributes = np.zeros((number, self.program().num_attributes), np.float32)
-        if prompts is not None:
-            attributes = self._attributes(prompts)
-        requested = np.broadcast_to(np.float32(difficulty), (number,))
+    def _known(self, examples: Examples, attributes: np.ndarray | None, difficulty: float | np.ndarray) -> Examples:
+        """Examples with the features that the weight network wants; None: of no attribute."""
+        if attributes is None:
+            attributes = np.zeros((len(examples), self._num_attributes), np.float32)
+        requested = np.broadcast_to(np.float32(difficulty), (len(examples),))
         return dataclasses.replace(examples, attributes=replicate(attributes), difficulty=replicate(requested))
-
-    def _attributes(self, prompts: list[str]) -> np.ndarray:
-        attributes = PromptAttributes.parse(self.experiment.config.prompts.attributes)
-        return attributes.one_hot(np.stack([attributes.parse_prompt(prompt) for prompt in prompts]))
 
 
 def _adapter(nested: Adapter | dict) -> Adapter:

@@ -16,3 +16,4 @@ class Key(enum.IntEnum):
     ATTRIBUTES = 8
     ENSEMBLE = 9
     GATE = 10
+    WORDS = 11

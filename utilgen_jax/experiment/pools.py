@@ -26,6 +26,7 @@ from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
+from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.distributed import wait_for_all
 
@@ -75,22 +76,33 @@ class PoolSteps:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
+    def class_prompts(self) -> list[list[str]]:
+        """The class prompt of each class; where it has several words, a prompt for each image, which share them."""
+        dealt = self._deal_words(self.images_per_class(), self.experiment.word_choice.probabilities())
+        return [[self.experiment.word_prompts[place] for place in places] for places in dealt]
+
+    def _deal_words(self, counts: np.ndarray, probabilities: np.ndarray) -> list[list[int]]:
+        return self.experiment.words.deal_all(probabilities, counts, [self.experiment.config.seed, Key.WORDS])
+
     def caption_prompts(self) -> list[list[str]]:
-        """The prompts "class prompt, caption" of each class, one a shot."""
+        """The prompts "class prompt, caption" of each class, one a shot; where it has several words, one an image."""
         experiment = self.experiment
-        real = experiment.split.real
+        real, words = experiment.split.real, experiment.words
         # Every process captions for itself: the same captions, in a file of its own.
         name = "captions.jsonl" if experiment.is_first else f"captions.{jax.process_index()}.jsonl"
         file = (experiment.shared.stages if experiment.shared else experiment.workdir) / name
         source = experiment.config.prompts.captions
         with Progress("captions", len(real), "image", enabled=experiment.is_first) as progress:
             captions = caption_labelled_images(source, real, file, progress.update)
-        words = [real.class_names[label] for label in real.labels]
-        prompts = caption_prompts(f"{experiment.config.prompts.template}, {{caption}}", words, captions)
-        return [
-            [prompt for prompt, label in zip(prompts, real.labels, strict=True) if label == number]
-            for number in range(len(real.class_names))
-        ]
+        dealt = self._deal_words(self.images_per_class(), experiment.word_choice.probabilities())
+        prompts = []
+        for label, places in enumerate(dealt):
+            of_class = [caption for caption, other in zip(captions, real.labels, strict=True) if other == label]
+            pairs = pair_in_turn(places, of_class)
+            names = [words.names[place] for place, _ in pairs]
+            template = f"{experiment.config.prompts.template}, {{caption}}"
+            prompts.append(caption_prompts(template, names, [caption for _, caption in pairs]))
+        return prompts
 
     def class_token_prompts(self) -> list[list[str]]:
         """The prompt of each class with its learnt token in place of its name."""
@@ -101,20 +113,26 @@ class PoolSteps:
         """Prompts of each class, with drawn attributes.
 
         Args:
-            logits: added to the attributes' log-probabilities, float [A]; None: the config's probabilities.
+            logits: added to the log-probabilities of the attributes' values and, where a class has several words, of
+                the words, float [A + W]; None: the config's probabilities.
             number: of prompts a class; None: one for each image of the pool.
         """
-        config = self.experiment.config
+        config, words = self.experiment.config, self.experiment.words
         attributes = PromptAttributes.parse(config.prompts.attributes)
         probabilities = attributes.uniform_probabilities(config.prompts.attribute_probability)
+        word_probabilities = self.experiment.word_choice.probabilities()
         if logits is not None:
-            probabilities = attributes.reweighted(probabilities, logits)
+            num_values = sum(attributes.sizes)
+            probabilities = attributes.reweighted(probabilities, logits[:num_values])
+            word_probabilities = words.reweighted(word_probabilities, logits[num_values:])
         rng = np.random.default_rng([config.seed, Key.ATTRIBUTES])
-        counts = self.images_per_class() if number is None else [number] * len(self.experiment.prompts)
-        return [
-            [attributes.render(prompt, options) for options in attributes.draw(probabilities, max(int(count), 1), rng)]
-            for prompt, count in zip(self.experiment.prompts, counts, strict=True)
-        ]
+        counts = self.images_per_class() if number is None else np.full(len(words.of_class), number)
+        prompts = []
+        for places, count in zip(self._deal_words(counts, word_probabilities), counts, strict=True):
+            drawn = attributes.draw(probabilities, max(int(count), 1), rng)
+            of_class = [self.experiment.word_prompts[place] for place in places]
+            prompts.append([attributes.render(of_class[n % len(of_class)], row) for n, row in enumerate(drawn)])
+        return prompts
 
     def images_per_class(self) -> np.ndarray:
         """How many images of each class a pool has: int [K]."""
@@ -137,7 +155,23 @@ class PoolSteps:
             round_number: of generation.
             difficulty: means [K] and standard deviation of the requested difficulties; None: none is requested.
         """
-        return plan_pool(prompts, self.images_per_class(), self.experiment.config.seed, round_number, difficulty)
+        counts = self.images_per_class()
+        return self.with_words(plan_pool(prompts, counts, self.experiment.config.seed, round_number, difficulty))
+
+    def with_words(self, records: list[PoolRecord]) -> list[PoolRecord]:
+        """Notes the word of each image whose class has several: the longest with whose class prompt its own begins."""
+        words = self.experiment.words
+        prompts: dict[int, list[tuple[str, str]]] = {}
+        for place in words.columns:
+            prompts.setdefault(int(words.labels[place]), []).append(
+                (self.experiment.word_prompts[place], words.names[place])
+            )
+
+        def word_of(record: PoolRecord) -> str | None:
+            found = [pair for pair in prompts.get(record.label, []) if (record.prompt or "").startswith(pair[0])]
+            return max(found, key=lambda pair: len(pair[0]))[1] if found else None
+
+        return [dataclasses.replace(record, word=word_of(record)) for record in records] if prompts else records
 
     def mixed_shots(self, records: Sequence[PoolRecord], mix_strategy: str) -> ConditionOn:
         """What conditions each image on two shots of its class, mixed, see `generator.image_conditioning`.
@@ -247,7 +281,8 @@ class PoolSteps:
     def _show_difficulty(self, adapter: Adapter) -> dict[str, np.ndarray]:
         experiment = self.experiment
         names, sampling = experiment.split.real.class_names, experiment.config.generator
-        sheets = difficulty_sheets(experiment.adapters.sd, adapter, sampling, names, experiment.prompts)
+        prompts = [experiment.word_prompts[place] for place in experiment.word_choice.likeliest()]
+        sheets = difficulty_sheets(experiment.adapters.sd, adapter, sampling, names, prompts)
         for name, sheet in sheets.items() if experiment.is_first else ():
             folder = experiment.workdir / "report"
             folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from utilgen_jax.report.metrics import read_metrics
 from utilgen_jax.report.page import write_report
 from utilgen_jax.report.plots import plot_curves, plot_difficulty, plot_weight_curve
 from utilgen_jax.report.table import format_table
+from utilgen_jax.report.words import word_lines
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 SHEETS = ("difficulty_sweep", "hard_factors")  # see `pool.difficulty_sheets`
@@ -35,6 +36,8 @@ def print_table(summary: dict[str, Any]) -> None:
     ]
     print(f"\n{summary['dataset']}, {summary['shots'] or 'all'} labelled images a class, seed {summary['seed']}:\n")
     print(format_table(rows, ["training set", "real", "synthetic", "test accuracy"]) + "\n")
+    if "words" in summary:
+        print("\n".join(word_lines(summary["words"])) + "\n")
 
 
 def write_results(

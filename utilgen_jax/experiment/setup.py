@@ -18,6 +18,7 @@ from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import FewShotSplit, LabelledImages, cross_fit_folds, few_shot
+from utilgen_jax.data.words import class_words
 from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, SharedDirs
@@ -26,6 +27,7 @@ from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.methods.base import Method
 from utilgen_jax.prompts.templates import class_prompts
+from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.runtime.sharding import make_mesh, replicate
 
 
@@ -43,6 +45,7 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
     """
     split = _read_split(config)
     real = split.real
+    words = ClassWords(class_words(config.data.class_names, real.class_names))
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
     pools = [method.pool for method in methods if method.pool is not None]
     folds, generator = [], None
@@ -58,7 +61,8 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
         methods=methods,
         split=split,
         folds=folds,
-        prompts=class_prompts(config.prompts.template, real.class_names),
+        words=words,
+        word_prompts=class_prompts(config.prompts.template, words.names),
         generator_source=generator,
         classifier=classifier,
         classifier_config=classifier_config(config, real),

@@ -46,7 +46,7 @@ class AugcondPool(PoolSpec):
         find_mix_strategy(experiment.config.section(AugcondConfig).mix_strategy, has_image_encoder)
 
     def build(self, experiment: Experiment) -> GeneratedPool:
-        records = experiment.pools.plan([[prompt] for prompt in experiment.prompts])
+        records = experiment.pools.plan(experiment.pools.class_prompts())
         settings = experiment.config.section(AugcondConfig)
         condition = experiment.pools.mixed_shots(records, settings.mix_strategy)
         return experiment.pools.generate(self, records, condition_on=condition, strength=settings.strength)

@@ -41,7 +41,7 @@ class PoolSpec:
 
     @property
     def attributes(self) -> bool:
-        """Whether the prompts hold drawn attributes, which the classifier's examples then carry."""
+        """Whether the prompts hold drawn attributes, which the classifier's examples then carry (words: always)."""
         return False
 
     def check(self, experiment: Experiment) -> None:

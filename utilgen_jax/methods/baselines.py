@@ -25,7 +25,7 @@ class PlainPool(PoolSpec):
         return False
 
     def build(self, experiment: Experiment) -> GeneratedPool:
-        prompts = [[prompt] for prompt in experiment.prompts]
+        prompts = experiment.pools.class_prompts()
         return experiment.pools.generate(self, experiment.pools.plan(prompts))
 
 

@@ -25,7 +25,7 @@ class DataDreamPool(PoolSpec):
     def build(self, experiment: Experiment) -> GeneratedPool:
         prior = experiment.pool(PlainPool())
         adapter = experiment.adapters.train_lora(self, experiment.config.section(LoraConfig), prior)
-        records = experiment.pools.plan([[prompt] for prompt in experiment.prompts])
+        records = experiment.pools.plan(experiment.pools.class_prompts())
         return experiment.pools.generate(self, records, adapter)
 
 

@@ -41,6 +41,7 @@ class PoolRecord:
         weight: Of the image in training, in [0, 1].
         soft_label: K probabilities.
         round: The round of generation that made it, from 0.
+        word: The word of the class in the prompt, where the class has several; a line lacks it where there is none.
         file_name: Path below the pool's folder; the writer fills it in.
         class_name: The class in words; the writer fills it in.
     """
@@ -55,6 +56,7 @@ class PoolRecord:
     weight: float | None = None
     soft_label: tuple[float, ...] | None = None
     round: int | None = None
+    word: str | None = None
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(PoolRecord))
@@ -67,6 +69,7 @@ _KINDS: dict[str, Any] = {
     "weight": int | float,
     "soft_label": list,
     "round": int,
+    "word": str,
 }
 
 
@@ -261,7 +264,10 @@ def _class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _to_line(record: PoolRecord) -> str:
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
+    fields = dataclasses.asdict(record)
+    if record.word is None:
+        del fields["word"]
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
 
 
 def _to_plain(value: Any) -> Any:

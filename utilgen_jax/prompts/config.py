@@ -28,4 +28,8 @@ class PromptConfig:
         "attributes drawn for each prompt of `joint`; the values of each: 'thin|bold'",
     )
     attribute_probability: float = setting(0.15, "that a group is mentioned, at first", minimum=0.0, maximum=1.0)
+    choose_words: bool = setting(
+        False, "of several words of a class, use those whose images classifiers of the shots take for the class"
+    )
+    images_per_word: int = setting(20, "images of each word from which words are chosen", minimum=1)
     captions: str = setting("glyphs", "'glyphs', 'tones', 'blip2', a captioner's hub id or folder, or a *.jsonl file")

@@ -9,6 +9,7 @@ from typing import Any
 
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.pool.storage import Pool
+from utilgen_jax.report import words
 from utilgen_jax.report.gallery import data_uri, gallery
 from utilgen_jax.report.progress import format_duration
 from utilgen_jax.runtime import atomic_write
@@ -55,7 +56,7 @@ def write_report(
     Args:
         workdir: the run's folder.
         summary: the contents of summary.json: `method`, `dataset`, `shots`, `seed`, `accuracy` (fractions by name),
-            `num_real`, `num_synthetic`, `seconds` (by stage), `versions`.
+            `num_real`, `num_synthetic`, `seconds` (by stage), `versions`; perhaps `words`, see `words.word_table`.
         config: the run's config, nested mappings.
         real: the real training images.
         pool: the synthetic images, with weights and difficulties if known; None for a method without any.
@@ -75,6 +76,7 @@ def write_report(
     sections = [
         _section("Result", _headline(summary)),
         _section("What was run", _what_was_run(summary, config, command)),
+        *([_section("Words", _words(summary["words"]))] if "words" in summary else []),
         _section(images, gallery(real, pool)),
         *(_figure(name, Path(figures[name])) for name in FIGURES if name in figures),
         _section("Time by stage", _stage_times(summary["seconds"])),
@@ -139,6 +141,12 @@ def _what_was_run(summary: Mapping[str, Any], config: Mapping[str, Any], command
         f'{shown_command}<p class="note">{escape(versions)}</p>'
         f"<details><summary>Configuration, {_count(len(rows), 'field')}</summary>{table}</details>"
     )
+
+
+def _words(rows: Sequence[words.Row]) -> str:
+    headers, cells = words.cells(rows)
+    table = _table(headers, [([escape(cell) for cell in row], "") for row in cells])
+    return f'<p class="note">{escape(words.NOTE)}</p>{table}'
 
 
 def _figure(name: str, path: Path) -> str:
