@@ -106,7 +106,7 @@ def _read_architecture(config: Config, checkpoint: Path) -> Architecture:
 
 
 def _classifier_config(config: Config, real: LabelledImages) -> ClassifierConfig:
-    if config.classifier.synthetic_fraction > 0:
+    if 0 < config.classifier.synthetic_fraction < 1:
         return config.classifier
     fraction = synthetic_fraction(len(real.labels) / len(real.class_names))
     return dataclasses.replace(config.classifier, synthetic_fraction=fraction)

@@ -34,6 +34,11 @@ class PoolSpec:
         return True
 
     @property
+    def images_follow_records(self) -> bool:
+        """Whether an image follows from its record alone, so that a smaller pool is the beginning of a larger one."""
+        return False
+
+    @property
     def class_tokens(self) -> bool:
         """Whether the prompts hold learnt class tokens (textual inversion)."""
         return False
