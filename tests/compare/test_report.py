@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from utilgen_jax.compare.plan import PlannedRun
 from utilgen_jax.compare.report import write_comparison
 from utilgen_jax.compare.statistics import run_of
 
@@ -19,7 +20,9 @@ def summary(shots, seed, method, accuracy):
     }
 
 
-PLAN = [(shots, seed, method) for seed in (0, 1) for shots in (1, 2) for method in ("real", "vanilla", "saflex")]
+PLAN = [
+    PlannedRun(shots, seed, method) for seed in (0, 1) for shots in (1, 2) for method in ("real", "vanilla", "saflex")
+]
 ACCURACY = {"real": 0.5, "vanilla": 0.6, "saflex": 0.8}
 
 
@@ -28,7 +31,7 @@ def written(request, tmp_path, capsys):
     """Returns the printed text, and the contents of compare.md and compare.json."""
     plan = {"whole": PLAN, "without real": [entry for entry in PLAN if entry[2] != "real"], "one run": PLAN[2:3]}
     chosen = plan[request.param]
-    runs = [run_of(summary(*entry, ACCURACY[entry[2]])) for entry in chosen[::-1]]
+    runs = [run_of(summary(*entry[:3], ACCURACY[entry.method])) for entry in chosen[::-1]]
     write_comparison(tmp_path, {"seed": 0}, runs, PLAN)
 
     def refuse(constant):

@@ -35,7 +35,7 @@ class ClassifierSteps:
 
     @step("classifier_{method.name}", dict)
     def train(self, method: Method, synthetic: Examples | None) -> Params:
-        """Trains a method's classifier on the real images and, if any, synthetic ones; or, if so set, on these alone."""
+        """Trains a method's classifier: on real images and synthetic ones, if any; or, if so set, on these alone."""
         only = synthetic is not None and self.experiment.config.classifier.synthetic_fraction == 1
         return self._train(self._config_of(method, only), synthetic)
 

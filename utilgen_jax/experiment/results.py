@@ -35,7 +35,8 @@ def print_table(summary: dict[str, Any]) -> None:
         # A method that is itself a baseline would stand there twice.
         if name != "final" or titles[name] not in _TITLES.values()
     ]
-    print(f"\n{summary['dataset']}, {summary['shots'] or 'all'} labelled images a class, seed {summary['seed']}:\n")
+    shots, seed = summary["shots"] or "all", summary["seed"]
+    print(f"\n{summary['dataset']}, {shots} labelled images a class, seed {seed}, test accuracy:\n")
     print(format_table(rows, ["training set", "real", "synthetic", *columns]) + "\n")
 
 
