@@ -99,11 +99,15 @@ def test_kept_runs_join_a_comparison_of_their_config(file: str, config: str, ove
 
 def test_the_output_of_the_main_job_is_laid_out_as_it_is_printed():
     text = TEXTS["README.md"]
-    accuracies = re.search(r"real images only +20 +0 +([\d.]+%)\n.* ([\d.]+%)\n.* ([\d.]+%)\n```", text)
-    assert accuracies is not None
-    numbers = zip(("real", "vanilla", "joint"), (0, 1000, 1000), accuracies.groups(), strict=True)
-    rows = [[METHODS[method].title, 20, synthetic, accuracy] for method, synthetic, accuracy in numbers]
-    printed = format_table(rows, ["training set", "real", "synthetic", "test accuracy"])
+    cell = r" +([\d.]+%|–)"
+    found = re.search(rf"^real images only +20 +0{cell}{cell}\n\+ plain.*{cell}{cell}\n.*{cell}{cell}\n```", text, re.M)
+    assert found is not None
+    cells = found.groups()
+    rows = [
+        [METHODS[method].title, 20, synthetic, *cells[2 * place : 2 * place + 2]]
+        for place, (method, synthetic) in enumerate((("real", 0), ("vanilla", 1000), ("joint", 1000)))
+    ]
+    printed = format_table(rows, ["training set", "real", "synthetic", "with real images", "synthetic images only"])
     assert printed in text, f"README.md should have:\n{printed}"
 
 
