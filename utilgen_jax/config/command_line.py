@@ -91,7 +91,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
 
 def define_protocol(values: flags.FlagValues) -> None:
     """Defines the flag --protocol of a command that trains classifiers."""
-    about = f"{', '.join(PROTOCOLS)}, as in --config=FILE:VARIANT, of which it is the last word"
+    about = f"{', '.join(PROTOCOLS)}; in place of those that --config=FILE:VARIANT names"
     flags.DEFINE_list("protocol", [], about, flag_values=values)
 
 
