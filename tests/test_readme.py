@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+from utilgen_jax.compare.curve import curve_tables
 from utilgen_jax.compare.join import read_runs
 from utilgen_jax.compare.report import tables
-from utilgen_jax.compare.statistics import Run
+from utilgen_jax.compare.statistics import Run, of_synthetic_only
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS
 from utilgen_jax.methods import METHODS
@@ -80,10 +81,19 @@ def test_tables_of_results_are_those_of_the_kept_runs(file: str, name: str, part
         assert found[part] in TEXTS[name], f"{name} should have:\n{found[part]}"
 
 
+def test_the_tables_of_the_pools_size_are_those_of_the_kept_runs():
+    runs = kept_runs("configs/results/digits_pool_size.json")
+    methods = [method for method in METHODS if any(run.method == method for run in runs)]
+    for column in (runs, of_synthetic_only(runs)):
+        (table, *_) = curve_tables(column, methods, format_markdown_table)
+        assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
+
+
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
         ("configs/results/digits.json", "configs/digits.py", []),
+        ("configs/results/digits_pool_size.json", "configs/digits.py", []),
         ("utilgen_jax/methods/results/ablation_utilgen.json", "configs/digits.py", []),
         (
             "configs/results/pneumoniamnist.json",

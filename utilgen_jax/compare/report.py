@@ -28,11 +28,11 @@ from utilgen_jax.compare.statistics import (
 from utilgen_jax.methods import METHODS, PUBLISHED
 from utilgen_jax.runtime.atomic_write import write_text
 
-_NOTE = (
+_CURVE_NOTE = (
     "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals;\nplain is `vanilla`. Seconds are the sum over the stages of a run; stages that methods share count in "
-    "each."
+    "intervals;\nplain is `vanilla`."
 )
+_NOTE = f"{_CURVE_NOTE} Seconds are the sum over the stages of a run; stages that methods share count in each."
 
 
 def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run], plan: Sequence[PlannedRun]) -> None:
@@ -87,7 +87,7 @@ def _page(columns: dict[str, Sequence[Run]], methods: Sequence[str], form: Forma
     for column, runs in columns.items():
         if len(columns) > 1:
             parts.append(f"Trained on {column}:")
-        parts += curve_tables(runs, methods, form) + [_NOTE] if sizes_of(runs) else tables(runs, methods, form)
+        parts += curve_tables(runs, methods, form) + [_CURVE_NOTE] if sizes_of(runs) else tables(runs, methods, form)
     return parts
 
 
