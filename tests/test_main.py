@@ -53,6 +53,18 @@ def test_a_good_command_line_reaches_the_pipeline(pipeline, tmp_path):
     assert workdir == str(tmp_path)
 
 
+def test_a_protocol_is_a_variant_and_a_flag_and_fields_have_the_last_word(pipeline, tmp_path):
+    for arguments, expected in (
+        ([f"{DIGITS}:5x,synthetic_only"], (5, 1.0)),
+        ([DIGITS, "--protocol=5x,synthetic_only"], (5, 1.0)),
+        ([f"{DIGITS}:50x", "--protocol=5x"], (5, 0.0)),
+        ([DIGITS, "--config.pool.images_per_shot=7", "--protocol=50x,real+synthetic"], (7, 0.0)),
+    ):
+        assert main_lib.main(["main", *arguments, f"--workdir={tmp_path}"]) == 0
+        config = pipeline.calls.pop()[0]
+        assert (config.pool.images_per_shot, config.classifier.synthetic_fraction) == expected
+
+
 def test_a_run_without_a_workdir_is_given_one_and_says_so(pipeline, capsys):
     assert main_lib.main(["main", f"{DIGITS}:method=vanilla,shots=5,seed=3"]) == 0
     assert pipeline.calls[0][1] == "runs/digits-vanilla-5shots-seed3"
@@ -77,7 +89,7 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         "stray: an argument that belongs to no flag",
         "variant 'shots=many': config.data.shots: expected a whole number, got 'many'",
         "variant 'metod=real' is unknown: the nearest is 'method=', all are method=, seed=, shots=, path=, "
-        "checkpoint=, images=, steps=, folds=, runlocal",
+        "checkpoint=, images=, steps=, folds=, runlocal, 5x, 50x, real+synthetic, synthetic_only",
         "--config.data.shotz: there is no such field; the nearest valid name is config.data.shots",
         "--config.seed: expected a whole number, got 'x'",
         "config.data.source: must be one of 'digits', 'tfds', 'imagefolder', 'npz', got 'folder'; "
@@ -94,6 +106,14 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         (["--workdir=x", "--config=nonesuch.py"], "--config: there is no file 'nonesuch.py'; the repository has some"),
         (["--workdir=x", f"--config={ROOT}/LICENSE"], "is not a Python file"),
         (["--workdir=x", f"--config={ROOT}"], "--config: there is no file"),
+        (
+            [DIGITS, "--workdir=x", "--protocol=5y,synthetic"],
+            "--protocol=5y: is not one of 5x, 50x, real+synthetic, synthetic_only; the nearest is 5x",
+        ),
+        ([DIGITS, "--workdir=x", "--protocol=synthetic"], "the nearest is synthetic_only"),
+        ([DIGITS, "--protocol=5x,50x"], "--protocol: 5x and 50x: these protocols exclude each other; name one"),
+        (["--protocol=6x"], "--protocol=6x: is not one of 5x"),
+        ([DIGITS, "--protocol=5x", "--config.pool.fill_to=9"], "set one of them to 0"),
         ([DIGITS, "--workdir=x", "--config.data=3"], "--config.data: there is no such field"),
         ([DIGITS, f"--workdir={__file__}/x"], "lies under, a file; give a folder"),
         ([DIGITS, "--workdir"], "--workdir: a value is missing; write --workdir=VALUE"),

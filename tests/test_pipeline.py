@@ -67,15 +67,20 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert summary["method"] == "saflex" and summary["dataset"] == "digits"
     assert summary["shots"] == 2 and summary["seed"] == 0
     assert set(summary["accuracy"]) == {"real_only", "vanilla", "final"}
-    assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy"].values())
+    assert set(summary["accuracy_synthetic_only"]) == {"vanilla", "final"}
+    accuracies = [*summary["accuracy"].values(), *summary["accuracy_synthetic_only"].values()]
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
+    assert summary["trained_on"] == "real+synthetic"
     assert summary["num_real"] == 20 and summary["num_synthetic"] == 40 and summary["num_test"] == 100
     assert {"classifier_real", "pool_plain", "value_saflex", "evaluation_saflex"} <= set(summary["seconds"])
     assert summary["versions"].keys() >= {"utilgen_jax", "jax", "flax"}
     assert json.loads((workdir / "config.json").read_text())["pool"]["images_per_class"] == 4
     stages = {json.loads(line)["stage"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
-    assert stages == {"classifier_real", "classifier_vanilla", "value_saflex", "classifier_saflex"}
+    trained = {"classifier_vanilla", "classifier_saflex"}
+    assert stages == {"classifier_real", "value_saflex", *trained, *(f"{name}_synthetic_only" for name in trained)}
     page = (workdir / "report" / "index.html").read_text()
-    assert f"{100 * summary['accuracy']['final']:.1f}" in page
+    for column in ("accuracy", "accuracy_synthetic_only"):
+        assert f"<b>{100 * summary[column]['final']:.1f} %</b>" in page
     assert list((workdir / "tensorboard").iterdir())
 
 
@@ -131,12 +136,38 @@ def test_the_other_methods_run(tmp_path, capsys, method, synthetic):
     accuracy = summary["accuracy"]
     as_baseline = {"real": "real_only", "vanilla": "vanilla"}.get(method, "final")
     assert set(accuracy) == {"real_only", as_baseline, "final"} and accuracy["final"] == accuracy[as_baseline]
-    expected = [["real images only", "20", "0", f"{100 * accuracy['real_only']:.1f}%"]]
+    only = summary["accuracy_synthetic_only"]
+    assert set(only) == ({"vanilla", "final"} if method == "vanilla" else set())
+    # Where nothing is synthetic there is one column.
+    second = {name: [f"{100 * only[name]:.1f}%" if name in only else "–"] if only else [] for name in accuracy}
+    expected = [["real images only", "20", "0", f"{100 * accuracy['real_only']:.1f}%", *second["real_only"]]]
     if method != "real":
-        expected.append([METHODS[method].title, "20", str(synthetic), f"{100 * accuracy['final']:.1f}%"])
+        expected.append(
+            [METHODS[method].title, "20", str(synthetic), f"{100 * accuracy['final']:.1f}%", *second["final"]]
+        )
     printed = capsys.readouterr().out.splitlines()
     assert [re.split(" {2,}", line.strip()) for line in printed if "%" in line] == expected
     assert (tmp_path / "pool").exists() == (synthetic > 0)
+
+
+@pytest.mark.slow
+def test_synthetic_images_only_is_the_second_column_of_a_run_of_both(tmp_path):
+    settings = (*SHRUNK, ("baselines", ""), ("classifier.name", "mlp"), ("ensemble.members", "1"))
+    spec = f"{CONFIGS / 'digits.py'}:method=joint"
+    both = pipeline.run(read_config(spec, settings), tmp_path / "both")
+    only = pipeline.run(read_config(f"{spec},synthetic_only", settings), tmp_path / "only")
+    assert only["trained_on"] == "synthetic_only" and both["trained_on"] == "real+synthetic"
+    # Labels are learnt from the same images, real ones among them: the same classifier, to the bit.
+    assert only["accuracy"]["final"] == only["accuracy_synthetic_only"]["final"]
+    assert only["accuracy_synthetic_only"] == both["accuracy_synthetic_only"]
+    own, other = (
+        load_file(tmp_path / run / "checkpoints" / f"classifier_joint{end}.safetensors")
+        for run, end in (("only", ""), ("both", "_synthetic_only"))
+    )
+    for name in own:
+        np.testing.assert_array_equal(own[name], other[name])
+    mixed = load_file(tmp_path / "both/checkpoints/classifier_joint.safetensors")
+    assert any((mixed[name] != own[name]).any() for name in own)
 
 
 @pytest.mark.slow

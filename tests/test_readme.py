@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+from utilgen_jax.compare.curve import curve_tables
 from utilgen_jax.compare.join import read_runs
 from utilgen_jax.compare.report import tables
-from utilgen_jax.compare.statistics import Run
+from utilgen_jax.compare.statistics import Run, of_synthetic_only
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS
 from utilgen_jax.methods import METHODS
@@ -80,10 +81,19 @@ def test_tables_of_results_are_those_of_the_kept_runs(file: str, name: str, part
         assert found[part] in TEXTS[name], f"{name} should have:\n{found[part]}"
 
 
+def test_the_tables_of_the_pools_size_are_those_of_the_kept_runs():
+    runs = kept_runs("configs/results/digits_pool_size.json")
+    methods = [method for method in METHODS if any(run.method == method for run in runs)]
+    for column in (runs, of_synthetic_only(runs)):
+        (table, *_) = curve_tables(column, methods, format_markdown_table)
+        assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
+
+
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
         ("configs/results/digits.json", "configs/digits.py", []),
+        ("configs/results/digits_pool_size.json", "configs/digits.py", []),
         ("utilgen_jax/methods/results/ablation_utilgen.json", "configs/digits.py", []),
         (
             "configs/results/pneumoniamnist.json",
@@ -99,11 +109,15 @@ def test_kept_runs_join_a_comparison_of_their_config(file: str, config: str, ove
 
 def test_the_output_of_the_main_job_is_laid_out_as_it_is_printed():
     text = TEXTS["README.md"]
-    accuracies = re.search(r"real images only +20 +0 +([\d.]+%)\n.* ([\d.]+%)\n.* ([\d.]+%)\n```", text)
-    assert accuracies is not None
-    numbers = zip(("real", "vanilla", "joint"), (0, 1000, 1000), accuracies.groups(), strict=True)
-    rows = [[METHODS[method].title, 20, synthetic, accuracy] for method, synthetic, accuracy in numbers]
-    printed = format_table(rows, ["training set", "real", "synthetic", "test accuracy"])
+    cell = r" +([\d.]+%|–)"
+    found = re.search(rf"^real images only +20 +0{cell}{cell}\n\+ plain.*{cell}{cell}\n.*{cell}{cell}\n```", text, re.M)
+    assert found is not None
+    cells = found.groups()
+    rows = [
+        [METHODS[method].title, 20, synthetic, *cells[2 * place : 2 * place + 2]]
+        for place, (method, synthetic) in enumerate((("real", 0), ("vanilla", 1000), ("joint", 1000)))
+    ]
+    printed = format_table(rows, ["training set", "real", "synthetic", "with real images", "synthetic images only"])
     assert printed in text, f"README.md should have:\n{printed}"
 
 

@@ -20,7 +20,9 @@ from utilgen_jax.config.schema import Config
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    return command_line.common_flags("folder for all that the run writes; default runs/CONFIG-METHOD-Kshots-seedS")
+    values = command_line.common_flags("folder for all that the run writes; default runs/CONFIG-METHOD-Kshots-seedS")
+    command_line.define_protocol(values)
+    return values
 
 
 def run(argv: Sequence[str]) -> None:
@@ -39,6 +41,7 @@ def run(argv: Sequence[str]) -> None:
         return
     workdir, spec = str(values["workdir"].value or ""), values["config"].value
     problems += command_line.folder_problems("workdir", workdir)
+    overrides = command_line.protocol_overrides(values, problems) + overrides
     if not spec:
         problems.append("--config: say which config file, such as --config=configs/digits.py")
         raise command_line.ConfigError(problems)

@@ -35,8 +35,7 @@ def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -
     with set_up(config, Path(workdir), shared, methods) as experiment:
         for method in methods:
             data = method.training_data(experiment)
-            classifier = experiment.train_classifier(method, data)
-            accuracy[method.name] = experiment.evaluate(method, classifier)
+            accuracy[method.name] = experiment.train_and_test(method, data)
         return experiment.finish(accuracy)
 
 

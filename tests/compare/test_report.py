@@ -1,11 +1,13 @@
 """Output of a comparison for made-up summaries."""
 
+import dataclasses
 import json
 
 import pytest
 
+from utilgen_jax.compare.plan import plan_runs
 from utilgen_jax.compare.report import write_comparison
-from utilgen_jax.compare.statistics import run_of
+from utilgen_jax.compare.statistics import Run, run_of
 
 
 def summary(shots, seed, method, accuracy):
@@ -19,7 +21,7 @@ def summary(shots, seed, method, accuracy):
     }
 
 
-PLAN = [(shots, seed, method) for seed in (0, 1) for shots in (1, 2) for method in ("real", "vanilla", "saflex")]
+PLAN = plan_runs((0, 1), (1, 2), ("real", "vanilla", "saflex"), ())
 ACCURACY = {"real": 0.5, "vanilla": 0.6, "saflex": 0.8}
 
 
@@ -28,7 +30,7 @@ def written(request, tmp_path, capsys):
     """Returns the printed text, and the contents of compare.md and compare.json."""
     plan = {"whole": PLAN, "without real": [entry for entry in PLAN if entry[2] != "real"], "one run": PLAN[2:3]}
     chosen = plan[request.param]
-    runs = [run_of(summary(*entry, ACCURACY[entry[2]])) for entry in chosen[::-1]]
+    runs = [run_of(summary(*entry[:3], ACCURACY[entry.method])) for entry in chosen[::-1]]
     write_comparison(tmp_path, {"seed": 0}, runs, PLAN)
 
     def refuse(constant):
@@ -58,6 +60,55 @@ def test_text_and_markdown_tables_agree(written):
         missing = {"without real": "Missing, 4 of 12 runs", "one run": "Missing, 11 of 12 runs"}[case]
         assert missing in printed and missing in markdown
         assert "- real, 2 shots, seeds: 0, 1" in printed.splitlines()
+
+
+def curve_runs():
+    """Two seeds of `real`, and of `vanilla` and `saflex` at two sizes; one run of saflex is missing."""
+    plan = plan_runs((0, 1), (2,), ("real", "vanilla", "saflex"), (10, 5))
+    runs = []
+    for entry in plan:
+        found = summary(*entry[:3], ACCURACY[entry.method] + 0.01 * entry.images_per_shot)
+        if entry.method != "real":
+            found["accuracy_synthetic_only"] = {"final": found["accuracy"]["final"] - 0.3 + 0.01 * entry.seed}
+        runs.append(run_of(found, entry.images_per_shot))
+    return plan, runs[:-1]
+
+
+def test_the_curve_has_a_table_and_statistics_for_each_size(tmp_path, capsys):
+    plan, runs = curve_runs()
+    write_comparison(tmp_path, {"classifier": {"synthetic_fraction": 0.0}}, runs[::-1], plan)
+    page, content = (tmp_path / "compare.md").read_text(), json.loads((tmp_path / "compare.json").read_text())
+    mixed, only = page.split("Trained on synthetic_only:")
+    assert "Missing, 1 of 10 runs" in page and "- saflex, 2 shots, 5 images a shot, seeds: 1" in page
+    for text in (
+        "| 2 shots, accuracy, % | 5 a real image | 10 a real image |",
+        "| real images only | 50.0 ± 0.0 | 50.0 ± 0.0 |",
+        "| + plain synthetic images | 65.0 ± 0.0 | 70.0 ± 0.0 |",
+        "| + synthetic images, SAFLEX | 85.0 | 90.0 ± 0.0 |",
+        "| 2 shots, minus plain | 5 a real image | 10 a real image |",
+        "| + synthetic images, SAFLEX | +20.0 | +20.0 [+20.0, +20.0] |",
+    ):
+        assert text in mixed, text
+    assert (
+        "| + plain synthetic images | 35.5 ± 0.7 | 40.5 ± 0.7 |" in only and "| real images only | 50.0 ± 0.0 |" in only
+    )
+    assert list(content["curve"]) == ["5", "10"]
+    at_ten = content["curve"]["10"]["synthetic_only"]
+    assert at_ten["best_published"] == "saflex" and at_ten["error_reduction"]["vanilla"]["mean"] < 0
+    assert [result["method"] for result in at_ten["results"]] == ["real", "vanilla", "saflex"]
+    assert content["missing"] == [{"shots": 2, "seed": 1, "method": "saflex", "images_per_shot": 5}]
+    # What was written is read again, run by run.
+    assert [Run(**run) for run in content["runs"]] == sorted(
+        runs, key=lambda run: (run.images_per_shot, run.seed, ["real", "vanilla", "saflex"].index(run.method))
+    )
+    assert "curve.png" in capsys.readouterr().out and (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_config_of_synthetic_images_only_is_named_in_the_curve(tmp_path):
+    plan, runs = curve_runs()
+    runs = [dataclasses.replace(run, accuracy_synthetic_only=None) for run in runs]
+    write_comparison(tmp_path, {"classifier": {"synthetic_fraction": 1.0}}, runs, plan)
+    assert list(json.loads((tmp_path / "compare.json").read_text())["curve"]["5"]) == ["synthetic_only"]
 
 
 def test_json_has_runs_and_results_as_numbers(written):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from utilgen_jax.compare.plan import PlannedRun
 from utilgen_jax.compare.statistics import (
     Interval,
     Run,
@@ -11,6 +12,9 @@ from utilgen_jax.compare.statistics import (
     difference,
     error_reduction,
     method_results,
+    of_size,
+    of_synthetic_only,
+    run_of,
 )
 
 
@@ -48,6 +52,26 @@ def test_differences_are_paired_with_a_t_interval():
     assert real.minus_real is None and saflex.minus_best is None
     assert real.minus_plain is None and vanilla.minus_plain is None
     assert real.num_synthetic == 0 and saflex.num_synthetic == 1000 and saflex.seconds == 4 and real.seeds == (0, 1, 2)
+
+
+def test_a_summary_becomes_a_run():
+    summary = {"method": "joint", "shots": 2, "seed": 3, "accuracy": {"final": 0.5}, "num_synthetic": 9, "seconds": {}}
+    # Of before there were classifiers of synthetic images alone.
+    assert run_of(summary).accuracy_synthetic_only is None
+    summary |= {"accuracy_synthetic_only": {"vanilla": 0.25, "final": 0.375}, "trained_on": "real+synthetic"}
+    assert run_of(summary, 5).accuracy_synthetic_only == 0.375
+    assert run_of(summary, 5).entry == PlannedRun(2, 3, "joint", 5)
+    # A single classifier has a single accuracy.
+    assert run_of(summary | {"trained_on": "synthetic_only"}).accuracy_synthetic_only is None
+
+
+def test_runs_are_parted_by_size_and_by_what_the_classifier_saw():
+    runs = [Run("real", 2, 0, 0.5, 1.0, 0, {})]
+    runs += [Run("vanilla", 2, 0, 0.6, 1.0, 10, {}, size, only) for size, only in ((1, 0.1), (5, 0.2), (0, None))]
+    assert of_size(runs, 5) == [runs[0], runs[2]] and of_size(runs, 0) == [runs[0], runs[3]]
+    only = of_synthetic_only(runs)
+    assert {(run.method, run.accuracy) for run in only} == {("real", 0.5), ("vanilla", 0.1), ("vanilla", 0.2)}
+    assert of_synthetic_only([runs[0], runs[3]]) == []
 
 
 def test_one_seed_has_no_interval():

@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from configs import cifar
 from utilgen_jax.classifier.model import NORMALIZATIONS
+from utilgen_jax.config import protocols
 from utilgen_jax.config import schema as config_lib
+from utilgen_jax.config.protocols import PROTOCOLS
 from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS, Config, ConfigError, apply_variant, default_config
 from utilgen_jax.config.validation import RULES, checked, validate
 from utilgen_jax.errors import InputError
@@ -125,6 +127,11 @@ def test_every_choice_is_enforced(field: Field):
         (
             {"classifier__normalization": "imagenet"},
             "config.classifier.normalization: 'imagenet' is of 3 channels; set config.data.channels to 3",
+        ),
+        (
+            {"pool__fill_to": 9, "pool__images_per_shot": 5},
+            "config.pool.images_per_shot: the number of synthetic images is set by it or by config.pool.fill_to; "
+            "set one of them to 0",
         ),
         ({"parallel__data": 0}, "config.parallel.data: must be -1 or at least 1"),
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: must be -1 or at least 1"),
@@ -249,6 +256,30 @@ def test_variants_are_typed_and_presets_come_first():
     config = apply_variant(default_config(), "shots=5, runlocal,method=vanilla", presets)
     assert (config.data.shots, config.classifier.steps, config.method) == (5, 40, "vanilla")
     assert apply_variant(default_config(), "") == default_config()
+
+
+def test_protocols_are_variants_of_every_config_and_follow_its_presets():
+    presets = {"small": {"pool.images_per_shot": 1, "classifier.synthetic_fraction": 0.5}}
+    config = apply_variant(default_config(), "synthetic_only,5x,small,shots=3", presets)
+    assert (config.pool.images_per_shot, config.classifier.synthetic_fraction, config.data.shots) == (5, 1.0, 3)
+    config = apply_variant(default_config(), "50x,real+synthetic,small", presets)
+    assert (config.pool.images_per_shot, config.classifier.synthetic_fraction) == (50, 0.5)
+    assert set(protocols.HELP) == set(PROTOCOLS) and len(PROTOCOLS) == 4
+    assert {path for fields in PROTOCOLS.values() for path in fields} <= set(FIELDS)
+    for name in PROTOCOLS:
+        assert validate(apply_variant(default_config(), name)) == []
+
+
+def test_protocols_that_exclude_each_other_are_refused():
+    with pytest.raises(ConfigError) as caught:
+        apply_variant(default_config(), "5x,50x,real+synthetic,5y")
+    first, second = caught.value.problems
+    assert first == "variant 5x and 50x: these protocols exclude each other; name one"
+    assert second.startswith("variant '5y' is unknown: the nearest is '5x'")
+    assert protocols.conflicts(["synthetic_only", "5x", "real+synthetic"]) == [
+        "synthetic_only and real+synthetic: these protocols exclude each other; name one"
+    ]
+    assert protocols.conflicts(["5x", "synthetic_only", "5x"]) == []
 
 
 def test_all_bad_variants_are_told_with_the_nearest_name():

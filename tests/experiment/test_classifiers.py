@@ -13,7 +13,7 @@ from tests.experiment.conftest import random_pool
 from utilgen_jax.classifier.train import init_classifier, train_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment import classifiers
-from utilgen_jax.experiment.experiment import TrainingData
+from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.methods import METHODS, Method
 from utilgen_jax.valuation.config import SaflexConfig
@@ -56,7 +56,7 @@ def test_a_config_that_augments_augments_all_methods(make_experiment, trained):
 
 def test_the_classifier_that_measures_difficulty_is_the_method_reals(make_experiment, trained):
     experiment = make_experiment()
-    params = experiment.train_classifier(METHODS["real"], TrainingData())
+    params = experiment.classifiers.real()
     assert experiment.classifiers.real() is params
     assert experiment.classifiers.train(METHODS["real"], None) is params
     ((_, config, _, synthetic, _),) = trained
@@ -66,6 +66,36 @@ def test_the_classifier_that_measures_difficulty_is_the_method_reals(make_experi
     other = make_experiment().classifiers.real()
     assert len(trained) == 1
     np.testing.assert_array_equal(other["layer"]["bias"], params["layer"]["bias"])
+
+
+@pytest.mark.parametrize(("fraction", "of_the_method"), [(0.0, 0.6), (0.3, 0.3), (1.0, 1.0)])
+def test_what_a_classifier_is_trained_on_changes_its_batches_alone(make_experiment, trained, fraction, of_the_method):
+    experiment = make_experiment(classifier__synthetic_fraction=fraction)
+    synthetic = experiment.examples(random_pool(4))
+    method = Method("own", "own", mixing="cutmix")
+    experiment.classifiers.train(method, synthetic)
+    experiment.classifiers.train_on_synthetic(method, synthetic)
+    experiment.classifiers.real()
+    (_, own, *_), (_, only, *_), (_, real, *_) = trained
+    assert own.synthetic_fraction == pytest.approx(of_the_method)
+    assert only == dataclasses.replace(own, synthetic_fraction=1.0) and only.num_synthetic == only.batch_size
+    # What methods train with, their ensembles for instance, sees the shots whatever the final classifier sees.
+    assert real == experiment.classifier_config and real.num_synthetic < real.batch_size
+    assert [call[3] is synthetic for call in trained] == [True, True, False]
+    assert all((call[4] == trained[0][4]).all() for call in trained)
+    names = ["classifier_own", "classifier_own_synthetic_only", "classifier_real"]
+    assert list(experiment.stages.seconds) == names
+
+
+def test_runs_with_pools_of_several_sizes_share_the_classifier_of_the_real_images(make_experiment, trained, tmp_path):
+    for size in ("small", "large"):
+        folder = tmp_path / size
+        shared = SharedDirs(folder / "stages", folder / "pools", folder / "shotless", tmp_path / "real")
+        classifiers_ = make_experiment(workdir=folder, shared=shared).classifiers
+        classifiers_.real()
+        classifiers_.train(METHODS["vanilla"], None)
+    assert len(trained) == 3
+    assert [file.name for file in (tmp_path / "real").iterdir()] == ["classifier_real.safetensors"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from tests.experiment.conftest import NamedPool, random_pool
 from utilgen_jax.data.images import resize, to_float
 from utilgen_jax.experiment import experiment as experiment_module
-from utilgen_jax.experiment.experiment import SharedDirs, TrainingData
+from utilgen_jax.experiment.experiment import Accuracy, SharedDirs, TrainingData
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.workdir import versions
 from utilgen_jax.methods import METHODS
@@ -210,12 +210,16 @@ def finished(experiment, values, monkeypatch, **accuracy):
     monkeypatch.setattr(experiment.classifiers, "train_saflex", lambda method, synthetic: in_training)
     monkeypatch.setattr(experiment.classifiers, "real_difficulty", lambda: np.array([0.1, 0.2, 0.3, 0.4]))
     experiment.stages.seconds["pool_plain"] = 1.5
+    monkeypatch.setattr(experiment.classifiers, "train_on_synthetic", lambda method, synthetic: {})
+    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: accuracy[method.name])
+    monkeypatch.setattr(experiment.classifiers, "evaluate_on_synthetic", lambda method, params: 0.5)
+    found = {}
     for method in experiment.methods:
         # What SAFLEX finds, it finds in training.
         before = PoolValues(np.ones(6), difficulty=values.difficulty) if method.name == "saflex" else values
         data = TrainingData() if method.pool is None else experiment.training_data(pool, before)
-        experiment.train_classifier(method, data)
-    return experiment.finish(accuracy)
+        found[method.name] = experiment.train_and_test(method, data)
+    return experiment.finish(found)
 
 
 VALUES = PoolValues(
@@ -235,7 +239,9 @@ def test_a_run_of_its_own_leaves_summary_report_and_the_values_beside_the_images
         "dataset": "digits",
         "shots": 2,
         "seed": 0,
+        "trained_on": "real+synthetic",
         "accuracy": {"real_only": 0.25, "vanilla": 0.5, "final": 0.75},
+        "accuracy_synthetic_only": {"vanilla": 0.5, "final": 0.5},
         "num_real": 4,
         "num_synthetic": 6,
         "num_test": 18,
@@ -268,9 +274,10 @@ def test_values_that_are_not_known_are_not_noted(make_experiment, monkeypatch, r
 
 
 def test_a_run_of_a_comparison_leaves_its_summary_alone(make_experiment, monkeypatch, report, capsys, tmp_path):
-    experiment = make_experiment("saflex", shared=shared_dirs(tmp_path))
+    experiment = make_experiment("saflex", shared=shared_dirs(tmp_path), also_synthetic_only=0)
     summary = finished(experiment, VALUES, monkeypatch, real=0.25, saflex=0.75)
     assert summary["accuracy"] == {"real_only": 0.25, "final": 0.75} and summary["num_synthetic"] == 6
+    assert summary["accuracy_synthetic_only"] == {}
     assert json.loads((experiment.workdir / "summary.json").read_text()) == summary
     records = read_pool(experiment.pool_folder(METHODS["saflex"].pool)).records
     assert {(record.weight, record.difficulty, record.soft_label) for record in records} == {(None, None, None)}
@@ -283,22 +290,47 @@ def test_a_method_without_a_pool_reports_none(make_experiment, monkeypatch, repo
     assert experiment.folds == [] and experiment.real_only() == TrainingData(None, None, None)
     monkeypatch.setattr(experiment.classifiers, "real", lambda: {"weights": 1})
     monkeypatch.setattr(experiment.classifiers, "real_difficulty", lambda: np.zeros(4))
-    assert experiment.train_classifier(METHODS["real"], experiment.real_only()) == {"weights": 1}
-    summary = experiment.finish({"real": 0.5})
+    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: 0.5 * params["weights"])
+    assert experiment.train_and_test(METHODS["real"], experiment.real_only()) == Accuracy(0.5)
+    summary = experiment.finish({"real": Accuracy(0.5)})
     assert summary["num_synthetic"] == 0 and summary["accuracy"] == {"real_only": 0.5, "final": 0.5}
+    assert summary["accuracy_synthetic_only"] == {}
     assert report[0][4] is None and report[0][6] is None
 
 
-def test_a_method_trains_on_its_own_synthetic_images(make_experiment, monkeypatch):
-    experiment = make_experiment("vanilla")
-    calls = []
-    monkeypatch.setattr(experiment.classifiers, "train", lambda *arguments: calls.append(arguments))
+@pytest.mark.parametrize(
+    ("settings", "expected", "trained_on"),
+    [
+        ({}, Accuracy(0.25, 0.75), "real+synthetic"),
+        ({"also_synthetic_only": 0}, Accuracy(0.25), "real+synthetic"),
+        # It is what the classifier is trained on anyway: there is nothing to train beside it.
+        ({"classifier__synthetic_fraction": 1}, Accuracy(0.25, 0.25), "synthetic_only"),
+    ],
+)
+def test_a_method_trains_on_its_own_synthetic_images(
+    make_experiment, monkeypatch, report, settings, expected, trained_on
+):
+    experiment = make_experiment("vanilla", **settings)
+    steps, calls = experiment.classifiers, []
+    for name, result in (("train", 1), ("train_on_synthetic", 3), ("evaluate", 0.25), ("evaluate_on_synthetic", 0.25)):
+
+        def step(*arguments, name=name, result=result):
+            calls.append((name, *arguments))
+            return result * arguments[-1] if name.startswith("evaluate") else result
+
+        monkeypatch.setattr(steps, name, step)
     data = experiment.training_data(random_pool(4), PoolValues(np.ones(4)))
-    experiment.train_classifier(METHODS["vanilla"], data)
-    experiment.train_classifier(METHODS["cutmix"], experiment.real_only())
-    assert calls == [(METHODS["vanilla"], data.synthetic), (METHODS["cutmix"], None)]
-    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: (method, params))
-    assert experiment.evaluate(METHODS["vanilla"], {"params": 1}) == (METHODS["vanilla"], {"params": 1})
+    accuracy = experiment.train_and_test(METHODS["vanilla"], data)
+    assert accuracy == expected
+    trainings = [call for call in calls if call[0].startswith("train")]
+    both = [(name, METHODS["vanilla"], data.synthetic) for name in ("train", "train_on_synthetic")]
+    assert trainings == both[: 2 if expected.synthetic_only == 0.75 else 1]
+    del calls[:]
+    assert experiment.train_and_test(METHODS["cutmix"], experiment.real_only()) == Accuracy(0.25)
+    assert calls == [("train", METHODS["cutmix"], None), ("evaluate", METHODS["cutmix"], 1)]
+    monkeypatch.setattr(steps, "real_difficulty", lambda: np.zeros(4))
+    monkeypatch.setattr(experiment, "_note_values", lambda pool, values: pool.pool)
+    assert experiment.finish({"real": Accuracy(0.5), "vanilla": accuracy})["trained_on"] == trained_on
 
 
 def test_a_run_of_real_images_has_no_generator_and_says_so(make_experiment):

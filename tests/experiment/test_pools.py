@@ -126,6 +126,14 @@ def test_logits_are_added_to_the_attributes_log_probabilities(make_experiment):
 # Plans
 
 
+def test_each_class_gets_so_many_images_for_each_of_its_shots(make_experiment, tmp_path):
+    even = make_experiment(workdir=tmp_path / "even", pool__images_per_shot=5)
+    np.testing.assert_array_equal(even.pools.images_per_class(), [10, 10])
+    tail = {"data__max_classes": 3, "data__shots": 8, "data__imbalance_factor": 8}
+    long_tail = make_experiment(workdir=tmp_path / "tail", pool__images_per_shot=5, **tail)
+    np.testing.assert_array_equal(long_tail.pools.images_per_class(2), [80, 20, 10])
+
+
 def test_each_class_gets_its_number_of_images(make_experiment, tmp_path):
     np.testing.assert_array_equal(make_experiment().pools.images_per_class(), [4, 4])
     long_tail = make_experiment(
@@ -177,6 +185,49 @@ def test_a_pool_is_generated_once_and_read_by_the_next_run(make_experiment, gene
         np.testing.assert_array_equal(read.labels, [0, 1] * 4)
         np.testing.assert_allclose(to_float(read.images), [image_of(record) for record in records], atol=0.005)
     assert generated[0]["folder"] == experiment.workdir / "pool" / "round_00"
+
+
+def of_size(make_experiment, tmp_path, size, *others):
+    """An experiment with so many images a class, beside those of other sizes."""
+    folders = [tmp_path / f"size_{each}" for each in (size, *others)]
+    dirs = [SharedDirs(folder / "stages", folder / "pools", folder / "shotless") for folder in folders]
+    shared = dataclasses.replace(dirs[0], other_sizes=dirs[1:])
+    return with_fake_sd(make_experiment(workdir=folders[0], shared=shared, pool__images_per_class=size))
+
+
+def test_a_pool_begins_with_that_of_another_size(make_experiment, generated, tmp_path):
+    prompts = [["a"], ["b"]]
+    for size, others, done in ((2, (4, 3), 0), (4, (2, 3), 4), (3, (2, 4), None)):
+        generated.clear()
+        experiment = of_size(make_experiment, tmp_path, size, *others)
+        records = experiment.pools.plan(prompts)
+        pool = experiment.pools.generate(PlainPool(), records)
+        assert unwritten(pool.records) == records and len(records) == 2 * size
+        np.testing.assert_allclose(to_float(pool.images), [image_of(record) for record in records], atol=0.005)
+        # The third is a part of the second: nothing is generated.
+        assert [call["done"] for call in generated] == ([] if done is None else [done])
+
+
+def test_a_pool_of_other_prompts_or_of_an_adapter_does_not_begin_another(make_experiment, generated, tmp_path):
+    first = of_size(make_experiment, tmp_path, 2)
+    second = of_size(make_experiment, tmp_path, 4, 2)
+    # An image of this spec may differ though its record does not.
+    assert not NamedPool().images_follow_records
+    for spec, prompts, others in ((NamedPool(), ["a"], ["a"]), (PlainPool(), ["a"], ["another"])):
+        generated.clear()
+        first.pools.generate(spec, first.pools.plan([["a"], prompts]))
+        second.pools.generate(spec, second.pools.plan([["a"], others]))
+        # The first image is of the first class.
+        assert [call["done"] for call in generated] == [0, 1 if spec == PlainPool() else 0]
+
+
+def test_an_unfinished_pool_begins_no_other(make_experiment, generated, tmp_path):
+    first = of_size(make_experiment, tmp_path, 2)
+    first.pools.generate(PlainPool(), first.pools.plan([["a"], ["b"]]))
+    (tmp_path / "size_2" / "shotless" / "pool_plain.safetensors").unlink()
+    second = of_size(make_experiment, tmp_path, 4, 2)
+    second.pools.generate(PlainPool(), second.pools.plan([["a"], ["b"]]))
+    assert [call["done"] for call in generated] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,25 @@ def table_rows(capsys):
 def test_the_table_has_a_row_for_each_training_set(capsys):
     print_table(summary())
     out = capsys.readouterr().out
-    assert "digits, 2 labelled images a class, seed 3:" in out and "test accuracy" in out
+    assert "digits, 2 labelled images a class, seed 3, test accuracy:" in out
     print_table(summary())
     assert table_rows(capsys) == [
         [METHODS["real"].title, "4", "0", "79.5%"],
         [METHODS["vanilla"].title, "4", "1234", "88.2%"],
         [METHODS["utilgen"].title, "4", "1234", "89.2%"],
     ]
+
+
+def test_synthetic_images_only_have_a_column_of_their_own(capsys):
+    print_table(summary() | {"accuracy_synthetic_only": {"vanilla": 0.5, "final": 0.625}})
+    out = capsys.readouterr().out
+    assert "with real images  synthetic images only" in out
+    rows = [re.split(r" {2,}", line.strip())[3:] for line in out.splitlines() if "%" in line]
+    assert rows == [["79.5%", "–"], ["88.2%", "50.0%"], ["89.2%", "62.5%"]]
+    both = {"vanilla": 0.8824, "final": 0.8917}
+    print_table(summary() | {"accuracy_synthetic_only": both, "trained_on": "synthetic_only"})
+    rows = [re.split(r" {2,}", line.strip())[3:] for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert rows == [["79.5%", "–"], ["–", "88.2%"], ["–", "89.2%"]]
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,8 @@ def test_the_fewer_the_shots_the_larger_the_synthetic_part(tmp_path, shots, expe
         assert prepared(tmp_path, shots=shots).classifier_config.synthetic_fraction == pytest.approx(expected)
 
 
-def test_the_synthetic_part_can_be_set(tmp_path):
-    config = read_config(DIGITS, [("classifier.synthetic_fraction", "1.0")])
-    assert (
-        set_up(config, tmp_path, None, methods_of(config)).classifier_config.num_synthetic
-        == config.classifier.batch_size
-    )
+@pytest.mark.parametrize(("setting", "expected"), [("0.5", 0.5), ("1.0", 0.6)])
+def test_the_synthetic_part_can_be_set_but_methods_see_the_shots(tmp_path, setting, expected):
+    config = read_config(DIGITS, [("classifier.synthetic_fraction", setting)])
+    experiment = set_up(config, tmp_path, None, methods_of(config))
+    assert experiment.classifier_config.synthetic_fraction == pytest.approx(expected)

@@ -125,9 +125,11 @@ VALUES = {
 CLASSIFIERS = {
     "cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool"),
     "train": lambda method, synthetic: itself,
+    "train_on_synthetic": lambda method, synthetic: itself,
     "train_saflex": lambda method, synthetic: (
         lambda call: SimpleNamespace(params=call, weights="weights in training", soft_labels="labels in training")
     ),
+    "train_saflex_on_synthetic": lambda method, synthetic: lambda call: SimpleNamespace(params=call),
 }
 JOINT = {
     "train": lambda spec, plain, start, without: trained,

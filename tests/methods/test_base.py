@@ -47,6 +47,8 @@ def test_a_method_trains_its_classifier_as_all_do_unless_it_says_how():
     params, found = method.train(experiment, data)
     assert found is data and experiment.calls == [params]
     assert params == experiment.call("classifiers.train", method, "images")
+    alone = method.train_on_synthetic(experiment, data)
+    assert alone == experiment.call("classifiers.train_on_synthetic", method, "images")
 
 
 def test_specs_are_equal_where_their_flags_are():

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 from tests.methods.fake_experiment import FakeExperiment
@@ -22,3 +23,9 @@ def test_plain_images_are_weighed_and_relabelled_while_the_classifier_trains():
     assert data.synthetic == "images"
     expected = {"weights": "weights in training", "soft_labels": "labels in training"}
     assert data.values == dataclasses.replace(values, **expected)
+
+
+def test_on_synthetic_images_alone_it_starts_again_from_the_labels_as_they_came():
+    experiment, method = FakeExperiment(), METHODS["saflex"]
+    params = method.train_on_synthetic(experiment, SimpleNamespace(synthetic="images", values="values"))
+    assert params == experiment.call("classifiers.train_saflex_on_synthetic", method, "images")

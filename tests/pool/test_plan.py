@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from utilgen_jax.pool.plan import plan_pool
+from utilgen_jax.pool.plan import common_beginning, plan_pool
 
 PROMPTS = [f"the digit {name}" for name in ("zero", "one", "two")]
 CLASS_PROMPTS = [[prompt] for prompt in PROMPTS]
@@ -22,6 +22,24 @@ def test_plan_takes_classes_in_turn_and_a_shorter_plan_begins_a_longer_one():
     assert plan == plan_pool(CLASS_PROMPTS, 40, seed=3, round_number=0)
     for other in (plan_pool(CLASS_PROMPTS, 40, 4, 0), plan_pool(CLASS_PROMPTS, 40, 3, 1)):
         assert not set(seeds) & {record.seed for record in other}
+
+
+def test_the_common_beginning_of_plans():
+    plan = plan_pool(CLASS_PROMPTS, 4, seed=3, round_number=0)
+    assert common_beginning(plan[:6], plan) == common_beginning(plan, plan[:6]) == 6
+    assert common_beginning(plan, []) == 0 and common_beginning(plan, plan) == 12
+    # What is measured later is no part of what is requested.
+    measured = [dataclasses.replace(record, difficulty=0.5, weight=0.1, file_name="a.png") for record in plan]
+    assert common_beginning(plan, measured) == 12
+    changes = ({"prompt": "x"}, {"seed": 1}, {"label": 2}, {"requested_difficulty": 0.5}, {"round": 1})
+    for place, change in enumerate(changes):
+        other = [*plan[:place], dataclasses.replace(plan[place], **change), *plan[place + 1 :]]
+        assert common_beginning(plan, other) == (place if plan[place] != other[place] else 12)
+    # Classes of unlike numbers: a smaller pool is not the beginning, but what there is is found.
+    uneven, more = (plan_pool(CLASS_PROMPTS, counts, 3, 0) for counts in ([2, 2, 1], [4, 4, 2]))
+    assert common_beginning(uneven, more) == 5
+    fewer, many = (plan_pool(CLASS_PROMPTS, counts, 3, 0) for counts in ([4, 1, 1], [8, 2, 2]))
+    assert common_beginning(fewer, many) == 4
 
 
 def test_a_plan_takes_a_classs_prompts_in_turn_and_asks_for_difficulties():

@@ -82,6 +82,15 @@ def test_words_have_a_table_where_classes_have_several(tmp_path):
     assert f"{EVIL} 7 0.25 0.88 –" in html.text and not html.all("script")
 
 
+def test_synthetic_images_only_have_a_column_of_their_own(tmp_path):
+    html = written(tmp_path, pool_of([0.5, 0.75]), accuracy_synthetic_only={"vanilla": 0.5123, "final": 0.6234})
+    assert "Trained on With real images Synthetic images only Points over real only Real Synthetic" in html.text
+    assert "Real images only 79.5 % – – 4 0" in html.text and "Real + plain synthetic 88.2 % 51.2 % +8.7" in html.text
+    assert "Final (utilgen) 89.2 % 62.3 % +9.7" in html.text
+    # Of a run of before there are none.
+    assert "Trained on Test accuracy Points" in written(tmp_path, pool_of([0.5, 0.75])).text
+
+
 def test_text_from_data_is_escaped(tmp_path):
     pool = pool_of([0.5, 0.75])
     pool = replace(pool, records=tuple(replace(record, prompt=EVIL) for record in pool.records))

@@ -21,6 +21,15 @@ DRAW = {
         path,
         reference=0.0,
     ),
+    "data_efficiency": lambda path: plots.plot_data_efficiency(
+        {
+            "1 shot": {"a": {1: (50.0, 1.0), 50: (60.0, 2.0)}, "b": {5: (55.0, None)}},
+            "2 shots": {"b": {5: (55.0, 1.0)}},
+        },
+        {"1 shot": {"real": 40.0}},
+        ("Images", "Accuracy"),
+        path,
+    ),
     "auc": lambda path: plots.plot_auc(
         {"a": RNG.uniform(size=50), "b": np.ones(50)},
         {"a": RNG.uniform(size=50) < 0.3, "b": np.ones(50, bool)},
@@ -109,3 +118,21 @@ def test_empty_metrics_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="same length"):
         plots.plot_weight_curve([1.0, 2.0], [1.0], tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_efficiency_has_a_line_for_each_method_on_a_logarithmic_axis(tmp_path, drawn):
+    panels = {f"panel {number}": {"a": {10: (3.0, 0.5), 1: (2.0, 0.25)}, "b": {1: (4.0, None)}} for number in range(5)}
+    references = {"panel 0": {"real": 1.5}, "panel 4": {"real": 2.5, "cutmix": 0.5}}
+    plots.plot_data_efficiency(panels, references, ("Images", "Accuracy"), tmp_path / "curve.svg")
+    (figure,) = drawn
+    assert len(figure.axes) == 5 and [axes.get_title(loc="left") for axes in figure.axes] == list(panels)
+    for axes in figure.axes:
+        assert axes.get_xscale() == "log" and [label.get_text() for label in axes.get_xticklabels()] == ["1", "10"]
+        line, other = (container.lines[0] for container in axes.containers)
+        np.testing.assert_allclose(line.get_xydata(), [[1, 2], [10, 3]])
+        np.testing.assert_allclose(other.get_xydata(), [[1, 4]])
+    (bars,) = figure.axes[0].containers[0].lines[2]
+    np.testing.assert_allclose([bar[:, 1] for bar in bars.get_segments()], [[1.75, 2.25], [2.5, 3.5]])
+    heights = [set(line.get_ydata()) for line in figure.axes[4].lines if len(set(line.get_xdata())) == 2]
+    assert {2.5} in heights and {0.5} in heights
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["real", "cutmix", "a", "b"]

@@ -25,7 +25,9 @@ DEFAULTS = SaflexConfig()
 LABELS = np.repeat(np.arange(NUM_CLASSES), 6)
 
 
-def train(real, pool, config=CONFIG, settings=DEFAULTS, folds=None, seed=0, on_step=lambda step, loss, *rest, **scalars: None):
+def train(
+    real, pool, config=CONFIG, settings=DEFAULTS, folds=None, seed=0, on_step=lambda step, loss, *rest, **scalars: None
+):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
     program, key = SaflexProgram(config, settings), jax.random.key(seed)
     return train_saflex(CLASSIFIER, program, (real, folds), pool, key, on_step)

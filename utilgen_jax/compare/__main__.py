@@ -3,10 +3,14 @@
   python -m utilgen_jax.compare --config=configs/digits.py --methods=real,vanilla,utilgen --shots=1,2,5,10 \\
       --seeds=10 --workdir=runs/compare
   python -m utilgen_jax.compare --config=configs/digits.py --ablate=joint --workdir=runs/compare
+  python -m utilgen_jax.compare --config=configs/digits.py --protocol=5x,synthetic_only --workdir=runs/protocol
+  python -m utilgen_jax.compare --config=configs/digits.py --images_per_shot=1,2,5,10,50 --workdir=runs/curve
 
 All methods of a seed use the same real images and the same classifier config; shared stages, such as a pool, run once.
 The same command resumes an interrupted comparison; with --norun it only reports the finished runs. It writes
-compare.json, compare.md and compare.png. Exit status: 0 done, 2 bad input, 130 interrupted.
+compare.json, compare.md and compare.png. With --images_per_shot, for the data-efficiency curve, every method with
+synthetic images runs once for each size of its pool, and curve.png takes the place of compare.png. Exit status: 0 done,
+2 bad input, 130 interrupted.
 
 To split the work between two machines, run one with --config.seed=0 --seeds=5 and the other with --config.seed=5
 --seeds=5. Then --seeds=10 --norun --join=first/compare.json,second/compare.json reports all ten seeds.
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from utilgen_jax.compare.plan import PlannedRun, config_of, folder_of, plan_runs, shared_dirs
 from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.config.validation import with_fields
@@ -30,7 +35,7 @@ from utilgen_jax.methods import ABLATIONS, METHODS
 if TYPE_CHECKING:
     from utilgen_jax.compare.statistics import Run
 
-Plan = Sequence[tuple[int, int, str]]
+Plan = Sequence[PlannedRun]
 
 
 def define_flags() -> flags.FlagValues:
@@ -40,6 +45,11 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("methods", default, "methods to compare", flag_values=values)
     flags.DEFINE_string("ablate", None, "compare the parts of a method, in place of --methods", flag_values=values)
     flags.DEFINE_list("shots", [], "labelled images per class, a list; empty: the config's", flag_values=values)
+    command_line.define_protocol(values)
+    about = "synthetic images for each real one, a list; empty: the config's number of synthetic images"
+    flags.DEFINE_list("images_per_shot", [], about, flag_values=values)
+    about = "train on each method's synthetic images alone too, and report both; takes longer"
+    flags.DEFINE_boolean("also_synthetic_only", False, about, flag_values=values)
     flags.DEFINE_integer("seeds", 5, "number of seeds, counted up from the config's", lower_bound=1, flag_values=values)
     flags.DEFINE_list(
         "join", [], "compare.json files of other folders, whose runs are included and not repeated", flag_values=values
@@ -63,8 +73,10 @@ def run(argv: Sequence[str]) -> None:
         print(command_line.help_text(__doc__ or "", values))
         return
     methods = _selected_methods(values, problems)
-    shots_texts: list[str] = values["shots"].value or []
-    problems += [f"--shots: expected whole numbers, got {text!r}" for text in shots_texts if not text.isdigit()]
+    shots, sizes = (_whole_numbers(values, name, problems) for name in ("shots", "images_per_shot"))
+    if 0 in sizes:
+        problems.append("--images_per_shot: must be at least 1, got 0; the method `real` has no synthetic images")
+    overrides = command_line.protocol_overrides(values, problems) + overrides
     for name in ("config", "workdir"):
         if not values[name].value:
             problems.append(f"--{name}: required, e.g. --config=configs/digits.py --workdir=runs/compare")
@@ -72,10 +84,13 @@ def run(argv: Sequence[str]) -> None:
         raise command_line.ConfigError(problems)
     config = command_line.read_config(values["config"].value, overrides, problems)
     workdir = Path(str(values["workdir"].value))
-    shots = [int(text) for text in shots_texts] or [config.data.shots]
+    # Where the classifiers are trained on synthetic images alone anyway, there is nothing to train beside them.
+    also = bool(values["also_synthetic_only"].value) and config.classifier.synthetic_fraction < 1
+    config = with_fields(config, {"also_synthetic_only": int(also)})
     seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
-    # Seeds outermost: an interrupted sweep has all methods, at fewer seeds.
-    plan = [(number, seed, method) for seed in seeds for number in shots for method in methods]
+    plan = plan_runs(seeds, shots or [config.data.shots], methods, sizes)
+    for size in sizes:  # a config that does not go with them is told before anything runs
+        config_of(config, PlannedRun(config.data.shots, config.seed, config.method, size))
 
     # JAX is imported only now, so that --help and input errors are fast and touch no device.
     import jax
@@ -92,25 +107,37 @@ def run(argv: Sequence[str]) -> None:
         with distributed.end_together():
             run_all(config, workdir, own)
     if jax.process_index() == 0:
-        found = [read_done(config, workdir, entry) for entry in own]
-        runs = [run_of(summary) for summary in found if summary is not None] + list(joined.values())
+        found = [(entry, read_done(config, workdir, entry)) for entry in own]
+        runs = [run_of(summary, entry.images_per_shot) for entry, summary in found if summary is not None]
+        runs += joined.values()
         if not runs:
             raise InputError(f"--workdir: {workdir} has none of these runs; leave --norun out to run them")
         workdir.mkdir(parents=True, exist_ok=True)
         write_comparison(workdir, shared_settings(config), runs, plan)
 
 
-def _joined_runs(files: Sequence[Path], config: Config, plan: Plan) -> "dict[tuple[int, int, str], Run]":
+def _joined_runs(files: Sequence[Path], config: Config, plan: Plan) -> "dict[PlannedRun, Run]":
     """Reads the planned runs from the --join files; the first file that has a run provides it."""
     from utilgen_jax.compare.join import read_runs
 
-    found: dict[tuple[int, int, str], Run] = {}
+    found: dict[PlannedRun, Run] = {}
     for file in files:
         for run in read_runs(file, config):
-            entry = (run.shots, run.seed, run.method)
-            if entry in plan:
-                found.setdefault(entry, run)
+            whole = run.accuracy_synthetic_only is not None or not _needs_synthetic_only(config, run.method)
+            if run.entry in plan and whole:
+                found.setdefault(run.entry, run)
     return found
+
+
+def _needs_synthetic_only(config: Config, method: str) -> bool:
+    return bool(config.also_synthetic_only and METHODS[method].pool)
+
+
+def _whole_numbers(values: flags.FlagValues, name: str, problems: list[str]) -> list[int]:
+    """Returns the numbers of a list flag, each once; appends input errors to `problems`."""
+    texts: list[str] = values[name].value or []
+    problems += [f"--{name}: expected whole numbers, got {text!r}" for text in texts if not text.isdigit()]
+    return list(dict.fromkeys(int(text) for text in texts if text.isdigit()))
 
 
 def _selected_methods(values: flags.FlagValues, problems: list[str]) -> list[str]:
@@ -133,13 +160,13 @@ def run_all(config: Config, workdir: Path, plan: Plan) -> None:
 
     Args:
         config: config shared by all runs.
-        workdir: folder for the runs, `shots_K/seed_S/METHOD`, and for pools that do not depend on shots, `pool/seed_S`.
-        plan: (shots, seed, method) of each run, in execution order.
+        workdir: folder for the runs, `shots_K/seed_S/METHOD`, and for pools that do not depend on shots, `pool/seed_S`;
+            a run with its own number of synthetic images is in `images_per_shot_N/shots_K/seed_S/METHOD`.
+        plan: the runs, in execution order.
     """
     import jax
 
     from utilgen_jax import pipeline
-    from utilgen_jax.experiment.experiment import SharedDirs
     from utilgen_jax.experiment.workdir import open_workdir
     from utilgen_jax.report import format_duration
 
@@ -148,21 +175,18 @@ def run_all(config: Config, workdir: Path, plan: Plan) -> None:
     waiting = [entry for entry in plan if read_done(config, workdir, entry) is None]
     seconds: list[float] = []
     for number, entry in enumerate(waiting):
-        shots, seed, method = entry
         if jax.process_index() == 0:
             count = f"[{len(plan) - len(waiting) + number + 1}/{len(plan)}]"
             left = f" (ETA {format_duration((len(waiting) - number) * sum(seconds) / number)})" if number else ""
-            print(f"{count} {shots} shots, seed {seed}: {method}{left}", file=sys.stderr)
+            size = f", {entry.images_per_shot} images a shot" if entry.images_per_shot else ""
+            print(f"{count} {entry.shots} shots, seed {entry.seed}{size}: {entry.method}{left}", file=sys.stderr)
         start = time.monotonic()
-        folder = workdir / f"shots_{shots}" / f"seed_{seed}"
-        shared = SharedDirs(
-            stages=folder / "stages", pools=folder / "pool", shotless_pools=workdir / "pool" / f"seed_{seed}"
-        )
-        pipeline.run(_config_of(config, entry), _folder(workdir, entry), shared)
+        shared = shared_dirs(config, workdir, entry, plan)
+        pipeline.run(config_of(config, entry), folder_of(workdir, entry), shared)
         seconds.append(time.monotonic() - start)
 
 
-def read_done(config: Config, workdir: Path, entry: tuple[int, int, str]) -> dict[str, Any] | None:
+def read_done(config: Config, workdir: Path, entry: PlannedRun) -> dict[str, Any] | None:
     """Returns the summary of a run, or None if it is not done.
 
     Raises:
@@ -170,25 +194,18 @@ def read_done(config: Config, workdir: Path, entry: tuple[int, int, str]) -> dic
     """
     from utilgen_jax.experiment.workdir import check_config
 
-    folder = _folder(workdir, entry)
+    folder = folder_of(workdir, entry)
     file = folder / "summary.json"
     if not file.is_file():
         return None
-    check_config(folder, _config_of(config, entry))
+    check_config(folder, config_of(config, entry))
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: cannot be read ({error}); remove it to run again") from None
-
-
-def _folder(workdir: Path, entry: tuple[int, int, str]) -> Path:
-    shots, seed, method = entry
-    return workdir / f"shots_{shots}" / f"seed_{seed}" / method
-
-
-def _config_of(config: Config, entry: tuple[int, int, str]) -> Config:
-    shots, seed, method = entry
-    return with_fields(config, {"method": method, "seed": seed, "data.shots": shots, "baselines": ()})
+    if _needs_synthetic_only(config, entry.method) and "final" not in summary.get("accuracy_synthetic_only", {}):
+        return None
+    return summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:

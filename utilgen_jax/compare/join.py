@@ -20,6 +20,8 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
     "num_synthetic": int,
     "seconds_by_stage": dict,
+    "images_per_shot": int,
+    "accuracy_synthetic_only": (int, float, type(None)),
 }
 _PLAN_FIELDS = ("method", "seed", "data.shots", "baselines")
 
@@ -60,6 +62,8 @@ def _run(entry: Any) -> Run:
         value = getattr(run, name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r}")
-    if not 0 <= run.accuracy <= 1:
-        raise ValueError(f"accuracy={run.accuracy!r}")
+    for name in ("accuracy", "accuracy_synthetic_only"):
+        value = getattr(run, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name}={value!r}")
     return run

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from utilgen_jax import report
+from utilgen_jax.compare.curve import Formatter, curve_tables, plot_curve, sizes_of, str_accuracy
+from utilgen_jax.compare.plan import PlannedRun
 from utilgen_jax.compare.statistics import (
     Interval,
     MethodResult,
@@ -20,50 +22,82 @@ from utilgen_jax.compare.statistics import (
     error_reduction,
     interval,
     method_results,
+    of_size,
+    of_synthetic_only,
 )
 from utilgen_jax.methods import METHODS, PUBLISHED
 from utilgen_jax.runtime.atomic_write import write_text
 
-Formatter = Callable[[Sequence[Sequence[object]], Sequence[str]], str]
-
-_NOTE = (
+_CURVE_NOTE = (
     "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals;\nplain is `vanilla`. Seconds are the sum over the stages of a run; stages that methods share count in "
-    "each."
+    "intervals;\nplain is `vanilla`."
 )
+_NOTE = f"{_CURVE_NOTE} Seconds are the sum over the stages of a run; stages that methods share count in each."
 
 
-def write_comparison(
-    folder: Path, settings: dict[str, Any], runs: Sequence[Run], plan: Sequence[tuple[int, int, str]]
-) -> None:
-    """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png`.
+def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run], plan: Sequence[PlannedRun]) -> None:
+    """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png` or `curve.png`.
 
     Args:
         folder: output folder.
         settings: config shared by the runs, JSON-ready; see `join.shared_settings`.
         runs: finished runs, at least one.
-        plan: (shots, seed, method) of all runs of the comparison, methods in display order.
+        plan: all runs of the comparison, methods in display order.
     """
-    methods = list(dict.fromkeys(method for _, _, method in plan))
-    runs = sorted(runs, key=lambda run: (run.shots, run.seed, methods.index(run.method)))
-    finished = {(run.shots, run.seed, run.method) for run in runs}
+    methods = list(dict.fromkeys(entry.method for entry in plan))
+    runs = sorted(runs, key=lambda run: (run.images_per_shot, run.shots, run.seed, methods.index(run.method)))
+    finished = {run.entry for run in runs}
     missing = [entry for entry in plan if entry not in finished]
-    print("\n\n".join([*tables(runs, methods, report.format_table), *_missing_text(missing, len(plan))]))
-    page = [*tables(runs, methods, report.format_markdown_table), *_missing_text(missing, len(plan))]
-    write_text(folder / "compare.md", "\n\n".join(page) + "\n")
-    results = method_results(runs, methods)
+    columns = _columns(settings, runs)
+    for form, write in (
+        (report.format_table, print),
+        (report.format_markdown_table, lambda text: write_text(folder / "compare.md", text + "\n")),
+    ):
+        write("\n\n".join([*_page(columns, methods, form), *_missing_text(missing, len(plan))]))
+    content = {"config": settings, "runs": [dataclasses.asdict(run) for run in runs]}
+    if sizes_of(runs):
+        content["curve"] = {
+            str(size): {column: _statistics(of_size(own, size), methods) for column, own in columns.items()}
+            for size in sizes_of(runs)
+        }
+        figures = [plot_curve(columns, methods, folder / "curve.png")]
+    else:
+        # The first column is the comparison itself.
+        first, *others = columns
+        content |= _statistics(columns[first], methods)
+        content |= {column: _statistics(columns[column], methods) for column in others}
+        figures = [_plot(columns[first], methods, folder / "compare.png")]
+        figures += [_plot(columns[column], methods, folder / f"compare_{column}.png") for column in others]
+    content["missing"] = [entry._asdict() for entry in missing]
+    write_text(folder / "compare.json", json.dumps(content, indent=2) + "\n")
+    print(f"written: {folder}/compare.md, compare.json, {', '.join(figure.name for figure in figures)}")
+
+
+def _columns(settings: dict[str, Any], runs: Sequence[Run]) -> dict[str, Sequence[Run]]:
+    """Returns {what classifiers are trained on: runs}: as the config says, then synthetic images alone if tested."""
+    only = settings.get("classifier", {}).get("synthetic_fraction") == 1
+    columns = {"synthetic_only" if only else "real+synthetic": runs}
+    also = of_synthetic_only(runs)
+    return columns | {"synthetic_only": also} if also else columns
+
+
+def _page(columns: dict[str, Sequence[Run]], methods: Sequence[str], form: Formatter) -> list[str]:
+    """Returns the parts of the text: for each column its tables, under a heading where there are several columns."""
+    parts = []
+    for column, runs in columns.items():
+        if len(columns) > 1:
+            parts.append(f"Trained on {column}:")
+        parts += curve_tables(runs, methods, form) + [_CURVE_NOTE] if sizes_of(runs) else tables(runs, methods, form)
+    return parts
+
+
+def _statistics(runs: Sequence[Run], methods: Sequence[str]) -> dict[str, Any]:
     reductions = _error_reductions(runs, methods)
-    content = {
-        "config": settings,
-        "runs": [dataclasses.asdict(run) for run in runs],
-        "results": [dataclasses.asdict(result) for result in results],
+    return {
+        "results": [dataclasses.asdict(result) for result in method_results(runs, methods)],
         "best_published": best_published(runs),
         "error_reduction": {method: dataclasses.asdict(value) for method, value in reductions.items()},
-        "missing": [{"method": method, "shots": shots, "seed": seed} for shots, seed, method in missing],
     }
-    write_text(folder / "compare.json", json.dumps(content, indent=2) + "\n")
-    _plot(runs, results, methods, folder / "compare.png")
-    print(f"written: {folder}/compare.md, compare.json, compare.png")
 
 
 def tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -> list[str]:
@@ -84,7 +118,7 @@ def tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -> list
     all_shots = sorted({result.shots for result in results})
     if len(all_shots) > 1:
         columns = [f"{shots} shot" + "s" * (shots != 1) for shots in all_shots]
-        parts.append(form(_overview(results, all_shots, _accuracy), ("accuracy, %", *columns)))
+        parts.append(form(_overview(results, all_shots, str_accuracy), ("accuracy, %", *columns)))
         if against_plain := _overview(results, all_shots, lambda result: _text(result.minus_plain)):
             parts.append(form(against_plain, ("minus plain", *columns)))
     parts += [form([_cells(result) for result in results], _headers(best)), _NOTE]
@@ -121,15 +155,11 @@ def _text(difference: Interval | None) -> str:
     return "" if difference is None else str(difference)
 
 
-def _accuracy(result: MethodResult) -> str:
-    return f"{result.accuracy:.1f}" + ("" if result.deviation is None else f" ± {result.deviation:.1f}")
-
-
 def _cells(result: MethodResult) -> list[object]:
     return [
         result.shots,
         METHODS[result.method].title,
-        _accuracy(result),
+        str_accuracy(result),
         _text(result.minus_real),
         _text(result.minus_plain),
         _text(result.minus_best),
@@ -138,20 +168,22 @@ def _cells(result: MethodResult) -> list[object]:
     ]
 
 
-def _missing_text(missing: Sequence[tuple[int, int, str]], total: int) -> list[str]:
+def _missing_text(missing: Sequence[PlannedRun], total: int) -> list[str]:
     """Lists the missing runs, a line for each method and number of shots."""
     if not missing:
         return []
-    seeds: dict[tuple[int, str], list[str]] = {}
-    for shots, seed, method in missing:
-        seeds.setdefault((shots, method), []).append(str(seed))
-    lines = [f"- {method}, {shots} shots, seeds: {', '.join(missed)}" for (shots, method), missed in seeds.items()]
+    seeds: dict[str, list[str]] = {}
+    for shots, seed, method, size in missing:
+        images = f"{size} images a shot, " if size else ""
+        seeds.setdefault(f"- {method}, {shots} shots, {images}seeds", []).append(str(seed))
+    lines = [f"{start}: {', '.join(missed)}" for start, missed in seeds.items()]
     heading = f"Missing, {len(missing)} of {total} runs; differences use the seeds that both methods have:"
     return ["\n".join([heading, "", *lines])]
 
 
-def _plot(runs: Sequence[Run], results: Sequence[MethodResult], methods: Sequence[str], path: Path) -> None:
+def _plot(runs: Sequence[Run], methods: Sequence[str], path: Path) -> Path:
     """Draws a panel for each number of shots: differences to `real`, or accuracies if the runs lack `real`."""
+    results = method_results(runs, methods)
     has_real = any(result.minus_real is not None for result in results)
     panels: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
     for result in results:
@@ -162,7 +194,7 @@ def _plot(runs: Sequence[Run], results: Sequence[MethodResult], methods: Sequenc
             panels.setdefault(title, {})[result.method] = (shown.mean, shown.low, shown.high)
     groups = {method: _group(method) for method in methods if any(method in panel for panel in panels.values())}
     label = "Accuracy minus that of real images only (points)" if has_real else "Test accuracy (%)"
-    report.plot_intervals(panels, groups, label, path, reference=0.0 if has_real else None)
+    return report.plot_intervals(panels, groups, label, path, reference=0.0 if has_real else None)
 
 
 def _group(method: str) -> str:

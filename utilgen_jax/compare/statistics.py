@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from utilgen_jax import report
+from utilgen_jax.compare.plan import PlannedRun
 from utilgen_jax.methods import METHODS, PUBLISHED
 
 
@@ -25,6 +26,9 @@ class Run:
         seconds: duration of all stages, shared ones included.
         num_synthetic: number of synthetic training images.
         seconds_by_stage: duration of each stage.
+        images_per_shot: synthetic images for each real one; 0: the config's number of synthetic images.
+        accuracy_synthetic_only: test accuracy of the classifier of the synthetic images alone, where there is one
+            beside the other.
     """
 
     method: str
@@ -34,6 +38,13 @@ class Run:
     seconds: float
     num_synthetic: int
     seconds_by_stage: dict[str, float]
+    images_per_shot: int = 0
+    accuracy_synthetic_only: float | None = None
+
+    @property
+    def entry(self) -> PlannedRun:
+        """The run's place in the plan of a comparison."""
+        return PlannedRun(self.shots, self.seed, self.method, self.images_per_shot)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +91,10 @@ class MethodResult:
     seconds: float
 
 
-def run_of(summary: dict[str, Any]) -> Run:
-    """Extracts the result of a run from its summary, which `pipeline.run` returns."""
+def run_of(summary: dict[str, Any], images_per_shot: int = 0) -> Run:
+    """Extracts the result of a run from its summary, which `pipeline.run` returns; see `Run.images_per_shot`."""
+    # Where there is one classifier alone, its accuracy stands in both places.
+    both = summary.get("trained_on") != "synthetic_only"
     return Run(
         method=summary["method"],
         shots=summary["shots"],
@@ -90,7 +103,27 @@ def run_of(summary: dict[str, Any]) -> Run:
         seconds=round(sum(summary["seconds"].values(), 0.0), 2),
         num_synthetic=summary["num_synthetic"],
         seconds_by_stage=summary["seconds"],
+        images_per_shot=images_per_shot,
+        accuracy_synthetic_only=summary.get("accuracy_synthetic_only", {}).get("final") if both else None,
     )
+
+
+def of_size(runs: Sequence[Run], images_per_shot: int) -> list[Run]:
+    """Returns the runs with this number of synthetic images for each real one, and those without synthetic images."""
+    return [run for run in runs if run.images_per_shot == images_per_shot or METHODS[run.method].pool is None]
+
+
+def of_synthetic_only(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs with the accuracies of the classifiers of synthetic images alone, where all have one.
+
+    Methods without synthetic images keep theirs. Empty where no run has such a classifier.
+    """
+    own = [
+        dataclasses.replace(run, accuracy=run.accuracy_synthetic_only)
+        for run in runs
+        if run.accuracy_synthetic_only is not None
+    ]
+    return own + [run for run in runs if METHODS[run.method].pool is None] if own else []
 
 
 def interval(values: ArrayLike) -> Interval:

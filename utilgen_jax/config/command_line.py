@@ -16,12 +16,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from utilgen_jax.config import protocols
+from utilgen_jax.config.protocols import PROTOCOLS
 from utilgen_jax.config.schema import (
     ALL_SECTIONS,
     FIELDS,
     VARIANTS,
     Config,
     ConfigError,
+    choice_problems,
     parse_value,
     set_field,
     unknown_field,
@@ -84,6 +87,20 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
         if not equals and words and not words[0].startswith("-"):
             words.pop(0)  # its value
     return overrides, problems
+
+
+def define_protocol(values: flags.FlagValues) -> None:
+    """Defines the flag --protocol of a command that trains classifiers."""
+    about = f"{', '.join(PROTOCOLS)}; in place of those that --config=FILE:VARIANT names"
+    flags.DEFINE_list("protocol", [], about, flag_values=values)
+
+
+def protocol_overrides(values: flags.FlagValues, problems: list[str]) -> list[tuple[str, str]]:
+    """Returns the overrides that the flag --protocol stands for; appends what is wrong with it to `problems`."""
+    names: list[str] = values["protocol"].value or []
+    problems += choice_problems("protocol", names, PROTOCOLS)
+    problems += [f"--protocol: {conflict}" for conflict in protocols.conflicts(names)]
+    return [(path, str(value)) for name in names for path, value in PROTOCOLS.get(name, {}).items()]
 
 
 def flag_settings(flag_values: flags.FlagValues) -> dict[str, Any]:
@@ -176,6 +193,8 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
     lines += ["", "Variants, after a colon and with commas between them, and the field each sets:"]
     lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
     lines += ["  runlocal  a small, quick run"]
+    lines += ["", "Protocols, which stand there too" + (", or in --protocol:" if "protocol" in flag_values else ":")]
+    lines += [f"  {f'{name}':15} {about}" for name, about in protocols.HELP.items()]
     lines += ["", "Config fields, --config.FIELD=VALUE, with their defaults before a config file changes them:"]
     section = ""
     for field in FIELDS.values():

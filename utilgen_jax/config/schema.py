@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.config.protocols import PROTOCOLS, conflicts
 from utilgen_jax.data.config import DataConfig
 from utilgen_jax.errors import InputError, nearest
 from utilgen_jax.fields import Field, section_fields, setting
@@ -43,6 +44,9 @@ class Config:
 
     method: str = setting("joint", "what is added to the real images", choices=tuple(METHODS))
     baselines: tuple[str, ...] = setting(("vanilla",), "methods trained beside it and real only", choices=BASELINES)
+    also_synthetic_only: int = setting(
+        1, "1: test classifiers of synthetic images alone as well; 0: do not", minimum=0, maximum=1, may_change=True
+    )
     seed: int = setting(0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1)
     log_every_steps: int = setting(50, "training steps a line of metrics.jsonl, their mean", minimum=1, may_change=True)
     data: DataConfig = DataConfig()
@@ -243,15 +247,18 @@ def apply_variant(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[st
     Args:
         config: changed in place.
         arg: comma-separated `key=value` pairs (keys of `VARIANTS`) and names of presets; may be empty.
-        presets: {name: {dotted path: value}} that this config file offers; they are applied before the pairs.
+        presets: {name: {dotted path: value}} that this config file offers; they are applied before the protocols,
+            which every config offers, and these before the pairs.
 
     Raises:
         ConfigError: lists every unknown key or preset, with the nearest valid name, and every unreadable value.
     """
-    presets = presets or {}
-    problems: list[str] = []
+    presets = {**(presets or {}), **PROTOCOLS}
     values: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in arg.split(","))):
+    parts = [part for part in (part.strip() for part in arg.split(",")) if part]
+    problems = [f"variant {conflict}" for conflict in conflicts(parts)]
+    # A protocol holds whatever preset it stands beside.
+    for part in sorted(parts, key=lambda part: part in PROTOCOLS):
         key, equals, text = part.partition("=")
         if equals and key in VARIANTS:
             try:

@@ -175,6 +175,12 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., bool], str], ...] = (
         lambda goal, shots: goal == 0 or goal > shots,
         "config.pool.fill_to: must be more than config.data.shots, or no class gets synthetic images",
     ),
+    (
+        ("pool.fill_to", "pool.images_per_shot"),
+        lambda goal, images: goal == 0 or images == 0,
+        "config.pool.images_per_shot: the number of synthetic images is set by it or by config.pool.fill_to; "
+        "set one of them to 0",
+    ),
     (("parallel.data",), bool, "config.parallel.data: must be -1 or at least 1"),
     (("parallel.fsdp",), bool, "config.parallel.fsdp: must be -1 or at least 1"),
     (

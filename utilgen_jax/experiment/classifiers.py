@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
-from utilgen_jax.experiment.stages import step
+from utilgen_jax.experiment.stages import Result, step
 from utilgen_jax.methods.base import Method
 from utilgen_jax.types import Array, Params
 from utilgen_jax.valuation.config import SaflexConfig
@@ -36,14 +37,26 @@ class ClassifierSteps:
 
     @step("classifier_{method.name}", dict)
     def train(self, method: Method, synthetic: Examples | None) -> Params:
-        """Trains the classifier of a method on the real images and, if any, synthetic ones."""
-        return self._train(self._config_of(method), synthetic)
+        """Trains a method's classifier: on real images and synthetic ones, if any; or, if so set, on these alone."""
+        return self._train(self._config_of(method, self._is_synthetic_only(synthetic)), synthetic)
+
+    @step("classifier_{method.name}_synthetic_only", dict)
+    def train_on_synthetic(self, method: Method, synthetic: Examples) -> Params:
+        """Trains another classifier, on a method's synthetic images alone, for as many steps."""
+        return self._train(self._config_of(method, True), synthetic)
 
     @step("classifier_{method.name}", SaflexClassifier)
     def train_saflex(self, method: Method, synthetic: Examples) -> SaflexClassifier:
         """Trains the classifier of a method, which weighs and relabels synthetic images as it goes."""
+        return self._train_saflex(self._config_of(method, self._is_synthetic_only(synthetic)), synthetic)
+
+    @step("classifier_{method.name}_synthetic_only", SaflexClassifier)
+    def train_saflex_on_synthetic(self, method: Method, synthetic: Examples) -> SaflexClassifier:
+        """Trains another one, on the synthetic images alone."""
+        return self._train_saflex(self._config_of(method, True), synthetic)
+
+    def _train_saflex(self, config: ClassifierConfig, synthetic: Examples) -> SaflexClassifier:
         experiment = self.experiment
-        config = self._config_of(method)
         with experiment.log(config.steps) as on_step:
             return train_saflex(
                 experiment.classifier,
@@ -54,14 +67,20 @@ class ClassifierSteps:
                 on_step,
             )
 
-    def _config_of(self, method: Method) -> ClassifierConfig:
-        changes = {name: getattr(method, name) for name in ("augmentation", "mixing") if getattr(method, name)}
+    def _is_synthetic_only(self, synthetic: Examples | None) -> bool:
+        return synthetic is not None and self.experiment.config.classifier.synthetic_fraction == 1
+
+    def _config_of(self, method: Method, synthetic_only: bool) -> ClassifierConfig:
+        changes: dict[str, Any] = {
+            name: getattr(method, name) for name in ("augmentation", "mixing") if getattr(method, name)
+        }
+        if synthetic_only:
+            changes["synthetic_fraction"] = 1.0
         return dataclasses.replace(self.experiment.classifier_config, **changes)
 
-    @step("classifier_real", dict)
     def real(self) -> Params:
         """The classifier of the real images alone, which measures difficulty; that of the method `real`."""
-        return self._train(self.experiment.classifier_config, None)
+        return self._run_real("classifier_real", dict, lambda: self._train(self.experiment.classifier_config, None))
 
     def _train(self, config: ClassifierConfig, synthetic: Examples | None) -> Params:
         experiment = self.experiment
@@ -69,9 +88,27 @@ class ClassifierSteps:
             key = experiment.key(Key.CLASSIFIER)
             return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, on_step)
 
-    @step("evaluation_{method.name}", float)
     def evaluate(self, method: Method, params: Params) -> float:
-        """The accuracy on the test images, which nothing else reads."""
+        """The accuracy on the test images, which nothing but these evaluations reads."""
+        if method.name == "real":
+            return self._run_real("evaluation_real", float, lambda: self._accuracy(params))
+        return self._evaluate(method, params)
+
+    @step("evaluation_{method.name}", float)
+    def _evaluate(self, method: Method, params: Params) -> float:
+        return self._accuracy(params)
+
+    @step("evaluation_{method.name}_synthetic_only", float)
+    def evaluate_on_synthetic(self, method: Method, params: Params) -> float:
+        """The accuracy on the test images of the classifier of a method's synthetic images alone."""
+        return self._accuracy(params)
+
+    def _run_real(self, name: str, kind: type[Result], compute: Callable[[], Result]) -> Result:
+        """Runs a stage of the real images alone, which runs that differ in the size of their pools share."""
+        shared = self.experiment.shared
+        return self.experiment.stages.run(name, kind, compute, shared.real_stages if shared else None)
+
+    def _accuracy(self, params: Params) -> float:
         test = self.experiment.split.test
         logits = self.predict(params, to_float(test.images))
         return (logits.argmax(-1) == test.labels).mean()

@@ -37,7 +37,7 @@ from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.runtime.sharding import replicate
-from utilgen_jax.types import OnStep, Params
+from utilgen_jax.types import OnStep
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -49,11 +49,19 @@ class SharedDirs:
         stages: results of stages.
         pools: pools that the few-shot images have a part in.
         shotless_pools: the others, and the stages that make them; runs that differ in shots too can share it.
+        real_stages: results of the stages of the real images alone; None: in `stages`.
+        other_sizes: the same of runs whose pools have another number of images, of which a pool can be a part.
     """
 
     stages: Path
     pools: Path
     shotless_pools: Path
+    real_stages: Path | None = None
+    other_sizes: Sequence[SharedDirs] = ()
+
+    def pool_root(self, spec: PoolSpec) -> Path:
+        """Where the folder of a spec's pool is."""
+        return self.pools if spec.uses_shots else self.shotless_pools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,19 @@ class TrainingData:
     synthetic: Examples | None = None
     pool: GeneratedPool | None = None
     values: PoolValues | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """The test accuracies of a method, in [0, 1].
+
+    Attributes:
+        final: of the classifier that is trained as the config says.
+        synthetic_only: of one that is trained on the synthetic images alone; None where there is none.
+    """
+
+    final: float
+    synthetic_only: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +118,8 @@ class Experiment:
         word_prompts: the class prompt with each word, P in all.
         generator_source: see `generator`; None where nothing is synthetic.
         classifier: trained on each method's images.
-        classifier_config: its training, with the synthetic fraction that suits the shots.
+        classifier_config: its training on real and synthetic images, with the synthetic fraction that suits the shots;
+            methods train so whatever the final classifier is trained on.
         mesh: of devices.
         workdir: the run's folder.
         shared: for a run that is part of a comparison.
@@ -219,25 +241,35 @@ class Experiment:
         weights = replicate(values.weights / values.weights.mean())
         return TrainingData(dataclasses.replace(examples, targets=targets, weights=weights), pool, values)
 
-    def train_classifier(self, method: Method, data: TrainingData) -> Params:
-        """Trains a method's classifier on the real images and its own."""
-        if method.name == "real":
-            params = self.classifiers.real()
-        else:
-            params, data = method.train(self, data)
-        if method == self.methods[-1]:
-            self._data = data
-        return params
+    def train_and_test(self, method: Method, data: TrainingData) -> Accuracy:
+        """Trains a method's classifiers and tests them.
 
-    def evaluate(self, method: Method, params: Params) -> float:
-        """The accuracy of a method's classifier on the test images."""
-        return self.classifiers.evaluate(method, params)
+        Args:
+            method: whose images they are.
+            data: its own; where there is any, beside the classifier of the config's batches another one is trained on
+                it alone, unless the config has it that way or wants none.
+        """
+        if method.name == "real":
+            params, found = self.classifiers.real(), data
+        else:
+            params, found = method.train(self, data)
+        if method == self.methods[-1]:
+            self._data = found
+        accuracy = self.classifiers.evaluate(method, params)
+        if data.synthetic is None:
+            return Accuracy(accuracy)
+        if self.config.classifier.synthetic_fraction == 1:
+            return Accuracy(accuracy, accuracy)
+        if not self.config.also_synthetic_only:
+            return Accuracy(accuracy)
+        params = method.train_on_synthetic(self, data)
+        return Accuracy(accuracy, self.classifiers.evaluate_on_synthetic(method, params))
 
     def pool_folder(self, spec: PoolSpec, round_number: int = 0) -> Path:
         """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""
         name = f"round_{round_number:02d}"
         if self.shared is not None:
-            return (self.shotless_folder(spec) or self.shared.pools) / spec.name / name
+            return self.shared.pool_root(spec) / spec.name / name
         own = self.methods[-1].pool == spec
         return self.workdir / "pool" / ("" if own else spec.name) / name
 
@@ -246,13 +278,13 @@ class Experiment:
         uses_shots = spec.uses_shots or (self.word_choice.is_needed and spec != WordPool())
         return None if self.shared is None or uses_shots else self.shared.shotless_pools
 
-    def finish(self, accuracy: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, accuracy: Mapping[str, Accuracy]) -> dict[str, Any]:
         """Notes the values in the pool and writes summary and report.
 
         A run that is part of a comparison writes its summary alone.
 
         Args:
-            accuracy: by name of the method.
+            accuracy: by name of the method, see `train_and_test`.
 
         Returns:
             The contents of `summary.json`.
@@ -262,14 +294,18 @@ class Experiment:
         pool = None if data.pool is None else data.pool.pool
         if data.pool is not None and data.values is not None and self.shared is None:
             pool = self._note_values(data.pool, data.values)
-        summary = {
+        names = {"real_only": "real", "vanilla": "vanilla", "final": method.name}
+        rows = {row: accuracy[name] for row, name in names.items() if name in accuracy}
+        summary: dict[str, Any] = {
             "method": config.method,
             "dataset": config.data.name,
             "shots": config.data.shots,
             "seed": config.seed,
-            "accuracy": {"real_only": accuracy["real"]}
-            | ({"vanilla": accuracy["vanilla"]} if "vanilla" in accuracy else {})
-            | {"final": accuracy[method.name]},
+            "trained_on": "synthetic_only" if config.classifier.synthetic_fraction == 1 else "real+synthetic",
+            "accuracy": {row: each.final for row, each in rows.items()},
+            "accuracy_synthetic_only": {
+                row: each.synthetic_only for row, each in rows.items() if each.synthetic_only is not None
+            },
             "num_real": len(self.split.real),
             "num_synthetic": 0 if pool is None else len(pool.labels),
             "num_test": len(self.split.test),

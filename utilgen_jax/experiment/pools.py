@@ -21,8 +21,8 @@ from utilgen_jax.generator.image_conditioning import condition_on_images, find_m
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool
-from utilgen_jax.pool.plan import plan_pool
-from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pool.plan import common_beginning, plan_pool
+from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool, read_records
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
@@ -136,11 +136,11 @@ class PoolSteps:
 
     def images_per_class(self) -> np.ndarray:
         """How many images of each class a pool has: int [K]."""
-        experiment = self.experiment
-        num_classes, goal = experiment.classifier_input.num_classes, experiment.config.pool.fill_to
-        shots = np.bincount(experiment.split.real.labels, minlength=num_classes)
-        counts = fill_counts(shots, goal) if goal else np.full(num_classes, experiment.config.pool.images_per_class)
-        return counts
+        experiment, pool = self.experiment, self.experiment.config.pool
+        shots = np.bincount(experiment.split.real.labels, minlength=experiment.classifier_input.num_classes)
+        if pool.fill_to:
+            return fill_counts(shots, pool.fill_to)
+        return pool.images_per_shot * shots if pool.images_per_shot else np.full_like(shots, pool.images_per_class)
 
     def plan(
         self,
@@ -234,6 +234,9 @@ class PoolSteps:
     ) -> dict[str, np.ndarray]:
         experiment, round_number = self.experiment, records[0].round or 0
         sampling = dataclasses.replace(experiment.config.generator, strength=strength)
+        if experiment.is_first and spec.images_follow_records:
+            # The other processes wait in `_open` until this one has opened the pool.
+            self._copy_beginning(spec, records)
         writer = self._open(spec, round_number)
         if len(writer) < len(records):
             title = f"generate {spec.name}" + (f", round {round_number}" if round_number else "")
@@ -243,6 +246,23 @@ class PoolSteps:
                     sd, writer, records, adapter, sampling, progress.update, condition_on=condition_on, refine=refine
                 )
         return {"num_images": np.array(len(records))}
+
+    def _copy_beginning(self, spec: PoolSpec, records: Sequence[PoolRecord]) -> None:
+        """Copies from the pools of other sizes, where one is finished, the images with which this pool begins."""
+        experiment, round_number = self.experiment, records[0].round or 0
+        class_names = experiment.split.real.class_names
+        longest, source = 0, None
+        for other in experiment.shared.other_sizes if experiment.shared else ():
+            folder = other.pool_root(spec) / spec.name / f"round_{round_number:02d}"
+            stages = other.stages if spec.uses_shots else other.shotless_pools
+            if (stages / f"{_stage_name(spec, round_number)}.safetensors").is_file():
+                number = common_beginning(records, read_records(folder, class_names))
+                longest, source = max((longest, source), (number, folder), key=lambda found: found[0])
+        if source is not None:
+            writer, pool = PoolWriter(experiment.pool_folder(spec, round_number), class_names), read_pool(source)
+            missing = slice(len(writer), longest)
+            if len(writer) < longest:
+                writer.append(to_float(pool.images[missing]), records[missing])
 
     def adopt(self, spec: PoolSpec, pool: GeneratedPool) -> GeneratedPool:
         """Copies a pool, as that of another spec."""

@@ -14,7 +14,7 @@ from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.methods import METHODS
 from utilgen_jax.pool.storage import Pool
 from utilgen_jax.report.metrics import read_metrics
-from utilgen_jax.report.page import write_report
+from utilgen_jax.report.page import accuracy_columns, write_report
 from utilgen_jax.report.plots import plot_curves, plot_difficulty, plot_weight_curve
 from utilgen_jax.report.table import format_table
 from utilgen_jax.report.words import word_lines
@@ -28,14 +28,17 @@ _TITLES = {"real_only": METHODS["real"].title, "vanilla": METHODS["vanilla"].tit
 def print_table(summary: dict[str, Any]) -> None:
     """Prints the accuracies of one run."""
     titles = _TITLES | {"final": METHODS[summary["method"]].title}
+    columns = accuracy_columns(summary)
     rows = [
-        [titles[name], summary["num_real"], 0 if name == "real_only" else summary["num_synthetic"], f"{accuracy:.1%}"]
-        for name, accuracy in summary["accuracy"].items()
+        [titles[name], summary["num_real"], 0 if name == "real_only" else summary["num_synthetic"]]
+        + [f"{column[name]:.1%}" if name in column else "–" for column in columns.values()]
+        for name in summary["accuracy"]
         # A method that is itself a baseline would stand there twice.
         if name != "final" or titles[name] not in _TITLES.values()
     ]
-    print(f"\n{summary['dataset']}, {summary['shots'] or 'all'} labelled images a class, seed {summary['seed']}:\n")
-    print(format_table(rows, ["training set", "real", "synthetic", "test accuracy"]) + "\n")
+    shots, seed = summary["shots"] or "all", summary["seed"]
+    print(f"\n{summary['dataset']}, {shots} labelled images a class, seed {seed}, test accuracy:\n")
+    print(format_table(rows, ["training set", "real", "synthetic", *columns]) + "\n")
     if "words" in summary:
         print("\n".join(word_lines(summary["words"])) + "\n")
 

@@ -111,7 +111,7 @@ def _read_architecture(config: Config, checkpoint: Path) -> Architecture:
 
 def classifier_config(config: Config, real: LabelledImages) -> ClassifierConfig:
     """The classifier's training, with the synthetic fraction that suits the shots where the config names none."""
-    if config.classifier.synthetic_fraction > 0:
+    if 0 < config.classifier.synthetic_fraction < 1:
         return config.classifier
     fraction = synthetic_fraction(len(real.labels) / len(real.class_names))
     return dataclasses.replace(config.classifier, synthetic_fraction=fraction)

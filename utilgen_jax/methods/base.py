@@ -35,6 +35,11 @@ class PoolSpec:
         return True
 
     @property
+    def images_follow_records(self) -> bool:
+        """Whether an image follows from its record alone, so that a smaller pool is the beginning of a larger one."""
+        return False
+
+    @property
     def class_tokens(self) -> bool:
         """Whether the prompts hold learnt class tokens (textual inversion)."""
         return False
@@ -92,3 +97,8 @@ class Method:
             Its parameters; and the data, with the values that its images had in training where training found them.
         """
         return experiment.classifiers.train(self, data.synthetic), data
+
+    def train_on_synthetic(self, experiment: Experiment, data: TrainingData) -> Params:
+        """Trains another classifier, on the synthetic images alone; returns its parameters."""
+        assert data.synthetic is not None  # a method without a pool has no such classifier
+        return experiment.classifiers.train_on_synthetic(self, data.synthetic)

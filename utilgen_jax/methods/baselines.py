@@ -24,6 +24,10 @@ class PlainPool(PoolSpec):
     def uses_shots(self) -> bool:
         return False
 
+    @property
+    def images_follow_records(self) -> bool:
+        return True
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         prompts = experiment.pools.class_prompts()
         return experiment.pools.generate(self, experiment.pools.plan(prompts))

@@ -20,6 +20,10 @@ class CaptionPool(PoolSpec):
     def name(self) -> str:
         return "captions"
 
+    @property
+    def images_follow_records(self) -> bool:
+        return True
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         prompts = experiment.pools.caption_prompts()
         return experiment.pools.generate(self, experiment.pools.plan(prompts))

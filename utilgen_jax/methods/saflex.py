@@ -29,6 +29,10 @@ class Saflex(Method):
         values = dataclasses.replace(data.values, weights=trained.weights, soft_labels=trained.soft_labels)
         return trained.params, dataclasses.replace(data, values=values)
 
+    def train_on_synthetic(self, experiment: Experiment, data: TrainingData) -> Params:
+        assert data.synthetic is not None
+        return experiment.classifiers.train_saflex_on_synthetic(self, data.synthetic).params
+
 
 METHODS = (Saflex("saflex", "+ synthetic images, SAFLEX", PlainPool(), published=True),)
 SECTIONS = {"saflex": SaflexConfig}

@@ -53,3 +53,16 @@ def plan_pool(
                 )
             )
     return records
+
+
+def common_beginning(first: Sequence[PoolRecord], second: Sequence[PoolRecord]) -> int:
+    """Returns with how many images two pools begin alike: of one class, prompt, seed and requested difficulty."""
+
+    def requested(record: PoolRecord) -> tuple[object, ...]:
+        return record.label, record.prompt, record.seed, record.requested_difficulty, record.round
+
+    pairs = zip(first, second, strict=False)
+    return next(
+        (place for place, pair in enumerate(pairs) if requested(pair[0]) != requested(pair[1])),
+        min(len(first), len(second)),
+    )

@@ -105,7 +105,7 @@ class PoolWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         metadata = self.folder / METADATA
         metadata.touch()
-        records = _read_records(self.folder, self.class_names)
+        records = read_records(self.folder, self.class_names)
         for record in records:
             _image_path(self.folder, record)
         cut_partial_line(metadata)
@@ -171,7 +171,7 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None) -> P
             has another size than the first, or a label that is no class.
     """
     folder = Path(folder)
-    records = _read_records(folder, None if class_names is None else tuple(class_names))
+    records = read_records(folder, None if class_names is None else tuple(class_names))
     if not records:
         raise InputError(f"{folder}: the pool is empty")
     images: list[np.ndarray] = []
@@ -199,7 +199,7 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
         ValueError: A column is no field that may change, has another length, or a value that is not finite.
     """
     folder = Path(folder)
-    records = _read_records(folder, None)
+    records = read_records(folder, None)
     for name, column in columns.items():
         if name not in FIELDS or name in ("label", "file_name", "class_name"):
             raise ValueError(f"{name!r} is not a field of a pool's records that can be replaced")
@@ -211,8 +211,9 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
     write_text(folder / METADATA, lines, fsync=True)
 
 
-def _read_records(folder: Path, class_names: tuple[str, ...] | None) -> list[PoolRecord]:
+def read_records(folder: str | Path, class_names: tuple[str, ...] | None) -> list[PoolRecord]:
     """The committed records, checked against each other and against class_names; images are not looked at."""
+    folder = Path(folder)
     metadata = folder / METADATA
     if not metadata.is_file():
         raise InputError(f"{folder} is no pool: it has no {METADATA}")

@@ -2,7 +2,14 @@
 
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.report.page import write_report
-from utilgen_jax.report.plots import plot_auc, plot_curves, plot_difficulty, plot_intervals, plot_weight_curve
+from utilgen_jax.report.plots import (
+    plot_auc,
+    plot_curves,
+    plot_data_efficiency,
+    plot_difficulty,
+    plot_intervals,
+    plot_weight_curve,
+)
 from utilgen_jax.report.progress import Progress, format_duration
 from utilgen_jax.report.table import format_markdown_table, format_table, mean_std, paired_difference
 
@@ -15,6 +22,7 @@ __all__ = [
     "mean_std",
     "paired_difference",
     "plot_curves",
+    "plot_data_efficiency",
     "plot_difficulty",
     "plot_intervals",
     "plot_auc",

@@ -56,7 +56,8 @@ def write_report(
     Args:
         workdir: the run's folder.
         summary: the contents of summary.json: `method`, `dataset`, `shots`, `seed`, `accuracy` (fractions by name),
-            `num_real`, `num_synthetic`, `seconds` (by stage), `versions`; perhaps `words`, see `words.word_table`.
+            `num_real`, `num_synthetic`, `seconds` (by stage), `versions`; where known, `accuracy_synthetic_only`,
+            `trained_on`, and `words`, see `words.word_table`.
         config: the run's config, nested mappings.
         real: the real training images.
         pool: the synthetic images, with weights and difficulties if known; None for a method without any.
@@ -90,6 +91,21 @@ def write_report(
     return path
 
 
+def accuracy_columns(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns the columns of a run's table, {title: {row: accuracy}}.
+
+    Args:
+        summary: the contents of summary.json. Where classifiers of synthetic images alone were tested, they have a
+            column of their own; older summaries know none.
+    """
+    accuracy, synthetic_only = summary["accuracy"], summary.get("accuracy_synthetic_only")
+    if not synthetic_only:
+        return {"test accuracy": accuracy}
+    if summary.get("trained_on") == "synthetic_only":
+        accuracy = {row: value for row, value in accuracy.items() if row not in synthetic_only}
+    return {"with real images": accuracy, "synthetic images only": synthetic_only}
+
+
 def _read_asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
 
@@ -113,6 +129,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
 
 def _headline(summary: Mapping[str, Any]) -> str:
     accuracy, baseline = summary["accuracy"], summary["accuracy"].get("real_only")
+    columns = accuracy_columns(summary)
     order = [name for name in ACCURACY_LABELS if name in accuracy]
     order += sorted(set(accuracy) - set(order))
     rows = []
@@ -122,13 +139,17 @@ def _headline(summary: Mapping[str, Any]) -> str:
         gain = "–" if baseline is None or name == "real_only" else f"{100 * (accuracy[name] - baseline):+.1f}"
         cells = [
             escape(label),
-            f"<b>{100 * accuracy[name]:.1f} %</b>{_bar(accuracy[name])}",
+            *(
+                f"<b>{100 * column[name]:.1f} %</b>{_bar(column[name])}" if name in column else "–"
+                for column in columns.values()
+            ),
             gain,
             f"{summary['num_real']:,}",
             "0" if plain else f"{summary['num_synthetic']:,}",
         ]
         rows.append((cells, "accent" if name == "final" else ""))
-    headers = ["Trained on", "Test accuracy", "Points over real only", "Real", "Synthetic"]
+    titles = [f"{title[0].upper()}{title[1:]}" for title in columns]
+    headers = ["Trained on", *titles, "Points over real only", "Real", "Synthetic"]
     return _table(headers, rows)
 
 

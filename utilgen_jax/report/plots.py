@@ -159,6 +159,63 @@ def plot_intervals(
         return _save(figure, path)
 
 
+def plot_data_efficiency(
+    panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float | None]]]],
+    references: Mapping[str, Mapping[str, float]],
+    labels: tuple[str, str],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Draws a quantity against the number of synthetic images, on a logarithmic axis, a panel for each title.
+
+    Args:
+        panels: {title: {method: {number of images: (mean, deviation)}}}; None for the deviation draws no bar.
+        references: {title: {method: value}} of methods without synthetic images, drawn as horizontal lines.
+        labels: of the horizontal and the vertical axes.
+        path: the file to write.
+
+    Returns:
+        The path.
+    """
+    methods = list(dict.fromkeys(method for panel in panels.values() for method in panel))
+    fixed = list(dict.fromkeys(method for panel in references.values() for method in panel))
+    lines: dict[str, Artist] = {}
+    with _style():
+        wide = min(len(panels), 4)
+        high = -(-len(panels) // wide)
+        figure = _figure(0.8 + 3.6 * wide, 0.6 + 3 * high + 0.2 * len(methods + fixed) / wide)
+        grid = figure.subplots(high, wide, squeeze=False).ravel()
+        for unused in grid[len(panels) :]:
+            unused.remove()
+        for axes, (title, panel) in zip(grid, panels.items(), strict=False):
+            for method, value in references.get(title, {}).items():
+                dash = _DASHES[(fixed.index(method) + 1) % len(_DASHES)]
+                lines[method] = axes.axhline(value, color=GREY, linestyle=dash, zorder=1)
+            for method, points in panel.items():
+                number = methods.index(method)
+                numbers = sorted(points)
+                means, deviations = zip(*(points[each] for each in numbers), strict=True)
+                lines[method] = axes.errorbar(
+                    numbers,
+                    means,
+                    None if None in deviations else deviations,
+                    color=_PALETTE[number % len(_PALETTE)],
+                    linestyle=_DASHES[number // len(_PALETTE) % len(_DASHES)],
+                    marker="o",
+                    markersize=4,
+                    elinewidth=1,
+                )[0]
+            axes.set_xscale("log")
+            ticks = sorted({number for points in panel.values() for number in points})
+            axes.set_xticks(ticks, map(str, ticks))
+            axes.minorticks_off()
+            axes.set_title(title, fontsize=10)
+        figure.supxlabel(labels[0], fontsize=10)
+        figure.supylabel(labels[1], fontsize=10)
+        order = [method for method in (*fixed, *methods) if method in lines]
+        figure.legend([lines[method] for method in order], order, loc="outside upper center", ncols=2 * wide)
+        return _save(figure, path)
+
+
 def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[str]) -> Path:
     """Draws histograms of the difficulty s = 1 - p(true class) of the real images and of the pool.
 

@@ -78,9 +78,6 @@ def ensemble_labels(
         on_step: called after each step with (steps done by all members, loss on the device).
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
-    if config.synthetic_fraction == 1:
-        # What the shots know is all that corrects a label.
-        config = dataclasses.replace(config, synthetic_fraction=0.5)
     done = 0
 
     def predict(others: Examples | None, images: Examples, member: int) -> np.ndarray:
