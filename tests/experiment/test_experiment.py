@@ -179,6 +179,7 @@ def test_runs_of_a_comparison_share_pools_by_what_has_a_part_in_them(make_experi
     assert experiment.pool_folder(NamedPool(), 2) == tmp_path / "pools" / "named" / "round_02"
     assert experiment.shotless_folder(NamedPool()) is None
     assert experiment.shotless_folder(NamedPool(of_shots=False)) == tmp_path / "shotless"
+    assert experiment.pool_folder(NamedPool(of_shots=False)) == tmp_path / "shotless" / "named" / "round_00"
     assert experiment.stages._folder == tmp_path / "stages"
 
 
@@ -208,6 +209,7 @@ def finished(experiment, values, monkeypatch, **accuracy):
     monkeypatch.setattr(experiment.classifiers, "train", lambda method, synthetic: {})
     in_training = SaflexClassifier({}, values.weights, values.soft_labels)
     monkeypatch.setattr(experiment.classifiers, "train_saflex", lambda method, synthetic: in_training)
+    monkeypatch.setattr(experiment.classifiers, "train_saflex_on_synthetic", lambda method, synthetic: in_training)
     monkeypatch.setattr(experiment.classifiers, "real_difficulty", lambda: np.array([0.1, 0.2, 0.3, 0.4]))
     experiment.stages.seconds["pool_plain"] = 1.5
     monkeypatch.setattr(experiment.classifiers, "train_on_synthetic", lambda method, synthetic: {})
@@ -274,7 +276,7 @@ def test_values_that_are_not_known_are_not_noted(make_experiment, monkeypatch, r
 
 
 def test_a_run_of_a_comparison_leaves_its_summary_alone(make_experiment, monkeypatch, report, capsys, tmp_path):
-    experiment = make_experiment("saflex", shared=shared_dirs(tmp_path), also_synthetic_only=0)
+    experiment = make_experiment("saflex", shared=shared_dirs(tmp_path), also_synthetic_only=False)
     summary = finished(experiment, VALUES, monkeypatch, real=0.25, saflex=0.75)
     assert summary["accuracy"] == {"real_only": 0.25, "final": 0.75} and summary["num_synthetic"] == 6
     assert summary["accuracy_synthetic_only"] == {}
@@ -302,7 +304,7 @@ def test_a_method_without_a_pool_reports_none(make_experiment, monkeypatch, repo
     ("settings", "expected", "trained_on"),
     [
         ({}, Accuracy(0.25, 0.75), "real+synthetic"),
-        ({"also_synthetic_only": 0}, Accuracy(0.25), "real+synthetic"),
+        ({"also_synthetic_only": False}, Accuracy(0.25), "real+synthetic"),
         # It is what the classifier is trained on anyway: there is nothing to train beside it.
         ({"classifier__synthetic_fraction": 1}, Accuracy(0.25, 0.25), "synthetic_only"),
     ],

@@ -198,6 +198,7 @@ def test_a_pool_of_chosen_words_is_of_the_shots(make_experiment, tmp_path):
     shared = SharedDirs(tmp_path / "stages", tmp_path / "pools", tmp_path / "shotless")
     chosen = make_experiment(**CHOOSE, shared=shared)
     assert chosen.shotless_folder(PlainPool()) is None
+    assert chosen.pool_folder(PlainPool()).is_relative_to(tmp_path / "pools")
     assert chosen.shotless_folder(WordPool()) == tmp_path / "shotless"
     even = make_experiment(**WORDS, shared=shared, workdir=tmp_path / "even")
     assert even.shotless_folder(PlainPool()) == tmp_path / "shotless"

@@ -41,7 +41,11 @@ def test_another_config_is_refused_by_its_fields(tmp_path):
 
 
 def test_fields_that_may_change_do_not_count(tmp_path):
-    free = {path: 7 if field.maximum is None else 0 for path, field in FIELDS.items() if field.may_change}
+    free = {
+        path: not field.default if isinstance(field.default, bool) else 7
+        for path, field in FIELDS.items()
+        if field.may_change
+    }
     assert {"log_every_steps", "parallel.data"} <= free.keys()
     open_workdir(tmp_path, changed())
     config = changed(**free)

@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
     workdir = Path(str(values["workdir"].value))
     # Where the classifiers are trained on synthetic images alone anyway, there is nothing to train beside them.
     also = bool(values["also_synthetic_only"].value) and config.classifier.synthetic_fraction < 1
-    config = with_fields(config, {"also_synthetic_only": int(also)})
+    config = with_fields(config, {"also_synthetic_only": also})
     seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
     plan = plan_runs(seeds, shots or [config.data.shots], methods, sizes)
     for size in sizes:  # a config that does not go with them is told before anything runs

@@ -44,9 +44,7 @@ class Config:
 
     method: str = setting("joint", "what is added to the real images", choices=tuple(METHODS))
     baselines: tuple[str, ...] = setting(("vanilla",), "methods trained beside it and real only", choices=BASELINES)
-    also_synthetic_only: int = setting(
-        1, "1: test classifiers of synthetic images alone as well; 0: do not", minimum=0, maximum=1, may_change=True
-    )
+    also_synthetic_only: bool = setting(True, "also test classifiers of synthetic images alone", may_change=True)
     seed: int = setting(0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1)
     log_every_steps: int = setting(50, "training steps a line of metrics.jsonl, their mean", minimum=1, may_change=True)
     data: DataConfig = DataConfig()

@@ -59,10 +59,6 @@ class SharedDirs:
     real_stages: Path | None = None
     other_sizes: Sequence[SharedDirs] = ()
 
-    def pool_root(self, spec: PoolSpec) -> Path:
-        """Where the folder of a spec's pool is."""
-        return self.pools if spec.uses_shots else self.shotless_pools
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
@@ -269,7 +265,7 @@ class Experiment:
         """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""
         name = f"round_{round_number:02d}"
         if self.shared is not None:
-            return self.shared.pool_root(spec) / spec.name / name
+            return (self.shotless_folder(spec) or self.shared.pools) / spec.name / name
         own = self.methods[-1].pool == spec
         return self.workdir / "pool" / ("" if own else spec.name) / name
 

@@ -251,10 +251,11 @@ class PoolSteps:
         """Copies from the pools of other sizes, where one is finished, the images with which this pool begins."""
         experiment, round_number = self.experiment, records[0].round or 0
         class_names = experiment.split.real.class_names
+        is_shotless = experiment.shotless_folder(spec) is not None
         longest, source = 0, None
         for other in experiment.shared.other_sizes if experiment.shared else ():
-            folder = other.pool_root(spec) / spec.name / f"round_{round_number:02d}"
-            stages = other.stages if spec.uses_shots else other.shotless_pools
+            root, stages = (other.shotless_pools,) * 2 if is_shotless else (other.pools, other.stages)
+            folder = root / spec.name / f"round_{round_number:02d}"
             if (stages / f"{_stage_name(spec, round_number)}.safetensors").is_file():
                 number = common_beginning(records, read_records(folder, class_names))
                 longest, source = max((longest, source), (number, folder), key=lambda found: found[0])
