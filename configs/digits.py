@@ -23,7 +23,6 @@ images show another class, as 'crane' shows birds and machines. Which word is ri
 from ml_collections import ConfigDict
 
 from utilgen_jax.config.schema import apply_variant, default_config
-from utilgen_jax.prompts.glyph_vocabulary import DIGIT_NAMES
 
 RUNLOCAL = {
     "generator.steps": 4,
@@ -46,7 +45,8 @@ RUNLOCAL = {
 # Digits that look like each other, each way.
 MISTAKEN = {"zero": "eight", "one": "seven", "two": "three", "four": "nine", "five": "six"}
 MISTAKEN |= {other: name for name, other in MISTAKEN.items()}
-POLYSEMY = {"data.class_names": tuple(f"{name}|{MISTAKEN[name]}" for name in DIGIT_NAMES)}
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+POLYSEMY = {"data.class_names": tuple(f"{name}|{MISTAKEN[name]}" for name in _NAMES)}
 
 
 def get_config(arg: str = "") -> ConfigDict:

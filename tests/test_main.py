@@ -201,7 +201,7 @@ def test_a_variant_with_two_mistakes_tells_both(pipeline, capsys):
     errors = errors_of(capsys, f"{DIGITS}:method=vanila,shot=3", "--config.pol.images=3", "--workdir=x")
     assert len(errors) == 3
     assert "'shot=3' is unknown: the nearest is 'shots='" in errors[0]
-    assert "the nearest valid name is config.pool.images_per_class" in errors[1]
+    assert "the nearest valid name is config.prompts.images_per_word" in errors[1]
     assert "'vanila'" in errors[2] and "'vanilla'" in errors[2]
 
 

@@ -336,8 +336,8 @@ def test_several_inner_steps_are_looked_through_together():
 
 def test_the_average_follows_the_parameters():
     it, optimizer = domain(), OPTIMIZERS["sgd"]
-    state = init_bilevel(it.params, optimizer, {}, optax.sgd(1.0), ema=True)
-    update = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0), ema_decay=0.7)
+    state = init_bilevel(it.params, optimizer, {}, optax.sgd(1.0), ema_decay=0.7)
+    update = make_bilevel_update(apply, uniform(), optimizer, optax.sgd(1.0))
     first, _ = update(state, it.examples)
     second, _ = update(first, it.examples)
     expected = jax.tree.map(

@@ -211,7 +211,7 @@ def check_gradient(program, level):
     validation = data.real.take(np.arange(1, 24, 2))
 
     def run(outer):
-        state = init_state(params, program.optimizer, outer, program.outer_optimizer, ema=True)
+        state = init_state(params, program.optimizer, outer, program.outer_optimizer, JOINT.ema_decay)
         state, metrics = joint_update(program, CLASSIFIER, state, sd, train_set, validation, key)
         return float(metrics.validation_loss + metrics.penalty), state.outer
 

@@ -24,6 +24,7 @@ class BilevelState:
         outer: {'weighting': ψ, 'adapter': φ}; either may be missing.
         outer_optimizer_state: of the optimiser of `outer`.
         ema_params: exponential moving average of θ, or None.
+        ema_decay: of that average; static.
         first_nonfinite: by tensor group, the first step at which it was not finite or -1; see `check_finite`.
     """
 
@@ -34,6 +35,7 @@ class BilevelState:
     outer_optimizer_state: optax.OptState
     ema_params: Params | None
     first_nonfinite: dict[str, jax.Array]
+    ema_decay: float = struct.field(pytree_node=False, default=0.0)
 
 
 @struct.dataclass
@@ -74,7 +76,7 @@ def init_bilevel(
     optimizer: optax.GradientTransformation,
     outer: dict[str, Params],
     outer_optimizer: optax.GradientTransformation,
-    ema: bool = False,
+    ema_decay: float = 0.0,
 ) -> BilevelState:
     """The state before the first update.
 
@@ -83,7 +85,7 @@ def init_bilevel(
         optimizer: its.
         outer: {'weighting': `weighting.init(key)`, 'adapter': ...}; what is not there is not learnt.
         outer_optimizer: of `outer` as a whole.
-        ema: keep a moving average of the parameters; it starts at their copy.
+        ema_decay: of a moving average of the parameters, which starts at their copy; 0: none is kept.
     """
     return BilevelState(
         step=jnp.zeros((), jnp.int32),
@@ -91,8 +93,9 @@ def init_bilevel(
         optimizer_state=optimizer.init(params),
         outer=outer,
         outer_optimizer_state=outer_optimizer.init(outer),
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_params=jax.tree.map(jnp.copy, params) if ema_decay else None,
         first_nonfinite=no_steps(watched(params, outer)),
+        ema_decay=ema_decay,
     )
 
 

@@ -55,7 +55,6 @@ def make_bilevel_update(
     estimator: Estimator = unrolled,
     num_inner_steps: int = 1,
     num_microbatches: int = 1,
-    ema_decay: float = 0.999,
     transform: Transform | None = None,
 ) -> Update:
     """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
@@ -76,7 +75,6 @@ def make_bilevel_update(
             leading axis [K, ...] of examples and sample inputs.
         num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is
             that of the whole batch, for one more forward pass or two.
-        ema_decay: of `state.ema_params`, where the state has them.
         transform: of a batch between its weighting and the step, such as Mixup; see `influence.Transform`.
 
     Returns:
@@ -162,7 +160,7 @@ def make_bilevel_update(
             new,
             params=found.params,
             optimizer_state=found.optimizer_state,
-            ema_params=_average(state.ema_params, found.params, ema_decay),
+            ema_params=_average(state.ema_params, found.params, state.ema_decay),
             first_nonfinite=note_nonfinite(state.first_nonfinite, seen, state.step),
         )
         metrics = BilevelMetrics(

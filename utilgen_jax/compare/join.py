@@ -23,12 +23,12 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "images_per_shot": int,
     "accuracy_synthetic_only": (int, float, type(None)),
 }
-_PLAN_FIELDS = ("method", "seed", "data.shots", "baselines")
+PLAN_FIELDS = ("method", "seed", "data.shots", "baselines")
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
     """Returns the config without the fields in which the runs of a comparison differ, JSON-ready."""
-    common = {path: value for path, value in flatten(config).items() if path not in _PLAN_FIELDS}
+    common = {path: value for path, value in flatten(config).items() if path not in PLAN_FIELDS}
     return from_flat(common).to_dict()
 
 
@@ -49,7 +49,7 @@ def read_runs(file: Path, config: Config) -> list[Run]:
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"--join: {file} cannot be read as a compare.json ({error!r})") from None
     now = flatten(config)
-    same = {path: now[path] for path in _PLAN_FIELDS if path in now}
+    same = {path: now[path] for path in PLAN_FIELDS if path in now}
     if differing := diff_configs(before | same, now):
         fields = "\n  ".join(differing)
         raise InputError(f"--join: {file} has another config. The fields that differ:\n  {fields}")

@@ -11,7 +11,7 @@ from utilgen_jax.fields import setting
 class JointConfig:
     """The one bilevel update of classifier, weight network and the generator's adapter."""
 
-    steps: int = setting(120, "bilevel updates, the folds in turn", minimum=1)
+    steps: int = setting(60, "bilevel updates, the folds in turn", minimum=1)
     outer_every: int = setting(1, "steps of a fold between two of the outer level; the others are plain", minimum=1)
     inner_steps: int = setting(1, "classifier's steps that an update looks through", minimum=1, maximum=5)
     num_generated: int = setting(10, "images generated for each of them", minimum=1)

@@ -90,7 +90,6 @@ def joint_update(
         generate=generate,
         regularizer=regularize,
         num_inner_steps=joint.inner_steps,
-        ema_decay=joint.ema_decay,
     )
     steps = range(joint.inner_steps)
     batches = [_draw_examples(program, data, jax.random.fold_in(key, 2 * step)) for step in steps]

@@ -95,7 +95,7 @@ def train_jointly(
 
         fold_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
         params = train_classifier(classifier, plain_config, train.real, train.pool, fold_key, on_plain_step)
-        states.append(init_state(params, program.optimizer, outer, program.outer_optimizer, ema=True))
+        states.append(init_state(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay))
 
     shared: tuple[Any, Any] = outer, states[0].outer_optimizer_state
     done = len(folds) * plain_config.steps

@@ -255,13 +255,13 @@ def init_state(
     optimizer: optax.GradientTransformation,
     outer: dict[str, Params],
     outer_optimizer: optax.GradientTransformation,
-    ema: bool = False,
+    ema_decay: float = 0.0,
 ) -> BilevelState:
     """The state before the first bilevel step, laid out over the devices; arguments as in `init_bilevel`."""
 
     def init(params: Params, outer: dict[str, Params]) -> BilevelState:
         # Steps take over the memory of their state, and several states may start from one `outer`.
-        return init_bilevel(params, optimizer, jax.tree.map(jnp.copy, outer), outer_optimizer, ema)
+        return init_bilevel(params, optimizer, jax.tree.map(jnp.copy, outer), outer_optimizer, ema_decay)
 
     return init_sharded(init, params, outer)
 
