@@ -310,9 +310,9 @@ def test_the_better_of_several_words_are_chosen_and_shown(tmp_path, capsys):
     assert sum(row["images"] for row in rows) == 40
     # Of two words the one of the higher value has all images of its class.
     for pair in zip(rows[::2], rows[1::2], strict=True):
-        worse, better = sorted(pair, key=lambda row: row["value"])
+        worse, better = sorted(pair, key=lambda row: row["share"])
         assert (worse["share"], worse["images"], better["share"], better["images"]) == (0, 0, 1, 4)
-        assert worse["weight"] is None and 0 <= better["label_probability"] <= 1
+        assert worse["value"] <= better["value"] and worse["weight"] is None and 0 <= better["label_probability"] <= 1
     lines = (tmp_path / "pool" / "round_00" / "metadata.jsonl").read_text().splitlines()
     chosen = {row["class"]: row["word"] for row in rows if row["share"]}
     for record in map(json.loads, lines):
@@ -335,7 +335,7 @@ def test_a_word_is_one_of_the_attributes_that_are_learnt(tmp_path):
     lines = (tmp_path / "run" / "pool" / "plain" / "round_00" / "metadata.jsonl").read_text().splitlines()
     words = [json.loads(line)["word"] for line in lines]
     assert sorted(words) == ["eight"] * 2 + ["one"] * 2 + ["seven"] * 2 + ["zero"] * 2
-    logits = load_file(tmp_path / "run" / "checkpoints" / "joint_joint.safetensors")["attribute_logits"]
+    logits = load_file(tmp_path / "run" / "checkpoints" / "joint_joint.safetensors")["weighting/attributes/logits"]
     num_values = sum(PromptAttributes.parse(GLYPH_ATTRIBUTES).sizes)
     assert len(logits) == num_values + 4 and (logits[num_values:] != 0).all()
     assert [row["word"] for row in summary["words"]] == ["zero", "eight", "one", "seven"]
