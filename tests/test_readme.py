@@ -176,7 +176,9 @@ def test_flags_exist():
 
 def test_benchmarks_exist():
     named = {words[0] for module, words in module_commands() if module == "utilgen_jax.bench"}
-    (table,) = re.findall(r"^BENCHMARKS\b[^=]*= \{(.*?)\}$", (ROOT / "utilgen_jax/bench/__main__.py").read_text(), re.M | re.S)
+    (table,) = re.findall(
+        r"^BENCHMARKS\b[^=]*= \{(.*?)\}$", (ROOT / "utilgen_jax/bench/__main__.py").read_text(), re.M | re.S
+    )
     assert named == set(re.findall(r'"(\w+)"', table))
 
 
