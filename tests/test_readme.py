@@ -14,7 +14,7 @@ from utilgen_jax.compare.join import PLAN_FIELDS
 from utilgen_jax.compare.report import tables
 from utilgen_jax.compare.statistics import Run, of_synthetic_only
 from utilgen_jax.config.command_line import read_config
-from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS
+from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS, diff_configs, flatten, from_json
 from utilgen_jax.methods import METHODS
 from utilgen_jax.report import format_markdown_table, format_table
 
