@@ -134,6 +134,8 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(kind):
     clean, found_noise = schedules.clean_and_noise(kind, prediction, noisy, schedule.alphas_cumprod[timesteps])
     np.testing.assert_allclose(clean, latents, atol=2e-5)
     np.testing.assert_allclose(found_noise, noise, atol=2e-5)
+    again = schedules.prediction_of(kind, clean, noisy, schedule.alphas_cumprod[timesteps])
+    np.testing.assert_allclose(again, prediction, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import pytest
 import scipy.special
 
 from tests.experiment.conftest import random_pool
+from utilgen_jax.classifier.practice import Patience, Practised
 from utilgen_jax.classifier.train import init_classifier, train_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment import classifiers
 from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.methods import METHODS, Method
+from utilgen_jax.pool.plan import in_rounds
 from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.saflex import SaflexClassifier
 
@@ -132,6 +134,30 @@ def test_saflex_trains_with_the_experiments_shots_folds_and_settings(make_experi
     assert program.saflex == experiment.config.section(SaflexConfig) and program.saflex.memory == 0.25
     assert (key == experiment.key(Key.CLASSIFIER)).all()
     assert list(experiment.stages.seconds) == ["classifier_saflex"]
+
+
+def test_a_classifier_practises_on_the_first_folds_other_shots(make_experiment, monkeypatch):
+    calls, start = [], {"layer": {"bias": np.zeros(2, np.float32)}}
+
+    def train(classifier, config, patience, examples, params, key, on_step):
+        calls.append((config, patience, examples, params, key))
+        return Practised({"layer": {"bias": np.ones(2, np.float32)}}, np.array([0.5, 0.75], np.float32))
+
+    monkeypatch.setattr(classifiers, "train_until_stall", train)
+    pool = random_pool(4)
+    pool = dataclasses.replace(pool, pool=dataclasses.replace(pool.pool, records=in_rounds(pool.records, [0.5, 1])[1]))
+    for run in (experiment := make_experiment("deliberate_practice"), make_experiment("deliberate_practice")):
+        practised = run.classifiers.practise(pool, start, 5, 3)
+        np.testing.assert_array_equal(practised.params["layer"]["bias"], 1)
+        np.testing.assert_array_equal(practised.accuracies, [0.5, 0.75])
+    ((config, patience, (real, synthetic, held_out), params, key),) = calls  # the second run reads it
+    assert config == experiment.classifier_config and patience == Patience(5, 3) and params is start
+    fold = experiment.folds[0]
+    for part, places in ((real, fold.train_indices), (held_out, fold.validation_indices)):
+        np.testing.assert_array_equal(part.inputs, experiment.real.inputs[places])
+    np.testing.assert_array_equal(synthetic.labels, pool.labels)
+    assert (key == jax.random.fold_in(experiment.key(Key.PRACTICE), 1)).all()
+    assert list(experiment.stages.seconds) == ["practice_plain_1"]
 
 
 def drawn_params(experiment):

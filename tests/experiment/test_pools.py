@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.experiment.conftest import NamedPool, image_of, random_pool, with_fake_sd
+from utilgen_jax.classifier.train import init_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment import pools
 from utilgen_jax.experiment.experiment import SharedDirs
@@ -299,6 +300,38 @@ def test_a_pool_that_was_cut_off_behind_its_last_image_loads_no_generator(make_e
     writer.append(np.zeros((8, 4, 4, 3), np.float32), records)
     assert len(experiment.pools.generate(PlainPool(), records).labels) == 8
     assert not generated and "sd" not in vars(experiment.adapters)
+
+
+def test_a_pool_grows_in_one_folder_and_a_run_that_was_cut_off_sees_it_as_it_was(make_experiment, generated):
+    experiment, spec = with_fake_sd(make_experiment()), NamedPool()
+    parts = experiment.pools.plan_rounds([["a"], ["b"]], [0.25, 0.5, 1.0])
+    for part in parts:
+        pool = experiment.pools.generate(spec, part)
+        assert unwritten(pool.records) == part and pool.round == 0
+    assert [call["done"] for call in generated] == [0, 2, 4]
+    assert len({call["folder"] for call in generated}) == 1
+    again = with_fake_sd(make_experiment())
+    for part in parts:
+        assert unwritten(again.pools.generate(spec, part).records) == part
+    assert len(generated) == 3
+
+
+@pytest.mark.slow
+def test_a_pool_is_led_by_a_classifier_and_all_rounds_share_one_program(make_experiment, quick_checkpoint, monkeypatch):
+    experiment = make_experiment(generator__checkpoint=quick_checkpoint, generator__batch_size=4)
+    sample_shape = (experiment.config.data.image_size,) * 2 + (experiment.config.data.channels,)
+    records = experiment.pools.plan(experiment.pools.class_prompts())[:4]
+    sd = load_stable_diffusion(quick_checkpoint)
+    images, traced, predict = [], [], pools._predict
+    monkeypatch.setattr(pools, "_predict", lambda *args: traced.append(len(images)) or predict(*args))
+    for number in range(3):
+        params = init_classifier(experiment.classifier, sample_shape, jax.random.key(number))
+        led = experiment.pools.led_by(params, 0.2)
+        (batch,) = generate_batches(sd, records, Adapter(), experiment.config.generator, condition_on=led)
+        images.append(batch)
+    assert np.abs(images[0] - images[1]).max() > 0.01 and set(traced) == {0}
+    (plain,) = generate_batches(sd, records, Adapter(), experiment.config.generator)
+    assert np.abs(images[0] - plain).max() > 0.01
 
 
 @pytest.mark.slow

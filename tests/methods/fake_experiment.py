@@ -105,6 +105,10 @@ POOLS = {
     "class_token_prompts": lambda: [["token prompt"]],
     "attribute_prompts": lambda logits=None, number=None: itself,
     "plan": lambda prompts, round_number=0, difficulty=None: itself,
+    "plan_rounds": lambda prompts, fractions: (
+        lambda call: [Call(f"round {n}", {"round_number": n}) for n, _ in enumerate(fractions)]
+    ),
+    "led_by": lambda params, scale: itself,
     "mixed_shots": lambda records, mix_strategy: itself,
     "generate": generate,
     "adopt": adopt,
@@ -124,6 +128,7 @@ VALUES = {
 }
 CLASSIFIERS = {
     "cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool"),
+    "practise": lambda pool, start, check_every, patience: lambda call: SimpleNamespace(params=call),
     "train": lambda method, synthetic: itself,
     "train_on_synthetic": lambda method, synthetic: itself,
     "train_saflex": lambda method, synthetic: (

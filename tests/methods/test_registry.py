@@ -98,8 +98,9 @@ def test_pools_without_shots_are_made_of_words_alone():
             assert call.arguments["condition_on"] is call.arguments["refine"] is None
 
 
-def test_published_systems_are_the_six_papers():
-    assert set(PUBLISHED) == {"captions", "augcond", "datadream", "difficulty", "saflex", "utilgen"}
+def test_published_systems_are_the_seven_papers():
+    papers = {"captions", "augcond", "datadream", "difficulty", "deliberate_practice", "saflex", "utilgen"}
+    assert set(PUBLISHED) == papers
     assert {*BASELINES, *PUBLISHED} <= METHODS.keys()
     assert not [name for name in (*BASELINES, *PUBLISHED) if METHODS[name].only_in_ablations]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from utilgen_jax.pool.plan import common_beginning, plan_pool
+from utilgen_jax.pool.plan import common_beginning, in_rounds, plan_pool
 
 PROMPTS = [f"the digit {name}" for name in ("zero", "one", "two")]
 CLASS_PROMPTS = [[prompt] for prompt in PROMPTS]
@@ -70,3 +70,13 @@ def test_a_class_may_have_a_mean_difficulty_of_its_own():
     for label, mean in enumerate((0.2, 0.5, 0.8)):
         drawn = [record.requested_difficulty for record in records if record.label == label]
         assert np.mean(drawn) == pytest.approx(mean, abs=0.02) and np.std(drawn) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_pool_in_rounds_grows_to_the_whole_plan():
+    plan = plan_pool(CLASS_PROMPTS, 4, seed=3, round_number=0)
+    parts = in_rounds(plan, [0.25, 0.5, 1.0])
+    assert [len(part) for part in parts] == [3, 6, 12]
+    assert [record.round for record in parts[-1]] == [0] * 3 + [1] * 3 + [2] * 6
+    assert all(part == parts[-1][: len(part)] for part in parts)
+    assert [dataclasses.replace(record, round=0) for record in parts[-1]] == plan
+    assert [len(part) for part in in_rounds(plan[:1], [0.25, 1.0])] == [1, 1]  # never an empty pool

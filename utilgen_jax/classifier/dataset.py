@@ -29,6 +29,7 @@ class StepKey(enum.IntEnum):
     RANDAUGMENT = 5
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class ClassifierInput:
     """What the classifier sees of any image, and the form of its labels.

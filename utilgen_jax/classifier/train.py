@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -44,17 +44,39 @@ def train_classifier(
         The trained parameters; frozen ones are not among them.
     """
     params = init_classifier(classifier, real.inputs.shape[1:], jax.random.fold_in(key, 0))
+    steps = training_steps(classifier, config, params, real, synthetic, jax.random.fold_in(key, 1))
+    for step, (params, loss) in enumerate(steps, start=1):
+        on_step(step, loss)
+    return params
+
+
+def training_steps(
+    classifier: Classifier,
+    config: ClassifierConfig,
+    params: Params,
+    real: Examples,
+    synthetic: Examples | None,
+    key: jax.Array,
+) -> Iterator[tuple[Params, jax.Array]]:
+    """Trains on from parameters, whose memory it takes over.
+
+    Args:
+        classifier, config, real, synthetic: see `train_classifier`.
+        params: to start from.
+        key: PRNG key of batches and augmentation.
+
+    Yields:
+        The parameters after each of `config.steps` steps, which the next step takes over, and the loss on the device.
+    """
     optimizer_state = init_sharded(make_optimizer(config).init, params)
-    batch_key = jax.random.fold_in(key, 1)
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
-        step_key = jax.random.fold_in(batch_key, step)
+        step_key = jax.random.fold_in(key, step)
         batch = draw_training_batch(config, real, synthetic, step_key)
         params, optimizer_state, loss = _train_step(
             classifier, config, params, optimizer_state, batch, class_counts, step_key
         )
-        on_step(step + 1, loss)
-    return params
+        yield params, loss
 
 
 def draw_training_batch(

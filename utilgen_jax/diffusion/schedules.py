@@ -192,3 +192,14 @@ def clean_and_noise(
     if prediction_type == "sample":
         return prediction, (noisy_latents - signal * prediction) / sigma
     return signal * noisy_latents - sigma * prediction, signal * prediction + sigma * noisy_latents
+
+
+def prediction_of(
+    prediction_type: str, clean_latents: jax.Array, noisy_latents: jax.Array, alpha_cumprod: jax.Array
+) -> jax.Array:
+    """The prediction that implies these clean latents; the inverse of `clean_and_noise`, with its arguments."""
+    signal, sigma = signal_and_noise(alpha_cumprod, noisy_latents)
+    if prediction_type == "sample":
+        return clean_latents
+    noise = (noisy_latents - signal * clean_latents) / sigma
+    return noise if prediction_type == "epsilon" else signal * noise - sigma * clean_latents

@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.practice import Patience, Practised, train_until_stall
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
@@ -77,6 +79,35 @@ class ClassifierSteps:
         if synthetic_only:
             changes["synthetic_fraction"] = 1.0
         return dataclasses.replace(self.experiment.classifier_config, **changes)
+
+    def practise(self, pool: GeneratedPool, start: Params | None, check_every: int, patience: int) -> Practised:
+        """Trains a classifier on a pool until its accuracy on the first fold's shots stalls.
+
+        Args:
+            pool: as far as it has grown.
+            start: parameters to go on from; None: begins.
+            check_every, patience: see `Patience`.
+        """
+        return self._practise(pool, start, Patience(check_every, patience), pool.records[-1].round or 0)
+
+    @step("practice_{pool.spec.name}_{round_number}", Practised)
+    def _practise(self, pool: GeneratedPool, start: Params | None, patience: Patience, round_number: int) -> Practised:
+        experiment, config = self.experiment, self.experiment.classifier_config
+        fold = experiment.folds[0]
+        train, held_out = (experiment.real.take(places) for places in (fold.train_indices, fold.validation_indices))
+        with experiment.log(config.steps) as on_step:
+            practised = train_until_stall(
+                experiment.classifier,
+                config,
+                patience,
+                (train, experiment.examples(pool), held_out),
+                start,
+                jax.random.fold_in(experiment.key(Key.PRACTICE), round_number),
+                on_step,
+            )
+        if len(practised.accuracies):
+            experiment.metrics.write(round_number, "practice", held_out_accuracy=float(practised.accuracies[-1]))
+        return practised
 
     def real(self) -> Params:
         """The classifier of the real images alone, which measures difficulty; that of the method `real`."""

@@ -17,3 +17,4 @@ class Key(enum.IntEnum):
     ENSEMBLE = 9
     GATE = 10
     WORDS = 11
+    PRACTICE = 12

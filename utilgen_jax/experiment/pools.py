@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.long_tail import fill_counts
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import Condition
+from utilgen_jax.generator.feedback import Feedback
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens
 from utilgen_jax.generator.image_conditioning import condition_on_images, find_mix_strategy, plan_sources
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool
-from utilgen_jax.pool.plan import common_beginning, plan_pool
+from utilgen_jax.pool.plan import common_beginning, in_rounds, plan_pool
 from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool, read_records
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images
@@ -29,6 +33,8 @@ from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.distributed import wait_for_all
+from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.types import Params
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
@@ -195,6 +201,26 @@ class PoolSteps:
 
         return condition_on
 
+    def plan_rounds(self, prompts: Sequence[Sequence[str]], fractions: Sequence[float]) -> list[list[PoolRecord]]:
+        """The records of a pool that grows, after each round, see `plan` and `pool.plan.in_rounds`."""
+        return in_rounds(self.plan(prompts), fractions)
+
+    def led_by(self, params: Params, scale: float) -> ConditionOn:
+        """What leads images towards those of which a classifier is unsure, see `generator.feedback`.
+
+        Args:
+            params: of the classifier.
+            scale: see `Feedback`.
+        """
+        experiment = self.experiment
+        predict = Partial(_predict, experiment.classifier, experiment.classifier_input, replicate(params))
+        feedback = Feedback(predict, scale)
+
+        def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
+            return dataclasses.replace(condition, feedback=feedback), None
+
+        return condition_on
+
     def generate(
         self,
         spec: PoolSpec,
@@ -209,7 +235,8 @@ class PoolSteps:
 
         Args:
             spec: of the pool.
-            records: the whole pool, see `plan`; all of one round.
+            records: the whole pool so far, see `plan`. Their rounds are one, whose folder it is kept in; or they rise,
+                in a pool that grows in the folder of the first.
             adapter: what was trained of the generator; None: the generator as it is.
             condition_on: what else the images are conditioned on; None: words alone.
             refine: gives each batch an adapter of its own.
@@ -219,9 +246,11 @@ class PoolSteps:
         round_number = records[0].round or 0
         folder = experiment.pool_folder(spec, round_number)
         work = partial(self._generate, spec, records, adapter, condition_on, refine, strength)
-        name = _stage_name(spec, round_number)
+        name = _stage_name(spec, records[-1].round or 0)
         experiment.stages.run(name, dict, work, experiment.shotless_folder(spec))
-        return GeneratedPool(spec, read_pool(folder, experiment.split.real.class_names), adapter, round_number)
+        # A run that was cut off may have grown the pool further.
+        pool = read_pool(folder, experiment.split.real.class_names).first(len(records))
+        return GeneratedPool(spec, pool, adapter, round_number)
 
     def _generate(
         self,
@@ -309,6 +338,10 @@ class PoolSteps:
             folder.mkdir(parents=True, exist_ok=True)
             sheet.save(folder / f"{name}.png")
         return {"num_sheets": np.array(len(sheets))}
+
+
+def _predict(classifier: Classifier, sees: ClassifierInput, params: Params, images: jax.Array) -> jax.Array:
+    return classifier.apply(params, sees.images(images))
 
 
 def _stage_name(spec: PoolSpec, round_number: int) -> str:

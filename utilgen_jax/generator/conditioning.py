@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +18,28 @@ from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
 
+if TYPE_CHECKING:
+    from utilgen_jax.generator.feedback import Feedback
+
 _IMAGE_NOISE = 2  # folded into an image's key; `sampling.initial_latents` and `step_keys` use other numbers
 
 
 @struct.dataclass
 class Condition:
-    """What a batch of images is generated from; every leaf is batch-first.
+    """What a batch of images is generated from; every leaf is batch-first, but those of the feedback.
 
     Attributes:
         prompt_embeds: float [B, T, D], CLIP text states.
         negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
         class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no image conditions; None
             where the UNet has no class embedding.
+        feedback: a classifier that leads the sampler, or None.
     """
 
     prompt_embeds: jax.Array
     negative_prompt_embeds: jax.Array
     class_labels: jax.Array | None
+    feedback: Feedback | None = None
 
 
 @jax.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
@@ -101,6 +102,7 @@ def sample(
     sampler = make_sampler(
         sampling.scheduler, sd.schedule, sampling.steps, strength=sampling.strength, eta=sampling.eta
     )
+    feedback, condition = condition.feedback, dataclasses.replace(condition, feedback=None)
     condition, latents, clean_latents, keys = split_batch((condition, latents, clean_latents, keys))
     denoise = guided(
         partial(sd.unet.apply, sd.variables("unet", loras)),
@@ -110,7 +112,7 @@ def sample(
         sampling.guidance_scale,
     )
     latents = run_sampler(
-        denoise,
+        denoise if feedback is None else feedback.guide(sd, denoise),
         sampler,
         latents,
         clean_latents=clean_latents,

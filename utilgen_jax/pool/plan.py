@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,6 +54,19 @@ def plan_pool(
                 )
             )
     return records
+
+
+def in_rounds(records: Sequence[PoolRecord], fractions: Sequence[float]) -> list[list[PoolRecord]]:
+    """A pool that grows: its records after each round, each with the number of the round that adds it.
+
+    Args:
+        records: of the whole pool.
+        fractions: of the pool that are there after each round, rising to 1.
+    """
+    sizes = [max(round(fraction * len(records)), 1) for fraction in fractions]
+    rounds = np.searchsorted(sizes, np.arange(len(records)), side="right")
+    numbered = [replace(record, round=int(number)) for record, number in zip(records, rounds, strict=True)]
+    return [numbered[:size] for size in sizes]
 
 
 def common_beginning(first: Sequence[PoolRecord], second: Sequence[PoolRecord]) -> int:

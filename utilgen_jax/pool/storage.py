@@ -81,6 +81,10 @@ class Pool:
     labels: np.ndarray
     records: tuple[PoolRecord, ...]
 
+    def first(self, number: int) -> "Pool":
+        """The pool of its first images."""
+        return Pool(self.images[:number], self.labels[:number], self.records[:number])
+
 
 class PoolWriter:
     """Adds images to a pool folder, and continues one that was cut off.
