@@ -98,9 +98,9 @@ def test_words_are_among_the_features(given):
     experiment.joint.train(NamedPool(), plain, None, ())
     _, program, _, data, *_ = given.calls["train_jointly"]
     assert program.num_attributes == 7 and data.real.attributes.shape == (4, 7) and not data.real.attributes.any()
-    # Plain images' prompts hold a word and no attribute.
+    # Plain images' prompts hold a word and no attribute, which is a value too: the same as in `value`.
     assert data.pool.attributes[:, 5:].tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
-    assert not data.pool.attributes[:, :5].any()
+    assert data.pool.attributes[:, :5].tolist() == [[1, 0, 0, 1, 0]] * 4
     prompts = sum(experiment.pools.attribute_prompts(number=16), [])
     for prompt, attributes in zip(prompts, data.prompt_attributes, strict=True):
         assert attributes.tolist()[5:] == ["digit zero" in prompt, "digit eight" in prompt]
@@ -159,3 +159,17 @@ def test_a_pool_is_valued_at_its_prompts_and_difficulties(given):
     np.testing.assert_allclose(values.weights, [0.3, 0.6], rtol=1e-6)
     np.testing.assert_allclose(values.agreement, 1, rtol=1e-6)
     assert list(experiment.stages.seconds) == ["value_name"]
+
+
+def test_the_updates_classifiers_are_tested_together(make_experiment, monkeypatch):
+    experiment = make_experiment("joint")
+    test = experiment.split.test
+    right = np.eye(2, dtype=np.float32)[test.labels]
+    # The first is right of all images but the first, of which it is less sure than the second.
+    first, second = 3 * right, np.zeros_like(right)
+    first[0], second[0] = 1.0 * right[0][::-1], 9.0 * right[0]
+    said = {1.0: first, 2.0: second}
+    monkeypatch.setattr(experiment.classifiers, "predict", lambda params, images: said[float(params["kernel"][0])])
+    trained = dataclasses.replace(TRAINED, classifiers={"kernel": np.array([[1.0], [2.0]], np.float32)})
+    assert experiment.joint.accuracy(NamedPool(), trained) == 1
+    assert list(experiment.stages.seconds) == ["evaluation_named_update"]

@@ -51,6 +51,11 @@ def test_synthetic_images_only_have_a_column_of_their_own(capsys):
     assert rows == [["79.5%", "–"], ["–", "88.2%"], ["–", "89.2%"]]
 
 
+def test_the_updates_own_classifiers_stand_below_the_table(capsys):
+    print_table(summary("joint") | {"accuracy_of_update": 0.9375})
+    assert "each of its averaged parameters: 93.8%" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("method", "accuracy", "titles"),
     [

@@ -95,3 +95,10 @@ def test_attributes_are_checked_before_anything_is_written():
         JointPool().check(experiment)
     assert not experiment.calls
     JointPool().check(FakeExperiment())
+
+
+def test_the_classifiers_of_the_update_are_tested_too():
+    experiment = FakeExperiment()
+    assert METHODS["joint"].accuracy_of_update(experiment) == 0.875
+    assert experiment.steps == ["joint.train", "joint.accuracy"]
+    assert METHODS["vanilla"].accuracy_of_update(experiment) is None

@@ -82,10 +82,12 @@ class Accuracy:
     Attributes:
         final: of the classifier that is trained as the config says.
         synthetic_only: of one that is trained on the synthetic images alone; None where there is none.
+        of_update: see `Method.accuracy_of_update`.
     """
 
     final: float
     synthetic_only: float | None = None
+    of_update: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,15 +253,15 @@ class Experiment:
             params, found = method.train(self, data)
         if method == self.methods[-1]:
             self._data = found
-        accuracy = self.classifiers.evaluate(method, params)
+        accuracy = Accuracy(self.classifiers.evaluate(method, params), of_update=method.accuracy_of_update(self))
         if data.synthetic is None:
-            return Accuracy(accuracy)
+            return accuracy
         if self.config.classifier.synthetic_fraction == 1:
-            return Accuracy(accuracy, accuracy)
+            return dataclasses.replace(accuracy, synthetic_only=accuracy.final)
         if not self.config.also_synthetic_only:
-            return Accuracy(accuracy)
+            return accuracy
         params = method.train_on_synthetic(self, data)
-        return Accuracy(accuracy, self.classifiers.evaluate_on_synthetic(method, params))
+        return dataclasses.replace(accuracy, synthetic_only=self.classifiers.evaluate_on_synthetic(method, params))
 
     def pool_folder(self, spec: PoolSpec, round_number: int = 0) -> Path:
         """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""
@@ -308,6 +310,8 @@ class Experiment:
             "seconds": self.stages.seconds,
             "versions": versions(),
         }
+        if accuracy[method.name].of_update is not None:
+            summary["accuracy_of_update"] = accuracy[method.name].of_update
         if data.pool is not None and data.values is not None and any(record.word for record in data.pool.records):
             summary["words"] = self.word_choice.table(data.pool, data.values)
         # A stage: every process runs it.

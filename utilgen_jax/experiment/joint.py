@@ -104,13 +104,10 @@ class JointSteps:
         drawn = experiment.pools.with_words(
             [PoolRecord(label=label, prompt=prompt) for label, of_class in enumerate(prompts) for prompt in of_class]
         )
-        # The plain images' prompts hold no attribute, but a word.
-        of_plain = experiment.prompt_attributes(plain.records)
-        of_plain[:, : self._num_attributes - len(experiment.words.columns)] = 0
         return replicate(
             JointData(
                 real=self._known(experiment.real, None, 0.0),
-                pool=self._known(experiment.examples(plain), of_plain, 0.5),
+                pool=self._known(experiment.examples(plain), experiment.prompt_attributes(plain.records), 0.5),
                 pool_latents=experiment.adapters.latents(sd, to_float(plain.images)),
                 class_embeds=experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
                 prompt_embeds=experiment.adapters.prompt_embeds(sd, [record.prompt or "" for record in drawn]),
@@ -182,8 +179,9 @@ class JointSteps:
             agreement=fold_agreement(weights),
         )
 
-    def accuracy(self, trained: JointResult) -> float:
-        """The accuracy of the mean prediction of the folds' averaged classifiers on the test images."""
+    @step("evaluation_{spec.name}_update", float)
+    def accuracy(self, spec: PoolSpec, trained: JointResult) -> float:
+        """The accuracy on the test images of what the folds' averaged classifiers say in the mean."""
         experiment = self.experiment
         test = experiment.split.test
         folds = range(len(jax.tree.leaves(trained.classifiers)[0]))

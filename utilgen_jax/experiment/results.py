@@ -14,7 +14,7 @@ from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.methods import METHODS
 from utilgen_jax.pool.storage import Pool
 from utilgen_jax.report.metrics import read_metrics
-from utilgen_jax.report.page import accuracy_columns, write_report
+from utilgen_jax.report.page import UPDATE_NOTE, accuracy_columns, write_report
 from utilgen_jax.report.plots import plot_curves, plot_difficulty, plot_weight_curve
 from utilgen_jax.report.table import format_table
 from utilgen_jax.report.words import word_lines
@@ -39,6 +39,8 @@ def print_table(summary: dict[str, Any]) -> None:
     shots, seed = summary["shots"] or "all", summary["seed"]
     print(f"\n{summary['dataset']}, {shots} labelled images a class, seed {seed}, test accuracy:\n")
     print(format_table(rows, ["training set", "real", "synthetic", *columns]) + "\n")
+    if "accuracy_of_update" in summary:
+        print(f"{UPDATE_NOTE}: {summary['accuracy_of_update']:.1%}\n")
     if "words" in summary:
         print("\n".join(word_lines(summary["words"])) + "\n")
 

@@ -98,6 +98,10 @@ class Method:
         """
         return experiment.classifiers.train(self, data.synthetic), data
 
+    def accuracy_of_update(self, experiment: Experiment) -> float | None:
+        """The test accuracy of the classifiers that a bilevel update has trained on its way; None where none has."""
+        return None
+
     def train_on_synthetic(self, experiment: Experiment, data: TrainingData) -> Params:
         """Trains another classifier, on the synthetic images alone; returns its parameters."""
         assert data.synthetic is not None  # a method without a pool has no such classifier

@@ -94,6 +94,10 @@ class Joint(Method):
         labels = experiment.values.ensemble_labels(pool.spec, pool)
         return dataclasses.replace(values, soft_labels=labels.soft_labels)
 
+    def accuracy_of_update(self, experiment: Experiment) -> float | None:
+        assert isinstance(self.pool, JointPool)
+        return experiment.joint.accuracy(self.pool, self.pool.train(experiment))
+
 
 METHODS = (Joint("joint", "+ synthetic images, joint", JointPool()),)
 SECTIONS = {"ensemble": EnsembleConfig, "joint": JointConfig}

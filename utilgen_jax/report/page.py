@@ -91,6 +91,9 @@ def write_report(
     return path
 
 
+UPDATE_NOTE = "The update's own classifiers, the folds' together, each of its averaged parameters"
+
+
 def accuracy_columns(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Returns the columns of a run's table, {title: {row: accuracy}}.
 
@@ -150,7 +153,10 @@ def _headline(summary: Mapping[str, Any]) -> str:
         rows.append((cells, "accent" if name == "final" else ""))
     titles = [f"{title[0].upper()}{title[1:]}" for title in columns]
     headers = ["Trained on", *titles, "Points over real only", "Real", "Synthetic"]
-    return _table(headers, rows)
+    note = ""
+    if "accuracy_of_update" in summary:
+        note = f'<p class="note">{escape(UPDATE_NOTE)}: {100 * summary["accuracy_of_update"]:.1f} %</p>'
+    return _table(headers, rows) + note
 
 
 def _what_was_run(summary: Mapping[str, Any], config: Mapping[str, Any], command: str) -> str:
