@@ -9,63 +9,20 @@ import optax
 import pytest
 
 from tests.generator import toy
-from tests.toy_images import CONFIG, NUM_CLASSES, VALUATION, TinyClassifier, draw_set
-from utilgen_jax.classifier.dataset import ClassifierInput
-from utilgen_jax.classifier.model import Classifier
+from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data
+from tests.toy_images import NUM_CLASSES, VALUATION
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.generator.adapter import Adapter, generate_images
-from utilgen_jax.generator.config import SamplingConfig
-from utilgen_jax.joint.config import JointConfig
-from utilgen_jax.joint.program import LEVELS, JointData, JointProgram
+from utilgen_jax.joint.program import LEVELS
 from utilgen_jax.joint.step import first_inputs
 from utilgen_jax.joint.train import num_steps, predict_weights, train_jointly
 
-JOINT = JointConfig(
-    steps=6,
-    num_generated=8,
-    lora_rank=2,
-    lora_learning_rate=0.01,
-    encoder_learning_rate=0.01,
-    difficulty_learning_rate=0.1,
-    sampler_steps=2,
-)
-PROGRAM = JointProgram(
-    config=dataclasses.replace(CONFIG, batch_size=16, synthetic_fraction=0.5),
-    valuation=VALUATION,
-    joint=JOINT,
-    sampling=SamplingConfig(guidance_scale=2.0, scheduler="ddim"),
-    classifier_input=ClassifierInput(NUM_CLASSES, image_size=8, channels=1),
-    latent_shape=(toy.SIDE, toy.SIDE, toy.CHANNELS),
-    num_attributes=2,
-)
-CLASSIFIER = Classifier(TinyClassifier())
 PARTS = {
     "weights": lambda result: result.weighting["network"],
     "attributes": lambda result: result.weighting["attributes"],
     "lora": lambda result: result.adapter.unet_lora,
     "difficulty": lambda result: (result.adapter.difficulty_offset, result.adapter.difficulty_logits),
 }
-
-
-def make_data(wrong=0.5):
-    real, _ = draw_set(6, seed=10)
-    pool, is_wrong = draw_set(40, seed=20, wrong=wrong)
-    known = {"attributes": jnp.zeros((len(real), 2)), "difficulty": jnp.zeros(len(real))}
-    return JointData(
-        real=dataclasses.replace(real, **known),
-        # The second attribute is that of the images with a wrong label.
-        pool=dataclasses.replace(
-            pool,
-            attributes=jax.nn.one_hot(jnp.asarray(is_wrong, int), 2),
-            difficulty=jnp.full(len(pool), 0.5),
-        ),
-        pool_latents=toy.normal(2, len(pool), toy.SIDE, toy.SIDE, toy.CHANNELS),
-        class_embeds=toy.normal(1, NUM_CLASSES, toy.WORDS, toy.WIDTH),
-        prompt_embeds=toy.normal(3, 2 * NUM_CLASSES, toy.WORDS, toy.WIDTH),
-        prompt_labels=jnp.arange(2 * NUM_CLASSES, dtype=jnp.int32) % NUM_CLASSES,
-        prompt_attributes=jax.nn.one_hot(jnp.arange(2 * NUM_CLASSES) // NUM_CLASSES, 2),
-        negative_prompt_embeds=jnp.zeros((1, toy.WORDS, toy.WIDTH)),
-    )
 
 
 def train(seed=0, joint=None, start=None, on_step=lambda step, loss, *rest, **scalars: None, data=None, **changes):
@@ -179,61 +136,3 @@ def test_useless_images_get_small_weights_and_their_attribute_becomes_less_proba
     assert weights.shape == losses.shape == (2, len(data.pool))
     is_wrong = np.asarray(data.pool.attributes)[:, 1] == 1
     assert (weights[:, ~is_wrong].mean(1) > weights[:, is_wrong].mean(1) + 0.1).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_gradient_is_that_of_finite_differences_in_float64(level, monkeypatch):
-    """Of validation loss and anchor, in each part of the outer level; what the weighting looks at is a number."""
-    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
-    others = () if level == "weights" else ("weights",)
-    joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0)
-    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
-    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=others)
-    with jax.enable_x64(True):
-        check_gradient(program, level)
-
-
-def check_gradient(program, level):
-    from utilgen_jax.joint.step import joint_update
-    from utilgen_jax.valuation.cross_fit import init_state
-
-    double = lambda tree: jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == np.float32 else leaf, tree)
-    sd, data = toy.make_toy(), double(make_data())
-    sd = dataclasses.replace(sd, params=double(sd.params))
-    key = jax.random.key(4)
-    outer = double(program.init_outer(sd.params, first_inputs(program, sd, data), None, key))
-    # Away from the start, where half of the gradients are zero.
-    rng = np.random.default_rng(0)
-    outer = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), outer)
-    params = double(CLASSIFIER.module.init(key, data.real.inputs[:1])["params"])
-    train_set = dataclasses.replace(data, real=data.real.take(np.arange(0, 24, 2)))
-    validation = data.real.take(np.arange(1, 24, 2))
-
-    def run(outer):
-        state = init_state(params, program.optimizer, outer, program.outer_optimizer, JOINT.ema_decay)
-        state, metrics = joint_update(program, CLASSIFIER, state, sd, train_set, validation, key)
-        return float(metrics.validation_loss + metrics.penalty), state.outer
-
-    _, moved = run(outer)
-    slopes = jax.tree.map(jnp.subtract, outer, moved)
-    parts = {
-        "weights": lambda tree: tree["weighting"]["network"],
-        "attributes": lambda tree: tree["weighting"]["attributes"],
-        "lora": lambda tree: tree["adapter"].unet_lora,
-        "difficulty": lambda tree: (tree["adapter"].difficulty_offset, tree["adapter"].difficulty_logits),
-    }
-    chosen = parts[level]
-    direction = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), outer)
-    ids = {id(leaf) for leaf in jax.tree.leaves(chosen(direction))}
-    direction = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)) if id(leaf) in ids else leaf, direction
-    )
-    size = 1e-5 if level == "weights" else 1e-4  # the network has kinks
-    above, below = (
-        run(jax.tree.map(lambda leaf, along, s=sign: leaf + s * size * along, outer, direction))[0] for sign in (1, -1)
-    )
-    expected = (above - below) / (2 * size)
-    found = float(optax.tree.vdot(chosen(slopes), chosen(direction)))
-    assert abs(expected) > 1e-5
-    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -45,7 +45,7 @@ def train_classifier(
     """
     params = init_classifier(classifier, real.inputs.shape[1:], jax.random.fold_in(key, 0))
     steps = training_steps(classifier, config, params, real, synthetic, jax.random.fold_in(key, 1))
-    for step, (params, loss) in enumerate(steps, start=1):
+    for step, (params, loss) in enumerate(steps, start=1):  # noqa: B007, the last step's are returned
         on_step(step, loss)
     return params
 

@@ -60,8 +60,6 @@ class DeliberatePracticePool(PoolSpec):
 
 
 METHODS = (
-    Method(
-        "deliberate_practice", "+ synthetic images, Deliberate Practice", DeliberatePracticePool(), published=True
-    ),
+    Method("deliberate_practice", "+ synthetic images, Deliberate Practice", DeliberatePracticePool(), published=True),
 )
 SECTIONS = {"deliberate_practice": DeliberatePracticeConfig}

@@ -1,0 +1,140 @@
+"""One update of all parts: one program, the right gradient, the same on eight devices."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.generator import toy
+from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_state
+from tests.toy_images import VALUATION
+from utilgen_jax.bilevel import check_finite
+from utilgen_jax.joint.program import LEVELS, JointProgram
+from utilgen_jax.joint.step import joint_update
+from utilgen_jax.runtime import sharding
+
+KEY = jax.random.key(4)
+
+
+def arguments(program=PROGRAM, sd=None, data=None, **changes):
+    """Of `joint_update`: every second shot is held out."""
+    sd, data = sd or toy.make_toy(), data or make_data()
+    state = make_state(program, sd, data, KEY, **changes)
+    train_set = dataclasses.replace(data, real=data.real.take(np.arange(0, 24, 2)))
+    return program, CLASSIFIER, state, sd, train_set, data.real.take(np.arange(1, 24, 2)), KEY
+
+
+def away_from_the_start(outer):
+    """There half of the gradients are zero."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype), outer)
+
+
+def test_one_program_holds_the_gradients_of_all_parts():
+    lowered = joint_update.lower(*arguments())
+    text = lowered.as_text(debug_info=True)
+    assert text.count("func.func public @main") == 1
+    for part in ("TinyClassifier", "WeightNet", "DifficultyEncoder", r"jit\(sample"):
+        # Backwards, as JAX names what a gradient computes.
+        assert re.search(rf"transpose\([^\"]*jvp\({part}", text), part
+    # The weights' and the generator's gradients go through the classifier's own step.
+    assert "jvp(transpose(jvp(TinyClassifier" in text
+
+
+def test_training_traces_it_once():
+    program = dataclasses.replace(PROGRAM, joint=dataclasses.replace(JOINT, num_generated=6))
+    before = joint_update._cache_size()
+    _, _, state, *rest = arguments(program)
+    for _ in range(3):
+        state, _ = joint_update(program, CLASSIFIER, state, *rest)
+    assert joint_update._cache_size() == before + 1
+
+
+@pytest.mark.slow
+def test_eight_devices_make_the_same_update():
+    # A mean over the batch is summed in another order; Adam divides what is nearly nothing by its own size.
+    program = dataclasses.replace(PROGRAM, valuation=dataclasses.replace(VALUATION, validation_batch_size=8))
+    expected, metrics = joint_update(*arguments(program, disturb=away_from_the_start))
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        _, _, state, sd, train_set, validation, key = arguments(program, disturb=away_from_the_start)
+        whole = sharding.replicate((state, train_set, validation))
+        sd = sd.replace(params=sharding.shard_params(sd.params, mesh))
+        found, sharded_metrics = joint_update(program, CLASSIFIER, whole[0], sd, *whole[1:], key)
+    assert len(found.step.sharding.device_set) == 8
+    np.testing.assert_allclose(sharded_metrics.losses, metrics.losses, atol=1e-5)
+    np.testing.assert_allclose(sharded_metrics.utilities, metrics.utilities, atol=1e-5)
+    for name, one, eight in (
+        ("classifier", expected.params, found.params),
+        ("outer", expected.outer, found.outer),
+        ("average", expected.ema_params, found.ema_params),
+    ):
+        for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+            np.testing.assert_allclose(leaf, other, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("name", "group"), [("unet_lora", "adapter"), ("network", "weighting")])
+def test_what_is_not_finite_is_named(name, group):
+    def spoil(outer):
+        part = getattr(outer["adapter"], name) if group == "adapter" else outer["weighting"][name]
+        spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), part)
+        if group == "adapter":
+            return outer | {"adapter": dataclasses.replace(outer["adapter"], **{name: spoilt})}
+        return outer | {"weighting": outer["weighting"] | {name: spoilt}}
+
+    state, _ = joint_update(*arguments(disturb=spoil))
+    with pytest.raises(FloatingPointError, match=name):
+        check_finite(state.first_nonfinite)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_gradient_is_that_of_finite_differences_in_float64(level, monkeypatch):
+    """Of validation loss and anchor, in each part of the outer level; what the weighting looks at is a number."""
+    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
+    others = () if level == "weights" else ("weights",)
+    joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0)
+    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
+    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=others)
+    with jax.enable_x64(True):
+        check_gradient(program, level)
+
+
+def check_gradient(program, level):
+    double = lambda tree: jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == np.float32 else leaf, tree)
+    sd, data = toy.make_toy(), double(make_data())
+    sd = dataclasses.replace(sd, params=double(sd.params))
+    _, _, start, _, *rest = arguments(program, sd, data, disturb=lambda outer: away_from_the_start(double(outer)))
+
+    def run(outer):
+        state = jax.tree.map(jnp.copy, dataclasses.replace(start, outer=outer))
+        state, metrics = joint_update(program, CLASSIFIER, state, sd, *rest)
+        return float(metrics.validation_loss + metrics.penalty), state.outer
+
+    _, moved = run(start.outer)
+    slopes = jax.tree.map(jnp.subtract, start.outer, moved)
+    parts = {
+        "weights": lambda tree: tree["weighting"]["network"],
+        "attributes": lambda tree: tree["weighting"]["attributes"],
+        "lora": lambda tree: tree["adapter"].unet_lora,
+        "difficulty": lambda tree: (tree["adapter"].difficulty_offset, tree["adapter"].difficulty_logits),
+    }
+    chosen, rng = parts[level], np.random.default_rng(1)
+    direction = jax.tree.map(jnp.zeros_like, start.outer)
+    ids = {id(leaf) for leaf in jax.tree.leaves(chosen(direction))}
+    direction = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)) if id(leaf) in ids else leaf, direction
+    )
+    size = 1e-5 if level == "weights" else 1e-4  # the network has kinks
+    above, below = (
+        run(jax.tree.map(lambda leaf, along, s=sign: leaf + s * size * along, start.outer, direction))[0]
+        for sign in (1, -1)
+    )
+    expected = (above - below) / (2 * size)
+    found = float(optax.tree.vdot(chosen(slopes), chosen(direction)))
+    assert abs(expected) > 1e-5
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
