@@ -30,16 +30,21 @@ import jax.numpy as jnp
 from absl import flags
 
 from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.architectures import ARCHITECTURES
+from utilgen_jax.generator.stable_diffusion import Architecture
+from utilgen_jax.joint.config import JointConfig
+from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
 from utilgen_jax.plan.architecture import find_architecture
 from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, PlannedRun, plan_program
 from utilgen_jax.plan.topology import topology_mesh
+from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 
 
@@ -150,14 +155,17 @@ def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]
         mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
         dtype=jnp.dtype(config.generator.dtype),
         sampling=config.generator,
-        classifier=build_classifier(
-            config.classifier.name,
-            NUM_CLASSES,
-            config.classifier.width,
-            config.data.image_size,
-            jnp.dtype(config.classifier.dtype),
+        classifier=Classifier(
+            build_classifier(
+                config.classifier.name,
+                NUM_CLASSES,
+                config.classifier.width,
+                config.data.image_size,
+                jnp.dtype(config.classifier.dtype),
+            ),
+            config.classifier.normalization,
         ),
-        classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
+        joint=_joint_program(config, architecture),
     )
     if planned.sampling.batch_size % planned.mesh.size:
         raise InputError(
@@ -165,6 +173,20 @@ def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]
             "chips; make it a multiple of them"
         )
     return planned, origin
+
+
+def _joint_program(config: Config, architecture: Architecture) -> JointProgram:
+    """As in a run, but of as many given, generated and validation images as the generator has in a batch."""
+    batch_size = config.generator.batch_size
+    return JointProgram(
+        config=dataclasses.replace(config.classifier, batch_size=batch_size, synthetic_fraction=0.5),
+        valuation=dataclasses.replace(config.valuation, validation_batch_size=0),
+        joint=dataclasses.replace(config.section(JointConfig), num_generated=batch_size),
+        sampling=config.generator,
+        classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
+        latent_shape=architecture.latent_shape(config.generator.size),
+        num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

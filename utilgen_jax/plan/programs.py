@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,11 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
+from utilgen_jax.bilevel import BilevelState, init_bilevel
 from utilgen_jax.bilevel.examples import Examples
-from utilgen_jax.bilevel.weightings import feature_network
-from utilgen_jax.classifier.dataset import ClassifierInput
-from utilgen_jax.generator.adapter import Adapter, generate_images, make_generate
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.denoising import (
@@ -26,9 +24,10 @@ from utilgen_jax.generator.finetune.denoising import (
     init_train_state,
     make_train_step,
 )
-from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
+from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.step import first_inputs, joint_update
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.plan.compiling import Call, Figures, bytes_on_chip, compile_program
 from utilgen_jax.runtime.sharding import BATCH_AXES, param_shardings
@@ -46,16 +45,16 @@ class PlannedRun:
         mesh: from `topology.topology_mesh`.
         dtype: the weights are stored in it.
         sampling: of the sampler; its batch size counts the images over all chips.
-        classifier: a linen module, for `NUM_CLASSES` classes.
-        classifier_input: classes, size and channels of the classifier's images.
+        classifier: for `NUM_CLASSES` classes.
+        joint: the update of the method `joint`, of as many images as the sampler.
     """
 
     architecture: Architecture
     mesh: Mesh
     dtype: jnp.dtype
     sampling: SamplingConfig
-    classifier: Any
-    classifier_input: ClassifierInput
+    classifier: Classifier
+    joint: JointProgram
 
     def params(self) -> dict[str, Any]:
         """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
@@ -137,52 +136,38 @@ def _lora_step(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 
 def _bilevel(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    """`batch_size` given, generated and validation images each; the sampler's last step is differentiated."""
-    classifier, size, channels = (
-        run.classifier,
-        run.classifier_input.image_size,
-        run.classifier_input.channels,
+    """The joint method's update, of as many given as generated images; shots and pool are a batch each."""
+    program, sd = run.joint, StableDiffusion(run.architecture, dict(params))
+    images = program.classifier_input.image_size, program.classifier_input.image_size, program.classifier_input.channels
+    attributes, embeds, integers = run.batch(program.num_attributes), run.prompt_embeds(), run.batch(dtype=jnp.int32)
+    examples = Examples(run.batch(*images), run.batch(NUM_CLASSES), difficulty=run.batch(), attributes=attributes)
+
+    def embeds_of(number: int) -> Any:
+        return jax.ShapeDtypeStruct((number, *embeds.shape[1:]), embeds.dtype)
+
+    data = JointData(
+        real=examples,
+        pool=examples,
+        pool_latents=run.latents(),
+        class_embeds=embeds_of(NUM_CLASSES),
+        prompt_embeds=embeds,
+        prompt_labels=integers,
+        prompt_attributes=attributes,
+        negative_prompt_embeds=embeds_of(1),
     )
-    weighting = feature_network(("loss", "margin", "entropy", "class"), NUM_CLASSES)
-    optimizer, outer_optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-4)
 
-    def init(key: jax.Array) -> BilevelState:
-        images = jnp.zeros((1, size, size, channels))
-        lora = init_lora(params["unet"], key, rank=LORA_RANK)
-        outer = {"weighting": weighting.init(key), "adapter": Adapter(unet_lora=lora.factors)}
-        return init_bilevel(classifier.init(key, images)["params"], optimizer, outer, outer_optimizer)
+    def init(key: jax.Array, sd: StableDiffusion, data: JointData) -> BilevelState:
+        outer = program.init_outer(sd.params, first_inputs(program, sd, data), None, key)
+        weights = run.classifier.module.init(key, jnp.zeros((1, *images)))["params"]
+        return init_bilevel(weights, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)
 
-    def step(state: BilevelState, sd: StableDiffusion, *batches: Any) -> tuple[BilevelState, BilevelMetrics]:
-        generated = partial(generate_images, sd, sampling=run.sampling)
-        update = make_bilevel_update(
-            lambda weights, images: classifier.apply({"params": weights}, images),
-            weighting,
-            optimizer,
-            outer_optimizer,
-            generate=make_generate(generated, run.classifier_input.examples),
-        )
-        return update(state, *batches)
-
-    shapes = jax.eval_shape(init, _key_shape())
+    shapes = jax.eval_shape(init, _key_shape(), sd, data)
     shardings = param_shardings(shapes, run.mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    examples = Examples(
-        run.batch(size, size, channels),
-        run.batch(NUM_CLASSES),
-        is_weighted=run.batch(dtype=jnp.dtype("bool")),
-    )
-    embeds, integers = run.prompt_embeds(), run.batch(dtype=jnp.int32)
-    sd = StableDiffusion(run.architecture, dict(params))
-    sample_inputs = SampleInputs(
-        condition=Condition(embeds, embeds, run.class_labels()),
-        latents=run.latents(),
-        labels=integers,
-        rows=integers,
-        keys=run.batch(dtype=_key_shape().dtype),
-    )
-    return Call(jax.jit(step, donate_argnums=0), (state, sd, examples, examples, sample_inputs))
+    data, validation, key = run.replicated((data, examples, _key_shape()))
+    return Call(joint_update, (program, run.classifier, state, sd, data, validation, key))
 
 
 def _key_shape() -> jax.ShapeDtypeStruct:
@@ -196,7 +181,7 @@ PROGRAMS: Mapping[str, Program] = {
         f"a training step of a LoRA of rank {LORA_RANK} on attention", _lora_step, ("unet",), has_gradient=True
     ),
     "bilevel": Program(
-        "the bilevel update of config.classifier, a weight network, and that LoRA through the sampler's last step",
+        "the bilevel update of the method joint: config.classifier, weight network, LoRA, difficulty encoder",
         _bilevel,
         ("unet", "vae"),
         has_gradient=True,
