@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.tiny import DIGITS, TINY
 from utilgen_jax.bench.__main__ import main
 from utilgen_jax.bench.bilevel import MODELS, add_multiples, format_costs
 from utilgen_jax.bench.jax_bilevel import STEPS
@@ -70,3 +71,26 @@ def test_help_says_what_is_timed(capsys):
         and any("functional_call" in line for line in lines)
         and any("--outer_every" in line for line in lines)
     )
+
+
+@pytest.mark.slow
+def test_the_whole_update_costs_less_without_a_part(capsys, tmp_path):
+    from tests.diffusers_checkpoint import write_quick_stable_diffusion  # torch is slow to import
+
+    settings = dict(TINY) | {"generator.checkpoint": write_quick_stable_diffusion(tmp_path)}
+    changes = (f"--config.{name}={value}" for name, value in settings.items())
+    flags = ("--update=whole", f"--config={DIGITS}", "--without=anchor,lora", "--repeats=1", "--warmup=0")
+    status, lines, _ = bench(capsys, *flags, *changes)
+    figures = json.loads(lines[-1])
+    assert status == 0 and figures["num_generated"] == 2 and figures["classifier"] == "mlp"
+    flops = {result["step"]: result["compiled_flops"] for result in figures["results"]}
+    assert list(flops) == ["plain", "all levels", "without anchor", "without lora"]
+    # Nobody wants the LoRA's gradient where it is not trained; XLA leaves it out.
+    assert flops["plain"] < flops["without anchor"] < flops["all levels"] > flops["without lora"]
+    assert figures["results"][1]["flops_multiple"] > 1 and any(line.startswith("all levels") for line in lines)
+
+
+def test_the_whole_update_has_no_torch_side(capsys):
+    status, _, err = bench(capsys, "--update=whole", "--against=torch", "--without=loras", "--architecture=sd16")
+    assert status == 2 and "nobody has the whole update in torch" in err
+    assert "the nearest is lora" in err and "the nearest is sd15" in err

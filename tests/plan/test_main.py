@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 
 from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
+from utilgen_jax.generator.find_architecture import find_architecture, published_architecture
 from utilgen_jax.generator.stable_diffusion import expected_params
 from utilgen_jax.plan import __main__ as plan
 from utilgen_jax.plan import table
-from utilgen_jax.plan.architecture import find_architecture, published_architecture
 from utilgen_jax.runtime.chips import TOPOLOGIES
 from utilgen_jax.runtime.flops import count_flops
 

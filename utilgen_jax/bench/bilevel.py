@@ -1,7 +1,9 @@
-"""Times the bilevel update of classifier and weighting, alone or against the textbook way in PyTorch.
+"""Times the bilevel update of classifier and weighting, alone or against the textbook way in PyTorch; or the whole one.
 
   python -m utilgen_jax.bench bilevel --against=torch
   python -m utilgen_jax.bench bilevel --models=mlp --batch_size=256
+  python -m utilgen_jax.bench bilevel --update=whole --config=configs/digits.py
+  python -m utilgen_jax.bench bilevel --update=whole --config=configs/cifar.py --architecture=sd15
 
 Three steps on 32×32 images, each with the same batch and as many validation images: the classifier's own (plain),
 with a weight network on the loss (Meta-Weight-Net, UtilGen) and with SAFLEX. Torch computes the first two: the
@@ -10,12 +12,15 @@ then they take turns.
 
 Beside the times stand operations and memory of the compiled step, which do not wobble, and how many plain steps they
 are; "every M" spreads a step's outer level over M inner steps. Exit status 1 where the two sides disagree.
+
+--update=whole is the method joint's update, with classifier and generator of --config: the classifier's plain step, all
+levels, and all without a part that --without names. Weights and images are random, so that no data are needed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,15 +28,26 @@ from absl import flags
 
 from utilgen_jax.bench import peaks, sides
 from utilgen_jax.bench.jax_bilevel import STEPS, JaxBilevel, draw_inputs
+from utilgen_jax.bench.timing import Prepared
+from utilgen_jax.bench.whole_update import WholeUpdate
 from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.generator.architectures import ARCHITECTURES
+from utilgen_jax.joint.program import LEVELS, REGULARIZERS
 from utilgen_jax.report.table import format_table
 
 MODELS = ("mlp", "resnet20")
+UPDATES = ("weighting", "whole")
+PARTS = (*LEVELS, *REGULARIZERS)
 _TOLERANCE = 1e-3  # relative, of losses and norms after one step
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds this benchmark's flags."""
+    flags.DEFINE_string("update", "weighting", f"which: {', '.join(UPDATES)}", flag_values=values)
+    flags.DEFINE_string("config", "configs/digits.py", "of --update=whole; FILE:VARIANT", flag_values=values)
+    flags.DEFINE_string("architecture", None, "published, in place of the config's generator", flag_values=values)
+    flags.DEFINE_list("without", [], f"parts left out, a row each: {', '.join(PARTS)}", flag_values=values)
+    flags.DEFINE_integer("num_classes", 10, "of --update=whole", lower_bound=2, flag_values=values)
     flags.DEFINE_list("models", list(MODELS), f"classifiers: {', '.join(MODELS)}", flag_values=values)
     flags.DEFINE_list("steps", list(STEPS), f"what to time: {', '.join(STEPS)}", flag_values=values)
     flags.DEFINE_integer(
@@ -45,10 +61,12 @@ def define_flags(values: flags.FlagValues) -> None:
 def check_settings(settings: Mapping[str, Any]) -> list[str]:
     """Lists what is wrong with the flags' values."""
     problems = []
-    for flag, valid in (("models", MODELS), ("steps", tuple(STEPS))):
+    choices = {"models": MODELS, "steps": tuple(STEPS), "update": UPDATES, "without": PARTS}
+    for flag, valid in (choices | {"architecture": tuple(ARCHITECTURES)}).items():
         problems += choice_problems(flag, settings[flag], valid)
-        if not settings[flag]:
-            problems.append(f"--{flag}: name at least one")
+    problems += [f"--{flag}: name at least one" for flag in ("models", "steps") if not settings[flag]]
+    if settings["update"] == "whole" and settings["against"] == "torch":
+        problems.append("--against=torch: nobody has the whole update in torch; time ours alone, --against=none")
     if settings["against"] == "torch":
         problems += sides.check_torch()
     return problems
@@ -66,6 +84,8 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: torch has no such device.
     """
+    if settings["update"] == "whole":
+        return run_whole(settings)
     with_torch = settings["against"] == "torch"
     machine = sides.describe_machine(with_torch)
     inputs = draw_inputs(settings["batch_size"])
@@ -98,6 +118,35 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "agree": sides.agree(results, _TOLERANCE),
     }
     title = f"bilevel steps, float32, on {machine['device']}, {jax.default_backend()}:"
+    tables = f"{sides.format_results(results)}\n\n{format_costs(results, settings['outer_every'])}"
+    return f"{title}\n\n{tables}\n", figures
+
+
+def run_whole(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Times the method joint's update; arguments and results as of `run`."""
+    whole = WholeUpdate(settings["config"], settings["architecture"], settings["num_classes"])
+    machine = sides.describe_machine(with_torch=False)
+    peak = peaks.find_peak("float32", [JaxBilevel("mlp").matmul])
+    steps: dict[str, Callable[[], Prepared]] = {
+        "plain": functools.partial(whole.prepare, is_outer=False),
+        "all levels": whole.prepare,
+    }
+    steps |= {f"without {part}": functools.partial(whole.prepare, (part,)) for part in settings["without"]}
+    batch_size, results = whole.program.config.batch_size, []
+    for step, prepare in steps.items():
+        measured = sides.measure({"ours": prepare}, settings["repeats"], settings["warmup"], peak, step)
+        results.append({"pass": step, "batch_size": batch_size, "model": "whole", "step": step, **measured})
+    add_multiples(results, settings["outer_every"])
+    figures = {
+        "benchmark": "bilevel",
+        **{flag: settings[flag] for flag in ("update", "without", "num_classes", "outer_every", "repeats")},
+        "generator": whole.origin,
+        "classifier": settings["config"].classifier.name,
+        "num_generated": whole.program.joint.num_generated,
+        **machine,
+        "results": results,
+    }
+    title = f"the joint update, {whole.origin}, on {machine['device']}, {jax.default_backend()}:"
     tables = f"{sides.format_results(results)}\n\n{format_costs(results, settings['outer_every'])}"
     return f"{title}\n\n{tables}\n", figures
 

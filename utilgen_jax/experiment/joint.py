@@ -12,11 +12,15 @@ import numpy as np
 from scipy.special import softmax
 
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.config.schema import Config
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import encode_prompts
+from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.gate import Gate, compare_pools
 from utilgen_jax.joint.program import JointData, JointProgram
@@ -48,23 +52,15 @@ class JointSteps:
 
     def program(self, without: tuple[str, ...] = ()) -> JointProgram:
         """The update's program, without some of its parts."""
-        experiment, config = self.experiment, self.experiment.config
-        return JointProgram(
-            config=experiment.classifier_config,
-            valuation=config.valuation,
-            joint=config.section(JointConfig),
-            sampling=config.generator,
-            classifier_input=experiment.classifier_input,
-            latent_shape=experiment.generator.architecture.latent_shape(config.generator.size),
-            num_attributes=self._num_attributes,
-            without=without,
+        experiment = self.experiment
+        program = joint_program(
+            experiment.config,
+            experiment.classifier_config,
+            experiment.classifier_input,
+            experiment.generator.architecture,
+            len(experiment.words.columns),
         )
-
-    @property
-    def _num_attributes(self) -> int:
-        """A + W, see `Experiment.prompt_attributes`."""
-        attributes = PromptAttributes.parse(self.experiment.config.prompts.attributes)
-        return sum(attributes.sizes) + len(self.experiment.words.columns)
+        return dataclasses.replace(program, without=without)
 
     def train(
         self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
@@ -199,9 +195,36 @@ class JointSteps:
     def _known(self, examples: Examples, attributes: np.ndarray | None, difficulty: float | np.ndarray) -> Examples:
         """Examples with the features that the weight network wants; None: of no attribute."""
         if attributes is None:
-            attributes = np.zeros((len(examples), self._num_attributes), np.float32)
+            attributes = np.zeros((len(examples), self.program().num_attributes), np.float32)
         requested = np.broadcast_to(np.float32(difficulty), (len(examples),))
         return dataclasses.replace(examples, attributes=replicate(attributes), difficulty=replicate(requested))
+
+
+def joint_program(
+    config: Config,
+    classifier_config: ClassifierConfig,
+    classifier_input: ClassifierInput,
+    architecture: Architecture,
+    num_words: int = 0,
+) -> JointProgram:
+    """The joint update's program of a config.
+
+    Args:
+        config: checked.
+        classifier_config: of the classifiers that the update trains.
+        classifier_input: what they see of an image.
+        architecture: of the generator.
+        num_words: W, of the classes that have several, see `Experiment.prompt_attributes`.
+    """
+    return JointProgram(
+        config=classifier_config,
+        valuation=config.valuation,
+        joint=config.section(JointConfig),
+        sampling=config.generator,
+        classifier_input=classifier_input,
+        latent_shape=architecture.latent_shape(config.generator.size),
+        num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes) + num_words,
+    )
 
 
 def _adapter(nested: Adapter | dict) -> Adapter:

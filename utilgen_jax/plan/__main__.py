@@ -34,17 +34,16 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.joint import joint_program
 from utilgen_jax.generator.architectures import ARCHITECTURES
+from utilgen_jax.generator.find_architecture import find_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
-from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
-from utilgen_jax.plan.architecture import find_architecture
 from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, PlannedRun, plan_program
 from utilgen_jax.plan.topology import topology_mesh
-from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 
 
@@ -178,15 +177,10 @@ def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]
 def _joint_program(config: Config, architecture: Architecture) -> JointProgram:
     """As in a run, but of as many given, generated and validation images as the generator has in a batch."""
     batch_size = config.generator.batch_size
-    return JointProgram(
-        config=dataclasses.replace(config.classifier, batch_size=batch_size, synthetic_fraction=0.5),
-        valuation=dataclasses.replace(config.valuation, validation_batch_size=0),
-        joint=dataclasses.replace(config.section(JointConfig), num_generated=batch_size),
-        sampling=config.generator,
-        classifier_input=ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels),
-        latent_shape=architecture.latent_shape(config.generator.size),
-        num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes),
-    )
+    classifier = dataclasses.replace(config.classifier, batch_size=batch_size, synthetic_fraction=0.5)
+    sees = ClassifierInput(NUM_CLASSES, config.data.image_size, config.data.channels)
+    program = joint_program(config, classifier, sees, architecture)
+    return dataclasses.replace(program, joint=dataclasses.replace(program.joint, num_generated=batch_size))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

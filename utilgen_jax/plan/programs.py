@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,8 +12,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from utilgen_jax.bilevel import BilevelState, init_bilevel
-from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.conditioning import Condition
@@ -26,8 +25,9 @@ from utilgen_jax.generator.finetune.denoising import (
 )
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
-from utilgen_jax.joint.program import JointData, JointProgram
-from utilgen_jax.joint.step import first_inputs, joint_update
+from utilgen_jax.joint.program import JointProgram
+from utilgen_jax.joint.shapes import data_shapes, init_update
+from utilgen_jax.joint.step import joint_update
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.plan.compiling import Call, Figures, bytes_on_chip, compile_program
 from utilgen_jax.runtime.sharding import BATCH_AXES, param_shardings
@@ -136,38 +136,17 @@ def _lora_step(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 
 def _bilevel(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    """The joint method's update, of as many given as generated images; shots and pool are a batch each."""
-    program, sd = run.joint, StableDiffusion(run.architecture, dict(params))
-    images = program.classifier_input.image_size, program.classifier_input.image_size, program.classifier_input.channels
-    attributes, embeds, integers = run.batch(program.num_attributes), run.prompt_embeds(), run.batch(dtype=jnp.int32)
-    examples = Examples(run.batch(*images), run.batch(NUM_CLASSES), difficulty=run.batch(), attributes=attributes)
-
-    def embeds_of(number: int) -> Any:
-        return jax.ShapeDtypeStruct((number, *embeds.shape[1:]), embeds.dtype)
-
-    data = JointData(
-        real=examples,
-        pool=examples,
-        pool_latents=run.latents(),
-        class_embeds=embeds_of(NUM_CLASSES),
-        prompt_embeds=embeds,
-        prompt_labels=integers,
-        prompt_attributes=attributes,
-        negative_prompt_embeds=embeds_of(1),
-    )
-
-    def init(key: jax.Array, sd: StableDiffusion, data: JointData) -> BilevelState:
-        outer = program.init_outer(sd.params, first_inputs(program, sd, data), None, key)
-        weights = run.classifier.module.init(key, jnp.zeros((1, *images)))["params"]
-        return init_bilevel(weights, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)
-
-    shapes = jax.eval_shape(init, _key_shape(), sd, data)
-    shardings = param_shardings(shapes, run.mesh)
+    """Shots and pool are a batch each, see `joint.shapes`."""
+    sd = StableDiffusion(run.architecture, dict(params))
+    data, validation = data_shapes(run.joint, run.architecture)
+    shapes = jax.eval_shape(partial(init_update, run.joint, run.classifier), sd, data, _key_shape())
     state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        param_shardings(shapes, run.mesh),
     )
-    data, validation, key = run.replicated((data, examples, _key_shape()))
-    return Call(joint_update, (program, run.classifier, state, sd, data, validation, key))
+    data, validation, key = run.replicated((data, validation, _key_shape()))
+    return Call(joint_update, (run.joint, run.classifier, state, sd, data, validation, key))
 
 
 def _key_shape() -> jax.ShapeDtypeStruct:

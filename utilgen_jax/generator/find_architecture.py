@@ -42,7 +42,7 @@ def find_architecture(
         folder = checkpoints.resolve_checkpoint(checkpoint, revision, configs_only=True)
     except InputError as error:
         names = ", ".join(ARCHITECTURES)
-        raise InputError(f"{error}; or plan for a published architecture, --architecture=NAME ({names})") from None
+        raise InputError(f"{error}; or name a published architecture, --architecture=NAME ({names})") from None
     return read_architecture(folder, **settings), str(checkpoint)
 
 

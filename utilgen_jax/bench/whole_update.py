@@ -1,0 +1,98 @@
+"""The joint method's update on random images, for `bench bilevel --update=whole`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from utilgen_jax.bench.costs import compiled_flops, peak_bytes
+from utilgen_jax.bench.jax_unet import random_params
+from utilgen_jax.bench.timing import Prepared, Work
+from utilgen_jax.bilevel import BilevelState
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.classifier.model import make_classifier
+from utilgen_jax.config.schema import Config
+from utilgen_jax.experiment.joint import joint_program
+from utilgen_jax.generator.find_architecture import find_architecture
+from utilgen_jax.generator.stable_diffusion import StableDiffusion, expected_params
+from utilgen_jax.joint.shapes import data_shapes, init_update
+from utilgen_jax.joint.step import joint_update
+from utilgen_jax.runtime.flops import count_flops
+
+_SEED = 0
+
+
+class WholeUpdate:
+    """The update of a config's classifier and generator.
+
+    Args:
+        config: checked.
+        architecture: name of a published one; None: that of the config's checkpoint. Its weights are random.
+        num_classes: of the classifier.
+    """
+
+    def __init__(self, config: Config, architecture: str | None, num_classes: int) -> None:
+        generator = config.generator
+        found, self.origin = find_architecture(
+            generator.checkpoint, generator.revision or None, architecture, dtype=jnp.dtype(generator.dtype)
+        )
+        shapes = {name: expected_params(module) for name, module in found.modules.items()}
+        params = {name: random_params(shape, generator.dtype) for name, shape in shapes.items()}
+        self.sd = StableDiffusion(found, params)
+        sees = ClassifierInput(num_classes, config.data.image_size, config.data.channels)
+        self.classifier = make_classifier(config.classifier, num_classes, sees.image_size, sees.channels)
+        training = dataclasses.replace(config.classifier, synthetic_fraction=0.5)
+        self.program = joint_program(config, training, sees, self.sd.architecture)
+
+    def prepare(self, without: tuple[str, ...] = (), is_outer: bool = True) -> Prepared:
+        """Compiles an update and runs it once.
+
+        Args:
+            without: names of `joint.program.LEVELS` and `REGULARIZERS`.
+            is_outer: whether it updates the outer level; if not it is the classifier's plain step.
+        """
+        program = dataclasses.replace(self.program, without=without)
+        data, validation = _draw(data_shapes(program, self.sd.architecture))
+        key = jax.random.key(_SEED)
+        # Random draws take long to compile: what is drawn here has the right shape alone.
+        shapes = jax.eval_shape(lambda sd, data: init_update(program, self.classifier, sd, data, key), self.sd, data)
+        state = _draw(shapes)
+        given = validation if is_outer else None
+
+        begin = time.perf_counter()
+        traced = joint_update.trace(program, self.classifier, state, self.sd, data, given, key)
+        compiled = traced.lower().compile()
+
+        def step() -> BilevelState:
+            nonlocal state
+            state, _ = compiled(self.classifier, state, self.sd, data, given, key)
+            return state
+
+        jax.block_until_ready(step())
+        first_seconds = time.perf_counter() - begin
+        operations = compiled_flops(compiled, traced)
+        return Prepared(
+            work=Work(step, jax.block_until_ready),
+            outputs={},
+            first_seconds=first_seconds,
+            flops=operations or count_flops(traced.jaxpr),
+            compiled_flops=operations,
+            peak_bytes=peak_bytes(compiled),
+        )
+
+
+def _draw(shapes: Any) -> Any:
+    """Small random numbers of these shapes; class labels and counters are zero, second moments are not negative."""
+    rng = np.random.default_rng(_SEED)
+
+    def draw(leaf: Any) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.05 * np.abs(rng.standard_normal(leaf.shape, np.float32)), leaf.dtype)
+
+    return jax.tree.map(draw, shapes)

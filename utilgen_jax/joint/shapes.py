@@ -1,0 +1,62 @@
+"""The update's arguments before there are any: to compile it for machines and weights that are not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from utilgen_jax.bilevel import BilevelState, init_bilevel
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
+from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.step import first_inputs
+
+
+def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[JointData, Examples]:
+    """Shapes of what an update learns from, and of the held-out shots.
+
+    Shots, pool and held-out shots are a batch each, prompts as many as are generated; more of them lie in memory and
+    change nothing else.
+
+    Args:
+        program: sizes of batch, images and classes.
+        architecture: of the generator.
+    """
+    sees, batch, generated = program.classifier_input, program.config.batch_size, program.joint.num_generated
+    text = architecture.text_encoder.max_position_embeddings, architecture.unet.cross_attention_dim
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def embeds(number: int) -> Any:
+        return shape(number, *text, dtype=architecture.unet.dtype)
+
+    examples = Examples(
+        shape(batch, sees.image_size, sees.image_size, sees.channels),
+        shape(batch, sees.num_classes),
+        difficulty=shape(batch),
+        attributes=shape(batch, program.num_attributes),
+    )
+    data = JointData(
+        real=examples,
+        pool=examples,
+        pool_latents=shape(batch, *program.latent_shape),
+        class_embeds=embeds(sees.num_classes),
+        prompt_embeds=embeds(generated),
+        prompt_labels=shape(generated, dtype=jnp.int32),
+        prompt_attributes=shape(generated, program.num_attributes),
+        negative_prompt_embeds=embeds(1),
+    )
+    return data, examples
+
+
+def init_update(
+    program: JointProgram, classifier: Classifier, sd: StableDiffusion, data: JointData, key: jax.Array
+) -> BilevelState:
+    """The state before the first update of a classifier that nothing has trained yet; pure."""
+    outer = program.init_outer(sd.params, first_inputs(program, sd, data), None, key)
+    params = classifier.module.init(key, jnp.zeros((1, *data.real.inputs.shape[1:])))["params"]
+    return init_bilevel(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)
