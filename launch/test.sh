@@ -9,4 +9,4 @@ source launch/environment.sh
 ensure_environment "[test]"
 .venv/bin/ruff check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest --numprocesses=2 "$@"
+exec .venv/bin/python -m pytest --numprocesses=2 --dist=worksteal "$@"

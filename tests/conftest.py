@@ -1,6 +1,9 @@
 """Settings that must stand before JAX, torch or a hub client is imported by any test."""
 
 import os
+import sys
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = (
@@ -11,6 +14,8 @@ _FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
+# Two programs at a time, each of whose eight devices waits for the others, can starve a machine of few cores.
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads, on models this small, would wait for each other
@@ -21,3 +26,11 @@ def pytest_collection_modifyitems(items):
     """The longest tests come first: left to the end, they would run alone while the other process waits."""
     longest = ("test_no_leak", "test_every_method_runs_in_two_processes")
     items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_module():
+    """Compiled programs are forgotten with their module; those of all tests would take 8 GB a process."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

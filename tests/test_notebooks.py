@@ -14,6 +14,11 @@ FIELDS = {
     "generator.batch_size": 20,
     "pool.images_per_class": 2,
     "ensemble.members": 1,
+    "valuation.plain_steps": 4,
+    "joint.steps": 4,
+    "joint.sampler_steps": 1,
+    "joint.gate_images": 1,
+    "joint.gate_steps": 4,
     "classifier.steps": 4,
     "classifier.width": 8,
 }
@@ -33,6 +38,7 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("UTILGEN_QUICKSTART_WORKDIR", str(tmp_path / "run"))
     overrides = " ".join(f"--config.{path}={value}" for path, value in FIELDS.items())
     monkeypatch.setenv("UTILGEN_QUICKSTART_OVERRIDES", overrides)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as a notebook's
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # a notebook's, not the tests' own
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

@@ -92,11 +92,12 @@ else:
 sys.exit(main.main(sys.argv))
 """
     (tmp_path / "slow_disk.py").write_text(code)
-    method = ["--config.method=joint", "--config.ensemble.members=1", "--config.joint.steps=2"]
-    processes = start(["slow_disk", *SMALLEST_RUN, *method], tmp_path)
+    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
+    fields = [f"--config.{name}={value}" for name, value in (*TINY, ("generator.checkpoint", str(checkpoint)))]
+    processes = start(["slow_disk", f"--config={DIGITS}:method=joint", *fields, "--workdir=run"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 20
+    assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
 
 
 @pytest.mark.parametrize("culprit", [0, 1])

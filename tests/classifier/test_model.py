@@ -131,7 +131,7 @@ def test_the_lookahead_goes_through_frozen_parts(toy):
     folds = cross_fit_folds(toy[0].labels, 2, 0)
 
     def value(classifier, real, pool):
-        arguments = real, pool, folds, jax.random.key(0), lambda step, metrics: None
+        arguments = real, pool, folds, jax.random.key(0), lambda *told, **scalars: None
         return cross_fit(classifier, CONFIG, VALUATION, "loss_network", *arguments)
 
     found, expected = value(HEAD_ONLY, *toy), value(ON_FEATURES, *map(features, toy))
