@@ -22,7 +22,7 @@ def test_a_method_is_added_in_one_file(tmp_path):
     registry = package / "methods" / "__init__.py"
     text = registry.read_text()
     text = text.replace("_FILES = (baselines, ", "_FILES = (baselines, sdedit, ")
-    registry.write_text(text.replace("joint, saflex,", "joint, saflex, sdedit,"))
+    registry.write_text(text.replace("    saflex,\n", "    saflex,\n    sdedit,\n"))
     command = [sys.executable, "-m", "utilgen_jax.main", f"--config={ROOT / 'configs/digits.py'}:method=sdedit"]
     command += [f"--config.{field}" for field in (*TINY, "sdedit.strength=0.5")]
     done = subprocess.run([*command, "--workdir=run"], cwd=tmp_path, capture_output=True, text=True)

@@ -45,6 +45,7 @@ def given(make_experiment, monkeypatch):
         monkeypatch.setattr(joint, name, run)
 
     record("train_jointly", TRAINED)
+    record("make_anchor_set", np.ones(3))
     record("compare_pools", Gate(np.array([0.5, 0.7, 0.6], np.float32)))
     record("predict_weights", (np.array([[0.2, 0.4], [0.4, 0.8]], np.float32), np.ones((2, 2), np.float32)))
     states = lambda sd, prompts: jnp.array([[[float(len(prompt))]] for prompt in prompts])
@@ -75,8 +76,10 @@ def test_training_gets_shots_pool_and_prompts_with_their_features(given):
     np.testing.assert_array_equal(data.pool.inputs, experiment.examples(plain).inputs)
     assert data.real.attributes.shape == (4, 5) and data.pool.attributes.shape == (8, 5)
     assert not data.real.difficulty.any() and (data.pool.difficulty == 0.5).all()
-    np.testing.assert_allclose(data.pool_latents, plain.images / 127.5 - 1, atol=1e-6)
-    assert data.class_embeds[:, 0, 0].tolist() == [len(prompt) for prompt in experiment.word_prompts]
+    latents, labels, class_embeds, sizes = given.calls["make_anchor_set"][1:5]
+    np.testing.assert_allclose(latents, plain.images / 127.5 - 1, atol=1e-6)
+    assert labels.tolist() == plain.labels.tolist() and sizes == (8, 100) and data.anchors.tolist() == [1, 1, 1]
+    assert class_embeds[:, 0, 0].tolist() == [len(prompt) for prompt in experiment.word_prompts]
     # Each prompt's class and attributes are its own.
     assert data.prompt_labels.tolist() == [0] * 16 + [1] * 16
     prompts = sum(experiment.pools.attribute_prompts(number=16), [])
@@ -107,7 +110,7 @@ def test_words_are_among_the_features(given):
     assert data.prompt_attributes[:16, 5:].sum(0).tolist() == [8, 8]
     # The class as a whole is the mean of its words.
     lengths = [len(prompt) for prompt in experiment.word_prompts]
-    assert data.class_embeds[:, 0, 0].tolist() == [(lengths[0] + lengths[1]) / 2, lengths[2]]
+    assert given.calls["make_anchor_set"][3][:, 0, 0].tolist() == [(lengths[0] + lengths[1]) / 2, lengths[2]]
 
 
 def test_what_is_trained_is_read_by_the_next_run(given):

@@ -5,20 +5,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.generator import toy
-from tests.joint.test_train import PROGRAM, make_data
-from utilgen_jax.joint.regularizers import anchor, coverage
+from tests.joint.toy_joint import PROGRAM, make_data
+from utilgen_jax.diffusion.schedules import add_noise
+from utilgen_jax.generator.conditioning import embeds_condition
+from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage, make_anchor_set
 from utilgen_jax.joint.step import first_inputs
 
 
 def test_the_anchor_is_zero_where_the_adapter_changes_nothing_and_grows_with_it():
     sd, data = toy.make_toy(), make_data()
-    inputs = dataclasses.replace(first_inputs(PROGRAM, sd, data), clean_latents=data.pool_latents[:1])
+    anchors, inputs = data.anchors, first_inputs(PROGRAM, sd, data)
+    condition = embeds_condition(sd, anchors.class_embeds[anchors.labels[:1]], data.negative_prompt_embeds)
+    inputs = dataclasses.replace(
+        inputs, condition=condition, latents=anchors.latents[:1], labels=anchors.labels[:1], rows=anchors.labels[:1]
+    )
+    batch = AnchorBatch(inputs, anchors.timesteps[:1], anchors.predictions[:1])
     adapter = PROGRAM.init_outer(sd.params, inputs, None, jax.random.key(0))["adapter"]
-    key = jax.random.key(1)
-    assert anchor(sd, adapter, inputs, key) == 0
+    np.testing.assert_allclose(anchor(sd, adapter, batch), 0, atol=1e-12)
     moved = [jax.tree.map(lambda leaf, s=size: leaf + s, adapter.unet_lora) for size in (0.05, 0.1)]
-    small, large = (float(anchor(sd, dataclasses.replace(adapter, unet_lora=lora), inputs, key)) for lora in moved)
+    small, large = (float(anchor(sd, dataclasses.replace(adapter, unet_lora=lora), batch)) for lora in moved)
     assert 0 < small < large
+
+
+def test_anchors_are_noised_images_of_their_class_and_what_the_frozen_generator_says_of_them():
+    sd = toy.make_toy()
+    labels = jnp.arange(3, dtype=jnp.int32)
+    # Images of one number each, the class's own.
+    clean = jnp.ones((3, toy.SIDE, toy.SIDE, toy.CHANNELS)) * labels[:, None, None, None]
+    class_embeds = toy.normal(1, 3, toy.WORDS, toy.WIDTH)
+    found = make_anchor_set(sd, clean, labels, class_embeds, (10, 4), jax.random.key(0))
+    assert len(found.labels) == 12 and len(set(np.asarray(found.timesteps).tolist())) > 6  # whole batches
+    noise = np.asarray(found.latents - add_noise(sd.schedule, clean[found.labels], 0 * found.latents, found.timesteps))
+    sigmas = np.sqrt(1 - np.asarray(sd.schedule.alphas_cumprod)[found.timesteps])[:, None, None, None]
+    assert abs(np.mean(noise / sigmas)) < 0.2 and abs(np.std(noise / sigmas) - 1) < 0.15
+    said = sd.unet.apply(sd.variables("unet"), found.latents, found.timesteps, class_embeds[found.labels], None)
+    np.testing.assert_allclose(found.predictions, said, atol=1e-5)
 
 
 def mmd(one, one_labels, other, other_labels):

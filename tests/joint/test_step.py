@@ -55,8 +55,9 @@ def test_training_traces_it_once():
 
 
 @pytest.mark.slow
-def test_eight_devices_make_the_same_update():
-    # A mean over the batch is summed in another order; Adam divides what is nearly nothing by its own size.
+def test_eight_devices_make_the_same_update(monkeypatch):
+    # Adam would divide a gradient of nearly nothing by its own size, and sums are taken in another order.
+    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
     program = dataclasses.replace(PROGRAM, valuation=dataclasses.replace(VALUATION, validation_batch_size=8))
     expected, metrics = joint_update(*arguments(program, disturb=away_from_the_start))
     mesh = sharding.make_mesh(data=4, fsdp=2)
@@ -74,7 +75,7 @@ def test_eight_devices_make_the_same_update():
         ("average", expected.ema_params, found.ema_params),
     ):
         for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-            np.testing.assert_allclose(leaf, other, atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(leaf, other, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(("name", "group"), [("unet_lora", "adapter"), ("network", "weighting")])

@@ -12,6 +12,7 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.regularizers import make_anchor_set
 from utilgen_jax.joint.step import first_inputs
 from utilgen_jax.valuation.cross_fit import init_state
 
@@ -48,8 +49,14 @@ def make_data(wrong=0.5):
             attributes=jax.nn.one_hot(jnp.asarray(is_wrong, int), 2),
             difficulty=jnp.full(len(pool), 0.5),
         ),
-        pool_latents=toy.normal(2, len(pool), toy.SIDE, toy.SIDE, toy.CHANNELS),
-        class_embeds=toy.normal(1, NUM_CLASSES, toy.WORDS, toy.WIDTH),
+        anchors=make_anchor_set(
+            toy.make_toy(),
+            toy.normal(2, len(pool), toy.SIDE, toy.SIDE, toy.CHANNELS),
+            pool.labels,
+            toy.normal(1, NUM_CLASSES, toy.WORDS, toy.WIDTH),
+            (24, 8),
+            jax.random.key(7),
+        ),
         prompt_embeds=toy.normal(3, 2 * NUM_CLASSES, toy.WORDS, toy.WIDTH),
         prompt_labels=jnp.arange(2 * NUM_CLASSES, dtype=jnp.int32) % NUM_CLASSES,
         prompt_attributes=jax.nn.one_hot(jnp.arange(2 * NUM_CLASSES) // NUM_CLASSES, 2),

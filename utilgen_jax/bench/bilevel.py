@@ -66,7 +66,7 @@ def check_settings(settings: Mapping[str, Any]) -> list[str]:
         problems += choice_problems(flag, settings[flag], valid)
     problems += [f"--{flag}: name at least one" for flag in ("models", "steps") if not settings[flag]]
     if settings["update"] == "whole" and settings["against"] == "torch":
-        problems.append("--against=torch: nobody has the whole update in torch; time ours alone, --against=none")
+        problems.append("--against=torch: the whole update has no torch side; time ours alone, --against=none")
     if settings["against"] == "torch":
         problems += sides.check_torch()
     return problems

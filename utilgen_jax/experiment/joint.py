@@ -24,6 +24,7 @@ from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.gate import Gate, compare_pools
 from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.regularizers import AnchorSet, make_anchor_set
 from utilgen_jax.joint.train import JointResult, num_steps, predict_weights, train_jointly
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.generate import generate_batches
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from utilgen_jax.experiment.pools import GeneratedPool
 
 _PROMPTS_PER_CLASS = 16  # with drawn attributes, among which an update draws
+_MOST_ANCHORS = 512  # noised images on which the adapter is held to the frozen generator
 
 
 class JointSteps:
@@ -86,14 +88,14 @@ class JointSteps:
                 experiment.classifier,
                 program,
                 experiment.adapters.sd,
-                self._data(plain),
+                self._data(program, plain),
                 experiment.folds,
                 start,
                 experiment.key(Key.JOINT),
                 on_step,
             )
 
-    def _data(self, plain: GeneratedPool) -> JointData:
+    def _data(self, program: JointProgram, plain: GeneratedPool) -> JointData:
         experiment = self.experiment
         sd, config = experiment.adapters.sd, experiment.config
         prompts = experiment.pools.attribute_prompts(number=_PROMPTS_PER_CLASS)
@@ -104,13 +106,24 @@ class JointSteps:
             JointData(
                 real=self._known(experiment.real, None, 0.0),
                 pool=self._known(experiment.examples(plain), experiment.prompt_attributes(plain.records), 0.5),
-                pool_latents=experiment.adapters.latents(sd, to_float(plain.images)),
-                class_embeds=experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
+                anchors=self._anchors(program, plain) if program.has_anchor else None,
                 prompt_embeds=experiment.adapters.prompt_embeds(sd, [record.prompt or "" for record in drawn]),
                 prompt_labels=jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), _PROMPTS_PER_CLASS),
                 prompt_attributes=jnp.asarray(experiment.prompt_attributes(drawn)),
                 negative_prompt_embeds=encode_prompts(sd, [config.generator.negative_prompt]),
             )
+        )
+
+    def _anchors(self, program: JointProgram, plain: GeneratedPool) -> AnchorSet:
+        experiment, joint = self.experiment, program.joint
+        sd = experiment.adapters.sd
+        return make_anchor_set(
+            sd,
+            experiment.adapters.latents(sd, to_float(plain.images)),
+            jnp.asarray(plain.labels),
+            experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
+            (min(joint.steps * joint.num_generated, _MOST_ANCHORS), experiment.config.generator.batch_size),
+            jax.random.fold_in(experiment.key(Key.JOINT), 3),
         )
 
     def gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:

@@ -18,6 +18,7 @@ from utilgen_jax.generator.adapter import Adapter, AdapterConfig, init_adapter
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.joint.config import JointConfig
+from utilgen_jax.joint.regularizers import AnchorSet
 from utilgen_jax.types import Params
 from utilgen_jax.valuation.config import ValuationConfig
 from utilgen_jax.valuation.cross_fit import local_optimizer
@@ -54,6 +55,11 @@ class JointProgram:
     def has(self, name: str) -> bool:
         """Whether a level is trained, or a regularizer applied."""
         return name not in self.without
+
+    @property
+    def has_anchor(self) -> bool:
+        """Whether the outer loss has that term."""
+        return self.joint.anchor > 0 and self.has("anchor")
 
     @property
     def step_sampling(self) -> SamplingConfig:
@@ -162,8 +168,7 @@ class JointData:
     Attributes:
         real: the shots, with difficulty and attributes of 0.
         pool: images of the generator as it is, with attributes, and difficulty in the middle.
-        pool_latents: theirs, float32 [N, h, w, C].
-        class_embeds: text states of the prompts that they were made of, float [K, T, D].
+        anchors: such images, noised; None where the update has no anchor.
         prompt_embeds: text states of P prompts with drawn attributes, float [P, T, D].
         prompt_labels: their classes, int32 [P].
         prompt_attributes: their attributes, float32 [P, A].
@@ -172,8 +177,7 @@ class JointData:
 
     real: Examples
     pool: Examples
-    pool_latents: jax.Array
-    class_embeds: jax.Array
+    anchors: AnchorSet | None
     prompt_embeds: jax.Array
     prompt_labels: jax.Array
     prompt_attributes: jax.Array

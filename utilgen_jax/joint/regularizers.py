@@ -8,14 +8,86 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, apply_adapter
+from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 
 
-def anchor(sd: StableDiffusion, adapter: Adapter, sample_inputs: SampleInputs, key: jax.Array) -> jax.Array:
+@struct.dataclass
+class AnchorSet:
+    """Noised images of the frozen generator, and what it predicts of them.
+
+    Attributes:
+        latents: at the level of their timestep, float32 [N, h, w, C].
+        timesteps: int32 [N].
+        labels: classes of the images, int32 [N].
+        predictions: of the frozen generator, float32 [N, h, w, C].
+        class_embeds: text states of each class's prompt, float [K, T, D].
+    """
+
+    latents: jax.Array
+    timesteps: jax.Array
+    labels: jax.Array
+    predictions: jax.Array
+    class_embeds: jax.Array
+
+
+def make_anchor_set(
+    sd: StableDiffusion,
+    clean_latents: jax.Array,
+    labels: jax.Array,
+    class_embeds: jax.Array,
+    sizes: tuple[int, int],
+    key: jax.Array,
+) -> AnchorSet:
+    """Noises images of the frozen generator, and has it predict.
+
+    Args:
+        sd: the checkpoint.
+        clean_latents: of the images, float32 [N, h, w, C].
+        labels: their classes, int32 [N].
+        class_embeds: see `AnchorSet`.
+        sizes: about how many noised images, and how many at a time.
+        key: PRNG key of images, timesteps and noise.
+    """
+    number, batch_size = sizes
+    number = -(-number // batch_size) * batch_size  # batches of one shape
+    chosen = jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, len(labels))
+    timesteps = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, sd.schedule.num_train_timesteps)
+    noise = jax.random.normal(jax.random.fold_in(key, 2), (number, *clean_latents.shape[1:]))
+    noisy, labels = add_noise(sd.schedule, clean_latents[chosen], noise, timesteps), labels[chosen]
+    predictions = []
+    for start in range(0, number, batch_size):
+        rows = slice(start, start + batch_size)
+        predictions.append(_predict(sd, class_embeds[labels[rows]], noisy[rows], timesteps[rows]))
+    return AnchorSet(noisy, timesteps, labels, jnp.concatenate(predictions), class_embeds)
+
+
+@jax.jit
+def _predict(sd: StableDiffusion, embeds: jax.Array, noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
+    return adapter_denoiser(sd, Adapter(), embeds_condition(sd, embeds), guidance_scale=1.0)(noisy, timesteps)
+
+
+@struct.dataclass
+class AnchorBatch:
+    """M of an `AnchorSet`.
+
+    Attributes:
+        inputs: their prompts and noisy latents.
+        timesteps: int32 [M].
+        predictions: float32 [M, h, w, C].
+    """
+
+    inputs: SampleInputs
+    timesteps: jax.Array
+    predictions: jax.Array
+
+
+def anchor(sd: StableDiffusion, adapter: Adapter, batch: AnchorBatch) -> jax.Array:
     """How far the adapter moves the noise predictions on the generator's own images: E ‖ε_φ - ε_0‖².
 
     The divergence of the adapted from the frozen model, up to a weight of the timesteps (DRaFT+, Clark et al. 2024,
@@ -24,21 +96,14 @@ def anchor(sd: StableDiffusion, adapter: Adapter, sample_inputs: SampleInputs, k
     Args:
         sd: the checkpoint.
         adapter: differentiated.
-        sample_inputs: of M images; their `clean_latents` are those of images that the frozen generator made of the same
-            prompts, and their `latents` are the noise.
-        key: PRNG key of the timesteps.
+        batch: of M images.
 
     Returns:
         Scalar, a mean over images, pixels and channels.
     """
-    clean = sample_inputs.clean_latents
-    assert clean is not None
-    timesteps = jax.random.randint(key, clean.shape[:1], 0, sd.schedule.num_train_timesteps)
-    noisy = add_noise(sd.schedule, clean, sample_inputs.latents, timesteps)
-    condition, _ = apply_adapter(adapter, sample_inputs)
-    moved = adapter_denoiser(sd, adapter, condition, guidance_scale=1.0)(noisy, timesteps)
-    frozen = adapter_denoiser(sd, Adapter(), sample_inputs.condition, guidance_scale=1.0)(noisy, timesteps)
-    return jnp.mean((moved - jax.lax.stop_gradient(frozen)) ** 2)
+    condition, noisy = apply_adapter(adapter, batch.inputs)
+    moved = adapter_denoiser(sd, adapter, condition, guidance_scale=1.0)(noisy, batch.timesteps)
+    return jnp.mean((moved - batch.predictions) ** 2)
 
 
 def coverage(generated: jax.Array, generated_labels: jax.Array, real: jax.Array, real_labels: jax.Array) -> jax.Array:

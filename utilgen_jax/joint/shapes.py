@@ -12,6 +12,7 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.regularizers import AnchorSet
 from utilgen_jax.joint.step import first_inputs
 
 
@@ -40,11 +41,18 @@ def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[Join
         difficulty=shape(batch),
         attributes=shape(batch, program.num_attributes),
     )
+    latents = shape(generated, *program.latent_shape)
+    anchors = AnchorSet(
+        latents=latents,
+        timesteps=shape(generated, dtype=jnp.int32),
+        labels=shape(generated, dtype=jnp.int32),
+        predictions=latents,
+        class_embeds=embeds(sees.num_classes),
+    )
     data = JointData(
         real=examples,
         pool=examples,
-        pool_latents=shape(batch, *program.latent_shape),
-        class_embeds=embeds(sees.num_classes),
+        anchors=anchors if program.has_anchor else None,
         prompt_embeds=embeds(generated),
         prompt_labels=shape(generated, dtype=jnp.int32),
         prompt_attributes=shape(generated, program.num_attributes),

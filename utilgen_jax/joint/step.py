@@ -18,7 +18,7 @@ from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
-from utilgen_jax.joint.regularizers import anchor, coverage
+from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage
 from utilgen_jax.runtime.sharding import split_batch
 from utilgen_jax.types import Params
 from utilgen_jax.valuation.cross_fit import smoothed
@@ -31,16 +31,14 @@ class Drawn:
     Attributes:
         inputs: of the images to generate.
         attributes: of their prompts, float32 [M, A].
-        own: of images that the frozen generator has made, with their latents; see `regularizers.anchor`.
+        own: noised images that the frozen generator has made; None where the update has no anchor.
         real: training shots, see `regularizers.coverage`.
-        keys: PRNG keys [M], of which the first is used.
     """
 
     inputs: SampleInputs
     attributes: jax.Array
-    own: SampleInputs
+    own: AnchorBatch | None
     real: Examples
-    keys: jax.Array
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -74,8 +72,8 @@ def joint_update(
 
     def regularize(images: jax.Array, adapter: Adapter, params: Params, drawn: Drawn) -> jax.Array:
         penalty = jnp.zeros(())
-        if joint.anchor and program.has("anchor"):
-            penalty += joint.anchor * anchor(sd, adapter, drawn.own, drawn.keys[0])
+        if drawn.own is not None:
+            penalty += joint.anchor * anchor(sd, adapter, drawn.own)
         if joint.coverage and program.has("coverage"):
             features = partial(classifier.features, params)
             generated, real = features(images), features(drawn.real.inputs)
@@ -128,19 +126,20 @@ def _draw_requests(program: JointProgram, sd: StableDiffusion, data: JointData, 
     number = program.joint.num_generated
     prompt_key, own_key, real_key = (jax.random.fold_in(key, use) for use in range(3))
     prompts = jax.random.randint(prompt_key, (number,), 0, len(data.prompt_labels))
-    own = jax.random.randint(own_key, (number,), 0, len(data.pool))
     real = jax.random.randint(real_key, (number,), 0, len(data.real))
-    own_labels = data.pool.labels[own]
     draw = partial(_inputs, program, sd, data.negative_prompt_embeds)
+    own, anchors = None, data.anchors
+    if anchors is not None and program.has_anchor:
+        rows = jax.random.randint(own_key, (number,), 0, len(anchors.labels))
+        labels = anchors.labels[rows]
+        inputs = draw(anchors.class_embeds[labels], labels, jax.random.fold_in(key, 4))
+        noisy = dataclasses.replace(inputs, latents=anchors.latents[rows])
+        own = AnchorBatch(noisy, anchors.timesteps[rows], anchors.predictions[rows])
     drawn = Drawn(
         inputs=draw(data.prompt_embeds[prompts], data.prompt_labels[prompts], jax.random.fold_in(key, 3)),
         attributes=data.prompt_attributes[prompts],
-        own=dataclasses.replace(
-            draw(data.class_embeds[own_labels], own_labels, jax.random.fold_in(key, 4)),
-            clean_latents=data.pool_latents[own],
-        ),
+        own=own,
         real=data.real.take(real),
-        keys=_keys(jax.random.fold_in(key, 5), number),
     )
     return split_batch(drawn)
 

@@ -18,10 +18,7 @@ from utilgen_jax.methods.ablations import ABLATIONS
 from utilgen_jax.methods.base import Method, PoolSpec
 
 # A new method is one more file in here, in the order of the tables.
-_FILES = (
-    *(baselines, captions, augcond, datadream, difficulty, deliberate_practice, saflex, utilgen),
-    *(joint, ablations),
-)
+_FILES = (baselines, captions, augcond, datadream, difficulty, deliberate_practice, saflex, utilgen, joint, ablations)
 
 METHODS: Mapping[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
 # Config section -> its dataclass, of the methods that have some.

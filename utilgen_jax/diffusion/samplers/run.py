@@ -35,8 +35,8 @@ def run_sampler(
         clean_latents: latents of initial images, float32 [B, h, w, C]; None to start from pure noise.
         keys: PRNG keys [B] for the noise of a stochastic sampler, one per sample, so that results do not depend on
             batching.
-        num_differentiable_steps: number of last denoiser calls with gradients, which the backward pass recomputes. None
-            for gradients of all calls without recomputation.
+        num_differentiable_steps: number of last denoiser calls with gradients; where they are several, the backward
+            pass recomputes them. None for gradients of all calls without recomputation.
         calls: slice of the sampler's denoiser calls to run.
 
     Returns:
@@ -65,7 +65,8 @@ def run_sampler(
     split = max(len(indices) - num_differentiable_steps, 0)
     if split:
         state, _ = jax.lax.scan(step_without_gradient, state, indices[:split])
-    rematerialized = jax.checkpoint(step)
+    # What a single step keeps is used next; computing it again would save little.
+    rematerialized = step if num_differentiable_steps == 1 else jax.checkpoint(step)
     if num_differentiable_steps > _MAX_UNROLLED:
         return jax.lax.scan(rematerialized, state, indices[split:])[0].latents
     for index in indices[split:]:
