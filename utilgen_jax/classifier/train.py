@@ -68,28 +68,64 @@ def training_steps(
     Yields:
         The parameters after each of `config.steps` steps, which the next step takes over, and the loss on the device.
     """
-    optimizer_state = init_sharded(make_optimizer(config).init, params)
+    program = _read_by_the_step(config)
+    optimizer_state = init_sharded(_init_optimizer, params)
+    rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
-        step_key = jax.random.fold_in(key, step)
-        batch = draw_training_batch(config, real, synthetic, step_key)
+        batch = _draw_for_step(_read_by_the_draw(config), real, synthetic, key, step)
+        if config.augmentation == "randaugment":
+            batch = _apply_randaugment(batch, key, step)
         params, optimizer_state, loss = _train_step(
-            classifier, config, params, optimizer_state, batch, class_counts, step_key
+            classifier, program, params, optimizer_state, batch, class_counts, (key, step, rates[step])
         )
         yield params, loss
 
 
 def draw_training_batch(
-    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array
+    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
 ) -> Examples:
-    """Draws and augments the batch of the step with this key, see `draw_batch`; mixing is left to the step."""
-    batch = _draw_batch(config, real, synthetic, key)
-    if config.augmentation == "randaugment":
-        batch = apply_randaugment(batch, jax.random.fold_in(key, StepKey.RANDAUGMENT))
-    return batch
+    """Draws and augments the batch of a step, see `draw_batch`; mixing is left to the step.
+
+    Args:
+        config, real, synthetic: see `train_classifier`.
+        key: PRNG key of the training's batches.
+        step: number of the step.
+    """
+    batch = _draw_batch(_read_by_the_draw(config), real, synthetic, key, step)
+    return _apply_randaugment(batch, key, step) if config.augmentation == "randaugment" else batch
 
 
-_draw_batch = jax.jit(draw_batch, static_argnames="config")
+def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
+    """What a batch depends on, all else at its default: trainings that differ elsewhere share a program."""
+    names = ("batch_size", "synthetic_fraction", "max_shift")
+    return ClassifierConfig(**{name: getattr(config, name) for name in names})
+
+
+def _read_by_the_step(config: ClassifierConfig) -> ClassifierConfig:
+    """What a training step depends on beside its learning rate, see `_read_by_the_draw`."""
+    names = ("mixing", "mixing_alpha", "label_smoothing", "loss", "weight_decay")
+    return ClassifierConfig(**{name: getattr(config, name) for name in names})
+
+
+@partial(jax.jit, static_argnames="config")
+def _draw_batch(
+    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
+) -> Examples:
+    return draw_batch(config, real, synthetic, jax.random.fold_in(key, step))
+
+
+@partial(jax.jit, static_argnames="config")
+def _draw_for_step(
+    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
+) -> Examples:
+    """A batch in the form that every training step has: inputs, dense targets and weights."""
+    batch = draw_batch(config, real, synthetic, jax.random.fold_in(key, step)).dense()
+    return Examples(batch.inputs, batch.targets, jnp.ones(len(batch)) if batch.weights is None else batch.weights)
+
+
+def _apply_randaugment(batch: Examples, key: jax.Array, step: int) -> Examples:
+    return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames=("params", "optimizer_state"))
@@ -100,14 +136,16 @@ def _train_step(
     optimizer_state: optax.OptState,
     batch: Examples,
     class_counts: jax.Array,
-    key: jax.Array,
+    now: tuple[jax.Array, int, float],
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    images, targets = batch.inputs, batch.dense().targets
-    weights = jnp.ones(len(batch)) if batch.weights is None else batch.weights
+    """A step at `now`: the training's key, the step's number and its learning rate."""
+    key, step, rate = now
+    images, targets, weights = batch.inputs, batch.targets, batch.weights
+    assert weights is not None
     if config.mixing != "none":
         # An image's weight goes with its targets into the mix: the loss is linear in both.
         targets, weights = weights[:, None] * targets, jnp.ones_like(weights)
-        mixing_key = jax.random.fold_in(key, StepKey.MIXING)
+        mixing_key = jax.random.fold_in(jax.random.fold_in(key, step), StepKey.MIXING)
         images, targets = MIXINGS[config.mixing](images, targets, mixing_key, config.mixing_alpha)
 
     def loss_fn(params: Params) -> jax.Array:
@@ -115,7 +153,7 @@ def _train_step(
         return jnp.mean(weights * smoothed_cross_entropy(logits, targets, config.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
-    updates, optimizer_state = make_optimizer(config).update(gradients, optimizer_state, params)
+    updates, optimizer_state = _make_optimizer(config, rate).update(gradients, optimizer_state, params)
     return optax.apply_updates(params, updates), optimizer_state, loss
 
 
@@ -129,8 +167,21 @@ def training_logits(
 
 def make_optimizer(config: ClassifierConfig) -> optax.GradientTransformation:
     """Returns AdamW with warm-up and cosine decay; `eps_root` keeps a lookahead differentiable at zero gradients."""
-    schedule = warmup_cosine(config.learning_rate, config.steps)
-    return optax.adamw(schedule, eps_root=1e-8, weight_decay=config.weight_decay)
+    return _make_optimizer(config, warmup_cosine(config.learning_rate, config.steps))
+
+
+@cache
+def _learning_rates(peak: float, steps: int) -> np.ndarray:
+    """Of each step: numbers and no schedule, so that trainings of other lengths share a program."""
+    return np.asarray(jax.jit(warmup_cosine(peak, steps))(np.arange(steps)))
+
+
+def _init_optimizer(params: Params) -> optax.OptState:
+    return _make_optimizer(ClassifierConfig(), 0.0).init(params)
+
+
+def _make_optimizer(config: ClassifierConfig, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, eps_root=1e-8, weight_decay=config.weight_decay)
 
 
 def init_classifier(classifier: Classifier, image_shape: tuple[int, ...], key: jax.Array) -> Params:

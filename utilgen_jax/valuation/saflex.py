@@ -121,11 +121,11 @@ def train_saflex(
     for step in range(config.steps):
         step_key = jax.random.fold_in(batch_key, step)
         if step < program.plain_steps:
-            batch = draw_training_batch(config, real, pool, step_key)
+            batch = draw_training_batch(config, real, pool, batch_key, step)
             state, metrics = _plain_step(classifier, program, state, (batch, class_counts), step_key)
         else:
             train, validation = parts[step % len(parts)]
-            batch = draw_training_batch(config, train, dataclasses.replace(pool, targets=found.labels), step_key)
+            batch = draw_training_batch(config, train, dataclasses.replace(pool, targets=found.labels), batch_key, step)
             data = batch, validation, class_counts, prior
             (state, found), metrics = _saflex_step(classifier, program, (state, found), data, step_key)
         on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
