@@ -17,6 +17,7 @@ from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS, diff_configs, flatten, from_json
 from utilgen_jax.methods import METHODS
 from utilgen_jax.report import format_markdown_table, format_table
+from utilgen_jax.report.page import UPDATE_NOTE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -114,7 +115,9 @@ def test_kept_runs_are_of_their_config(file: str, config: str, overrides: list[t
 def test_the_output_of_the_main_job_is_laid_out_as_it_is_printed():
     text = TEXTS["README.md"]
     cell = r" +([\d.]+%|–)"
-    found = re.search(rf"^real images only +20 +0{cell}{cell}\n\+ plain.*{cell}{cell}\n.*{cell}{cell}\n```", text, re.M)
+    found = re.search(
+        rf"^real images only +20 +0{cell}{cell}\n\+ plain.*{cell}{cell}\n.*{cell}{cell}\n\n{UPDATE_NOTE}: ", text, re.M
+    )
     assert found is not None
     cells = found.groups()
     rows = [
