@@ -18,7 +18,12 @@ images show another class, as 'crane' shows birds and machines. Which word is ri
   python -m utilgen_jax.main --config=configs/digits.py:polysemy,method=vanilla,shots=5 --workdir=runs/polysemy
   python -m utilgen_jax.main --config=configs/digits.py:polysemy,method=vanilla,shots=5 \
       --config.prompts.choose_words=True --workdir=runs/polysemy_chosen
+
+`long_tail` has 20 labelled images of the first class and one of the last; `label_noise` redraws the labels of 40 % of
+the labelled images. With the protocols these are the regimes of the map in configs/README.md.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -45,10 +50,20 @@ RUNLOCAL = {
 # Digits that look like each other, each way.
 MISTAKEN = {"zero": "eight", "one": "seven", "two": "three", "four": "nine", "five": "six"}
 MISTAKEN |= {other: name for name, other in MISTAKEN.items()}
+# Twenty labelled images of the first class, one of the last, filled up with synthetic ones.
+LONG_TAIL = {
+    "data.shots": 20,
+    "data.imbalance_factor": 20,
+    "pool.fill_to": 60,
+    "classifier.loss": "balanced_softmax",
+}
+LABEL_NOISE = {"data.label_noise": 0.4}
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POLYSEMY = {"data.class_names": tuple(f"{name}|{MISTAKEN[name]}" for name in _NAMES)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `method=vanilla,shots=5` or `runlocal`."""
-    return apply_variant(default_config(), arg, presets={"runlocal": RUNLOCAL, "polysemy": POLYSEMY})
+    presets: dict[str, dict[str, Any]]
+    presets = {"runlocal": RUNLOCAL, "polysemy": POLYSEMY, "long_tail": LONG_TAIL, "label_noise": LABEL_NOISE}
+    return apply_variant(default_config(), arg, presets)

@@ -5,6 +5,7 @@
   python -m utilgen_jax.compare --config=configs/digits.py --ablate=joint --workdir=runs/compare
   python -m utilgen_jax.compare --config=configs/digits.py --protocol=5x,synthetic_only --workdir=runs/protocol
   python -m utilgen_jax.compare --config=configs/digits.py --images_per_shot=1,2,5,10,50 --workdir=runs/curve
+  python -m utilgen_jax.compare --config=configs/digits.py:shots=5 --regimes=5x,50x,polysemy --workdir=runs/regimes
 
 All methods of a seed use the same real images and the same classifier config; shared stages, such as a pool, run once.
 The same command resumes an interrupted comparison; with --norun it only reports the finished runs. It writes
@@ -14,6 +15,9 @@ synthetic images runs once for each size of its pool, and curve.png takes the pl
 
 To split the work between two machines, run one with --config.seed=0 --seeds=5 and the other with --config.seed=5
 --seeds=5. Then --seeds=10 --norun --join=first/compare.json,second/compare.json reports all ten seeds.
+
+With --regimes, presets or protocols of the config, there is a comparison for each, in a folder of its name, and
+regimes.md has what every method brings in each of them; --join then names folders, each with a REGIME.json.
 """
 
 import json
@@ -50,6 +54,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("images_per_shot", [], about, flag_values=values)
     about = "train on each method's synthetic images alone too, and report both; takes longer"
     flags.DEFINE_boolean("also_synthetic_only", False, about, flag_values=values)
+    about = "variants of the config, a comparison each, a list; empty: the config alone"
+    flags.DEFINE_list("regimes", [], about, flag_values=values)
     flags.DEFINE_integer("seeds", 5, "number of seeds, counted up from the config's", lower_bound=1, flag_values=values)
     flags.DEFINE_list(
         "join", [], "compare.json files of other folders, whose runs are included and not repeated", flag_values=values
@@ -82,17 +88,51 @@ def run(argv: Sequence[str]) -> None:
             problems.append(f"--{name}: required, e.g. --config=configs/digits.py --workdir=runs/compare")
     if not values["config"].value:
         raise command_line.ConfigError(problems)
-    config = command_line.read_config(values["config"].value, overrides, problems)
+    regimes = list(dict.fromkeys(values["regimes"].value or []))
+    if regimes and sizes:
+        problems.append("--regimes, --images_per_shot: give only one")
     workdir = Path(str(values["workdir"].value))
-    # Where the classifiers are trained on synthetic images alone anyway, there is nothing to train beside them.
-    also = bool(values["also_synthetic_only"].value) and config.classifier.synthetic_fraction < 1
-    config = with_fields(config, {"also_synthetic_only": also})
-    seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
-    plan = plan_runs(seeds, shots or [config.data.shots], methods, sizes)
-    for size in sizes:  # a config that does not go with them is told before anything runs
-        config_of(config, PlannedRun(config.data.shots, config.seed, config.method, size))
+    comparisons = []
+    for regime in regimes or [""]:
+        given = command_line.variant_overrides(values["config"].value, regime, problems) + overrides
+        config = command_line.read_config(values["config"].value, given, problems)
+        # Where the classifiers are trained on synthetic images alone anyway, there is nothing to train beside them.
+        also = bool(values["also_synthetic_only"].value) and config.classifier.synthetic_fraction < 1
+        config = with_fields(config, {"also_synthetic_only": also})
+        seeds = range(config.seed, config.seed + int(values["seeds"].value or 1))
+        plan = plan_runs(seeds, shots or [config.data.shots], methods, sizes)
+        for size in sizes:  # a config that does not go with them is told before anything runs
+            config_of(config, PlannedRun(config.data.shots, config.seed, config.method, size))
+        joined = [Path(name) / f"{regime}.json" if regime else Path(name) for name in values["join"].value or []]
+        comparisons.append((regime, config, plan, joined))
 
     # JAX is imported only now, so that --help and input errors are fast and touch no device.
+    import jax
+
+    from utilgen_jax.compare.regimes import write_regimes
+
+    found = {}
+    for regime, config, plan, files in comparisons:
+        if regime:
+            print(f"{regime}:", file=sys.stderr)
+        found[regime] = compare(config, workdir / regime, plan, files, bool(values["run"].value))
+    if regimes and jax.process_index() == 0:
+        write_regimes(workdir, found, methods)
+
+
+def compare(config: Config, workdir: Path, plan: Plan, joined_files: Sequence[Path], may_run: bool) -> "list[Run]":
+    """Runs what is missing of one comparison and writes it.
+
+    Args:
+        config: shared by the runs.
+        workdir: of the comparison.
+        plan: the runs.
+        joined_files: compare.json files of other folders.
+        may_run: whether anything is run.
+
+    Returns:
+        The finished runs, in the first process; the others know none.
+    """
     import jax
 
     from utilgen_jax.compare.join import shared_settings
@@ -100,20 +140,22 @@ def run(argv: Sequence[str]) -> None:
     from utilgen_jax.compare.statistics import run_of
     from utilgen_jax.runtime import distributed
 
-    joined = _joined_runs([Path(name) for name in values["join"].value or []], config, plan)
+    joined = _joined_runs(joined_files, config, plan)
     own = [entry for entry in plan if entry not in joined]
-    if values["run"].value and own:
+    if may_run and own:
         distributed.initialize_distributed()
         with distributed.end_together():
             run_all(config, workdir, own)
-    if jax.process_index() == 0:
-        found = [(entry, read_done(config, workdir, entry)) for entry in own]
-        runs = [run_of(summary, entry.images_per_shot) for entry, summary in found if summary is not None]
-        runs += joined.values()
-        if not runs:
-            raise InputError(f"--workdir: {workdir} has none of these runs; leave --norun out to run them")
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_comparison(workdir, shared_settings(config), runs, plan)
+    if jax.process_index() != 0:
+        return []
+    found = [(entry, read_done(config, workdir, entry)) for entry in own]
+    runs = [run_of(summary, entry.images_per_shot) for entry, summary in found if summary is not None]
+    runs += joined.values()
+    if not runs:
+        raise InputError(f"--workdir: {workdir} has none of these runs; leave --norun out to run them")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_comparison(workdir, shared_settings(config), runs, plan)
+    return runs
 
 
 def _joined_runs(files: Sequence[Path], config: Config, plan: Plan) -> "dict[PlannedRun, Run]":

@@ -25,6 +25,7 @@ from utilgen_jax.config.schema import (
     Config,
     ConfigError,
     choice_problems,
+    flatten,
     parse_value,
     set_field,
     unknown_field,
@@ -146,6 +147,21 @@ def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: 
     if problems:
         raise ConfigError(problems)
     return checked(config)
+
+
+def variant_overrides(spec: str, variant: str, problems: list[str]) -> list[tuple[str, str]]:
+    """The fields that a variant sets, as overrides, so that they hold whatever the spec's own variant sets.
+
+    Args:
+        spec: as of `read_config`.
+        variant: of the same file; "" sets nothing.
+        problems: gets what is wrong with the variant.
+    """
+    file = spec.partition(":")[0]
+    if not variant or not Path(file).is_file():  # `read_config` says so
+        return []
+    before, now = (flatten(_load(f"{file}:{name}", found)) for name, found in (("", []), (variant, problems)))
+    return [(path, str(value)) for path, value in now.items() if before.get(path) != value]
 
 
 def _load(spec: str, problems: list[str]) -> ConfigDict:
