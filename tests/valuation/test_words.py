@@ -9,7 +9,8 @@ from tests import toy_images
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
-from utilgen_jax.valuation.words import choose_words, predict_by_shots
+from utilgen_jax.valuation.ensemble import predict_by_shots
+from utilgen_jax.valuation.words import choose_words
 
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=12)
 CLASSIFIER = Classifier(TinyClassifier())

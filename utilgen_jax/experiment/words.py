@@ -15,7 +15,8 @@ from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.plan import plan_pool
 from utilgen_jax.report.words import word_table
 from utilgen_jax.valuation.config import EnsembleConfig
-from utilgen_jax.valuation.words import choose_words, predict_by_shots
+from utilgen_jax.valuation.ensemble import predict_by_shots
+from utilgen_jax.valuation.words import choose_words
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment

@@ -14,6 +14,7 @@ ensemble's labels are corrected for its own preferences, see `noise_transition`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.runtime.sharding import replicate, to_host
-from utilgen_jax.types import OnStep
+from utilgen_jax.types import Array, OnStep
 from utilgen_jax.valuation.config import EnsembleConfig
 from utilgen_jax.valuation.noise_transition import ClassPosterior, class_posterior
 
@@ -78,9 +79,11 @@ def ensemble_labels(
         on_step: called after each step with (steps done by all members, loss on the device).
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
-    done = 0
+    keys = [jax.random.fold_in(key, member) for member in range(ensemble.members)]
+    of_shots = predict_by_shots(classifier, config, real, pool.inputs, keys, on_step)
+    done = ensemble.members * config.steps
 
-    def predict(others: Examples | None, images: Examples, member: int) -> np.ndarray:
+    def predict(others: Examples, images: Examples, member: int) -> np.ndarray:
         """What a new member, trained on the shots and others, says of images."""
         nonlocal done
 
@@ -103,11 +106,43 @@ def ensemble_labels(
 
     # The pool holds the classes in turn: whole turns go to a half.
     half_of = np.arange(len(pool)) // pool.num_classes % 2
-    of_shots = np.mean([predict(None, pool, member) for member in range(ensemble.members)], axis=0)
     of_pool = predict_halves(to_host(pool.dense().targets), ensemble.members)
     relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
     of_relabelled = predict_halves(relabelled, ensemble.members + 2 * ensemble.pool_members)
     return EnsembleLabels(of_shots, of_pool, of_relabelled)
+
+
+def predict_by_shots(
+    classifier: Classifier,
+    config: ClassifierConfig,
+    real: Examples,
+    images: Array,
+    keys: Sequence[jax.Array] | jax.Array,
+    on_step: OnStep,
+) -> np.ndarray:
+    """Predicts the classes of images by an ensemble that was trained on the shots alone.
+
+    Args:
+        classifier: the network of every member.
+        config: its training.
+        real: the shots.
+        images: as the classifier sees them, float32 [N, H, W, C].
+        keys: PRNG keys of the members.
+        on_step: called after each step with (steps done by all members, loss on the device).
+
+    Returns:
+        The mean of the members' probabilities, float32 [N, K].
+    """
+    predicted = np.zeros((len(images), real.num_classes), np.float32)
+    for member, key in enumerate(keys):
+
+        def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
+            on_step(done + step, loss)
+
+        params = train_classifier(classifier, config, real, None, key, on_member_step)
+        logits = predict_logits(classifier, params, images, config.eval_batch_size)
+        predicted += softmax(logits, axis=-1) / len(keys)
+    return predicted
 
 
 def ensemble_steps(config: ClassifierConfig, ensemble: EnsembleConfig) -> int:
