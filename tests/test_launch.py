@@ -202,7 +202,7 @@ def test_the_gate_runs_lint_types_and_tests_and_fails_with_any(checkout):
         (checkout / f".venv/bin/{tool}").write_text(f'#!/bin/sh\necho "{tool} $@" >> "$CALLS"\n')
         (checkout / f".venv/bin/{tool}").chmod(0o755)
     assert bash(checkout / "launch/test.sh", "-m", "not slow").returncode == 0
-    assert calls(checkout) == ["ruff check .", "mypy ", "-m pytest --numprocesses=2 -m not slow"]
+    assert calls(checkout) == ["ruff check .", "mypy ", "-m pytest --numprocesses=2 --dist=worksteal -m not slow"]
 
 
 # A stand-in for uv: writes its arguments down, and to the file that it is told to write.

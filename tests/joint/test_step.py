@@ -10,9 +10,11 @@ import optax
 import pytest
 
 from tests.generator import toy
+from tests.joint.finite_differences import relative_error
 from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_state
 from tests.toy_images import VALUATION
 from utilgen_jax.bilevel import check_finite
+from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.joint.program import LEVELS, JointProgram
 from utilgen_jax.joint.step import joint_update
 from utilgen_jax.runtime import sharding
@@ -139,3 +141,21 @@ def check_gradient(program, level):
     found = float(optax.tree.vdot(chosen(slopes), chosen(direction)))
     assert abs(expected) > 1e-5
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_gradient_through_stable_diffusion_is_that_of_finite_differences(monkeypatch, tmp_path):
+    from tests.diffusers_checkpoint import write_quick_stable_diffusion  # torch is slow to import
+
+    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
+    folder = write_quick_stable_diffusion(tmp_path)
+    joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0, num_generated=4)
+    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
+    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation)
+    with jax.enable_x64(True):
+        sd = load_stable_diffusion(folder, jnp.dtype("float64"))
+        program = dataclasses.replace(program, latent_shape=sd.architecture.latent_shape((16, 16)))
+        assert relative_error(program, CLASSIFIER, sd, "weights") < 1e-4
+        for level in LEVELS[1:]:
+            without = dataclasses.replace(program, without=("weights",))
+            assert relative_error(without, CLASSIFIER, sd, level) < 1e-4, level
