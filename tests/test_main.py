@@ -89,7 +89,8 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         "stray: an argument that belongs to no flag",
         "variant 'shots=many': config.data.shots: expected a whole number, got 'many'",
         "variant 'metod=real' is unknown: the nearest is 'method=', all are method=, seed=, shots=, path=, "
-        "checkpoint=, images=, steps=, folds=, runlocal, polysemy, 5x, 50x, real+synthetic, synthetic_only",
+        "checkpoint=, images=, steps=, folds=, runlocal, polysemy, long_tail, label_noise, "
+        "5x, 50x, real+synthetic, synthetic_only",
         "--config.data.shotz: there is no such field; the nearest valid name is config.data.shots",
         "--config.seed: expected a whole number, got 'x'",
         "config.data.source: must be one of 'digits', 'tfds', 'imagefolder', 'npz', got 'folder'; "
