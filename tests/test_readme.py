@@ -11,6 +11,7 @@ from setuptools import find_packages
 
 from utilgen_jax.compare.curve import curve_tables
 from utilgen_jax.compare.join import PLAN_FIELDS
+from utilgen_jax.compare.regimes import regime_table
 from utilgen_jax.compare.report import tables
 from utilgen_jax.compare.statistics import Run, of_synthetic_only
 from utilgen_jax.config.command_line import read_config
@@ -90,10 +91,18 @@ def test_the_tables_of_the_pools_size_are_those_of_the_kept_runs():
         assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
 
 
+def test_the_table_of_five_images_to_a_real_one_is_that_of_the_kept_runs():
+    runs = kept_runs("configs/results/digits_5x.json")
+    methods = [method for method in METHODS if any(run.method == method for run in runs)]
+    table = regime_table({"5x": runs}, methods, format_markdown_table)
+    assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
+
+
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
         ("configs/results/digits.json", "configs/digits.py", []),
+        ("configs/results/digits_5x.json", "configs/digits.py:5x", []),
         ("configs/results/digits_pool_size.json", "configs/digits.py", []),
         ("utilgen_jax/methods/results/ablation_utilgen.json", "configs/digits.py", []),
         (

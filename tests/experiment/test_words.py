@@ -156,7 +156,7 @@ def predicted(monkeypatch):
         values = np.array([own[k][n % len(own[k])] for k, n in zip(labels, places, strict=True)])
         return np.where(np.array(labels)[:, None] == [0, 1], values[:, None], 1 - values[:, None])
 
-    monkeypatch.setattr(words_module, "predict_by_shots", predict)
+    monkeypatch.setattr(words_module, "predict_by_ensemble", predict)
     return calls
 
 

@@ -1,6 +1,7 @@
 """The update's outer gradient against finite differences in float64, for any generator."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,19 +63,31 @@ def relative_error(program: JointProgram, classifier: Classifier, sd: StableDiff
         state, metrics = joint_update(program, classifier, state, sd, data, validation, KEY)
         return float(metrics.validation_loss + metrics.penalty), state.outer
 
-    _, moved = run(start.outer)
-    slopes = jax.tree.map(jnp.subtract, start.outer, moved)
-    chosen, rng = PARTS[level], np.random.default_rng(2)
-    direction = jax.tree.map(jnp.zeros_like, start.outer)
+    found, expected = slopes(run, start.outer, level, STEPS[level], seed=2)
+    return abs(found / expected - 1)
+
+
+def slopes(
+    run: Callable[[Any], tuple[float, Any]], outer: Any, level: str, step: float, seed: int
+) -> tuple[float, float]:
+    """The slope of a loss along a random direction of one part: by a plain step of length 1, and by differences.
+
+    Args:
+        run: outer level -> its loss, and the outer level after the step.
+        outer: where.
+        level: the part.
+        step: of the difference.
+        seed: of the direction.
+    """
+    _, moved = run(outer)
+    gradient = jax.tree.map(jnp.subtract, outer, moved)
+    chosen, rng = PARTS[level], np.random.default_rng(seed)
+    direction = jax.tree.map(jnp.zeros_like, outer)
     ids = {id(leaf) for leaf in jax.tree.leaves(chosen(direction))}
     direction = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)) if id(leaf) in ids else leaf, direction
     )
-    size = STEPS[level]
     above, below = (
-        run(jax.tree.map(lambda leaf, along, s=sign: leaf + s * size * along, start.outer, direction))[0]
-        for sign in (1, -1)
+        run(jax.tree.map(lambda leaf, along, s=sign: leaf + s * step * along, outer, direction))[0] for sign in (1, -1)
     )
-    expected = (above - below) / (2 * size)
-    found = float(optax.tree.vdot(chosen(slopes), chosen(direction)))
-    return abs(found / expected - 1)
+    return float(optax.tree.vdot(chosen(gradient), chosen(direction))), (above - below) / (2 * step)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tests.generator import toy
-from tests.joint.finite_differences import relative_error
+from tests.joint.finite_differences import relative_error, slopes
 from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_state
 from tests.toy_images import VALUATION
 from utilgen_jax.bilevel import check_finite
@@ -118,27 +118,8 @@ def check_gradient(program, level):
         state, metrics = joint_update(program, CLASSIFIER, state, sd, *rest)
         return float(metrics.validation_loss + metrics.penalty), state.outer
 
-    _, moved = run(start.outer)
-    slopes = jax.tree.map(jnp.subtract, start.outer, moved)
-    parts = {
-        "weights": lambda tree: tree["weighting"]["network"],
-        "attributes": lambda tree: tree["weighting"]["attributes"],
-        "lora": lambda tree: tree["adapter"].unet_lora,
-        "difficulty": lambda tree: (tree["adapter"].difficulty_offset, tree["adapter"].difficulty_logits),
-    }
-    chosen, rng = parts[level], np.random.default_rng(1)
-    direction = jax.tree.map(jnp.zeros_like, start.outer)
-    ids = {id(leaf) for leaf in jax.tree.leaves(chosen(direction))}
-    direction = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)) if id(leaf) in ids else leaf, direction
-    )
-    size = 1e-5 if level == "weights" else 1e-4  # the network has kinks
-    above, below = (
-        run(jax.tree.map(lambda leaf, along, s=sign: leaf + s * size * along, start.outer, direction))[0]
-        for sign in (1, -1)
-    )
-    expected = (above - below) / (2 * size)
-    found = float(optax.tree.vdot(chosen(slopes), chosen(direction)))
+    # The weight network has kinks.
+    found, expected = slopes(run, start.outer, level, 1e-5 if level == "weights" else 1e-4, seed=1)
     assert abs(expected) > 1e-5
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 

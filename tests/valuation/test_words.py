@@ -9,7 +9,7 @@ from tests import toy_images
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
-from utilgen_jax.valuation.ensemble import predict_by_shots
+from utilgen_jax.valuation.ensemble import predict_by_ensemble
 from utilgen_jax.valuation.words import choose_words
 
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=12)
@@ -25,7 +25,7 @@ def test_predictions_are_the_mean_of_classifiers_of_the_shots():
         parts.append(softmax(predict_logits(CLASSIFIER, params, pool.inputs, 500), axis=-1))
     assert np.abs(parts[0] - parts[1]).max() > 0.01
     steps = []
-    found = predict_by_shots(CLASSIFIER, CONFIG, real, pool.inputs, keys, lambda step, loss: steps.append(step))
+    found = predict_by_ensemble(CLASSIFIER, CONFIG, real, pool.inputs, keys, lambda step, loss: steps.append(step))
     assert found.shape == (8 * NUM_CLASSES, NUM_CLASSES) and found.dtype == np.float32
     np.testing.assert_allclose(found, np.mean(parts, 0), atol=1e-6)
     assert steps == [*range(1, 25)]

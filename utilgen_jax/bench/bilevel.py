@@ -118,8 +118,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "agree": sides.agree(results, _TOLERANCE),
     }
     title = f"bilevel steps, float32, on {machine['device']}, {jax.default_backend()}:"
-    tables = f"{sides.format_results(results)}\n\n{format_costs(results, settings['outer_every'])}"
-    return f"{title}\n\n{tables}\n", figures
+    return _text(title, results, settings["outer_every"]), figures
 
 
 def run_whole(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -147,8 +146,11 @@ def run_whole(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "results": results,
     }
     title = f"the joint update, {whole.origin}, on {machine['device']}, {jax.default_backend()}:"
-    tables = f"{sides.format_results(results)}\n\n{format_costs(results, settings['outer_every'])}"
-    return f"{title}\n\n{tables}\n", figures
+    return _text(title, results, settings["outer_every"]), figures
+
+
+def _text(title: str, results: Sequence[Mapping[str, Any]], outer_every: int) -> str:
+    return f"{title}\n\n{sides.format_results(results)}\n\n{format_costs(results, outer_every)}\n"
 
 
 def add_multiples(results: Sequence[dict[str, Any]], outer_every: int) -> None:

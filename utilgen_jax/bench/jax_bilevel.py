@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from utilgen_jax.bench.costs import compiled_flops, peak_bytes
 from utilgen_jax.bench.jax_unet import random_params
 from utilgen_jax.bench.timing import Prepared, Work
-from utilgen_jax.bilevel import init_bilevel, make_bilevel_update
+from utilgen_jax.bench.updates import prepare_update
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import Weighting, loss_network, saflex, uniform
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.runtime.flops import count_flops
 
 IMAGE_SIZE, NUM_CLASSES, WIDTH, HIDDEN = 32, 10, 512, 100
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, WEIGHTING_LEARNING_RATE = 0.02, 0.9, 5e-4, 1e-3
@@ -99,33 +97,16 @@ class JaxBilevel:
         params, outer = jax.tree.map(jnp.copy, (self.params, outer))
         state = init_bilevel(params, optimizer, outer, outer_optimizer)
 
-        begin = time.perf_counter()
-        traced = jax.jit(update, donate_argnums=0).trace(state, examples, validation)
-        compiled = traced.lower().compile()
+        def outputs(first: BilevelState, metrics: BilevelMetrics) -> dict[str, Any]:
+            found = {"train_loss": metrics.train_loss, "params": optax.tree.norm(first.params)}
+            if validate:
+                found["validation_loss"] = metrics.validation_loss
+            if outer:
+                change = jax.tree.map(jnp.subtract, first.outer["weighting"], self.weighting_params)
+                found["weighting_change"] = optax.tree.norm(change)
+            return found
 
-        def step() -> Any:
-            nonlocal state
-            state, metrics = compiled(state, examples, validation)
-            return state, metrics
-
-        first, metrics = jax.block_until_ready(step())
-        outputs = {"train_loss": metrics.train_loss, "params": optax.tree.norm(first.params)}
-        if validate:
-            outputs["validation_loss"] = metrics.validation_loss
-        if outer:
-            change = jax.tree.map(jnp.subtract, first.outer["weighting"], self.weighting_params)
-            outputs["weighting_change"] = optax.tree.norm(change)
-        first_seconds = time.perf_counter() - begin
-        # XLA computes once what the update asks for twice, such as the forward pass that the weighting looks at.
-        operations = compiled_flops(compiled, traced)
-        return Prepared(
-            work=Work(step, jax.block_until_ready),
-            outputs={name: np.asarray(output) for name, output in outputs.items()},
-            first_seconds=first_seconds,
-            flops=operations or count_flops(traced.jaxpr),
-            compiled_flops=operations,
-            peak_bytes=peak_bytes(compiled),
-        )
+        return prepare_update(update, state, (examples, validation), outputs)
 
     def _apply(self, params: Any, images: jax.Array) -> jax.Array:
         return self._module.apply({"params": params}, images)

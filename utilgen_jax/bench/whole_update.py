@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax.bench.costs import compiled_flops, peak_bytes
 from utilgen_jax.bench.jax_unet import random_params
-from utilgen_jax.bench.timing import Prepared, Work
-from utilgen_jax.bilevel import BilevelState
+from utilgen_jax.bench.timing import Prepared
+from utilgen_jax.bench.updates import prepare_update
+from utilgen_jax.bilevel import BilevelMetrics, BilevelState
 from utilgen_jax.classifier.dataset import ClassifierInput
-from utilgen_jax.classifier.model import make_classifier
+from utilgen_jax.classifier.model import Classifier, make_classifier
 from utilgen_jax.config.schema import Config
 from utilgen_jax.experiment.joint import joint_program
 from utilgen_jax.generator.find_architecture import find_architecture
 from utilgen_jax.generator.stable_diffusion import StableDiffusion, expected_params
+from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.joint.shapes import data_shapes, init_update
 from utilgen_jax.joint.step import joint_update
-from utilgen_jax.runtime.flops import count_flops
 
 _SEED = 0
 
@@ -64,26 +64,14 @@ class WholeUpdate:
         state = _draw(shapes)
         given = validation if is_outer else None
 
-        begin = time.perf_counter()
-        traced = joint_update.trace(program, self.classifier, state, self.sd, data, given, key)
-        compiled = traced.lower().compile()
+        update = partial(_update, program)
+        return prepare_update(update, state, (self.classifier, self.sd, data, given, key))
 
-        def step() -> BilevelState:
-            nonlocal state
-            state, _ = compiled(self.classifier, state, self.sd, data, given, key)
-            return state
 
-        jax.block_until_ready(step())
-        first_seconds = time.perf_counter() - begin
-        operations = compiled_flops(compiled, traced)
-        return Prepared(
-            work=Work(step, jax.block_until_ready),
-            outputs={},
-            first_seconds=first_seconds,
-            flops=operations or count_flops(traced.jaxpr),
-            compiled_flops=operations,
-            peak_bytes=peak_bytes(compiled),
-        )
+def _update(
+    program: JointProgram, state: BilevelState, classifier: Classifier, *arguments: Any
+) -> tuple[BilevelState, BilevelMetrics]:
+    return joint_update(program, classifier, state, *arguments)
 
 
 def _draw(shapes: Any) -> Any:

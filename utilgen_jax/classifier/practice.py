@@ -11,7 +11,7 @@ from flax import struct
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import init_classifier, predict_logits, training_steps
+from utilgen_jax.classifier.train import copy_params, init_classifier, predict_logits, training_steps
 from utilgen_jax.runtime.sharding import to_host
 from utilgen_jax.types import OnStep, Params
 
@@ -65,7 +65,8 @@ def train_until_stall(
     real, synthetic, held_out = examples
     if params is None:
         params = init_classifier(classifier, real.inputs.shape[1:], jax.random.fold_in(key, 0))
-    params = jax.tree.map(jax.numpy.array, params)  # a copy: the steps take over its memory
+    else:
+        params = copy_params(params)
     labels, accuracies = to_host(held_out.labels), []
     steps = training_steps(classifier, config, params, real, synthetic, jax.random.fold_in(key, 1))
     for step, (params, loss) in enumerate(steps, start=1):

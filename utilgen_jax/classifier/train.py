@@ -68,14 +68,12 @@ def training_steps(
     Yields:
         The parameters after each of `config.steps` steps, which the next step takes over, and the loss on the device.
     """
-    program = _read_by_the_step(config)
+    program, drawn = _read_by_the_step(config), _read_by_the_draw(config)
     optimizer_state = init_sharded(_init_optimizer, params)
     rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
-        batch = _draw_for_step(_read_by_the_draw(config), real, synthetic, key, step)
-        if config.augmentation == "randaugment":
-            batch = _apply_randaugment(batch, key, step)
+        batch = _augment(config, _draw_for_step(drawn, real, synthetic, key, step), key, step)
         params, optimizer_state, loss = _train_step(
             classifier, program, params, optimizer_state, batch, class_counts, (key, step, rates[step])
         )
@@ -92,8 +90,7 @@ def draw_training_batch(
         key: PRNG key of the training's batches.
         step: number of the step.
     """
-    batch = _draw_batch(_read_by_the_draw(config), real, synthetic, key, step)
-    return _apply_randaugment(batch, key, step) if config.augmentation == "randaugment" else batch
+    return _augment(config, _draw_batch(_read_by_the_draw(config), real, synthetic, key, step), key, step)
 
 
 def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
@@ -124,7 +121,9 @@ def _draw_for_step(
     return Examples(batch.inputs, batch.targets, jnp.ones(len(batch)) if batch.weights is None else batch.weights)
 
 
-def _apply_randaugment(batch: Examples, key: jax.Array, step: int) -> Examples:
+def _augment(config: ClassifierConfig, batch: Examples, key: jax.Array, step: int) -> Examples:
+    if config.augmentation != "randaugment":
+        return batch
     return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
 
 
@@ -188,7 +187,7 @@ def init_classifier(classifier: Classifier, image_shape: tuple[int, ...], key: j
     """Returns initial parameters for images of `image_shape` (H, W, C): the classifier's own, the rest random."""
     given = frozenset({*classifier.initial, *classifier.frozen.get("params", {})})
     drawn = init_sharded(_make_init(classifier.module, image_shape, given), key)
-    return {**init_sharded(_copy, classifier.initial), **drawn}
+    return {**copy_params(classifier.initial), **drawn}
 
 
 @cache
@@ -202,8 +201,12 @@ def _make_init(module: Any, image_shape: tuple[int, ...], given: frozenset[str])
     return init
 
 
+def copy_params(params: Params) -> Params:
+    """A copy to train on: steps take over the memory of the parameters that they are given."""
+    return init_sharded(_copy, params)
+
+
 def _copy(params: Params) -> Params:
-    """Training steps take over the memory of the parameters that they are given."""
     return jax.tree.map(jnp.copy, params)
 
 

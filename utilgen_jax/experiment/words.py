@@ -15,7 +15,7 @@ from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.plan import plan_pool
 from utilgen_jax.report.words import word_table
 from utilgen_jax.valuation.config import EnsembleConfig
-from utilgen_jax.valuation.ensemble import predict_by_shots
+from utilgen_jax.valuation.ensemble import predict_by_ensemble
 from utilgen_jax.valuation.words import choose_words
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class WordSteps:
         experiment, words = self.experiment, self.experiment.words
         ensemble = experiment.config.section(EnsembleConfig)
         with experiment.log(ensemble.members * experiment.classifier_config.steps) as on_step:
-            predicted = predict_by_shots(
+            predicted = predict_by_ensemble(
                 experiment.classifier,
                 experiment.classifier_config,
                 experiment.real,

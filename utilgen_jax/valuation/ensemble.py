@@ -80,19 +80,7 @@ def ensemble_labels(
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
     keys = [jax.random.fold_in(key, member) for member in range(ensemble.members)]
-    of_shots = predict_by_shots(classifier, config, real, pool.inputs, keys, on_step)
-    done = ensemble.members * config.steps
-
-    def predict(others: Examples, images: Examples, member: int) -> np.ndarray:
-        """What a new member, trained on the shots and others, says of images."""
-        nonlocal done
-
-        def on_member_step(step: int, loss: jax.Array, before: int = done) -> None:
-            on_step(before + step, loss)
-
-        params = train_classifier(classifier, config, real, others, jax.random.fold_in(key, member), on_member_step)
-        done += config.steps
-        return softmax(predict_logits(classifier, params, images.inputs, config.eval_batch_size), axis=-1)
+    of_shots = predict_by_ensemble(classifier, config, real, pool.inputs, keys, on_step)
 
     def predict_halves(targets: np.ndarray, first_member: int) -> np.ndarray:
         """What members that were trained on the other half, under these targets [N, K], say of each image."""
@@ -100,8 +88,14 @@ def ensemble_labels(
         for number in range(2 * ensemble.pool_members):
             others, held_out = (np.flatnonzero((half_of == number % 2) == is_held_out) for is_held_out in (False, True))
             taught = dataclasses.replace(pool.take(others), targets=replicate(targets[others]))
-            member = first_member + number
-            predicted[held_out] += predict(taught, pool.take(held_out), member) / ensemble.pool_members
+            member, images = first_member + number, pool.take(held_out).inputs
+
+            def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
+                on_step(done + step, loss)
+
+            keys = [jax.random.fold_in(key, member)]
+            said = predict_by_ensemble(classifier, config, real, images, keys, on_member_step, others=taught)
+            predicted[held_out] += said / ensemble.pool_members
         return predicted
 
     # The pool holds the classes in turn: whole turns go to a half.
@@ -112,15 +106,16 @@ def ensemble_labels(
     return EnsembleLabels(of_shots, of_pool, of_relabelled)
 
 
-def predict_by_shots(
+def predict_by_ensemble(
     classifier: Classifier,
     config: ClassifierConfig,
     real: Examples,
     images: Array,
     keys: Sequence[jax.Array] | jax.Array,
     on_step: OnStep,
+    others: Examples | None = None,
 ) -> np.ndarray:
-    """Predicts the classes of images by an ensemble that was trained on the shots alone.
+    """Predicts the classes of images by an ensemble that is trained on the shots, and on others if there are any.
 
     Args:
         classifier: the network of every member.
@@ -129,6 +124,7 @@ def predict_by_shots(
         images: as the classifier sees them, float32 [N, H, W, C].
         keys: PRNG keys of the members.
         on_step: called after each step with (steps done by all members, loss on the device).
+        others: synthetic images, see `train_classifier`; None: the shots alone.
 
     Returns:
         The mean of the members' probabilities, float32 [N, K].
@@ -139,7 +135,7 @@ def predict_by_shots(
         def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
             on_step(done + step, loss)
 
-        params = train_classifier(classifier, config, real, None, key, on_member_step)
+        params = train_classifier(classifier, config, real, others, key, on_member_step)
         logits = predict_logits(classifier, params, images, config.eval_batch_size)
         predicted += softmax(logits, axis=-1) / len(keys)
     return predicted

@@ -1,4 +1,4 @@
-"""Which of a class's several words a generator understands as the class, by what `predict_by_shots` says of them."""
+"""Which of a class's several words a generator understands as the class, by what `predict_by_ensemble` says of them."""
 
 from __future__ import annotations
 

@@ -66,11 +66,11 @@ def run_sampler(
     if split:
         state, _ = jax.lax.scan(step_without_gradient, state, indices[:split])
     # What a single step keeps is used next; computing it again would save little.
-    rematerialized = step if num_differentiable_steps == 1 else jax.checkpoint(step)
+    differentiable_step = step if num_differentiable_steps == 1 else jax.checkpoint(step)
     if num_differentiable_steps > _MAX_UNROLLED:
-        return jax.lax.scan(rematerialized, state, indices[split:])[0].latents
+        return jax.lax.scan(differentiable_step, state, indices[split:])[0].latents
     for index in indices[split:]:
-        state, _ = rematerialized(state, index)
+        state, _ = differentiable_step(state, index)
     return state.latents
 
 
