@@ -280,6 +280,10 @@ def test_protocols_that_exclude_each_other_are_refused():
         "synthetic_only and real+synthetic: these protocols exclude each other; name one"
     ]
     assert protocols.conflicts(["5x", "synthetic_only", "5x"]) == []
+    assert protocols.conflicts(["images=10", "50x", "shots=5"]) == [
+        "images=10 and 50x: both set the number of synthetic images; name one"
+    ]
+    assert protocols.conflicts(["images=10", "synthetic_only"]) == []
 
 
 def test_all_bad_variants_are_told_with_the_nearest_name():

@@ -26,6 +26,10 @@ HELP: Mapping[str, str] = {
 
 
 def conflicts(names: Sequence[str]) -> list[str]:
-    """Says which of the named protocols exclude each other, a message for each group."""
+    """Says which parts of a variant exclude each other: protocols of a group, a protocol's size and `images=n`."""
     named = [[name for name in dict.fromkeys(names) if name in group] for group in (_SIZES, _TRAINING_IMAGES)]
-    return [f"{' and '.join(found)}: these protocols exclude each other; name one" for found in named if len(found) > 1]
+    problems = [f"{' and '.join(found)}: these protocols exclude each other; name one" for found in named if found[1:]]
+    images = [name for name in names if name.startswith("images=")]
+    if named[0] and images:
+        problems.append(f"{images[0]} and {named[0][0]}: both set the number of synthetic images; name one")
+    return problems

@@ -16,7 +16,7 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import train_classifier
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
-from utilgen_jax.types import OnStep
+from utilgen_jax.types import OnStep, counted_from
 from utilgen_jax.valuation.cross_fit import smoothed
 
 
@@ -73,12 +73,10 @@ def compare_pools(
     for number, fold in enumerate(folds):
         train, held_out = real.take(fold.train_indices), smoothed(config, real.take(fold.validation_indices))
         for place, pool in enumerate(pools):
-
-            def on_fold_step(step: int, loss: jax.Array, done: int = (2 * number + place) * config.steps) -> None:
-                on_step(done + step, loss)
-
             fold_key = jax.random.fold_in(key, number)
-            params = train_classifier(classifier, config, train, pool, fold_key, on_fold_step)
+            params = train_classifier(
+                classifier, config, train, pool, fold_key, counted_from((2 * number + place) * config.steps, on_step)
+            )
             losses[place, fold.validation_indices] = to_host(_losses(classifier, params, held_out))
     return Gate(losses[0] - losses[1])
 

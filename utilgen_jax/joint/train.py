@@ -26,7 +26,7 @@ from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.step import first_inputs, joint_update
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import OnStep, Params
+from utilgen_jax.types import OnStep, Params, counted_from
 from utilgen_jax.valuation.cross_fit import PREDICTION_BATCH_SIZE, init_state, smoothed
 
 
@@ -89,12 +89,15 @@ def train_jointly(
     trains = [dataclasses.replace(data, real=data.real.take(fold.train_indices)) for fold in folds]
     states: list[BilevelState] = []
     for number, train in enumerate(trains):
-
-        def on_plain_step(step: int, loss: jax.Array, done: int = number * plain_config.steps) -> None:
-            on_step(done + step, loss)
-
         fold_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
-        params = train_classifier(classifier, plain_config, train.real, train.pool, fold_key, on_plain_step)
+        params = train_classifier(
+            classifier,
+            plain_config,
+            train.real,
+            train.pool,
+            fold_key,
+            counted_from(number * plain_config.steps, on_step),
+        )
         states.append(init_state(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay))
 
     shared: tuple[Any, Any] = outer, states[0].outer_optimizer_state

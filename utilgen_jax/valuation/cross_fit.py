@@ -29,7 +29,7 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import OnStep, Params
+from utilgen_jax.types import OnStep, Params, counted_from
 from utilgen_jax.valuation.config import ValuationConfig
 
 PREDICTION_BATCH_SIZE = 500
@@ -124,13 +124,9 @@ def cross_fit(
     for number, fold in enumerate(folds):
         fold_key = jax.random.fold_in(key, number)
         done = number * valuation.total_steps
-
-        def on_plain_step(step: int, loss: jax.Array, done: int = done) -> None:
-            on_step(done + step, loss)
-
         train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
         params = train_classifier(
-            classifier, program.config, train, pool, jax.random.fold_in(fold_key, 0), on_plain_step
+            classifier, program.config, train, pool, jax.random.fold_in(fold_key, 0), counted_from(done, on_step)
         )
         outer = {"weighting": init_sharded(program.weighting.init, jax.random.fold_in(fold_key, 1))}
         state = init_state(params, program.optimizer, outer, program.outer_optimizer)

@@ -14,7 +14,7 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
-from utilgen_jax.types import OnStep
+from utilgen_jax.types import OnStep, counted_from
 
 
 def difficulty(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -53,12 +53,10 @@ def cross_fitted_difficulty(
     # The pool holds the classes in turn: whole turns go to a fold.
     folds_of_pool = np.arange(len(pool)) // pool.num_classes % len(folds)
     for number, fold in enumerate(folds):
-
-        def on_fold_step(step: int, loss: jax.Array, done: int = number * config.steps) -> None:
-            on_step(done + step, loss)
-
         others = pool.take(np.flatnonzero(folds_of_pool != number))
-        params = train_classifier(classifier, config, real.take(fold.train_indices), others, key, on_fold_step)
+        params = train_classifier(
+            classifier, config, real.take(fold.train_indices), others, key, counted_from(number * config.steps, on_step)
+        )
         held_out = (fold.validation_indices, np.flatnonzero(folds_of_pool == number))
         for part, values, chosen in zip(parts, measured, held_out, strict=True):
             logits = predict_logits(classifier, params, part.inputs[chosen], config.eval_batch_size)

@@ -26,7 +26,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.runtime.sharding import replicate, to_host
-from utilgen_jax.types import Array, OnStep
+from utilgen_jax.types import Array, OnStep, counted_from
 from utilgen_jax.valuation.config import EnsembleConfig
 from utilgen_jax.valuation.noise_transition import ClassPosterior, class_posterior
 
@@ -89,12 +89,10 @@ def ensemble_labels(
             others, held_out = (np.flatnonzero((half_of == number % 2) == is_held_out) for is_held_out in (False, True))
             taught = dataclasses.replace(pool.take(others), targets=replicate(targets[others]))
             member, images = first_member + number, pool.take(held_out).inputs
-
-            def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
-                on_step(done + step, loss)
-
             keys = [jax.random.fold_in(key, member)]
-            said = predict_by_ensemble(classifier, config, real, images, keys, on_member_step, others=taught)
+            said = predict_by_ensemble(
+                classifier, config, real, images, keys, counted_from(member * config.steps, on_step), others=taught
+            )
             predicted[held_out] += said / ensemble.pool_members
         return predicted
 
@@ -131,11 +129,7 @@ def predict_by_ensemble(
     """
     predicted = np.zeros((len(images), real.num_classes), np.float32)
     for member, key in enumerate(keys):
-
-        def on_member_step(step: int, loss: jax.Array, done: int = member * config.steps) -> None:
-            on_step(done + step, loss)
-
-        params = train_classifier(classifier, config, real, others, key, on_member_step)
+        params = train_classifier(classifier, config, real, others, key, counted_from(member * config.steps, on_step))
         logits = predict_logits(classifier, params, images, config.eval_batch_size)
         predicted += softmax(logits, axis=-1) / len(keys)
     return predicted
