@@ -9,22 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax, softmax
 
 from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.bilevel.examples import labelled
-from utilgen_jax.classifier.dataset import draw_batch
+from utilgen_jax.classifier.dataset import StepKey, draw_batch
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
+from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.models.classifiers import SmallCNN
 from utilgen_jax.runtime import sharding
 
 draw = jax.jit(draw_batch, static_argnums=0)
 
 
-def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: None, **changes):
+def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: None, teachers=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     return train_classifier(
-        Classifier(module or TinyClassifier()), config, real, synthetic, jax.random.key(seed), on_step
+        Classifier(module or TinyClassifier()), config, real, synthetic, jax.random.key(seed), on_step, teachers
     )
 
 
@@ -78,6 +80,62 @@ def test_mixed_images_teach_too_and_weight_zero_stays_without_influence(mixing):
             on_step=lambda step, loss, reported=reported: reported.append(float(loss)),
         )
     assert losses[0] == losses[1]
+
+
+def initial_params(*seeds):
+    """Stacked parameters of classifiers that no training has touched."""
+    drawn = [init_classifier(Classifier(TinyClassifier()), (8, 8, 1), jax.random.key(seed)) for seed in seeds]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+
+
+def first_loss(*arguments, **changes):
+    losses = []
+    train(*arguments, steps=1, on_step=lambda step, loss: losses.append(float(loss)), **changes)
+    return losses[0]
+
+
+@pytest.mark.parametrize(("mixing", "loss"), [("none", "softmax"), ("mixup", "softmax"), ("mixup", "balanced_softmax")])
+def test_a_target_is_what_the_teachers_say_of_the_image_that_is_learnt_from(mixing, loss):
+    real, (synthetic, _) = draw_set(4, seed=0)[0].take(np.arange(13)), draw_set(10, seed=1)
+    weights = np.linspace(0, 2, len(synthetic), dtype=np.float32)
+    synthetic, teachers = dataclasses.replace(synthetic, weights=weights), initial_params(5, 6)
+    found = first_loss(real, synthetic, teachers=teachers, mixing=mixing, loss=loss)
+
+    config, key = dataclasses.replace(CONFIG, mixing=mixing), jax.random.key(0)
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), 0)
+    batch = draw(config, real, synthetic, step_key).dense()
+    images, weights = np.asarray(batch.inputs), np.asarray(batch.weights)[:, None]
+    assert np.ptp(weights) > 0.5
+    if mixing == "mixup":
+        images, weights = MIXINGS[mixing](images, weights, jax.random.fold_in(step_key, StepKey.MIXING), 1.0)
+    # What the loss sees: with balanced softmax, of logits that know how frequent the classes are.
+    prior = np.log(np.bincount(real.labels)) if loss == "balanced_softmax" else 0.0
+    said = np.mean([softmax(predict(params, images) + prior, -1) for params in unstack(teachers)], 0)
+    smoothed = (1 - CONFIG.label_smoothing) * said + CONFIG.label_smoothing / NUM_CLASSES
+    student = init_classifier(Classifier(TinyClassifier()), (8, 8, 1), jax.random.fold_in(key, 0))
+    losses = -np.sum(smoothed * log_softmax(predict(student, images) + prior, -1), -1)
+    assert found == pytest.approx(float(np.mean(np.asarray(weights)[:, 0] * losses)), rel=1e-5)
+    assert abs(found - first_loss(real, synthetic, mixing=mixing, loss=loss)) > 0.01
+
+
+def predict(params, images):
+    return predict_logits(Classifier(TinyClassifier()), params, images, 50)
+
+
+def unstack(teachers):
+    return [jax.tree.map(lambda leaf, place=place: leaf[place], teachers) for place in range(2)]
+
+
+def test_teachers_overrule_labels_on_any_mesh():
+    real, (synthetic, _) = draw_set(4, seed=0)[0], draw_set(10, seed=1)
+    relabelled = dataclasses.replace(synthetic, targets=(synthetic.targets + 1) % NUM_CLASSES)
+    teachers = initial_params(5, 6)
+    taught = train(real, synthetic, steps=3, mixing="mixup", teachers=teachers)
+    assert largest_difference(taught, train(real, relabelled, steps=3, mixing="mixup", teachers=teachers)) == 0
+    with jax.set_mesh(sharding.make_mesh(8)):
+        placed = sharding.replicate((real, synthetic, teachers))
+        found = train(*placed[:2], steps=3, mixing="mixup", teachers=placed[2])
+    assert_equal(found, taught, rtol=1e-4, atol=1e-5)
 
 
 def test_randaugment_reaches_real_and_synthetic_images_and_draws_anew_each_step(monkeypatch):

@@ -27,8 +27,8 @@ def trained(monkeypatch):
     """The arguments of each training, which takes no time; parameters say which training they are of."""
     calls = []
 
-    def train(classifier, config, real, synthetic, key, on_step):
-        calls.append((classifier, config, real, synthetic, key))
+    def train(classifier, config, real, synthetic, key, on_step, teachers=None):
+        calls.append((classifier, config, real, synthetic, key, teachers))
         return {"layer": {"bias": np.full(2, len(calls), np.float32)}}
 
     monkeypatch.setattr(classifiers, "train_classifier", train)
@@ -43,8 +43,8 @@ def test_a_method_changes_augmentation_and_mixing_alone(make_experiment, trained
     experiment = make_experiment(classifier__augmentation="none", classifier__mixing="mixup")
     synthetic = experiment.examples(random_pool(4))
     experiment.classifiers.train(Method("own", "own", **changes), synthetic)
-    ((classifier, config, real, used, key),) = trained
-    assert config == dataclasses.replace(experiment.classifier_config, **changes)
+    ((classifier, config, real, used, key, teachers),) = trained
+    assert teachers is None and config == dataclasses.replace(experiment.classifier_config, **changes)
     assert classifier is experiment.classifier and real is experiment.real and used is synthetic
     assert (key == jax.random.fold_in(jax.random.key(experiment.config.seed), Key.CLASSIFIER)).all()
 
@@ -61,7 +61,7 @@ def test_the_classifier_that_measures_difficulty_is_the_method_reals(make_experi
     params = experiment.classifiers.real()
     assert experiment.classifiers.real() is params
     assert experiment.classifiers.train(METHODS["real"], None) is params
-    ((_, config, _, synthetic, _),) = trained
+    ((_, config, _, synthetic, *_),) = trained
     assert synthetic is None and config == experiment.classifier_config
     assert list(experiment.stages.seconds) == ["classifier_real"]
     # A second run reads it.
@@ -87,6 +87,16 @@ def test_what_a_classifier_is_trained_on_changes_its_batches_alone(make_experime
     assert all((call[4] == trained[0][4]).all() for call in trained)
     names = ["classifier_own", "classifier_own_synthetic_only", "classifier_real"]
     assert list(experiment.stages.seconds) == names
+
+
+def test_teachers_are_handed_to_both_classifiers(make_experiment, trained):
+    experiment = make_experiment()
+    synthetic, teachers = experiment.examples(random_pool(4)), {"layer": {"bias": np.ones((3, 2), np.float32)}}
+    for train in (experiment.classifiers.train, experiment.classifiers.train_on_synthetic):
+        train(METHODS["joint"], synthetic, teachers)
+    assert len(trained) == 2
+    for *_, given in trained:
+        np.testing.assert_array_equal(given["layer"]["bias"], teachers["layer"]["bias"])
 
 
 def test_runs_with_pools_of_several_sizes_share_the_classifier_of_the_real_images(make_experiment, trained, tmp_path):

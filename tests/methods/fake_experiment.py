@@ -123,14 +123,16 @@ ADAPTERS = {
 VALUES = {
     "uniform": lambda name, pool: values_of,
     "cross_fit": lambda name, pool, weighting: values_of,
-    "ensemble_labels": lambda spec, pool: SimpleNamespace(soft_labels=f"soft labels of {pool.spec.name}"),
+    "ensemble_labels": lambda spec, pool: SimpleNamespace(
+        soft_labels=f"soft labels of {pool.spec.name}", members=f"members of {pool.spec.name}"
+    ),
     "show_weight_curve": lambda name, pool_round, values: None,
 }
 CLASSIFIERS = {
     "cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool"),
     "practise": lambda pool, start, check_every, patience: lambda call: SimpleNamespace(params=call),
-    "train": lambda method, synthetic: itself,
-    "train_on_synthetic": lambda method, synthetic: itself,
+    "train": lambda method, synthetic, teachers=None: itself,
+    "train_on_synthetic": lambda method, synthetic, teachers=None: itself,
     "train_saflex": lambda method, synthetic: (
         lambda call: SimpleNamespace(params=call, weights="weights in training", soft_labels="labels in training")
     ),

@@ -46,6 +46,7 @@ def test_the_parts_of_utilgen_are_valued_as_the_whole(name, flags):
         ("vanilla_ensemble", PlainPool(), True, False),
         ("joint", JointPool(), True, True),
         ("joint_without_labels", JointPool(), False, True),
+        ("joint_without_teachers", JointPool(), True, True),
         ("joint_without_weights", JointPool(("weights",)), True, False),
         *((f"joint_without_{part}", JointPool((part,)), True, True) for part in (*LEVELS[1:], *REGULARIZERS, "gate")),
     ],
@@ -54,3 +55,4 @@ def test_the_parts_of_joint(name, pool, ensemble, weights):
     method = METHODS[name]
     assert isinstance(method, Joint) and name in ABLATIONS["joint"]
     assert (method.pool, method.ensemble, method.weights) == (pool, ensemble, weights)
+    assert method.teachers == (name != "joint_without_teachers")

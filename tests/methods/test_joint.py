@@ -83,9 +83,21 @@ def test_weights_are_the_networks_and_labels_the_ensembles(weights, ensemble):
     assert values.soft_labels == ("soft labels of joint_without_lora" if ensemble else None)
 
 
+@pytest.mark.parametrize(("ensemble", "teachers"), [(True, True), (True, False), (False, True)])
+def test_the_ensembles_teach_the_final_classifiers(ensemble, teachers):
+    experiment = FakeExperiment()
+    method = Joint("name", "title", JointPool(), ensemble=ensemble, teachers=teachers)
+    data = SimpleNamespace(synthetic="the images", pool=FakePool(JointPool()))
+    params, found = method.train(experiment, data)
+    only = method.train_on_synthetic(experiment, data)
+    taught_by = "members of joint" if ensemble and teachers else None
+    assert found is data and params == experiment.call("classifiers.train", method, "the images", taught_by)
+    assert only == experiment.call("classifiers.train_on_synthetic", method, "the images", taught_by)
+
+
 def test_the_default_is_the_whole():
     method = METHODS["joint"]
-    assert (method.pool, method.weights, method.ensemble) == (JointPool(), True, True)
+    assert (method.pool, method.weights, method.ensemble, method.teachers) == (JointPool(), True, True, True)
     assert JointPool().uses_shots and JointPool().attributes and not JointPool().class_tokens
 
 
@@ -101,4 +113,5 @@ def test_the_classifiers_of_the_update_are_tested_too():
     experiment = FakeExperiment()
     assert METHODS["joint"].accuracy_of_update(experiment) == 0.875
     assert experiment.steps == ["joint.train", "joint.accuracy"]
-    assert METHODS["vanilla"].accuracy_of_update(experiment) is None
+    for name in ("vanilla", "vanilla_ensemble"):
+        assert METHODS[name].accuracy_of_update(experiment) is None

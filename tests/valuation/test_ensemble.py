@@ -59,6 +59,14 @@ def test_members_are_of_the_shots_and_of_the_other_half_as_it_came_and_as_the_sh
     np.testing.assert_allclose(found.of_pool, expected[0], atol=1e-5)
     np.testing.assert_allclose(found.of_relabelled, expected[1], atol=1e-4)
     np.testing.assert_allclose(found.soft_labels, (of_shots + expected[0] + expected[1]) / 3, atol=1e-4)
+    # All members, in this order, are there to teach.
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(found.members)} == {6}
+    first, last = (jax.tree.map(lambda leaf, place=place: leaf[place], found.members) for place in (0, -1))
+    everything = CONFIG.eval_batch_size
+    said = [softmax(predict_logits(CLASSIFIER, params, pool.inputs, everything), axis=-1) for params in (first, last)]
+    np.testing.assert_allclose(said[0], say(real, None, pool, 0), atol=1e-5)
+    second_half = halves == 1
+    np.testing.assert_allclose(said[1][second_half], expected[1][second_half], atol=1e-4)
     posterior = class_posterior(found.of_relabelled, np.asarray(pool.labels))
     np.testing.assert_array_equal(found.posterior(np.asarray(pool.labels)).probabilities, posterior.probabilities)
 

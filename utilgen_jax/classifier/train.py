@@ -29,6 +29,7 @@ def train_classifier(
     synthetic: Examples | None,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
+    teachers: Params | None = None,
 ) -> Params:
     """Trains a classifier from its initial parameters.
 
@@ -39,12 +40,14 @@ def train_classifier(
         synthetic: synthetic images to mix into each batch; None trains on real ones alone.
         key: PRNG key of initial weights, batches and augmentation. Methods of a comparison share it.
         on_step: called after each step with (steps done, loss on the device).
+        teachers: classifiers of the same network, their parameters stacked [T, ...], that label the images of each
+            batch, see `training_steps`; None: they keep their labels.
 
     Returns:
         The trained parameters; frozen ones are not among them.
     """
     params = init_classifier(classifier, real.inputs.shape[1:], jax.random.fold_in(key, 0))
-    steps = training_steps(classifier, config, params, real, synthetic, jax.random.fold_in(key, 1))
+    steps = training_steps(classifier, config, params, real, synthetic, jax.random.fold_in(key, 1), teachers)
     for step, (params, loss) in enumerate(steps, start=1):  # noqa: B007, the last step's are returned
         on_step(step, loss)
     return params
@@ -57,11 +60,15 @@ def training_steps(
     real: Examples,
     synthetic: Examples | None,
     key: jax.Array,
+    teachers: Params | None = None,
 ) -> Iterator[tuple[Params, jax.Array]]:
     """Trains on from parameters, whose memory it takes over.
 
+    With teachers, the label of an image is what they say, in the mean, of the very image that is learnt from, shifted
+    and mixed (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv 2106.05237).
+
     Args:
-        classifier, config, real, synthetic: see `train_classifier`.
+        classifier, config, real, synthetic, teachers: see `train_classifier`.
         params: to start from.
         key: PRNG key of batches and augmentation.
 
@@ -75,7 +82,7 @@ def training_steps(
     for step in range(config.steps):  # not a scan, see `runtime.loops`
         batch = _augment(config, _draw_for_step(drawn, real, synthetic, key, step), key, step)
         params, optimizer_state, loss = _train_step(
-            classifier, program, params, optimizer_state, batch, class_counts, (key, step, rates[step])
+            classifier, program, params, optimizer_state, batch, teachers, class_counts, (key, step, rates[step])
         )
         yield params, loss
 
@@ -134,6 +141,7 @@ def _train_step(
     params: Params,
     optimizer_state: optax.OptState,
     batch: Examples,
+    teachers: Params | None,
     class_counts: jax.Array,
     now: tuple[jax.Array, int, float],
 ) -> tuple[Params, optax.OptState, jax.Array]:
@@ -146,6 +154,10 @@ def _train_step(
         targets, weights = weights[:, None] * targets, jnp.ones_like(weights)
         mixing_key = jax.random.fold_in(jax.random.fold_in(key, step), StepKey.MIXING)
         images, targets = MIXINGS[config.mixing](images, targets, mixing_key, config.mixing_alpha)
+    if teachers is not None:
+        predict = partial(training_logits, classifier, config, class_counts)
+        # A row's sum is its weight.
+        targets = jnp.sum(targets, -1, keepdims=True) * _mean_probabilities(predict, teachers, images)
 
     def loss_fn(params: Params) -> jax.Array:
         logits = training_logits(classifier, config, class_counts, params, images)
@@ -154,6 +166,14 @@ def _train_step(
     loss, gradients = jax.value_and_grad(loss_fn)(params)
     updates, optimizer_state = _make_optimizer(config, rate).update(gradients, optimizer_state, params)
     return optax.apply_updates(params, updates), optimizer_state, loss
+
+
+def _mean_probabilities(
+    predict: Callable[[Params, jax.Array], jax.Array], members: Params, images: jax.Array
+) -> jax.Array:
+    """What stacked classifiers [T, ...] say of images in the mean, float32 [B, K]; in turn, which takes less memory."""
+    said = jax.lax.map(lambda params: jax.nn.softmax(predict(params, images).astype(jnp.float32)), members)
+    return jnp.mean(said, axis=0)
 
 
 def training_logits(

@@ -17,6 +17,7 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import Result, step
 from utilgen_jax.methods.base import Method
+from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.types import Array, Params
 from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.difficulty import cross_fitted_difficulty, difficulty
@@ -38,14 +39,20 @@ class ClassifierSteps:
         self.experiment = experiment
 
     @step("classifier_{method.name}", dict)
-    def train(self, method: Method, synthetic: Examples | None) -> Params:
-        """Trains a method's classifier: on real images and synthetic ones, if any; or, if so set, on these alone."""
-        return self._train(self._config_of(method, self._is_synthetic_only(synthetic)), synthetic)
+    def train(self, method: Method, synthetic: Examples | None, teachers: Params | None = None) -> Params:
+        """Trains a method's classifier: on real images and synthetic ones, if any; or, if so set, on these alone.
+
+        Args:
+            method: whose images they are.
+            synthetic: its own.
+            teachers: what labels them in training, see `train_classifier`.
+        """
+        return self._train(self._config_of(method, self._is_synthetic_only(synthetic)), synthetic, teachers)
 
     @step("classifier_{method.name}_synthetic_only", dict)
-    def train_on_synthetic(self, method: Method, synthetic: Examples) -> Params:
-        """Trains another classifier, on a method's synthetic images alone, for as many steps."""
-        return self._train(self._config_of(method, True), synthetic)
+    def train_on_synthetic(self, method: Method, synthetic: Examples, teachers: Params | None = None) -> Params:
+        """Trains another classifier, on a method's synthetic images alone, for as many steps; see `train`."""
+        return self._train(self._config_of(method, True), synthetic, teachers)
 
     @step("classifier_{method.name}", SaflexClassifier)
     def train_saflex(self, method: Method, synthetic: Examples) -> SaflexClassifier:
@@ -113,11 +120,12 @@ class ClassifierSteps:
         """The classifier of the real images alone, which measures difficulty; that of the method `real`."""
         return self._run_real("classifier_real", dict, lambda: self._train(self.experiment.classifier_config, None))
 
-    def _train(self, config: ClassifierConfig, synthetic: Examples | None) -> Params:
+    def _train(self, config: ClassifierConfig, synthetic: Examples | None, teachers: Params | None = None) -> Params:
         experiment = self.experiment
         with experiment.log(config.steps) as on_step:
             key = experiment.key(Key.CLASSIFIER)
-            return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, on_step)
+            taught_by = None if teachers is None else replicate(teachers)
+            return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, on_step, taught_by)
 
     def evaluate(self, method: Method, params: Params) -> float:
         """The accuracy on the test images, which nothing but these evaluations reads."""

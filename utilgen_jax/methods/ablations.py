@@ -21,6 +21,7 @@ def _joint(title: str, without: str) -> Joint:
 # Each leaves one part of the joint update, of its regularisation or of its use out.
 _JOINT = (
     Joint("joint_without_labels", "+ joint, no soft labels", JointPool(), only_in_ablations=True, ensemble=False),
+    Joint("joint_without_teachers", "+ joint, labels given once", JointPool(), only_in_ablations=True, teachers=False),
     _joint("no weight network", "weights"),
     _joint("no attributes", "attributes"),
     _joint("no LoRA", "lora"),

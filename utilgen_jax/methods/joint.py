@@ -6,7 +6,8 @@
    class; the probabilities of the prompts' attributes.
 3. The gate: only if classifiers of the adapter's images do better on held-out shots is the adapter used.
 4. The pool, by what was trained, or the plain images.
-5. The weight network weighs it; ensembles of classifiers give it soft labels.
+5. The weight network weighs it; ensembles of classifiers label it, and in the final classifier's training they are the
+   teachers: they label each synthetic image anew as it stands in the batch, shifted and mixed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from utilgen_jax.methods.difficulty import DifficultyPool
 from utilgen_jax.valuation.config import EnsembleConfig
 
 if TYPE_CHECKING:
-    from utilgen_jax.experiment.experiment import Experiment
+    from utilgen_jax.experiment.experiment import Experiment, TrainingData
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.joint.train import JointResult
+    from utilgen_jax.types import Params
     from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -78,10 +80,12 @@ class Joint(Method):
     Attributes:
         weights: whether the images are weighed.
         ensemble: whether they get soft labels.
+        teachers: whether the ensembles give them in each step of training, and not once for all.
     """
 
     weights: bool = True
     ensemble: bool = True
+    teachers: bool = True
 
     def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
         if self.weights:
@@ -94,8 +98,22 @@ class Joint(Method):
         labels = experiment.values.ensemble_labels(pool.spec, pool)
         return dataclasses.replace(values, soft_labels=labels.soft_labels)
 
+    def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
+        return experiment.classifiers.train(self, data.synthetic, self._find_teachers(experiment, data)), data
+
+    def train_on_synthetic(self, experiment: Experiment, data: TrainingData) -> Params:
+        assert data.synthetic is not None
+        return experiment.classifiers.train_on_synthetic(self, data.synthetic, self._find_teachers(experiment, data))
+
+    def _find_teachers(self, experiment: Experiment, data: TrainingData) -> Params | None:
+        if not (self.ensemble and self.teachers):
+            return None
+        assert data.pool is not None
+        return experiment.values.ensemble_labels(data.pool.spec, data.pool).members
+
     def accuracy_of_update(self, experiment: Experiment) -> float | None:
-        assert isinstance(self.pool, JointPool)
+        if not isinstance(self.pool, JointPool):
+            return None
         return experiment.joint.accuracy(self.pool, self.pool.train(experiment))
 
 

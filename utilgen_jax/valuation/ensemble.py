@@ -26,7 +26,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.runtime.sharding import replicate, to_host
-from utilgen_jax.types import Array, OnStep, counted_from
+from utilgen_jax.types import Array, OnStep, Params, counted_from
 from utilgen_jax.valuation.config import EnsembleConfig
 from utilgen_jax.valuation.noise_transition import ClassPosterior, class_posterior
 
@@ -39,11 +39,13 @@ class EnsembleLabels:
         of_shots: of the classifiers of the shots alone.
         of_pool: of those of the shots and the other half of the pool as it came.
         of_relabelled: of those of the shots and the other half as the first ones label it.
+        members: the parameters of all classifiers in this order, stacked [M, ...].
     """
 
     of_shots: np.ndarray
     of_pool: np.ndarray
     of_relabelled: np.ndarray
+    members: Params
 
     @property
     def soft_labels(self) -> np.ndarray:
@@ -79,29 +81,35 @@ def ensemble_labels(
         on_step: called after each step with (steps done by all members, loss on the device).
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
-    keys = [jax.random.fold_in(key, member) for member in range(ensemble.members)]
-    of_shots = predict_by_ensemble(classifier, config, real, pool.inputs, keys, on_step)
+    members: list[Params] = []
 
-    def predict_halves(targets: np.ndarray, first_member: int) -> np.ndarray:
+    def train_member(others: Examples | None) -> Params:
+        done, member_key = len(members) * config.steps, jax.random.fold_in(key, len(members))
+        members.append(train_classifier(classifier, config, real, others, member_key, counted_from(done, on_step)))
+        return members[-1]
+
+    def predict_halves(targets: np.ndarray) -> np.ndarray:
         """What members that were trained on the other half, under these targets [N, K], say of each image."""
         predicted = np.zeros((len(pool), pool.num_classes), np.float32)
         for number in range(2 * ensemble.pool_members):
             others, held_out = (np.flatnonzero((half_of == number % 2) == is_held_out) for is_held_out in (False, True))
-            taught = dataclasses.replace(pool.take(others), targets=replicate(targets[others]))
-            member, images = first_member + number, pool.take(held_out).inputs
-            keys = [jax.random.fold_in(key, member)]
-            said = predict_by_ensemble(
-                classifier, config, real, images, keys, counted_from(member * config.steps, on_step), others=taught
-            )
+            member = train_member(dataclasses.replace(pool.take(others), targets=replicate(targets[others])))
+            said = _predict(classifier, config, member, pool.take(held_out).inputs)
             predicted[held_out] += said / ensemble.pool_members
         return predicted
 
     # The pool holds the classes in turn: whole turns go to a half.
     half_of = np.arange(len(pool)) // pool.num_classes % 2
-    of_pool = predict_halves(to_host(pool.dense().targets), ensemble.members)
+    said = [_predict(classifier, config, train_member(None), pool.inputs) for _ in range(ensemble.members)]
+    of_shots = np.mean(said, axis=0)
+    of_pool = predict_halves(to_host(pool.dense().targets))
     relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
-    of_relabelled = predict_halves(relabelled, ensemble.members + 2 * ensemble.pool_members)
-    return EnsembleLabels(of_shots, of_pool, of_relabelled)
+    of_relabelled = predict_halves(relabelled)
+    return EnsembleLabels(of_shots, of_pool, of_relabelled, jax.tree.map(_stack, *members))
+
+
+def _stack(*leaves: Array) -> np.ndarray:
+    return np.stack([to_host(leaf) for leaf in leaves])
 
 
 def predict_by_ensemble(
@@ -111,9 +119,8 @@ def predict_by_ensemble(
     images: Array,
     keys: Sequence[jax.Array] | jax.Array,
     on_step: OnStep,
-    others: Examples | None = None,
 ) -> np.ndarray:
-    """Predicts the classes of images by an ensemble that is trained on the shots, and on others if there are any.
+    """Predicts the classes of images by an ensemble that is trained on the shots alone.
 
     Args:
         classifier: the network of every member.
@@ -122,17 +129,19 @@ def predict_by_ensemble(
         images: as the classifier sees them, float32 [N, H, W, C].
         keys: PRNG keys of the members.
         on_step: called after each step with (steps done by all members, loss on the device).
-        others: synthetic images, see `train_classifier`; None: the shots alone.
 
     Returns:
         The mean of the members' probabilities, float32 [N, K].
     """
-    predicted = np.zeros((len(images), real.num_classes), np.float32)
+    said = []
     for member, key in enumerate(keys):
-        params = train_classifier(classifier, config, real, others, key, counted_from(member * config.steps, on_step))
-        logits = predict_logits(classifier, params, images, config.eval_batch_size)
-        predicted += softmax(logits, axis=-1) / len(keys)
-    return predicted
+        params = train_classifier(classifier, config, real, None, key, counted_from(member * config.steps, on_step))
+        said.append(_predict(classifier, config, params, images))
+    return np.mean(said, axis=0)
+
+
+def _predict(classifier: Classifier, config: ClassifierConfig, params: Params, images: Array) -> np.ndarray:
+    return softmax(predict_logits(classifier, params, images, config.eval_batch_size), axis=-1)
 
 
 def ensemble_steps(config: ClassifierConfig, ensemble: EnsembleConfig) -> int:
