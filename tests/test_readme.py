@@ -101,13 +101,13 @@ def test_the_table_of_five_images_to_a_real_one_is_that_of_the_kept_runs():
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
-        ("configs/results/digits.json", "configs/digits.py", []),
+        ("configs/results/digits.json", "configs/digits.py:images=100", []),
         ("configs/results/digits_5x.json", "configs/digits.py:5x", []),
-        ("configs/results/digits_pool_size.json", "configs/digits.py", []),
-        ("utilgen_jax/methods/results/ablation_utilgen.json", "configs/digits.py", []),
+        ("configs/results/digits_pool_size.json", "configs/digits.py:images=100", []),
+        ("utilgen_jax/methods/results/ablation_utilgen.json", "configs/digits.py:images=100", []),
         (
             "configs/results/pneumoniamnist.json",
-            "configs/pneumoniamnist.py:pretrained",
+            "configs/pneumoniamnist.py:pretrained,images=100",
             [("data.path", "pneumoniamnist.npz"), ("classifier.width", "16"), ("classifier.steps", "200")],
         ),
     ],
@@ -131,7 +131,7 @@ def test_the_output_of_the_main_job_is_laid_out_as_it_is_printed():
     cells = found.groups()
     rows = [
         [METHODS[method].title, 20, synthetic, *cells[2 * place : 2 * place + 2]]
-        for place, (method, synthetic) in enumerate((("real", 0), ("vanilla", 1000), ("joint", 1000)))
+        for place, (method, synthetic) in enumerate((("real", 0), ("vanilla", 500), ("joint", 500)))
     ]
     printed = format_table(rows, ["training set", "real", "synthetic", "with real images", "synthetic images only"])
     assert printed in text, f"README.md should have:\n{printed}"

@@ -124,7 +124,9 @@ VALUES = {
     "uniform": lambda name, pool: values_of,
     "cross_fit": lambda name, pool, weighting: values_of,
     "ensemble_labels": lambda spec, pool: SimpleNamespace(
-        soft_labels=f"soft labels of {pool.spec.name}", members=f"members of {pool.spec.name}"
+        soft_labels=f"soft labels of {pool.spec.name}",
+        members=f"all members of {pool.spec.name}",
+        members_of_pool=f"members of {pool.spec.name}",
     ),
     "show_weight_curve": lambda name, pool_round, values: None,
 }

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.methods.fake_experiment import FakeExperiment, FakePool
+from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.errors import InputError
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.methods import METHODS
@@ -83,16 +84,19 @@ def test_weights_are_the_networks_and_labels_the_ensembles(weights, ensemble):
     assert values.soft_labels == ("soft labels of joint_without_lora" if ensemble else None)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
 @pytest.mark.parametrize(("ensemble", "teachers"), [(True, True), (True, False), (False, True)])
-def test_the_ensembles_teach_the_final_classifiers(ensemble, teachers):
-    experiment = FakeExperiment()
+def test_the_ensembles_teach_the_final_classifiers(ensemble, teachers, fraction):
+    experiment = FakeExperiment(classifier=ClassifierConfig(synthetic_fraction=fraction))
     method = Joint("name", "title", JointPool(), ensemble=ensemble, teachers=teachers)
     data = SimpleNamespace(synthetic="the images", pool=FakePool(JointPool()))
     params, found = method.train(experiment, data)
     only = method.train_on_synthetic(experiment, data)
-    taught_by = "members of joint" if ensemble and teachers else None
+    everyone = "all members of joint" if ensemble and teachers else None
+    beside_real = everyone and "members of joint"
+    taught_by = everyone if fraction == 1 else beside_real
     assert found is data and params == experiment.call("classifiers.train", method, "the images", taught_by)
-    assert only == experiment.call("classifiers.train_on_synthetic", method, "the images", taught_by)
+    assert only == experiment.call("classifiers.train_on_synthetic", method, "the images", everyone)
 
 
 def test_the_default_is_the_whole():

@@ -7,7 +7,7 @@
 3. The gate: only if classifiers of the adapter's images do better on held-out shots is the adapter used.
 4. The pool, by what was trained, or the plain images.
 5. The weight network weighs it; ensembles of classifiers label it, and in the final classifier's training they are the
-   teachers: they label each synthetic image anew as it stands in the batch, shifted and mixed.
+   teachers: they label each image anew as it stands in the batch, shifted and mixed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from utilgen_jax.joint.train import JointResult
     from utilgen_jax.types import Params
     from utilgen_jax.valuation.cross_fit import PoolValues
+    from utilgen_jax.valuation.ensemble import EnsembleLabels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +100,22 @@ class Joint(Method):
         return dataclasses.replace(values, soft_labels=labels.soft_labels)
 
     def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
-        return experiment.classifiers.train(self, data.synthetic, self._find_teachers(experiment, data)), data
+        teachers = self._ensembles(experiment, data)
+        # Beside real images those teach best that have learnt from such batches (measured: valuation/README.md).
+        synthetic_only = experiment.config.classifier.synthetic_fraction == 1
+        chosen = teachers and (teachers.members if synthetic_only else teachers.members_of_pool)
+        return experiment.classifiers.train(self, data.synthetic, chosen), data
 
     def train_on_synthetic(self, experiment: Experiment, data: TrainingData) -> Params:
         assert data.synthetic is not None
-        return experiment.classifiers.train_on_synthetic(self, data.synthetic, self._find_teachers(experiment, data))
+        teachers = self._ensembles(experiment, data)
+        return experiment.classifiers.train_on_synthetic(self, data.synthetic, teachers and teachers.members)
 
-    def _find_teachers(self, experiment: Experiment, data: TrainingData) -> Params | None:
+    def _ensembles(self, experiment: Experiment, data: TrainingData) -> EnsembleLabels | None:
         if not (self.ensemble and self.teachers):
             return None
         assert data.pool is not None
-        return experiment.values.ensemble_labels(data.pool.spec, data.pool).members
+        return experiment.values.ensemble_labels(data.pool.spec, data.pool)
 
     def accuracy_of_update(self, experiment: Experiment) -> float | None:
         if not isinstance(self.pool, JointPool):

@@ -11,6 +11,6 @@ from utilgen_jax.fields import setting
 class PoolConfig:
     """How many synthetic images there are."""
 
-    images_per_class: int = setting(100, "synthetic images a class", minimum=1)
+    images_per_class: int = setting(50, "synthetic images a class", minimum=1)
     images_per_shot: int = setting(0, "instead, so many for each real image of the class; 0: off", minimum=0)
     fill_to: int = setting(0, "instead, as many as bring each class to this number with its shots; 0: off", minimum=0)

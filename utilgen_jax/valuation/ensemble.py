@@ -40,12 +40,20 @@ class EnsembleLabels:
         of_pool: of those of the shots and the other half of the pool as it came.
         of_relabelled: of those of the shots and the other half as the first ones label it.
         members: the parameters of all classifiers in this order, stacked [M, ...].
+        num_of_each: of the classifiers of each kind, int [3].
     """
 
     of_shots: np.ndarray
     of_pool: np.ndarray
     of_relabelled: np.ndarray
     members: Params
+    num_of_each: np.ndarray
+
+    @property
+    def members_of_pool(self) -> Params:
+        """The classifiers of shots and pool as it came, stacked [2 pool_members, ...]."""
+        first, number, _ = (int(each) for each in self.num_of_each)
+        return jax.tree.map(lambda leaf: leaf[first : first + number], self.members)
 
     @property
     def soft_labels(self) -> np.ndarray:
@@ -105,7 +113,8 @@ def ensemble_labels(
     of_pool = predict_halves(to_host(pool.dense().targets))
     relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
     of_relabelled = predict_halves(relabelled)
-    return EnsembleLabels(of_shots, of_pool, of_relabelled, jax.tree.map(_stack, *members))
+    num_of_each = np.array([ensemble.members, 2 * ensemble.pool_members, 2 * ensemble.pool_members])
+    return EnsembleLabels(of_shots, of_pool, of_relabelled, jax.tree.map(_stack, *members), num_of_each)
 
 
 def _stack(*leaves: Array) -> np.ndarray:
