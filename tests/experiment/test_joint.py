@@ -62,6 +62,12 @@ def given(make_experiment, monkeypatch):
     return SimpleNamespace(make=make, calls=calls)
 
 
+def test_without_the_gate_the_compiled_update_is_the_same(given):
+    steps = given.make().joint
+    assert steps.program(("gate",)) == steps.program()
+    assert steps.program(("gate", "lora", "anchor")).without == ("lora", "anchor")
+
+
 def test_training_gets_shots_pool_and_prompts_with_their_features(given):
     experiment, plain = given.make(), random_pool(8)
     experiment.joint.train(NamedPool(), plain, None, ("lora",))

@@ -23,7 +23,7 @@ from utilgen_jax.generator.conditioning import encode_prompts
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.gate import Gate, compare_pools
-from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.program import LEVELS, REGULARIZERS, JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorSet, make_anchor_set
 from utilgen_jax.joint.train import JointResult, num_steps, predict_weights, train_jointly
 from utilgen_jax.methods.base import PoolSpec
@@ -62,7 +62,9 @@ class JointSteps:
             experiment.generator.architecture,
             len(experiment.words.columns),
         )
-        return dataclasses.replace(program, without=without)
+        # The gate comes after the update: with it or without, the compiled program is the same.
+        left_out = tuple(name for name in without if name in (*LEVELS, *REGULARIZERS))
+        return dataclasses.replace(program, without=left_out)
 
     def train(
         self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
