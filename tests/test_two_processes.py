@@ -70,10 +70,13 @@ def test_images_without_a_line_yet_are_not_taken_for_those_of_a_run_that_was_cut
     code = """
 import os, sys, time
 from utilgen_jax import main
-from utilgen_jax.joint.gate import Gate
+from utilgen_jax.experiment.joint import JointSteps
+from utilgen_jax.methods.joint import JointPool
 from utilgen_jax.pool import storage
 
-Gate.is_open = False  # so that the first process copies the plain pool, while the second opens the copy
+# The first process copies the plain pool, while the second opens the copy; nothing is trained before.
+JointPool.train, JointPool._is_used = lambda *arguments: None, lambda *arguments: False
+JointSteps.accuracy = lambda *arguments: 0.0
 
 append_text, open_folder = storage.append_text, storage.PoolWriter.__init__
 
@@ -94,7 +97,7 @@ sys.exit(main.main(sys.argv))
     (tmp_path / "slow_disk.py").write_text(code)
     checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
     fields = [f"--config.{name}={value}" for name, value in (*TINY, ("generator.checkpoint", str(checkpoint)))]
-    processes = start(["slow_disk", f"--config={DIGITS}:method=joint", *fields, "--workdir=run"], tmp_path)
+    processes = start(["slow_disk", f"--config={DIGITS}:method=joint_without_weights", *fields, "--workdir=run"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
