@@ -11,7 +11,6 @@ from setuptools import find_packages
 
 from utilgen_jax.compare.curve import curve_tables
 from utilgen_jax.compare.join import PLAN_FIELDS
-from utilgen_jax.compare.regimes import regime_table
 from utilgen_jax.compare.report import tables
 from utilgen_jax.compare.statistics import Run, of_synthetic_only
 from utilgen_jax.config.command_line import read_config
@@ -91,11 +90,13 @@ def test_the_tables_of_the_pools_size_are_those_of_the_kept_runs():
         assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
 
 
-def test_the_table_of_five_images_to_a_real_one_is_that_of_the_kept_runs():
+def test_the_tables_of_five_images_to_a_real_one_are_those_of_the_kept_runs():
     runs = kept_runs("configs/results/digits_5x.json")
     methods = [method for method in METHODS if any(run.method == method for run in runs)]
-    table = regime_table({"5x": runs}, methods, format_markdown_table)
-    assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
+    for column, parts in ((runs, (0, 1)), (of_synthetic_only(runs), (0, 1, -1))):
+        found = tables(column, methods, format_markdown_table)
+        for part in parts:
+            assert found[part] in TEXTS["configs/README.md"], f"configs/README.md should have:\n{found[part]}"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,9 @@ sys.exit(main.main(sys.argv))
     (tmp_path / "slow_disk.py").write_text(code)
     checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
     fields = [f"--config.{name}={value}" for name, value in (*TINY, ("generator.checkpoint", str(checkpoint)))]
-    processes = start(["slow_disk", f"--config={DIGITS}:method=joint_without_weights", *fields, "--workdir=run"], tmp_path)
+    processes = start(
+        ["slow_disk", f"--config={DIGITS}:method=joint_without_weights", *fields, "--workdir=run"], tmp_path
+    )
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
