@@ -41,9 +41,14 @@ class ClassifierConfig:
     eval_batch_size: int = setting(500, "test images at once", minimum=1, may_change=True)
 
     @property
+    def is_synthetic_only(self) -> bool:
+        """Whether batches hold synthetic images alone."""
+        return self.synthetic_fraction == 1
+
+    @property
     def num_synthetic(self) -> int:
         """Synthetic images in a batch: at least one, and at least one real beside them unless the fraction is 1."""
-        most = self.batch_size if self.synthetic_fraction == 1 else self.batch_size - 1
+        most = self.batch_size if self.is_synthetic_only else self.batch_size - 1
         return min(max(round(self.batch_size * self.synthetic_fraction), 1), most)
 
 

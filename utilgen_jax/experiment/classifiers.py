@@ -77,7 +77,7 @@ class ClassifierSteps:
             )
 
     def _is_synthetic_only(self, synthetic: Examples | None) -> bool:
-        return synthetic is not None and self.experiment.config.classifier.synthetic_fraction == 1
+        return synthetic is not None and self.experiment.config.classifier.is_synthetic_only
 
     def _config_of(self, method: Method, synthetic_only: bool) -> ClassifierConfig:
         changes: dict[str, Any] = {

@@ -256,7 +256,7 @@ class Experiment:
         accuracy = Accuracy(self.classifiers.evaluate(method, params), of_update=method.accuracy_of_update(self))
         if data.synthetic is None:
             return accuracy
-        if self.config.classifier.synthetic_fraction == 1:
+        if self.config.classifier.is_synthetic_only:
             return dataclasses.replace(accuracy, synthetic_only=accuracy.final)
         if not self.config.also_synthetic_only:
             return accuracy
@@ -299,7 +299,7 @@ class Experiment:
             "dataset": config.data.name,
             "shots": config.data.shots,
             "seed": config.seed,
-            "trained_on": "synthetic_only" if config.classifier.synthetic_fraction == 1 else "real+synthetic",
+            "trained_on": "synthetic_only" if config.classifier.is_synthetic_only else "real+synthetic",
             "accuracy": {row: each.final for row, each in rows.items()},
             "accuracy_synthetic_only": {
                 row: each.synthetic_only for row, each in rows.items() if each.synthetic_only is not None

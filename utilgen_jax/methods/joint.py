@@ -102,8 +102,8 @@ class Joint(Method):
     def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
         teachers = self._ensembles(experiment, data)
         # Beside real images those teach best that have learnt from such batches (measured: valuation/README.md).
-        synthetic_only = experiment.config.classifier.synthetic_fraction == 1
-        chosen = teachers and (teachers.members if synthetic_only else teachers.members_of_pool)
+        takes_all = experiment.config.classifier.is_synthetic_only
+        chosen = teachers and (teachers.members if takes_all else teachers.members_of_pool)
         return experiment.classifiers.train(self, data.synthetic, chosen), data
 
     def train_on_synthetic(self, experiment: Experiment, data: TrainingData) -> Params:

@@ -39,21 +39,21 @@ class EnsembleLabels:
         of_shots: of the classifiers of the shots alone.
         of_pool: of those of the shots and the other half of the pool as it came.
         of_relabelled: of those of the shots and the other half as the first ones label it.
-        members: the parameters of all classifiers in this order, stacked [M, ...].
-        num_of_each: of the classifiers of each kind, int [3].
+        members_of_shots, members_of_pool, members_of_relabelled: these classifiers' parameters, stacked [M, ...].
     """
 
     of_shots: np.ndarray
     of_pool: np.ndarray
     of_relabelled: np.ndarray
-    members: Params
-    num_of_each: np.ndarray
+    members_of_shots: Params
+    members_of_pool: Params
+    members_of_relabelled: Params
 
     @property
-    def members_of_pool(self) -> Params:
-        """The classifiers of shots and pool as it came, stacked [2 pool_members, ...]."""
-        first, number, _ = (int(each) for each in self.num_of_each)
-        return jax.tree.map(lambda leaf: leaf[first : first + number], self.members)
+    def members(self) -> Params:
+        """All classifiers, in this order."""
+        kinds = self.members_of_shots, self.members_of_pool, self.members_of_relabelled
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *kinds)
 
     @property
     def soft_labels(self) -> np.ndarray:
@@ -113,12 +113,13 @@ def ensemble_labels(
     of_pool = predict_halves(to_host(pool.dense().targets))
     relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
     of_relabelled = predict_halves(relabelled)
-    num_of_each = np.array([ensemble.members, 2 * ensemble.pool_members, 2 * ensemble.pool_members])
-    return EnsembleLabels(of_shots, of_pool, of_relabelled, jax.tree.map(_stack, *members), num_of_each)
+    first, last = ensemble.members, ensemble.members + 2 * ensemble.pool_members
+    kinds = (_stack(kind) for kind in (members[:first], members[first:last], members[last:]))
+    return EnsembleLabels(of_shots, of_pool, of_relabelled, *kinds)
 
 
-def _stack(*leaves: Array) -> np.ndarray:
-    return np.stack([to_host(leaf) for leaf in leaves])
+def _stack(members: Sequence[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: np.stack([to_host(leaf) for leaf in leaves]), *members)
 
 
 def predict_by_ensemble(

@@ -108,7 +108,7 @@ def train_saflex(
     """
     config, (real, folds) = program.config, shots
     parts = [(real.take(fold.train_indices), real.take(fold.validation_indices)) for fold in folds]
-    if config.num_synthetic == config.batch_size:
+    if config.is_synthetic_only:
         parts = [(real, real)]
     labels = pool.dense().targets
     prior = at_zero_influence(labels, program.saflex.label_probability)
