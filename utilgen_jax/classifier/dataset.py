@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples, concatenate
 from utilgen_jax.classifier.config import ClassifierConfig
@@ -60,6 +61,21 @@ class ClassifierInput:
         return Examples(self.images(images), targets)
 
 
+@struct.dataclass
+class Drawn:
+    """What a batch is made of.
+
+    Attributes:
+        real: rows of the real images, int32 [R].
+        synthetic: rows of the pool, int32 [S]; None where there is none.
+        offsets: of each image's shift, int32 [R + S, 2].
+    """
+
+    real: jax.Array
+    synthetic: jax.Array | None
+    offsets: jax.Array
+
+
 def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array) -> Examples:
     """Draws one batch of shifted images, real ones first; with replacement, so that a handful of shots fills it too.
 
@@ -73,29 +89,57 @@ def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
         `config.batch_size` examples; with synthetic images the last `config.num_synthetic` are synthetic, and
         `is_weighted`.
     """
-    number = config.num_synthetic if synthetic is not None else 0
-    num_real = config.batch_size - number
-    chosen = jax.random.randint(jax.random.fold_in(key, StepKey.REAL), (num_real,), 0, len(real))
-    batch = real.take(chosen)
+    drawn = draw_rows(config, len(real), None if synthetic is None else len(synthetic), key)
+    return take_batch(config, real, synthetic, drawn)
+
+
+def draw_rows(
+    config: ClassifierConfig, num_real: int | jax.Array, pool_size: int | jax.Array | None, key: jax.Array
+) -> Drawn:
+    """The random part of `draw_batch`, for which the images' numbers need not be static.
+
+    Args:
+        config: see `draw_batch`.
+        num_real: number of real images.
+        pool_size: number of synthetic images, or None.
+        key: PRNG key of the step.
+    """
+    number = config.num_synthetic if pool_size is not None else 0
+    size, shift_key = config.batch_size, jax.random.fold_in(key, StepKey.SHIFT)
+    return Drawn(
+        real=jax.random.randint(jax.random.fold_in(key, StepKey.REAL), (size - number,), 0, num_real),
+        synthetic=None if pool_size is None else draw_synthetic(config, pool_size, key),
+        offsets=jax.random.randint(shift_key, (size, 2), 0, 2 * config.max_shift + 1),
+    )
+
+
+def take_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn) -> Examples:
+    """The batch of `draw_batch` for what `draw_rows` has drawn."""
+    batch = real.take(drawn.real)
     if synthetic is not None:
-        batch = concatenate(batch, synthetic.take(draw_synthetic(config, len(synthetic), key)), fill=("attributes",))
+        assert drawn.synthetic is not None
+        batch = concatenate(batch, synthetic.take(drawn.synthetic), fill=("attributes",))
     batch = split_batch(dataclasses.replace(batch, is_weighted=None))
-    shifted = random_shift(batch.inputs, jax.random.fold_in(key, StepKey.SHIFT), config.max_shift)
-    return dataclasses.replace(batch, inputs=shifted, is_weighted=jnp.arange(config.batch_size) >= num_real)
+    shifted = _shift(batch.inputs, drawn.offsets, config.max_shift)
+    return dataclasses.replace(batch, inputs=shifted, is_weighted=jnp.arange(len(batch)) >= len(drawn.real))
 
 
-def draw_synthetic(config: ClassifierConfig, pool_size: int, key: jax.Array) -> jax.Array:
+def draw_synthetic(config: ClassifierConfig, pool_size: int | jax.Array, key: jax.Array) -> jax.Array:
     """Which images of the pool `draw_batch` draws with this key: int32 [config.num_synthetic]."""
     return jax.random.randint(jax.random.fold_in(key, StepKey.SYNTHETIC), (config.num_synthetic,), 0, pool_size)
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
     """Shifts each image of [B, H, W, C] by up to `max_shift` pixels each way, repeating its edge."""
+    return _shift(images, jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1), max_shift)
+
+
+def _shift(images: jax.Array, offsets: jax.Array, max_shift: int) -> jax.Array:
+    """Shifts by offsets int [B, 2] in 0 .. 2 * max_shift, of which max_shift is no shift."""
     if max_shift == 0:
         return images
     margin = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
     padded = jnp.pad(images, margin, mode="edge")
-    offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
 
     def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])

@@ -13,7 +13,7 @@ import optax
 
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
-from utilgen_jax.classifier.dataset import StepKey, apply_randaugment, draw_batch
+from utilgen_jax.classifier.dataset import Drawn, StepKey, apply_randaugment, draw_rows, take_batch
 from utilgen_jax.classifier.losses import balance_logits, smoothed_cross_entropy
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
@@ -75,14 +75,19 @@ def training_steps(
     Yields:
         The parameters after each of `config.steps` steps, which the next step takes over, and the loss on the device.
     """
-    program, drawn = _read_by_the_step(config), _read_by_the_draw(config)
+    program = _read_by_the_step(config)
     optimizer_state = init_sharded(_init_optimizer, params)
     rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
-        batch = _augment(config, _draw_for_step(drawn, real, synthetic, key, step), key, step)
-        params, optimizer_state, loss = _train_step(
-            classifier, program, params, optimizer_state, batch, teachers, class_counts, (key, step, rates[step])
+        batch = draw_training_batch(config, real, synthetic, key, step)
+        images, targets = batch.inputs, _weighted_targets(batch)
+        if config.mixing != "none":
+            images, targets = _mix(program, images, targets, key, step)
+        if teachers is not None:
+            targets = _teach(classifier, program, class_counts, teachers, images, targets)
+        params, optimizer_state, loss = _learn(
+            classifier, program, params, optimizer_state, images, targets, class_counts, rates[step]
         )
         yield params, loss
 
@@ -97,7 +102,13 @@ def draw_training_batch(
         key: PRNG key of the training's batches.
         step: number of the step.
     """
-    return _augment(config, _draw_batch(_read_by_the_draw(config), real, synthetic, key, step), key, step)
+    # Random numbers take long to compile: one program draws for images of any number.
+    config_of_draw = _read_by_the_draw(config)
+    drawn = _draw_rows(config_of_draw, len(real), None if synthetic is None else len(synthetic), key, step)
+    batch = _take_batch(config_of_draw, real, synthetic, drawn)
+    if config.augmentation != "randaugment":
+        return batch
+    return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
 
 
 def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
@@ -113,67 +124,67 @@ def _read_by_the_step(config: ClassifierConfig) -> ClassifierConfig:
 
 
 @partial(jax.jit, static_argnames="config")
-def _draw_batch(
-    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
-) -> Examples:
-    return draw_batch(config, real, synthetic, jax.random.fold_in(key, step))
+def _draw_rows(config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
+    return draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
+
+
+_take_batch = jax.jit(take_batch, static_argnames="config")
+
+
+@jax.jit
+def _weighted_targets(batch: Examples) -> jax.Array:
+    """Targets float32 [B, K], each row with the image's weight for its sum: the loss is linear in both."""
+    targets = batch.dense().targets
+    return targets if batch.weights is None else batch.weights[:, None] * targets
 
 
 @partial(jax.jit, static_argnames="config")
-def _draw_for_step(
-    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
-) -> Examples:
-    """A batch in the form that every training step has: inputs, dense targets and weights."""
-    batch = draw_batch(config, real, synthetic, jax.random.fold_in(key, step)).dense()
-    return Examples(batch.inputs, batch.targets, jnp.ones(len(batch)) if batch.weights is None else batch.weights)
+def _mix(
+    config: ClassifierConfig, images: jax.Array, targets: jax.Array, key: jax.Array, step: int
+) -> tuple[jax.Array, jax.Array]:
+    mixing_key = jax.random.fold_in(jax.random.fold_in(key, step), StepKey.MIXING)
+    return MIXINGS[config.mixing](images, targets, mixing_key, config.mixing_alpha)
 
 
-def _augment(config: ClassifierConfig, batch: Examples, key: jax.Array, step: int) -> Examples:
-    if config.augmentation != "randaugment":
-        return batch
-    return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
+@partial(jax.jit, static_argnames="config")
+def _teach(
+    classifier: Classifier,
+    config: ClassifierConfig,
+    class_counts: jax.Array,
+    teachers: Params,
+    images: jax.Array,
+    targets: jax.Array,
+) -> jax.Array:
+    """Targets by what stacked classifiers [T, ...] say in the mean, float32 [B, K]; each row keeps its sum."""
+
+    def predict(params: Params) -> jax.Array:
+        logits = training_logits(classifier, config, class_counts, params, images)
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    # In turn: it takes less memory, and on CPUs less time than `vmap`.
+    return jnp.sum(targets, -1, keepdims=True) * jnp.mean(jax.lax.map(predict, teachers), axis=0)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames=("params", "optimizer_state"))
-def _train_step(
+def _learn(
     classifier: Classifier,
     config: ClassifierConfig,
     params: Params,
     optimizer_state: optax.OptState,
-    batch: Examples,
-    teachers: Params | None,
+    images: jax.Array,
+    targets: jax.Array,
     class_counts: jax.Array,
-    now: tuple[jax.Array, int, float],
+    rate: float,
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    """A step at `now`: the training's key, the step's number and its learning rate."""
-    key, step, rate = now
-    images, targets, weights = batch.inputs, batch.targets, batch.weights
-    assert weights is not None
-    if config.mixing != "none":
-        # An image's weight goes with its targets into the mix: the loss is linear in both.
-        targets, weights = weights[:, None] * targets, jnp.ones_like(weights)
-        mixing_key = jax.random.fold_in(jax.random.fold_in(key, step), StepKey.MIXING)
-        images, targets = MIXINGS[config.mixing](images, targets, mixing_key, config.mixing_alpha)
-    if teachers is not None:
-        predict = partial(training_logits, classifier, config, class_counts)
-        # A row's sum is its weight.
-        targets = jnp.sum(targets, -1, keepdims=True) * _mean_probabilities(predict, teachers, images)
+    """A step of the optimiser at a learning rate."""
 
     def loss_fn(params: Params) -> jax.Array:
         logits = training_logits(classifier, config, class_counts, params, images)
-        return jnp.mean(weights * smoothed_cross_entropy(logits, targets, config.label_smoothing))
+        return jnp.mean(smoothed_cross_entropy(logits, targets, config.label_smoothing))
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
     updates, optimizer_state = _make_optimizer(config, rate).update(gradients, optimizer_state, params)
     return optax.apply_updates(params, updates), optimizer_state, loss
-
-
-def _mean_probabilities(
-    predict: Callable[[Params, jax.Array], jax.Array], members: Params, images: jax.Array
-) -> jax.Array:
-    """What stacked classifiers [T, ...] say of images in the mean, float32 [B, K]; in turn, which takes less memory."""
-    said = jax.lax.map(lambda params: jax.nn.softmax(predict(params, images).astype(jnp.float32)), members)
-    return jnp.mean(said, axis=0)
 
 
 def training_logits(
