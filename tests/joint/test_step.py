@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_st
 from tests.toy_images import VALUATION
 from utilgen_jax.bilevel import check_finite
 from utilgen_jax.generator.loading import load_stable_diffusion
+from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import LEVELS, JointProgram
 from utilgen_jax.joint.step import joint_update
 from utilgen_jax.runtime import sharding
@@ -92,6 +94,31 @@ def test_what_is_not_finite_is_named(name, group):
     state, _ = joint_update(*arguments(disturb=spoil))
     with pytest.raises(FloatingPointError, match=name):
         check_finite(state.first_nonfinite)
+
+
+class MeanColour:
+    """An image encoder whose embedding is the mean pixel."""
+
+    image_size = 8
+
+    def apply(self, variables, pixels):
+        return SimpleNamespace(image_embeds=pixels.mean((1, 2)))
+
+
+def test_coverage_is_taken_in_the_features_of_classifier_image_encoder_or_both():
+    sd = toy.make_toy()
+    statistics = {"image_encoder": MeanColour(), "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    architecture = dataclasses.replace(sd.architecture, **statistics)
+    sd = StableDiffusion(architecture, sd.params | {"image_encoder": {}})
+
+    def penalty(*features):
+        joint = dataclasses.replace(JOINT, coverage=1.0, coverage_features=features)
+        program = dataclasses.replace(PROGRAM, joint=joint, without=("anchor",))
+        return float(joint_update(*arguments(program, sd))[1].penalty)
+
+    of_classifier, of_encoder = penalty("classifier"), penalty("image_encoder")
+    assert min(of_classifier, of_encoder) > 1e-3 and abs(of_classifier - of_encoder) > 1e-3
+    assert penalty("classifier", "image_encoder") == pytest.approx(of_classifier + of_encoder, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -113,6 +113,14 @@ def test_attributes_are_checked_before_anything_is_written():
     JointPool().check(FakeExperiment())
 
 
+def test_an_image_encoders_features_need_one():
+    experiment = FakeExperiment(JointConfig(coverage_features=("classifier", "image_encoder")))
+    with pytest.raises(InputError, match="joint.coverage_features=classifier,image_encoder: .* no image_encoder"):
+        JointPool().check(experiment)
+    experiment.generator.architecture = SimpleNamespace(image_encoder="unCLIP's")
+    JointPool().check(experiment)
+
+
 def test_the_classifiers_of_the_update_are_tested_too():
     experiment = FakeExperiment()
     assert METHODS["joint"].accuracy_of_update(experiment) == 0.875

@@ -33,5 +33,8 @@ class JointConfig:
     )
     anchor: float = setting(1.0, "weight of the distance to the frozen generator's predictions", minimum=0.0)
     coverage: float = setting(0.1, "weight of the discrepancy between generated and real features", minimum=0.0)
+    coverage_features: tuple[str, ...] = setting(
+        ("classifier",), "in which that is taken, one or both", choices=("classifier", "image_encoder")
+    )
     gate_images: int = setting(10, "images a class that decide whether the adapter is used; 0: it always is", minimum=0)
     gate_steps: int = setting(100, "steps of the classifiers that decide", minimum=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,8 +14,9 @@ from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_updat
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
 from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.data.images import set_channels
 from utilgen_jax.generator.adapter import Adapter, generate_images, requested_difficulty
-from utilgen_jax.generator.conditioning import embeds_condition
+from utilgen_jax.generator.conditioning import embeds_condition, encode_images
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
@@ -74,9 +76,12 @@ def joint_update(
         penalty = jnp.zeros(())
         if drawn.own is not None:
             penalty += joint.anchor * anchor(sd, adapter, drawn.own)
-        if joint.coverage and program.has("coverage"):
-            features = partial(classifier.features, params)
-            generated, real = features(images), features(drawn.real.inputs)
+        features: dict[str, Callable[[jax.Array], jax.Array]] = {
+            "classifier": partial(classifier.features, params),
+            "image_encoder": lambda seen: encode_images(sd, set_channels(seen, 3)),
+        }
+        for name in joint.coverage_features if joint.coverage and program.has("coverage") else ():
+            generated, real = features[name](images), features[name](drawn.real.inputs)
             penalty += joint.coverage * coverage(generated, drawn.inputs.labels, real, drawn.real.labels)
         return penalty
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from utilgen_jax.errors import InputError
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.methods.baselines import PlainPool
@@ -52,6 +53,12 @@ class JointPool(PoolSpec):
         from utilgen_jax.prompts.attributes import PromptAttributes
 
         PromptAttributes.parse(experiment.config.prompts.attributes)
+        features = experiment.config.section(JointConfig).coverage_features
+        if "image_encoder" in features and experiment.generator.architecture.image_encoder is None:
+            raise InputError(
+                f"joint.coverage_features={','.join(features)}: this checkpoint has no image_encoder; an unCLIP "
+                "checkpoint has"
+            )
 
     def train(self, experiment: Experiment) -> JointResult:
         """Trains by the joint update, once."""
