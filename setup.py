@@ -58,7 +58,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["utilgen_jax", "utilgen_jax.*"]),
+    # The configs of the checkout travel with the package, see `utilgen_jax.config.files`.
+    packages=[*find_packages(include=["utilgen_jax", "utilgen_jax.*"]), "utilgen_jax.configs"],
+    package_dir={"utilgen_jax.configs": "configs"},
     package_data={"utilgen_jax": ["assets/**/*"]},
     install_requires=INSTALL,
     extras_require={

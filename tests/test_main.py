@@ -103,8 +103,12 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir=x"], "--config: say which config file, such as --config=configs/digits.py"),
-        (["--workdir=x", "--config=nonesuch.py"], "--config: there is no file 'nonesuch.py'; the repository has some"),
+        (["--workdir=x"], "--config: say which config, such as --config=digits"),
+        (["--workdir=x", "--config=nonesuch.py"], "--config: there is no file 'nonesuch.py'; the nearest config"),
+        (
+            ["--workdir=x", "--config=cifra:runlocal"],
+            "there is no file 'cifra'; the nearest config of the package is 'cifar'",
+        ),
         (["--workdir=x", f"--config={ROOT}/LICENSE"], "is not a Python file"),
         (["--workdir=x", f"--config={ROOT}"], "--config: there is no file"),
         (

@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
     problems += command_line.folder_problems("workdir", workdir)
     overrides = command_line.protocol_overrides(values, problems) + overrides
     if not spec:
-        problems.append("--config: say which config file, such as --config=configs/digits.py")
+        problems.append("--config: say which config, such as --config=digits or --config=my_config.py")
         raise command_line.ConfigError(problems)
     config = command_line.read_config(spec, overrides, problems)
 

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from utilgen_jax.config import protocols
+from utilgen_jax.config.files import config_names, find_config
 from utilgen_jax.config.protocols import PROTOCOLS
 from utilgen_jax.config.schema import (
     ALL_SECTIONS,
@@ -39,7 +40,8 @@ PREFIX = "--config."
 def common_flags(workdir_help: str | None) -> flags.FlagValues:
     """Returns the flags --config, --help and, unless its help is None, --workdir, not yet parsed."""
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "config file, such as configs/digits.py; FILE:VARIANT", flag_values=values)
+    about = f"{', '.join(config_names())}, or a file such as configs/digits.py; CONFIG:VARIANT"
+    flags.DEFINE_string("config", None, about, flag_values=values)
     if workdir_help is not None:
         flags.DEFINE_string("workdir", None, workdir_help, flag_values=values)
     flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
@@ -117,10 +119,11 @@ def folder_problems(flag: str, folder: str | None) -> list[str]:
 
 
 def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: Sequence[str] = ()) -> Config:
-    """Loads `FILE.py` or `FILE.py:VARIANT`, applies the overrides and checks the result.
+    """Loads `CONFIG` or `CONFIG:VARIANT`, applies the overrides and checks the result.
 
     Args:
-        spec: Path of a Python file with `get_config(arg='')`, and optionally a variant after a colon.
+        spec: Name of a config of the package, such as `cifar`, or path of a Python file with `get_config(arg='')`; and
+            optionally a variant after a colon.
         overrides: (field path, text) as from `parse_flags`.
         problems: What is already known to be wrong with the command line; told with the rest.
 
@@ -154,21 +157,21 @@ def variant_overrides(spec: str, variant: str, problems: list[str]) -> list[tupl
 
     Args:
         spec: as of `read_config`.
-        variant: of the same file; "" sets nothing.
+        variant: of the same config; "" sets nothing.
         problems: gets what is wrong with the variant.
     """
     file = spec.partition(":")[0]
-    if not variant or not Path(file).is_file():  # `read_config` says so
+    try:
+        before, now = (flatten(_load(f"{file}:{name}", found)) for name, found in (("", []), (variant, problems)))
+    except InputError:  # there is no such file, as `read_config` says
         return []
-    before, now = (flatten(_load(f"{file}:{name}", found)) for name, found in (("", []), (variant, problems)))
     return [(path, str(value)) for path, value in now.items() if before.get(path) != value]
 
 
 def _load(spec: str, problems: list[str]) -> ConfigDict:
     """Runs a config file's get_config; a bad variant becomes a problem, and what of it was good is applied."""
-    file, _, variant = spec.partition(":")
-    if not Path(file).is_file():
-        raise InputError(f"--config: there is no file {file!r}; the repository has some under configs/")
+    name, _, variant = spec.partition(":")
+    file = str(find_config(name))
     module_spec = importlib.util.spec_from_file_location("utilgen_config_file", file)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--config: {file!r} is not a Python file")
