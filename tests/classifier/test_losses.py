@@ -34,3 +34,9 @@ def test_balanced_softmax_is_the_cross_entropy_of_counted_probabilities():
     expected = -np.log(counted / counted.sum(axis=1, keepdims=True))[np.arange(5), labels]
     found = smoothed_cross_entropy(balance_logits(jnp.asarray(logits), jnp.asarray(counts)), np.eye(3)[labels], 0.0)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_class_without_real_images_counts_as_one():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    found, expected = (balance_logits(logits, jnp.array([20.0, 4.0, last])) for last in (0.0, 1.0))
+    np.testing.assert_array_equal(found, expected)

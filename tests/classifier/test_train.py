@@ -57,6 +57,14 @@ def test_rare_classes_are_found_again_with_balanced_softmax():
     assert recalls["balanced_softmax"] > recalls["softmax"] + 0.05
 
 
+def test_balanced_softmax_learns_a_class_that_only_synthetic_images_show():
+    real, (synthetic, _) = draw_set(4, seed=0)[0], draw_set(10, seed=1)
+    known = real.take(np.flatnonzero(np.asarray(real.labels) != 3))
+    losses = []
+    train(known, synthetic, loss="balanced_softmax", steps=2, on_step=lambda step, loss: losses.append(float(loss)))
+    assert np.isfinite(losses).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_mixed_images_teach_too_and_weight_zero_stays_without_influence(mixing):

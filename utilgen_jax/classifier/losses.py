@@ -33,6 +33,7 @@ def balance_logits(logits: jax.Array, class_counts: jax.Array) -> jax.Array:
 
     Args:
         logits: z, float [B, K].
-        class_counts: n, float [K]: the number of *real* training images of each class, at least 1.
+        class_counts: n, float [K]: the number of *real* training images of each class. None counts as one: a fold may
+            lack a rare class that synthetic images show.
     """
-    return logits + jnp.log(class_counts.astype(logits.dtype))
+    return logits + jnp.log(jnp.maximum(class_counts, 1).astype(logits.dtype))
