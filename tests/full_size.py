@@ -1,6 +1,6 @@
 """Loading and parity at full size, by hand: it takes minutes and up to 14 GiB of memory and 8 GB of disk.
 
-    python -m tests.full_size write FOLDER sd15|sd21|unclip21 [--dtype=float16]     torch writes a random checkpoint
+    python -m tests.full_size write FOLDER sd15|sd21|sd21-unclip [--dtype=float16]     torch writes a random checkpoint
     python -m tests.full_size load FOLDER [--dtype=float16]                         seconds and peak memory of loading
     python -m tests.full_size parity FOLDER [--size=64]      one UNet step and one VAE decode against torch, in float32
 

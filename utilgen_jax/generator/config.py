@@ -40,7 +40,7 @@ class SamplingConfig:
 class GeneratorConfig(SamplingConfig):
     """The section `generator`: which checkpoint, and how it is sampled."""
 
-    checkpoint: str = setting("glyphs", "'glyphs' (embedded), a folder in diffusers' format, or a hub id")
+    checkpoint: str = setting("glyphs", "glyphs (embedded), sd15, sd21, ..., a diffusers folder, or a hub id")
     revision: str = setting("", "branch, tag or commit of a hub id; empty: its main branch")
     dtype: str = setting("float32", "type of the generator's activations", choices=("float32", "bfloat16"))
 

@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from utilgen_jax import checkpoints
+from utilgen_jax.checkpoints.published import PUBLISHED, published_name
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.architectures import ARCHITECTURES, HUB_IDS
+from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.autoencoder import AutoencoderKL
@@ -23,7 +24,7 @@ def find_architecture(
     """Finds a generator's architecture; no weights are read or downloaded.
 
     Args:
-        checkpoint: config.generator.checkpoint: 'glyphs', a folder, or a hub id.
+        checkpoint: config.generator.checkpoint: 'glyphs', a name such as 'sd15', a folder, or a hub id.
         revision: of a hub id.
         architecture: one of `ARCHITECTURES`, in place of the checkpoint's; or None.
         **settings: dtype and gradient_checkpointing, see `read_architecture`.
@@ -34,8 +35,8 @@ def find_architecture(
     Raises:
         InputError: the checkpoint is none, or neither here nor published nor on a hub that can be reached.
     """
-    if architecture is None and not Path(checkpoint).expanduser().exists():
-        architecture = HUB_IDS.get(checkpoint)
+    if architecture is None and (checkpoint in PUBLISHED or not Path(checkpoint).expanduser().exists()):
+        architecture = published_name(checkpoint)
     if architecture is not None:
         return published_architecture(architecture, **settings), f"{architecture}, as published"
     try:

