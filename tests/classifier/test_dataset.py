@@ -9,7 +9,9 @@ import torch
 
 from tests.toy_images import CONFIG, draw_set
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier import dataset
 from utilgen_jax.classifier.dataset import ClassifierInput, apply_randaugment, draw_batch, random_shift
+from utilgen_jax.data.images import to_float
 from utilgen_jax.runtime import sharding
 
 NUM_CLASSES = 60
@@ -137,3 +139,11 @@ def test_the_examples_of_generated_images_have_smoothed_targets(label_smoothing)
         torch.tensor(logits), torch.tensor(labels), reduction="none", label_smoothing=label_smoothing
     )
     np.testing.assert_allclose(optax.softmax_cross_entropy(logits, examples.targets), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("numbers_at_once", [1, 2 * 16 * 16 * 3, 10**6])
+def test_stored_images_are_scaled_in_parts(numbers_at_once, monkeypatch):
+    monkeypatch.setattr(dataset, "_PIXELS_AT_ONCE", numbers_at_once)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    sees = ClassifierInput(num_classes=3, image_size=8, channels=1)
+    np.testing.assert_allclose(sees.stored_images(images), sees.images(to_float(images)), atol=1e-6)

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from utilgen_jax.data.image_source import ArraySource, Sources
 from utilgen_jax.data.splits import cross_fit_folds, few_shot
+from utilgen_jax.data.subset import choose_classes
 from utilgen_jax.errors import InputError
 
 
@@ -120,3 +123,13 @@ def test_folds_depend_on_the_seed_alone():
 def test_folds_that_do_not_fit_are_refused(num_folds):
     with pytest.raises(InputError, match="folds of 3 real images"):
         cross_fit_folds(np.array([0, 1, 2]), num_folds, 0)
+
+
+def test_originals_are_those_of_the_shots_at_any_size():
+    sources = Sources(choose_classes(UNDIVIDED.train, {"class 0": "zero", "class 2": "two"}), None)
+    split = few_shot(sources, shots=3, seed=1)
+    split = dataclasses.replace(split, real=split.real.take([4, 0, 3]))
+    np.testing.assert_array_equal(split.originals(4, 1), split.real.images)
+    larger = split.originals(8, 3)
+    assert larger.shape == (3, 8, 8, 3) and larger.dtype == np.uint8
+    np.testing.assert_array_equal(larger[:, 0, 0, 0], split.real.images[:, 0, 0, 0])

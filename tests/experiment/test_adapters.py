@@ -122,7 +122,7 @@ def test_lora_learns_from_shots_and_prior_images(given):
     sd, embeds, shots, prior_set, used, key, on_step = given.calls["train_lora"]
     assert sd.name == "sd" and used is config and same_key(key, experiment, Key.LORA)
     np.testing.assert_array_equal(embeds, states(sd, experiment.word_prompts))
-    assert is_set_of(shots, experiment.generator_shots, experiment.split.real.labels)
+    assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels)
     assert is_set_of(prior_set, to_float(prior.images), prior.labels)
     assert_equal(adapter, given.results["train_lora"])
     assert list(experiment.stages.seconds) == ["lora_named"]
@@ -138,7 +138,7 @@ def test_difficulties_go_with_their_images_easy_and_hard_ones_equally_often(give
     of_prior = np.array([0.05, 0.01, 0.02, 0.03, 0.04, 0.06, 0.07, 0.95], np.float32)
     experiment.adapters.train_lora(NamedPool(), DifficultyConfig(), prior, (of_shots, of_prior))
     _, _, shots, prior_set, *_ = given.calls["train_lora"]
-    assert is_set_of(shots, experiment.generator_shots, experiment.split.real.labels, of_shots)
+    assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels, of_shots)
     drawn = np.array([np.flatnonzero(of_prior == value).item() for value in np.asarray(prior_set.difficulties)])
     assert len(drawn) == 4 * 8
     assert is_set_of(prior_set, to_float(prior.images)[drawn], prior.labels[drawn], of_prior[drawn])
@@ -151,7 +151,7 @@ def test_class_tokens_learn_from_the_template_with_the_token(given):
     experiment.adapters.learn_class_tokens(prior)
     sd, prompts, initial, shots, prior_set, config, key, on_step = given.calls["train_textual_inversion"]
     assert sd.name == "sd" and prompts == ["one <class-0>", "one <class-1>"] and initial == ("embeds of", "zero", "one")
-    assert is_set_of(shots, experiment.generator_shots, experiment.split.real.labels)
+    assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels)
     assert is_set_of(prior_set, to_float(prior.images), prior.labels)
     assert config == experiment.config.section(TextualInversionConfig)
     assert same_key(key, experiment, Key.TEXTUAL_INVERSION)
@@ -252,7 +252,7 @@ def test_the_generator_is_the_checkpoint(generator, quick_checkpoint):
 def test_a_lora_is_the_librarys(generator):
     experiment, prior = generator("datadream"), random_pool(6)
     sd, config = experiment.adapters.sd, experiment.config.section(LoraConfig)
-    shots = encoded(sd, experiment.generator_shots, experiment.split.real.labels)
+    shots = encoded(sd, to_float(experiment.generator_shots), experiment.split.real.labels)
     prior_set = encoded(sd, to_float(prior.images), prior.labels)
     embeds = encode_prompts(sd, ["a photo of the digit zero", "a photo of the digit one"])
     expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), no_log)
@@ -270,7 +270,7 @@ def test_a_difficulty_encoder_is_the_librarys(generator, monkeypatch):
     sd, config = experiment.adapters.sd, experiment.config.section(DifficultyConfig)
     monkeypatch.setattr(adapters, "balanced_resample", lambda values, number, rng: np.arange(number) % 5)
     prior_set = encoded(sd, to_float(prior.images), prior.labels, of_prior).take(np.arange(24) % 5)
-    shots = encoded(sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
+    shots = encoded(sd, to_float(experiment.generator_shots), experiment.split.real.labels, of_shots)
     embeds = encode_prompts(sd, experiment.word_prompts)
     expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), no_log)
     assert expected.difficulty_encoder is not None
@@ -287,7 +287,7 @@ def test_class_tokens_are_the_librarys(generator):
         sd,
         ["a photo of the digit <class-0>", "a photo of the digit <class-1>"],
         initial_embeds(sd, ["zero", "one"]),
-        encoded(sd, experiment.generator_shots, experiment.split.real.labels),
+        encoded(sd, to_float(experiment.generator_shots), experiment.split.real.labels),
         encoded(sd, to_float(prior.images), prior.labels),
         config,
         key_of(5),
@@ -337,7 +337,7 @@ def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise
     }
     fold_models = {name: jax.tree.map(lambda *parts: jnp.stack(parts), *trees) for name, trees in fold_models.items()}
     inputs = make_sample_inputs(sd, experiment.word_prompts * 2, [0, 1, 0, 1], range(4), sampling, rows=range(4))
-    embeds = encode_images(sd, experiment.generator_shots)
+    embeds = encode_images(sd, to_float(experiment.generator_shots))
     embeds = np.asarray(embeds / jnp.linalg.norm(embeds, axis=1, keepdims=True))
     anchors = np.stack([embeds[::2].sum(0), embeds[1::2].sum(0)])[[0, 1, 0, 1]]
 

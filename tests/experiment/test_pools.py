@@ -52,7 +52,7 @@ def test_captions_stand_in_the_prompts_of_their_class(make_experiment, captioner
     expected = [
         [
             f"a sketch of {real.class_names[label]}, {real.class_names[label]} of sum {image.sum()}"
-            for image, other in zip(real.images, real.labels, strict=True)
+            for image, other in zip(experiment.generator_shots, real.labels, strict=True)
             if other == label
         ]
         for label in (0, 1)
@@ -390,7 +390,7 @@ def test_images_are_mixed_from_shots_of_their_class(make_experiment, monkeypatch
     places = np.array([3, 4, 17, 0, 11, 19, 19])
     assert condition_on("by text", places) == ("conditioned", "latents")
     condition_on("by text", np.arange(20))
-    shots_of_generator = np.asarray(experiment.generator_shots)
+    shots_of_generator = to_float(experiment.generator_shots)
     for (sd, of_text, strategy, first, second, seeds), chosen in zip(calls, (places, np.arange(20)), strict=True):
         assert sd == "the checkpoint" and of_text == "by text"
         assert strategy == pools.find_mix_strategy("cutmix", True)

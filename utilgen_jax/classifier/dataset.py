@@ -18,6 +18,8 @@ from utilgen_jax.data.images import resize, set_channels, to_float, to_uint8
 from utilgen_jax.runtime.sharding import place, split_batch, to_host
 from utilgen_jax.types import Array
 
+_PIXELS_AT_ONCE = 2**26  # numbers, 256 MiB as float32
+
 
 class StepKey(enum.IntEnum):
     """What a training step's key is folded with, for each use of randomness in it."""
@@ -48,6 +50,12 @@ class ClassifierInput:
     def images(self, images: Array) -> jax.Array:
         """Scales generated images, float [N, H, W, 3] in [-1, 1], to what the classifier sees; differentiable."""
         return set_channels(resize(images, self.image_size), self.channels)
+
+    def stored_images(self, images: np.ndarray) -> jax.Array:
+        """The same of images uint8 [N, S, S, 3], a part at a time: as floats, all of them may not fit the memory."""
+        size = max(1, _PIXELS_AT_ONCE // images[0].size)
+        parts = [self.images(to_float(images[start : start + size])) for start in range(0, len(images), size)]
+        return jnp.concatenate(parts)
 
     def examples(self, images: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> Examples:
         """Labels generated images as the classifier trains on them; differentiable in the images.

@@ -40,6 +40,10 @@ class FolderSource:
             out[row] = decode_image(path, str(path), self.image_size, self.channels)
         return out
 
+    def at(self, image_size: int, channels: int) -> "FolderSource":
+        """See `ImageSource.at`."""
+        return dataclasses.replace(self, image_size=image_size, channels=channels)
+
 
 def load(path: str, image_size: int, channels: int) -> Sources:
     """Lists the images of a folder without decoding them.

@@ -44,6 +44,10 @@ class ImageSource(Protocol):
         """
         ...
 
+    def at(self, image_size: int, channels: int) -> "ImageSource":
+        """The same images, read from their originals at another size and with other channels."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -117,3 +121,7 @@ class ArraySource:
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
             out[row] = fit_image(image, self.image_size, self.channels)
         return out
+
+    def at(self, image_size: int, channels: int) -> "ArraySource":
+        """See `ImageSource.at`."""
+        return dataclasses.replace(self, image_size=image_size, channels=channels)

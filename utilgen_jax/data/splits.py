@@ -47,10 +47,27 @@ class LabelledImages:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotSplit:
-    """Real images for the methods, and test images for the final evaluation only."""
+    """Real images for the methods, and test images for the final evaluation only.
+
+    Attributes:
+        real: the few-shot images, as the classifier sees them.
+        test: as the classifier sees them.
+        source: of the few-shot images.
+    """
 
     real: LabelledImages
     test: LabelledImages
+    source: ImageSource
+
+    def originals(self, image_size: int, channels: int) -> np.ndarray:
+        """Reads the few-shot images anew, at another size: uint8 [N, image_size, image_size, channels].
+
+        Raises:
+            InputError: an image cannot be decoded.
+        """
+        row_of = {name: row for row, name in enumerate(self.source.ids)}
+        rows = np.array([row_of[name] for name in self.real.ids], np.int64)
+        return self.source.at(image_size, channels).read(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +126,7 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         # Image r of a class of n has position (r + 1/2) / n: any prefix of this order is stratified.
         position = (rank[candidates] + 0.5) / class_sizes[test.labels[candidates]]
         candidates = np.sort(candidates[np.argsort(position, kind="stable")[:max_test]])
-    return FewShotSplit(real=_read(train, chosen), test=_read(test, candidates))
+    return FewShotSplit(_read(train, chosen), _read(test, candidates), train)
 
 
 def cross_fit_folds(labels: np.ndarray, num_folds: int, seed: int) -> list[Fold]:

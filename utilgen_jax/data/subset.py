@@ -40,6 +40,10 @@ class Subset:
         """uint8 [n, H, W, C]; see `ImageSource.read`."""
         return self.source.read(self.indices[np.asarray(indices, np.int64)])
 
+    def at(self, image_size: int, channels: int) -> "Subset":
+        """See `ImageSource.at`."""
+        return dataclasses.replace(self, source=self.source.at(image_size, channels))
+
 
 def choose_classes(source: ImageSource, words: Mapping[str, str]) -> Subset:
     """Selects classes and renumbers them in their order.

@@ -42,6 +42,10 @@ class TfdsSource:
                 out[start + row] = decode_image(io.BytesIO(record["image"]), where, self.image_size, self.channels)
         return out
 
+    def at(self, image_size: int, channels: int) -> "TfdsSource":
+        """See `ImageSource.at`."""
+        return dataclasses.replace(self, image_size=image_size, channels=channels)
+
 
 def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     """Opens a prepared data set and reads its labels.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -99,7 +99,7 @@ class AdapterSteps:
                 class_prompts(experiment.config.prompts.template, tokens),
                 experiment.word_choice.class_means(initial_embeds(self.sd, experiment.words.names)),
                 self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels),
-                self._denoising_set(self.sd, to_float(prior.images), prior.labels),
+                self._denoising_set(self.sd, prior.images, prior.labels),
                 config,
                 experiment.key(Key.TEXTUAL_INVERSION),
                 on_step,
@@ -133,7 +133,7 @@ class AdapterSteps:
     ) -> Adapter:
         experiment = self.experiment
         of_shots, of_prior = difficulties or (None, None)
-        prior_set = self._denoising_set(self.sd, to_float(prior.images), prior.labels, of_prior)
+        prior_set = self._denoising_set(self.sd, prior.images, prior.labels, of_prior)
         if of_prior is not None:
             rng = np.random.default_rng([experiment.config.seed, Key.LORA])
             prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
@@ -158,7 +158,7 @@ class AdapterSteps:
         config = experiment.config.section(DpoConfig)
         winners, losers = preference_pairs(weights, pool.labels, config.fraction)
         embeds, prompt_of_image = self._prompt_table(sd, pool)
-        images = self._denoising_set(sd, to_float(pool.images), pool.labels)
+        images = self._denoising_set(sd, pool.images, pool.labels)
         pairs = DpoPairs(
             latents=images.latents,
             labels=images.labels,
@@ -229,25 +229,28 @@ class AdapterSteps:
         if (checkpoint / TEXT_PROJECTION).is_dir():
             projection = load_text_projection(checkpoint, sd.architecture)
             return experiment.word_choice.class_means(embed_prompts(sd, projection, experiment.word_prompts))
-        embeds = encode_images(sd, experiment.generator_shots).astype(jnp.float32)
+        batches = self._batches(experiment.generator_shots)
+        embeds = jnp.concatenate([encode_images(sd, batch).astype(jnp.float32) for batch in batches])
         embeds = embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
         labels = jnp.asarray(experiment.split.real.labels)
         return jax.ops.segment_sum(embeds, labels, experiment.classifier_input.num_classes)
 
     def _denoising_set(
-        self, sd: StableDiffusion, images: jax.Array, labels: np.ndarray, difficulties: np.ndarray | None = None
+        self, sd: StableDiffusion, images: np.ndarray, labels: np.ndarray, difficulties: np.ndarray | None = None
     ) -> DenoisingSet:
-        """Encodes images float32 [N, S, S, 3] in [-1, 1]; difficulties float32 [N] where they are known."""
+        """Encodes images uint8 [N, S, S, 3]; difficulties float32 [N] where they are known."""
         difficulty = None if difficulties is None else jnp.asarray(difficulties)
         return replicate(DenoisingSet(self.latents(sd, images), jnp.asarray(labels), difficulty))
 
-    def latents(self, sd: StableDiffusion, images: jax.Array | np.ndarray) -> jax.Array:
-        """Latents [N, h, w, C] of images float32 [N, S, S, 3] in [-1, 1], encoded in batches."""
-        batch_size = self.experiment.config.generator.batch_size
-        starts = range(0, len(images), batch_size)
-        return jnp.concatenate(
-            [encode_to_latents(sd, jnp.asarray(images[start : start + batch_size])) for start in starts]
-        )
+    def latents(self, sd: StableDiffusion, images: np.ndarray) -> jax.Array:
+        """Latents [N, h, w, C] of images uint8 [N, S, S, 3], encoded in batches."""
+        return jnp.concatenate([encode_to_latents(sd, batch) for batch in self._batches(images)])
+
+    def _batches(self, images: np.ndarray) -> Iterator[jax.Array]:
+        """Images uint8 [N, S, S, 3] as float32 in [-1, 1], a batch at a time."""
+        size = self.experiment.config.generator.batch_size
+        for start in range(0, len(images), size):
+            yield jnp.asarray(to_float(images[start : start + size]))
 
     def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[jax.Array, np.ndarray]:
         """Text states of the different prompts of a pool [P, T, D], and which of them each image has, int [N]."""

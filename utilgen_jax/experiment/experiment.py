@@ -17,7 +17,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.config.schema import Config
-from utilgen_jax.data.images import resize, set_channels, to_float
+from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
@@ -192,9 +192,9 @@ class Experiment:
         return replicate(labelled(to_float(real.images), real.labels, self.classifier_input.num_classes))
 
     @cached_property
-    def generator_shots(self) -> jax.Array:
-        """The few-shot images as the generator sees images: float32 [N, S, S, 3] in [-1, 1]."""
-        return set_channels(resize(to_float(self.split.real.images), self.config.generator.image_size), 3)
+    def generator_shots(self) -> np.ndarray:
+        """The few-shot images as the generator sees images, read from their originals: uint8 [N, S, S, 3]."""
+        return self.split.originals(self.config.generator.image_size, 3)
 
     def pool(self, spec: PoolSpec) -> GeneratedPool:
         """The pool of a spec, built once; methods whose specs are equal share it."""
@@ -207,7 +207,7 @@ class Experiment:
 
         With what varies in its prompts: attributes, then the words of classes that have several.
         """
-        images = self.classifier_input.images(to_float(pool.images))
+        images = self.classifier_input.stored_images(pool.images)
         examples = replicate(labelled(images, pool.labels, self.classifier_input.num_classes))
         if pool.spec.attributes:
             return dataclasses.replace(examples, attributes=replicate(self.prompt_attributes(pool.records)))

@@ -121,7 +121,7 @@ class JointSteps:
         sd = experiment.adapters.sd
         return make_anchor_set(
             sd,
-            experiment.adapters.latents(sd, to_float(plain.images)),
+            experiment.adapters.latents(sd, plain.images),
             jnp.asarray(plain.labels),
             experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
             (min(joint.steps * joint.num_generated, _MOST_ANCHORS), experiment.config.generator.batch_size),

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -99,7 +100,8 @@ class PoolSteps:
         file = (experiment.shared.stages if experiment.shared else experiment.workdir) / name
         source = experiment.config.prompts.captions
         with Progress("captions", len(real), "image", enabled=experiment.is_first) as progress:
-            captions = caption_labelled_images(source, real, file, progress.update)
+            seen = dataclasses.replace(real, images=experiment.generator_shots)
+            captions = caption_labelled_images(source, seen, file, progress.update)
         dealt = self._deal_words(self.images_per_class(), experiment.word_choice.probabilities())
         prompts = []
         for label, places in enumerate(dealt):
@@ -196,7 +198,7 @@ class PoolSteps:
         shots = experiment.generator_shots
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
-            first, second = (shots[sources[places, column]] for column in (0, 1))
+            first, second = (jnp.asarray(to_float(shots[sources[places, column]])) for column in (0, 1))
             return condition_on_images(experiment.adapters.sd, condition, strategy, first, second, seeds[places])
 
         return condition_on
