@@ -31,7 +31,9 @@ INSTALL = [
     "tokenizers>=0.22,<1",
     "transformers>=5.0,<6",
 ]
+HF = ["datasets>=4.0,<6"]  # from 4.0 on it runs no downloaded code
 TEST = [
+    *HF,
     "accelerate>=1.0,<2",  # peft and diffusers' LoRA loading need it
     "diffusers>=0.40,<0.43",  # diffusers and torch are the oracle of the tests; the package imports neither
     "ipykernel>=6.29",
@@ -67,6 +69,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.12"],  # on a TPU; and elsewhere for `python -m utilgen_jax.plan`, which needs none
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tfds": ["tensorflow-cpu>=2.20,<3"],  # to prepare a tfds data set; reading a prepared one needs none of it
+        "hf": HF,  # to read image data sets of the Hugging Face hub, or Parquet, Arrow and WebDataset folders
         "caption": ["torch>=2.6", "transformers>=5.0,<6"],
         "test": TEST,
         "dev": [*TEST, "jupyterlab>=4.2"],

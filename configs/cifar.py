@@ -1,13 +1,13 @@
 """CIFAR-10 or, by the variant `cifar100`, CIFAR-100, from 16 labelled images a class.
 
-Real images: tensorflow-datasets' cifar10 or cifar100 (its 100 fine classes), 32×32, RGB: `--config.data.path` is the
-data_dir in which it was prepared as ArrayRecord; reading it needs no TensorFlow. Generator: Stable Diffusion from the
-hub, or `--config.generator.checkpoint=FOLDER` in diffusers' format.
+Real images: tensorflow-datasets' cifar10 or cifar100 (its 100 fine classes), 32×32, RGB, prepared on first use where
+TensorFlow is installed; `--config.data.path` is a data_dir other than ~/tensorflow_datasets. Generator: Stable
+Diffusion 2.1 from the hub, or `--config.generator.checkpoint=sd15`, or FOLDER in diffusers' format.
 
 Protocol: 50,000 images to train, 10,000 to test. Long tail (Cui et al. 2019, arXiv 1901.05555): all of the first
 class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbalance_factor=100` (CIFAR-100: 500).
 
-  python -m utilgen_jax.main --config=configs/cifar.py --config.data.path=DATA_DIR --workdir=runs/cifar
+  python -m utilgen_jax.main --config=configs/cifar.py
   python -m utilgen_jax.main --config=configs/cifar.py:runlocal --config.data.path=DATA_DIR \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/cifar_local
 """

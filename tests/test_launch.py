@@ -1,9 +1,11 @@
 """The launch scripts: their syntax, the environment they make, and the command lines for a TPU pod."""
 
 import os
+import runpy
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,7 @@ case "$1 $2" in
   "--version ") echo Python 3.12.0 ;;
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/pip" ;;
   "-m pip") exit "${PIP_STATUS:-0}" ;;
+  "launch/extras.py "*) echo "$EXTRAS" ;;
 esac
 """
 
@@ -161,7 +164,7 @@ def test_local_installs_once_and_runs_the_main_job(checkout):
     assert first[-1] == job
 
     assert bash(checkout / "launch/local.sh", "--config.seed=3", cwd="/").returncode == 0
-    assert calls(checkout) == [job]
+    assert calls(checkout) == ["launch/extras.py --config.seed=3", job]
 
     for changed in ("setup.py", "launch/constraints.txt"):
         (checkout / changed).write_text("# others\n")
@@ -169,6 +172,34 @@ def test_local_installs_once_and_runs_the_main_job(checkout):
         assert any(line.startswith("-m pip install") for line in calls(checkout))
         assert bash(checkout / "launch/local.sh").returncode == 0
         assert not any(line.startswith("-m pip install") for line in calls(checkout))
+
+
+def test_local_installs_what_a_config_needs_and_runs_it(checkout, monkeypatch):
+    monkeypatch.setenv("EXTRAS", "[tfds,caption]")
+    assert bash(checkout / "launch/local.sh", "--config=configs/cifar.py").returncode == 0
+    *_, extras, install, job = calls(checkout)
+    assert extras == "launch/extras.py --config=configs/cifar.py"
+    assert install.endswith("--editable .[tfds,caption]") and job == "-m utilgen_jax.main --config=configs/cifar.py"
+    assert bash(checkout / "launch/local.sh", "--config", "cifar").returncode == 0
+    assert calls(checkout)[1:] == ["-m utilgen_jax.main --config cifar"]  # installed before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ""),
+        (["--config=nothing"], ""),  # the job says what is wrong
+        (["--config=digits:method=captions"], ""),
+        (["--config=configs/cifar.py"], "[tfds]"),
+        (["--config=cifar:method=captions"], "[tfds,caption]"),
+        (["--config=cifar:method=difficulty", "--config.prompts.captions=mine.jsonl"], "[tfds]"),
+        (["--config=imagefolder:path=x,method=vanilla", "--config.data.source=hf"], "[hf]"),
+    ],
+)
+def test_extras_follow_from_data_and_captions(arguments, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["extras.py", *arguments])
+    runpy.run_path(str(ROOT / "launch/extras.py"), run_name="__main__")
+    assert capsys.readouterr().out.strip() == expected
 
 
 def test_a_missing_list_of_versions_is_an_error(checkout):

@@ -93,7 +93,7 @@ def test_all_mistakes_are_told_at_once(pipeline, capsys, tmp_path):
         "5x, 50x, real+synthetic, synthetic_only",
         "--config.data.shotz: there is no such field; the nearest valid name is config.data.shots",
         "--config.seed: expected a whole number, got 'x'",
-        "config.data.source: must be one of 'digits', 'tfds', 'imagefolder', 'npz', got 'folder'; "
+        "config.data.source: must be one of 'digits', 'tfds', 'hf', 'imagefolder', 'npz', got 'folder'; "
         "the nearest is 'imagefolder'",
         "config.pool.images_per_class: must be at least 1, got -4",
     ]

@@ -212,11 +212,11 @@ def test_cached_files_are_used_without_a_connection(hub):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ConnectionError("no route"), "hf download owner/name --local-dir"),
+        (ConnectionError("no route"), "cannot be reached; `hf download owner/name --local-dir"),
         (GatedRepoError("403", response=mock.MagicMock()), "accept its licence at https://huggingface.co/owner/name"),
-        (RepositoryNotFoundError("404", response=mock.MagicMock()), "neither a local folder nor a repository"),
+        (RepositoryNotFoundError("404", response=mock.MagicMock()), "neither a local folder nor a model"),
         (RevisionNotFoundError("404", response=mock.MagicMock()), "has no revision 'v1'"),
-        (HFValidationError("bad"), "neither a local folder nor a repository"),
+        (HFValidationError("bad"), "neither a local folder nor a model"),
         (HfHubHTTPError("no space left", response=mock.MagicMock()), "no space left"),
     ],
 )

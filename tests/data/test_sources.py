@@ -88,7 +88,7 @@ def test_class_names_are_given_to_train_and_test(tmp_path):
 
 
 def test_unknown_source_is_refused():
-    with pytest.raises(InputError, match="'webcam'.*digits, tfds, imagefolder, npz"):
+    with pytest.raises(InputError, match="'webcam'.*digits, tfds, hf, imagefolder, npz"):
         load_source(_config(source="webcam"))
 
 

@@ -1,8 +1,10 @@
 """Reading small data sets in tensorflow-datasets' ArrayRecord layout, without TensorFlow."""
 
 import builtins
+import importlib.util
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +100,47 @@ def test_message_on_a_missing_data_set_has_the_command_to_prepare_it(tmp_path):
         assert "pip install 'utilgen_jax[tfds]'" in str(caught.value)
         command = f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
         assert command in str(caught.value)
+
+
+@pytest.fixture
+def unprepared(tmp_path, monkeypatch):
+    """The keyword arguments with which builders of the unprepared set are made; `.error` is raised in preparing it."""
+    real_builder, real_find, made = tensorflow_datasets.builder, importlib.util.find_spec, SimpleNamespace(calls=[])
+    made.error = None
+
+    class Builder:
+        info = SimpleNamespace(splits={})
+
+        def download_and_prepare(self):
+            if made.error:
+                raise made.error
+            built = real_builder("made_up", data_dir=_write(tmp_path, {"train": TRAIN}))
+            self.info, self.as_data_source = built.info, built.as_data_source
+
+    def builder(name, **options):
+        made.calls.append(options)
+        return Builder()
+
+    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    found = lambda name: "found" if name == "tensorflow" else real_find(name)
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", found)
+    return made
+
+
+def test_where_tensorflow_is_a_set_is_prepared_on_first_use(unprepared, tmp_path, capsys):
+    sources = tfds.load("made_up", str(tmp_path), 8, 3)
+    np.testing.assert_array_equal(sources.train.read(np.arange(6)), IMAGES)
+    assert unprepared.calls[-1] == {"data_dir": str(tmp_path), "file_format": "array_record"}
+    assert f"preparing 'made_up' in data_dir='{tmp_path}'" in capsys.readouterr().err
+
+
+def test_what_hinders_the_preparation_is_told(unprepared, tmp_path, monkeypatch):
+    unprepared.error = AssertionError("Manual directory\n  /x does not exist")
+    with pytest.raises(InputError, match="'made_up' cannot be prepared in .*: Manual directory /x does not exist"):
+        tfds.load("made_up", str(tmp_path), 8, 3)
+    monkeypatch.setattr(tfds.jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="is not prepared in .*; to prepare it: "):
+        tfds.load("made_up", str(tmp_path), 8, 3)
 
 
 def test_message_on_another_format_has_the_command_to_prepare_it(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from utilgen_jax.checkpoints.published import PUBLISHED, RETIRED
 from utilgen_jax.checkpoints.weight_files import PICKLE_ADVICE, PICKLES, choose_weight_files, has_variant
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.hub import list_files
 
 GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs"
 # The components whose weights are loaded; a repository may have others, such as a safety checker.
@@ -17,7 +18,6 @@ WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder", "image_no
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXT_FILES = ["*.json", "*.txt"]
-_SECONDS_TO_ANSWER = 4.0
 # (name of a folder or repository for messages, its files) -> weight files to read, or InputError
 _Choose = Callable[[str, Collection[str]], list[str]]
 
@@ -129,43 +129,21 @@ def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str],
 
 def _download(hub_id: str, revision: str | None, choose: _Choose) -> Path:
     # Imported here, as only downloads need the hub.
-    from huggingface_hub import model_info, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    def download() -> str:
-        try:
-            # One request: listing the files by pages, or the download itself, would try again for half a minute.
-            found = model_info(hub_id, revision=revision, timeout=_SECONDS_TO_ANSWER)
-        except (HFValidationError, HfHubHTTPError):
-            raise
-        except Exception:  # no connection, from any HTTP library: use the local cache
-            return snapshot_download(hub_id, revision=revision, allow_patterns=_TEXT_FILES, local_files_only=True)
-        files = [sibling.rfilename for sibling in found.siblings or ()]
-        patterns = [*_TEXT_FILES, *choose(hub_id, files)]
-        return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     by_hand = f"`hf download {hub_id} --local-dir FOLDER` on a machine that can, then pass FOLDER as the checkpoint"
     try:
-        return Path(download())
-    except InputError:
-        raise
-    except GatedRepoError as error:
-        steps = f"accept its licence at https://huggingface.co/{hub_id}, then `hf auth login`"
-        raise InputError(f"{hub_id}: its licence must be accepted first; {steps}") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{hub_id}: has no revision {revision!r} on the Hugging Face hub") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        files = list_files(hub_id, revision)
+    except InputError as error:
         if hub_id in RETIRED:
             raise InputError(f"{hub_id}: is gone from the Hugging Face hub; use {_successor(hub_id)}") from error
-        private = "if it is private, `hf auth login` first"
-        raise InputError(f"{hub_id}: neither a local folder nor a repository on the hub; {private}") from error
+        raise
+    patterns = _TEXT_FILES if files is None else [*_TEXT_FILES, *choose(hub_id, files)]
+    try:
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=patterns, local_files_only=files is None)
+        )
     except LocalEntryNotFoundError as error:
         if hub_id in RETIRED:
             by_hand = f"it is gone from there, use {_successor(hub_id)}"

@@ -6,7 +6,7 @@ import dataclasses
 
 from utilgen_jax.fields import setting
 
-SOURCES = ("digits", "tfds", "imagefolder", "npz")
+SOURCES = ("digits", "tfds", "hf", "imagefolder", "npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +14,10 @@ class DataConfig:
     """Where the real images come from, and which of them a run may use."""
 
     source: str = setting("digits", "where images come from", choices=SOURCES)
-    name: str = setting("digits", "name of the tfds data set; for other sources the name shown in tables")
-    path: str = setting("", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file")
+    name: str = setting("digits", "of the data set (tfds, hf); for other sources the name shown in tables")
+    path: str = setting("", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file; hf: local folder")
+    image_column: str = setting("", "hf: of the images; empty: found by its type")
+    label_column: str = setting("", "hf: of the labels; empty: found by its type")
     shots: int = setting(2, "labelled images a class, the others are test or unused; 0: all of train", minimum=0)
     imbalance_factor: float = setting(1.0, "long tail: shots of the first class over those of the last", minimum=1.0)
     image_size: int = setting(8, "height and width that the classifier sees, in pixels", minimum=4, maximum=1024)

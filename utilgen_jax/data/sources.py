@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from utilgen_jax.data import digits, image_folder, npz, tfds
+from utilgen_jax.data import digits, hf, image_folder, npz, tfds
 from utilgen_jax.data.config import DataConfig
 from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.subset import choose_classes, leave_out, read_class_file, read_ids
@@ -15,6 +15,9 @@ from utilgen_jax.errors import InputError
 LOADERS: dict[str, Callable[[DataConfig], Sources]] = {
     "digits": lambda data: digits.load(data.image_size, data.channels),
     "tfds": lambda data: tfds.load(data.name, data.path, data.image_size, data.channels),
+    "hf": lambda data: hf.load(
+        data.name, data.path, data.image_size, data.channels, (data.image_column, data.label_column)
+    ),
     "imagefolder": lambda data: image_folder.load(data.path, data.image_size, data.channels),
     "npz": lambda data: npz.load(data.path, data.image_size, data.channels, _names(data.class_names)),
 }

@@ -1,14 +1,17 @@
-"""Data sets that tensorflow-datasets has prepared as ArrayRecord files; reading them does not need TensorFlow.
+"""Data sets that tensorflow-datasets prepares as ArrayRecord files; preparing them needs TensorFlow, reading does not.
 
 Images are read in encoded form and decoded here, so that labels load fast and errors name the image.
 """
 
 import dataclasses
+import importlib.util
 import io
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from utilgen_jax.data.image_source import Sources
@@ -48,7 +51,7 @@ class TfdsSource:
 
 
 def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
-    """Opens a prepared data set and reads its labels.
+    """Opens a data set and reads its labels; where TensorFlow is installed, it is prepared on first use.
 
     Args:
         name: name in tensorflow-datasets, such as 'cifar10', 'name/config' or 'name:1.2.3'.
@@ -80,7 +83,10 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:  # AssertionError: a missing version
         raise InputError(f"tensorflow-datasets has no {name!r} in {location}; {prepare}") from error
     if "train" not in builder.info.splits:
-        raise InputError(f"{name!r} is not prepared in {location}; {prepare}")
+        # Several processes would prepare it side by side.
+        if importlib.util.find_spec("tensorflow") is None or jax.process_count() > 1:
+            raise InputError(f"{name!r} is not prepared in {location}; {prepare}")
+        builder = _prepare(name, data_dir, location)
     features = dict(builder.info.features.items())
     if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
         features.get("label"), tfds.features.ClassLabel
@@ -117,6 +123,19 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     train = split("train")
     assert train is not None  # checked above
     return Sources(train=train, test=split("test") or split("validation"))
+
+
+def _prepare(name: str, data_dir: str, location: str) -> Any:
+    """Downloads and prepares a data set, with the progress bars of tensorflow-datasets, and returns its builder."""
+    import tensorflow_datasets as tfds
+
+    print(f"preparing {name!r} in {location}: once, and it may take long", file=sys.stderr)
+    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # of many kinds: no connection, a full disk, files to be downloaded by hand
+        raise InputError(f"{name!r} cannot be prepared in {location}: {' '.join(str(error).split())}") from error
+    return builder
 
 
 def _read_labels(records: Any) -> np.ndarray:

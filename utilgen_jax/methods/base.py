@@ -45,6 +45,11 @@ class PoolSpec:
         return False
 
     @property
+    def captions(self) -> bool:
+        """Whether the prompts hold captions of the few-shot images."""
+        return False
+
+    @property
     def attributes(self) -> bool:
         """Whether the prompts hold drawn attributes, which the classifier's examples then carry (words: always)."""
         return False

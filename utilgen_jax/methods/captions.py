@@ -24,6 +24,10 @@ class CaptionPool(PoolSpec):
     def images_follow_records(self) -> bool:
         return True
 
+    @property
+    def captions(self) -> bool:
+        return True
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         prompts = experiment.pools.caption_prompts()
         return experiment.pools.generate(self, experiment.pools.plan(prompts))

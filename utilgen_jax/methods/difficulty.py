@@ -67,6 +67,10 @@ class DifficultyPool(PoolSpec):
     def name(self) -> str:
         return "difficulty"
 
+    @property
+    def captions(self) -> bool:
+        return True
+
     def check(self, experiment: Experiment) -> None:
         class_means(experiment.config.section(DifficultyConfig), experiment.split.real.class_names)
 
