@@ -1,13 +1,14 @@
 """The regime map: its table, and a comparison for each regime."""
 
 import json
+import re
 from pathlib import Path
 
 from tests.compare.test_main import pretended  # noqa: F401, a fixture
 from utilgen_jax.compare import __main__ as compare
 from utilgen_jax.compare.regimes import regime_table
 from utilgen_jax.compare.statistics import Run
-from utilgen_jax.report import format_table
+from utilgen_jax.report import format_markdown_table, format_table
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
 
@@ -19,20 +20,17 @@ def runs_of(method, accuracy_of_seeds, shots=5, only=None):
     ]
 
 
-def test_each_regime_is_a_column_and_plain_images_are_what_all_are_compared_with():
+def test_each_regime_is_a_row_and_plain_images_are_what_all_are_compared_with():
     first = runs_of("real", [0.5, 0.6]) + runs_of("vanilla", [0.7, 0.8]) + runs_of("joint", [0.75, 0.86])
     second = runs_of("vanilla", [0.9], only=[0.4]) + runs_of("joint", [0.91], only=[0.45])
-    table = regime_table({"5x": first, "50x": second}, ["real", "vanilla", "joint"], format_table)
-    rows = [line.split("  ") for line in table.splitlines()]
-    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert cells[0] == ["5x", "50x", "50x, synthetic only"]
-    assert cells[2][:2] == ["real images only", "-20.0 [-20.0, -20.0]"]
-    assert cells[3] == ["+ plain synthetic images", "75.0", "90.0", "40.0"]
-    assert cells[4][0] == "+ synthetic images, joint" and cells[4][2:] == ["+1.0", "+5.0"]
-    assert cells[4][1].startswith("+5.5 [")
+    table = regime_table({"5x": first, "50x": second}, ["real", "vanilla", "joint"], format_markdown_table)
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert header == ["", "real images only", "plain synthetic images", "synthetic images, joint"]
+    assert rows[0][:3] == ["5x", "-20.0 [-20.0, -20.0]", "75.0"] and rows[0][3].startswith("+5.5 [")
+    assert rows[1:] == [["50x", "", "90.0", "+1.0"], ["50x, synthetic only", "", "40.0", "+5.0"]]
 
 
-def test_several_numbers_of_shots_have_columns_each():
+def test_several_numbers_of_shots_have_rows_each():
     runs = runs_of("vanilla", [0.5], shots=2) + runs_of("vanilla", [0.6], shots=5)
     assert "5x, 2 shots" in (table := regime_table({"5x": runs}, ["vanilla"], format_table)) and "5x, 5 shots" in table
 
@@ -45,7 +43,10 @@ def test_the_command_compares_in_each_regime(tmp_path, capsys, pretended):  # no
     kept = {regime: json.loads((tmp_path / regime / "compare.json").read_text()) for regime in ("5x", "long_tail")}
     assert kept["long_tail"]["config"]["data"]["imbalance_factor"] == 20
     text = (tmp_path / "regimes.md").read_text()
-    assert "| 5x | long_tail |" in text.replace("  ", " ") and "+ plain synthetic images" in text
+    assert (
+        re.search(r"^\| 5x \|.*\n\| long_tail \|", text, re.M)
+        and "| real images only | plain synthetic images |" in text
+    )
     assert "regimes.md" in capsys.readouterr().out
     # From kept files alone.
     other = tmp_path / "kept"

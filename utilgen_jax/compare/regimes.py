@@ -32,25 +32,24 @@ def write_regimes(folder: Path, runs: Mapping[str, Sequence[Run]], methods: Sequ
 
 
 def regime_table(runs: Mapping[str, Sequence[Run]], methods: Sequence[str], form: Formatter) -> str:
-    """Formats the map: a row a method, a column a regime and number of shots.
+    """Formats the map: a row a regime and number of shots, a column a method.
 
-    Where classifiers of synthetic images alone were tested too, they have a column of their own.
+    Where classifiers of synthetic images alone were tested too, they have a row of their own.
 
     Args:
         runs: of each regime, finished ones.
         methods: in display order.
         form: formats a table from its rows and headers.
     """
-    columns: dict[str, tuple[Sequence[Run], int]] = {}
+    rows = []
     for regime, found in runs.items():
         all_shots = sorted({run.shots for run in found})
         for shots in all_shots:
             title = f"{regime}, {shots} shots" if len(all_shots) > 1 else regime
-            columns[title] = found, shots
+            rows.append([title, *(_cell(found, shots, method) for method in methods)])
             if only := of_synthetic_only(found):
-                columns[f"{title}, synthetic only"] = only, shots
-    rows = [[METHODS[method].title, *(_cell(*column, method) for column in columns.values())] for method in methods]
-    return form(rows, ("", *columns))
+                rows.append([f"{title}, synthetic only", *(_cell(only, shots, method) for method in methods)])
+    return form(rows, ("", *(METHODS[method].title.removeprefix("+ ") for method in methods)))
 
 
 def _cell(runs: Sequence[Run], shots: int, method: str) -> str:
