@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -66,6 +67,7 @@ def training_steps(
 
     With teachers, the label of an image is what they say, in the mean, of the very image that is learnt from, shifted
     and mixed (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv 2106.05237).
+    The loss is the plain softmax then, whatever the config's.
 
     Args:
         classifier, config, real, synthetic, teachers: see `train_classifier`.
@@ -76,6 +78,9 @@ def training_steps(
         The parameters after each of `config.steps` steps, which the next step takes over, and the loss on the device.
     """
     program = _read_by_the_step(config)
+    if teachers is not None:
+        # A balanced softmax undoes the labels' frequencies, which the teachers' opinions do not have.
+        program = dataclasses.replace(program, loss="softmax")
     optimizer_state = init_sharded(_init_optimizer, params)
     rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
@@ -85,7 +90,7 @@ def training_steps(
         if config.mixing != "none":
             images, targets = _mix(program, images, targets, key, step)
         if teachers is not None:
-            targets = _teach(classifier, program, class_counts, teachers, images, targets)
+            targets = _teach(classifier, teachers, images, targets)
         params, optimizer_state, loss = _learn(
             classifier, program, params, optimizer_state, images, targets, class_counts, rates[step]
         )
@@ -146,20 +151,12 @@ def _mix(
     return MIXINGS[config.mixing](images, targets, mixing_key, config.mixing_alpha)
 
 
-@partial(jax.jit, static_argnames="config")
-def _teach(
-    classifier: Classifier,
-    config: ClassifierConfig,
-    class_counts: jax.Array,
-    teachers: Params,
-    images: jax.Array,
-    targets: jax.Array,
-) -> jax.Array:
+@jax.jit
+def _teach(classifier: Classifier, teachers: Params, images: jax.Array, targets: jax.Array) -> jax.Array:
     """Targets by what stacked classifiers [T, ...] say in the mean, float32 [B, K]; each row keeps its sum."""
 
     def predict(params: Params) -> jax.Array:
-        logits = training_logits(classifier, config, class_counts, params, images)
-        return jax.nn.softmax(logits.astype(jnp.float32))
+        return jax.nn.softmax(classifier.apply(params, images).astype(jnp.float32))
 
     # In turn: it takes less memory, and on CPUs less time than `vmap`.
     return jnp.sum(targets, -1, keepdims=True) * jnp.mean(jax.lax.map(predict, teachers), axis=0)
