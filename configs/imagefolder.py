@@ -14,9 +14,9 @@ the pool is nonsense.
   python -m utilgen_jax.main --config=configs/imagefolder.py:runlocal --config.data.path=my_images \
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/mine_local
 
-`pretrained` is for a small generator that half of your own train images teach, the other half being left for the shots:
+`pretrained` is for a small generator that half of your own train images teach, the other half being left for the shots.
+It is made in runs/pretrained if it is not there, which takes about 50 minutes:
 
-  python -m utilgen_jax.pretraining --config=configs/imagefolder.py --config.data.path=my_images --out=runs/pretrained
   python -m utilgen_jax.main --config=configs/imagefolder.py:pretrained --config.data.path=my_images --workdir=runs/mine
 """
 

@@ -32,10 +32,11 @@ LAYERS: dict[str, set[str]] = {
     "config": {"classifier", "data", "generator", "methods", "pool", "prompts", "runtime", "valuation"},
     "experiment": _LIBRARIES | {"config", "methods", "report"},
     "pipeline": {"config", "experiment", "methods"},
-    "main": {"config", "pipeline", "runtime"},
+    "main": {"config", "pipeline", "pretraining", "runtime"},
 }
 COMMANDS = ("bench", "compare", "evaluate", "export", "noisy_labels", "plan", "pretraining", "sample")
 LAYERS |= {name: _LIBRARIES | {"config", "experiment", "methods", "pipeline", "report"} for name in COMMANDS}
+LAYERS["compare"] |= {"pretraining"}
 _EVERYWHERE = {"errors", "types", "fields"}
 
 

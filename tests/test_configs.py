@@ -13,7 +13,7 @@ from utilgen_jax.config.presets import RUNLOCAL
 from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.config.validation import validate
 from utilgen_jax.errors import InputError
-from utilgen_jax.pretraining.__main__ import TRAINING_IMAGES
+from utilgen_jax.pretraining.layout import TRAINING_IMAGES
 from utilgen_jax.pretraining.sizes import IMAGE_SIZE
 from utilgen_jax.prompts.templates import class_prompts
 

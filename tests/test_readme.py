@@ -11,6 +11,7 @@ from setuptools import find_packages
 
 from utilgen_jax.compare.curve import curve_tables
 from utilgen_jax.compare.join import PLAN_FIELDS
+from utilgen_jax.compare.regimes import regime_table
 from utilgen_jax.compare.report import tables
 from utilgen_jax.compare.statistics import Run, of_synthetic_only
 from utilgen_jax.config.command_line import read_config
@@ -99,9 +100,19 @@ def test_the_tables_of_five_images_to_a_real_one_are_those_of_the_kept_runs():
             assert found[part] in TEXTS["configs/README.md"], f"configs/README.md should have:\n{found[part]}"
 
 
+REGIMES = ("50x", "5x", "polysemy", "long_tail", "label_noise")
+
+
+def test_the_regime_map_is_that_of_the_kept_runs():
+    runs = {regime: kept_runs(f"configs/results/regimes/{regime}.json") for regime in REGIMES}
+    table = regime_table(runs, ["real", "vanilla", "saflex", "joint"], format_markdown_table)
+    assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
+
+
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
+        *((f"configs/results/regimes/{regime}.json", f"configs/digits.py:{regime}", []) for regime in REGIMES),
         ("configs/results/digits.json", "configs/digits.py:images=100", []),
         ("configs/results/digits_5x.json", "configs/digits.py:5x", []),
         ("configs/results/digits_pool_size.json", "configs/digits.py:images=100", []),

@@ -49,10 +49,12 @@ def run(argv: Sequence[str]) -> None:
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax import pipeline
+    from utilgen_jax.pretraining.on_demand import pretrain_if_missing
     from utilgen_jax.runtime import distributed
 
     distributed.initialize_distributed()
     with distributed.end_together():
+        pretrain_if_missing(config)
         pipeline.run(config, workdir or default_workdir(spec, config))
 
 

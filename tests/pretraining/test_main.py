@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from utilgen_jax import checkpoints
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pretraining import __main__ as pretraining
-from utilgen_jax.pretraining import corpus, glyphs, sizes
+from utilgen_jax.pretraining import corpus, glyphs, pretrain, sizes
 from utilgen_jax.pretraining import domain as domain
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 from utilgen_jax.prompts import glyph_vocabulary
@@ -53,7 +53,7 @@ def interrupt(*arguments):
 def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "glyphs"
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "train_unet", interrupt)
+        patch.setattr(pretrain, "train_unet", interrupt)
         assert run(f"--out={out}", "--shrink=10", "--seed=1") == 130
     assert "continues after the last finished stage" in capsys.readouterr().err
     finished = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
@@ -74,10 +74,10 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     # The written scaling factor and normaliser are those of the corpus under the written weights.
     sd = load_stable_diffusion(checkpoints.resolve_checkpoint(str(out)))
     images = corpus.make_corpus(1000, 1, sd.tokenizer)
-    embeds = pretraining.embed_corpus(images, sd)
+    embeds = pretrain.embed_corpus(images, sd)
     np.testing.assert_allclose(sd.params["image_normalizer"]["mean"][0], embeds.mean(0), atol=1e-4)
     np.testing.assert_allclose(sd.params["image_normalizer"]["std"][0], embeds.std(0), rtol=1e-3)
-    moments = pretraining.encode_corpus(images, sd.vae, sd.params["vae"])
+    moments = pretrain.encode_corpus(images, sd.vae, sd.params["vae"])
     assert (moments[..., :4] * sd.vae.scaling_factor).std() == pytest.approx(1.0, rel=1e-2)
 
     assert {tensor.dtype for tensor in load_file(out / "unet" / "diffusion_pytorch_model.safetensors").values()} == {

@@ -110,9 +110,12 @@ def run(argv: Sequence[str]) -> None:
     import jax
 
     from utilgen_jax.compare.regimes import write_regimes
+    from utilgen_jax.pretraining.on_demand import pretrain_if_missing
 
     found = {}
     for regime, config, plan, files in comparisons:
+        if values["run"].value:
+            pretrain_if_missing(config)
         if regime:
             print(f"{regime}:", file=sys.stderr)
         found[regime] = compare(config, workdir / regime, plan, files, bool(values["run"].value))
