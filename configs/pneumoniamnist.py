@@ -11,11 +11,10 @@ others. The validation images stay unused: ours come out of the shots.
       --config.generator.checkpoint=SMALL_FOLDER --workdir=runs/lungs_local
 
 `pretrained` is for a small generator of X-rays, which half of the train images teach; the shots are of the other half.
-The second command makes it too, if it is not there:
+It is made in runs/pretrained if it is not there, which takes about 50 minutes:
 
-  python -m utilgen_jax.pretraining --config=configs/pneumoniamnist.py --config.data.path=FILE.npz --out=runs/pretrained
-  python -m utilgen_jax.main --config=configs/pneumoniamnist.py:domain,shots=5 --config.data.path=FILE.npz \
-      --workdir=runs/lungs_domain
+  python -m utilgen_jax.main --config=configs/pneumoniamnist.py:pretrained,shots=5 --config.data.path=FILE.npz \
+      --workdir=runs/lungs_pretrained
 """
 
 from ml_collections import ConfigDict
