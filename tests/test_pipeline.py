@@ -18,7 +18,7 @@ from utilgen_jax import main, pipeline
 from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.schema import to_json
-from utilgen_jax.data.images import resize, to_float
+from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
 from utilgen_jax.generator.adapter import Adapter, generate_images
@@ -285,7 +285,8 @@ def test_images_start_from_mixed_shots(tmp_path):
     real = few_shot(load_source(config.data), shots=2, seed=0).real
     sources = plan_sources(real.labels, pool.labels, np.random.default_rng([0, 4]))
     assert (real.labels[sources] == pool.labels[:, None]).all()
-    shots = jnp.repeat(resize(to_float(real.images), 32), 3, axis=-1)
+    enlarged = [Image.fromarray(image[..., 0]).resize((32, 32), Image.Resampling.BILINEAR) for image in real.images]
+    shots = jnp.asarray(to_float(np.repeat(np.stack(enlarged)[..., None], 3, axis=-1)))
     sd = load_stable_diffusion(resolve_checkpoint("glyphs"))
     batch = pool.records[:16]
     seeds = np.array([record.seed for record in batch])

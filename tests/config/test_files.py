@@ -1,5 +1,6 @@
 import pytest
 
+from utilgen_jax.config import files
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.files import config_names, find_config
 from utilgen_jax.errors import InputError
@@ -28,3 +29,10 @@ def test_what_is_not_there_is_told_with_the_nearest(name, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="there is no file .*all: caltech101, cifar, "):
         find_config(name)
+
+
+def test_a_copy_of_the_package_alone_has_no_configs(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_FOLDERS", (tmp_path,))
+    assert config_names() == []
+    with pytest.raises(InputError, match="there is no file 'digits'$"):
+        find_config("digits")

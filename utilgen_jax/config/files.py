@@ -12,8 +12,8 @@ _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def config_names() -> list[str]:
-    """The names of the configs that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
+    """The names of the configs that come with the package; none where only its own folder was copied."""
+    return sorted(_packaged())
 
 
 def find_config(file: str) -> Path:
@@ -30,14 +30,16 @@ def find_config(file: str) -> Path:
     path = Path(file).expanduser()
     if path.is_file():
         return path
-    names = config_names()
-    if path.stem in names and path.parts in ((path.stem,), ("configs", f"{path.stem}.py")):
-        return _folder() / f"{path.stem}.py"
-    raise InputError(
-        f"--config: there is no file {file!r}; the nearest config of the package is {nearest(path.stem, names)!r} "
-        f"(all: {', '.join(names)})"
-    )
+    packaged = _packaged()
+    if path.stem in packaged and path.parts in ((path.stem,), ("configs", f"{path.stem}.py")):
+        return packaged[path.stem]
+    message = f"--config: there is no file {file!r}"
+    if packaged:
+        names = sorted(packaged)
+        message += f"; the nearest config of the package is {nearest(path.stem, names)!r} (all: {', '.join(names)})"
+    raise InputError(message)
 
 
-def _folder() -> Path:
-    return next(folder for folder in _FOLDERS if (folder / "digits.py").is_file())
+def _packaged() -> dict[str, Path]:
+    """The package's configs by name."""
+    return next((found for folder in _FOLDERS if (found := {path.stem: path for path in folder.glob("*.py")})), {})
