@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from utilgen_jax.data.image_source import Sources
+from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import decode_image
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import hub
@@ -28,7 +28,7 @@ _TEST_NAMES = ("test", "validation", "val", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
-class HfSource:
+class HfSource(SizedSource):
     """A split of a data set; an `ImageSource`.
 
     Attributes:
@@ -51,13 +51,10 @@ class HfSource:
     image_size: int
     channels: int
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
-        out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
-        for row, index in enumerate(indices):
-            where = f"{self.name}: {self.ids[index]}"
-            out[row] = decode_image(self._file(self.images[int(index)], where), where, self.image_size, self.channels)
-        return out
+    def read_one(self, index: int) -> np.ndarray:
+        """See `SizedSource.read_one`."""
+        where = f"{self.name}: {self.ids[index]}"
+        return decode_image(self._file(self.images[index], where), where, self.image_size, self.channels)
 
     def _file(self, image: Mapping[str, Any] | None, where: str) -> Path | BinaryIO:
         if image and image["bytes"] is not None:
@@ -68,10 +65,6 @@ class HfSource:
         if not path.is_relative_to(self.folder.resolve()):
             raise InputError(f"{where}: {path} lies outside of {self.folder}; copy it into the folder")
         return path
-
-    def at(self, image_size: int, channels: int) -> HfSource:
-        """See `ImageSource.at`."""
-        return dataclasses.replace(self, image_size=image_size, channels=channels)
 
 
 def load(name: str, path: str, image_size: int, channels: int, columns: tuple[str, str] = ("", "")) -> Sources:
@@ -114,7 +107,7 @@ def load(name: str, path: str, image_size: int, channels: int, columns: tuple[st
         if split_name != "train" and (labels < 0).all():  # a test split whose labels are secret
             return None
         ids = tuple(f"{split_name}/{index:05d}" for index in range(len(labels)))
-        folder = Path(path) if path else None
+        folder = Path(path).expanduser() if path else None
         return HfSource(where, class_names, labels, ids, table[image], folder, image_size, channels)
 
     train = split("train")

@@ -8,12 +8,11 @@ types are ignored. Symbolic links are followed only inside <folder>.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utilgen_jax.data.image_source import Sources
+from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import decode_image
 from utilgen_jax.errors import InputError
 
@@ -21,7 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSource:
+class FolderSource(SizedSource):
     """A split of the folder; an `ImageSource` whose ids are paths relative to the folder."""
 
     name: str
@@ -32,17 +31,10 @@ class FolderSource:
     image_size: int
     channels: int
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
-        out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
-        for row, index in enumerate(indices):
-            path = self.folder / self.ids[index]
-            out[row] = decode_image(path, str(path), self.image_size, self.channels)
-        return out
-
-    def at(self, image_size: int, channels: int) -> "FolderSource":
-        """See `ImageSource.at`."""
-        return dataclasses.replace(self, image_size=image_size, channels=channels)
+    def read_one(self, index: int) -> np.ndarray:
+        """See `SizedSource.read_one`."""
+        path = self.folder / self.ids[index]
+        return decode_image(path, str(path), self.image_size, self.channels)
 
 
 def load(path: str, image_size: int, channels: int) -> Sources:

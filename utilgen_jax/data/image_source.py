@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -91,8 +91,35 @@ def _check_labels(source: ImageSource) -> None:
         raise InputError(f"{source.name}: {source.ids[bad]} has label {labels[bad]}, outside 0..{num_classes - 1}")
 
 
+class SizedSource:
+    """What sources that scale each image themselves have in common; for frozen dataclasses.
+
+    Attributes:
+        image_size: side in pixels of the images read.
+        channels: channels of the images read, 1 or 3.
+    """
+
+    image_size: int
+    channels: int
+
+    def read_one(self, index: int) -> np.ndarray:
+        """Decodes an image: uint8 [image_size, image_size, channels]."""
+        raise NotImplementedError
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
+        out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
+        for row, index in enumerate(indices):
+            out[row] = self.read_one(int(index))
+        return out
+
+    def at(self, image_size: int, channels: int) -> Self:
+        """See `ImageSource.at`."""
+        return dataclasses.replace(self, image_size=image_size, channels=channels)  # type: ignore[type-var]
+
+
 @dataclasses.dataclass(frozen=True)
-class ArraySource:
+class ArraySource(SizedSource):
     """Images in memory at their original size; an `ImageSource`.
 
     Attributes:
@@ -113,15 +140,8 @@ class ArraySource:
     image_size: int
     channels: int
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
-        out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
-        for row, index in enumerate(indices):
-            pixels = self.images[index]
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            out[row] = fit_image(image, self.image_size, self.channels)
-        return out
-
-    def at(self, image_size: int, channels: int) -> "ArraySource":
-        """See `ImageSource.at`."""
-        return dataclasses.replace(self, image_size=image_size, channels=channels)
+    def read_one(self, index: int) -> np.ndarray:
+        """See `SizedSource.read_one`."""
+        pixels = self.images[index]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return fit_image(image, self.image_size, self.channels)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from utilgen_jax.data.image_source import Sources
+from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import decode_image
 from utilgen_jax.errors import InputError
 
@@ -24,7 +24,7 @@ _RECORDS_AT_ONCE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsSource:
+class TfdsSource(SizedSource):
     """A split of a prepared data set; an `ImageSource`. `records` has dicts of the encoded `image` and `label`."""
 
     name: str
@@ -44,10 +44,6 @@ class TfdsSource:
                 where = f"{self.name}: {self.ids[chunk[row]]}"
                 out[start + row] = decode_image(io.BytesIO(record["image"]), where, self.image_size, self.channels)
         return out
-
-    def at(self, image_size: int, channels: int) -> "TfdsSource":
-        """See `ImageSource.at`."""
-        return dataclasses.replace(self, image_size=image_size, channels=channels)
 
 
 def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
