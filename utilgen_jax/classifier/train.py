@@ -116,6 +116,7 @@ def draw_training_batch(
     return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
 
 
+@cache
 def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
     """What a batch depends on, all else at its default: trainings that differ elsewhere share a program."""
     names = ("batch_size", "synthetic_fraction", "max_shift")
