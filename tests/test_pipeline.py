@@ -408,3 +408,43 @@ def test_another_config_on_a_workdir_is_refused_by_the_fields_that_differ(tmp_pa
     assert main.main(["main", f"--config={CONFIGS / 'digits.py'}", f"--workdir={tmp_path}", *arguments]) == 2
     assert "data.shots: 5 before, 2 now" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.slow
+def test_each_class_has_a_lora_as_datadream_publishes_it_and_a_run_that_was_cut_off_ends_the_same(tmp_path):
+    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
+    published = {
+        "lora.per_class": "True",
+        "lora.text_encoder_rank": "2",
+        "lora.epochs": "3",
+        "lora.batch_size": "2",
+        "lora.warmup_steps": "1",
+        "lora.prior_fraction": "0",
+        "lora.snr_gamma": "0",
+        "lora.crops": "2",
+        "lora.sampler_steps": "3",
+        "generator.checkpoint": str(checkpoint),
+        "generator.batch_size": "3",
+        "also_synthetic_only": "False",
+    }
+    config = read_config(f"{DIGITS}:method=datadream", (*TINY, *published.items()))
+    pipeline.run(config, tmp_path / "run")
+    folder = tmp_path / "run/pool/round_00"
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [record["label"] for record in records] == [0] * 4 + [1] * 4
+    assert not (tmp_path / "run/pool/plain").exists()  # no prior images
+    loras = [load_file(tmp_path / f"run/checkpoints/lora_datadream_{label}.safetensors") for label in (0, 1)]
+    assert all((loras[0][name] != loras[1][name]).any() for name in loras[0])
+    assert {name.split("/")[0] for name in loras[0]} == {"unet_lora", "text_encoder_lora"}
+
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    for name in ("lora_datadream_1", "pool_datadream", "classifier_datadream", "evaluation_datadream"):
+        (tmp_path / f"cut/checkpoints/{name}.safetensors").unlink()
+    for name in ("summary.json", "pool/round_00/metadata.jsonl"):
+        (tmp_path / "cut" / name).unlink()
+    pipeline.run(config, tmp_path / "cut")
+    for record in records:
+        images = [
+            np.asarray(Image.open(tmp_path / run / "pool/round_00" / record["file_name"])) for run in ("run", "cut")
+        ]
+        np.testing.assert_array_equal(*images)

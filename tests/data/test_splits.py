@@ -133,3 +133,39 @@ def test_originals_are_those_of_the_shots_at_any_size():
     larger = split.originals(8, 3)
     assert larger.shape == (3, 8, 8, 3) and larger.dtype == np.uint8
     np.testing.assert_array_equal(larger[:, 0, 0, 0], split.real.images[:, 0, 0, 0])
+
+
+def _wide(number=4, width=12):
+    """Images three times as wide as high, of whose columns each has its own grey level."""
+    images = np.broadcast_to((10 * np.arange(width, dtype=np.uint8))[:, None], (number, 4, width, 1))
+    names, ids = ("a", "b"), tuple(f"{n}" for n in range(number))
+    return Sources(ArraySource("wide", names, np.arange(number, dtype=np.int32) % 2, ids, images, 4, 1), None)
+
+
+def test_crops_are_squares_at_random_places_of_the_longer_side():
+    split = few_shot(_wide(), 1, seed=0)
+    crops = split.crops(4, 1, 40, False, np.random.default_rng(0))
+    assert crops.shape == (80, 4, 4, 1) and crops.dtype == np.uint8
+    first = crops[:, 0, 0, 0] // 10
+    np.testing.assert_array_equal(crops[:, 0, :, 0], 10 * (first[:, None] + np.arange(4)))
+    assert set(first) == set(range(9)) - {8}  # the last place is that of a draw of exactly 1
+    np.testing.assert_array_equal(crops, split.crops(4, 1, 40, False, np.random.default_rng(0)))
+    middle = split.crops(4, 1, 0, False, np.random.default_rng(0))
+    np.testing.assert_array_equal(middle, split.originals(4, 1))
+
+
+def test_crops_are_mirrored_where_asked():
+    split = few_shot(_wide(), 1, seed=0)
+    both = split.crops(4, 1, 0, True, np.random.default_rng(0))
+    np.testing.assert_array_equal(both[:2], split.originals(4, 1))
+    np.testing.assert_array_equal(both[2:], both[:2, :, ::-1])
+    rising = np.diff(split.crops(4, 1, 40, True, np.random.default_rng(0))[:, 0, :2, 0].astype(int)).ravel()
+    assert set(rising) == {10, -10} and 20 < np.sum(rising == 10) < 60
+
+
+def test_crops_of_a_subset_are_those_of_its_images():
+    sources = _wide(6)
+    chosen = Sources(choose_classes(sources.train, {"b": "b", "a": "a"}), None)
+    split, of_subset = few_shot(sources, 1, seed=3), few_shot(chosen, 1, seed=3)
+    crops = [each.crops(4, 1, 3, True, np.random.default_rng(1)) for each in (split, of_subset)]
+    np.testing.assert_array_equal(*crops)

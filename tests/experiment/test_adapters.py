@@ -29,6 +29,7 @@ from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
+from utilgen_jax.methods.datadream import DataDreamConfig, DataDreamPool
 from utilgen_jax.methods.difficulty import DifficultyConfig
 from utilgen_jax.methods.utilgen import UtilGenPool
 from utilgen_jax.runtime.sharding import replicate
@@ -130,6 +131,54 @@ def test_lora_learns_from_shots_and_prior_images(given):
     again = given.make().adapters.train_lora(NamedPool(), config, prior)
     assert_equal(again, given.results["train_lora"])
     assert isinstance(again.unet_lora["layer"]["up"], jax.Array)
+
+
+def test_without_prior_images_a_lora_learns_from_shots_alone_for_as_many_epochs_as_asked(given):
+    experiment = given.make()
+    config = LoraConfig(epochs=5, batch_size=2, prior_fraction=0.0, text_encoder_rank=2)
+    experiment.adapters.sd.tokenizer = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters, "tokenize", lambda tokenizer, prompts: np.array([[len(prompt)] for prompt in prompts]))
+        experiment.adapters.train_lora(NamedPool(), config, None)
+    _, ids, _, prior_set, used, *_ = given.calls["train_lora"]
+    assert prior_set is None and used.steps == 10  # four shots
+    np.testing.assert_array_equal(ids, [[len(prompt)] for prompt in experiment.word_prompts])
+
+
+def test_crops_stand_in_for_the_shots_with_labels_and_difficulties(given):
+    experiment = given.make()
+    config = DifficultyConfig(crops=3, flip=True, prior_fraction=0.0)
+    of_shots = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    experiment.adapters.train_lora(NamedPool(), config, None, (of_shots, np.zeros(0)))
+    _, _, shots, *_ = given.calls["train_lora"]
+    labels = experiment.split.real.labels
+    np.testing.assert_array_equal(shots.labels, np.tile(labels, 3))
+    np.testing.assert_array_equal(shots.difficulties, np.tile(of_shots, 3))
+    # Digits are square: a crop is the image or its mirror image.
+    images = to_float(experiment.generator_shots)
+    for place, seen in enumerate(np.asarray(shots.latents)):
+        same = [np.allclose(seen, image, atol=1e-6) for image in (images[place % 4], images[place % 4][:, ::-1])]
+        assert any(same)
+
+
+def test_each_class_has_a_lora_of_its_shots_alone(given, monkeypatch):
+    experiment, prior, seen = given.make("datadream"), random_pool(6), []
+
+    def train(sd, prompts, shots, prior_set, config, key, on_step):
+        seen.append(
+            (np.unique(shots.labels).tolist(), np.unique(prior_set.labels).tolist(), config.steps, len(prompts))
+        )
+        return Adapter(unet_lora={"layer": {"up": np.full(2, float(shots.labels[0]), np.float32)}})
+
+    monkeypatch.setattr(adapters, "train_lora", train)
+    config = DataDreamConfig(epochs=3, batch_size=4, prior_fraction=0.5)
+    of_class = experiment.adapters.train_class_loras(DataDreamPool(), config, prior)
+    assert seen == [([0], [0], 3, 2), ([1], [1], 3, 2)]
+    assert list(experiment.stages.seconds) == ["lora_datadream_0", "lora_datadream_1"]
+    again = given.make("datadream").adapters.train_class_loras(DataDreamPool(), config, prior)
+    for found in (of_class, again):
+        assert [float(found(label).unet_lora["layer"]["up"][0]) for label in (0, 1)] == [0.0, 1.0]
+    assert len(seen) == 2
 
 
 def test_difficulties_go_with_their_images_easy_and_hard_ones_equally_often(given):
@@ -251,7 +300,7 @@ def test_the_generator_is_the_checkpoint(generator, quick_checkpoint):
 @pytest.mark.slow
 def test_a_lora_is_the_librarys(generator):
     experiment, prior = generator("datadream"), random_pool(6)
-    sd, config = experiment.adapters.sd, experiment.config.section(LoraConfig)
+    sd, config = experiment.adapters.sd, experiment.config.section(DataDreamConfig)
     shots = encoded(sd, to_float(experiment.generator_shots), experiment.split.real.labels)
     prior_set = encoded(sd, to_float(prior.images), prior.labels)
     embeds = encode_prompts(sd, ["a photo of the digit zero", "a photo of the digit one"])

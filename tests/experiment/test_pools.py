@@ -433,10 +433,12 @@ def test_sheets_are_drawn_once_and_only_by_a_run_of_its_own(make_experiment, mon
     monkeypatch.setattr(pools, "difficulty_sheets", draw)
     for _ in range(2):
         experiment = with_fake_sd(make_experiment())
-        experiment.pools.show_difficulty("adapter")
+        experiment.pools.show_difficulty(PlainPool(), "adapter")
     assert adapters == ["adapter"]
     with Image.open(experiment.workdir / "report" / "one.png") as sheet:
         assert sheet.getpixel((0, 0)) == (200, 0, 0)
     shared = SharedDirs(tmp_path / "stages", tmp_path / "pools", tmp_path / "shotless")
-    with_fake_sd(make_experiment(workdir=tmp_path / "other", shared=shared)).pools.show_difficulty("adapter")
+    with_fake_sd(make_experiment(workdir=tmp_path / "other", shared=shared)).pools.show_difficulty(
+        PlainPool(), "adapter"
+    )
     assert len(adapters) == 1

@@ -112,11 +112,12 @@ POOLS = {
     "mixed_shots": lambda records, mix_strategy: itself,
     "generate": generate,
     "adopt": adopt,
-    "show_difficulty": lambda adapter: None,
+    "show_difficulty": lambda spec, adapter: None,
 }
 ADAPTERS = {
     "learn_class_tokens": lambda prior: None,
     "train_lora": lambda spec, config, prior, difficulties=None: itself,
+    "train_class_loras": lambda spec, config, prior: itself,
     "train_dpo": lambda spec, pool, weights: itself,
     "per_image": lambda spec, fold_models, weighting, noise: itself,
 }

@@ -9,7 +9,7 @@ from utilgen_jax.methods import METHODS, augcond
 from utilgen_jax.methods.augcond import AugcondConfig, AugcondPool
 
 
-@pytest.mark.parametrize("settings", [AugcondConfig(), AugcondConfig("mixup", 0.3)])
+@pytest.mark.parametrize("settings", [AugcondConfig(), AugcondConfig(mix_strategy="mixup", strength=0.3)])
 def test_mixed_shots_condition_images_of_the_class_prompts(settings):
     experiment = FakeExperiment(settings)
     pool = AugcondPool().build(experiment)
@@ -36,9 +36,9 @@ def test_the_strategies_of_the_config_are_those_of_the_generator():
 
 
 def test_embeddings_are_mixed_only_with_an_image_encoder():
-    experiment = FakeExperiment(AugcondConfig("embed_mixup"))
+    experiment = FakeExperiment(AugcondConfig(mix_strategy="embed_mixup"))
     with pytest.raises(InputError, match="has no image encoder"):
         AugcondPool().check(experiment)
-    AugcondPool().check(FakeExperiment(AugcondConfig("cutmix")))
+    AugcondPool().check(FakeExperiment(AugcondConfig(mix_strategy="cutmix")))
     experiment.generator.architecture = SimpleNamespace(image_encoder="unCLIP's")
     AugcondPool().check(experiment)

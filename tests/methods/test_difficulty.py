@@ -21,7 +21,7 @@ def test_measured_then_trained_then_requested(settings, means):
     assert experiment.calls == [
         experiment.call("classifiers.cross_fitted_difficulty", plain),
         adapter,
-        experiment.call("pools.show_difficulty", adapter),
+        experiment.call("pools.show_difficulty", DifficultyPool(), adapter),
         experiment.call("pools.caption_prompts"),
         plan,
         experiment.call("pools.generate", DifficultyPool(), plan, adapter),

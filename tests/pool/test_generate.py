@@ -118,3 +118,25 @@ def test_each_batch_gets_its_condition_its_adapter_and_its_strength(loaded, monk
     np.testing.assert_allclose(requested[1], [1 - 1e-4, 0.5, 0.5, 0.5], rtol=1e-3)
     for call in seen:
         np.testing.assert_array_equal(call[0].prompt_offsets, call[1].latents[:, 0, :, 0])
+
+
+def test_classes_with_adapters_of_their_own_do_not_share_a_batch(loaded, monkeypatch):
+    """Without a sampler: what `generate_images` is called with."""
+    seen, asked = [], []
+
+    def record_call(sd, adapter, sample_inputs, sampling, num_differentiable_steps):
+        seen.append((adapter.unet_lora, sample_inputs.labels.tolist()))
+        return jnp.zeros((len(sample_inputs.labels), 16, 16, 3))
+
+    def of_class(label):
+        asked.append(label)
+        return Adapter(unet_lora=label)
+
+    monkeypatch.setattr(pool_generation, "generate_images", record_call)
+    records = [PoolRecord(label=label, seed=seed) for seed, label in enumerate((0, 0, 0, 0, 0, 1, 2, 2))]
+    batches = generate_batches(loaded("sd15"), records, of_class, SAMPLING, first=1)
+    assert [len(images) for images in batches] == [4, 1, 2]
+    assert seen == [(0, [0] * 4), (1, [1] * 4), (2, [2] * 4)] and asked == [0, 1, 2]
+    seen.clear()
+    assert [len(images) for images in generate_batches(loaded("sd15"), records, of_class, SAMPLING)] == [4, 1, 1, 2]
+    assert seen == [(0, [0] * 4), (0, [0] * 4), (1, [1] * 4), (2, [2] * 4)]

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from utilgen_jax.data.image_source import SizedSource, Sources
-from utilgen_jax.data.images import decode_image
+from utilgen_jax.data.images import open_image
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import hub
 
@@ -51,10 +52,10 @@ class HfSource(SizedSource):
     image_size: int
     channels: int
 
-    def read_one(self, index: int) -> np.ndarray:
-        """See `SizedSource.read_one`."""
+    def open(self, index: int) -> Image.Image:
+        """See `ImageSource.open`."""
         where = f"{self.name}: {self.ids[index]}"
-        return decode_image(self._file(self.images[index], where), where, self.image_size, self.channels)
+        return open_image(self._file(self.images[index], where), where, self.channels)
 
     def _file(self, image: Mapping[str, Any] | None, where: str) -> Path | BinaryIO:
         if image and image["bytes"] is not None:

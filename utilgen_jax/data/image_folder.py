@@ -11,9 +11,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from utilgen_jax.data.image_source import SizedSource, Sources
-from utilgen_jax.data.images import decode_image
+from utilgen_jax.data.images import open_image
 from utilgen_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -31,10 +32,10 @@ class FolderSource(SizedSource):
     image_size: int
     channels: int
 
-    def read_one(self, index: int) -> np.ndarray:
-        """See `SizedSource.read_one`."""
+    def open(self, index: int) -> Image.Image:
+        """See `ImageSource.open`."""
         path = self.folder / self.ids[index]
-        return decode_image(path, str(path), self.image_size, self.channels)
+        return open_image(path, str(path), self.channels)
 
 
 def load(path: str, image_size: int, channels: int) -> Sources:

@@ -48,6 +48,10 @@ class ImageSource(Protocol):
         """The same images, read from their originals at another size and with other channels."""
         ...
 
+    def open(self, index: int) -> Image.Image:
+        """Decodes an image at its original size, grey or RGB; InputError if it cannot be decoded."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -102,15 +106,15 @@ class SizedSource:
     image_size: int
     channels: int
 
-    def read_one(self, index: int) -> np.ndarray:
-        """Decodes an image: uint8 [image_size, image_size, channels]."""
+    def open(self, index: int) -> Image.Image:
+        """See `ImageSource.open`."""
         raise NotImplementedError
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
         out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
         for row, index in enumerate(indices):
-            out[row] = self.read_one(int(index))
+            out[row] = fit_image(self.open(int(index)), self.image_size, self.channels)
         return out
 
     def at(self, image_size: int, channels: int) -> Self:
@@ -140,8 +144,7 @@ class ArraySource(SizedSource):
     image_size: int
     channels: int
 
-    def read_one(self, index: int) -> np.ndarray:
-        """See `SizedSource.read_one`."""
+    def open(self, index: int) -> Image.Image:
+        """See `ImageSource.open`."""
         pixels = self.images[index]
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        return fit_image(image, self.image_size, self.channels)
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -83,13 +83,14 @@ def plain_image(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Crops the centre square of an image and scales it.
+def fit_image(image: Image.Image, size: int, channels: int, place: float = 0.5) -> np.ndarray:
+    """Crops the largest square of an image and scales it.
 
     Args:
         image: 8- or 16-bit image, see `plain_image`.
         size: side of the result in pixels.
         channels: 1 or 3 (RGB).
+        place: of the square along the longer side, from 0, its beginning, to 1, its end.
 
     Returns:
         uint8 [size, size, channels].
@@ -97,7 +98,7 @@ def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
     image = plain_image(image, channels)
     if image.size != (size, size):
         side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        left, top = int((image.width - side) * place), int((image.height - side) * place)
         kernel = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BILINEAR
         image = image.resize((size, size), kernel, box=(left, top, left + side, top + side))
     return np.asarray(image).reshape(size, size, channels)
@@ -119,8 +120,3 @@ def open_image(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Im
             return plain_image(ImageOps.exif_transpose(image), channels)
     except Exception as error:  # Pillow's decoders raise various exceptions on broken files.
         raise InputError(f"{where}: the image cannot be decoded ({error}); replace or remove it") from error
-
-
-def decode_image(file: Path | BinaryIO, where: str, size: int, channels: int) -> np.ndarray:
-    """Decodes, crops and scales an image file: uint8 [size, size, channels]; see `open_image` and `fit_image`."""
-    return fit_image(open_image(file, where, channels), size, channels)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from utilgen_jax.data.image_source import ImageSource
 from utilgen_jax.errors import InputError
@@ -39,6 +40,10 @@ class Subset:
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, C]; see `ImageSource.read`."""
         return self.source.read(self.indices[np.asarray(indices, np.int64)])
+
+    def open(self, index: int) -> Image.Image:
+        """See `ImageSource.open`."""
+        return self.source.open(int(self.indices[index]))
 
     def at(self, image_size: int, channels: int) -> "Subset":
         """See `ImageSource.at`."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from utilgen_jax.data.image_source import SizedSource, Sources
-from utilgen_jax.data.images import decode_image
+from utilgen_jax.data.images import fit_image, open_image
 from utilgen_jax.errors import InputError
 
 # name, name/config or name:1.2.3 only: others, such as 'huggingface:...', would run downloaded code.
@@ -42,8 +43,14 @@ class TfdsSource(SizedSource):
             chunk = [int(index) for index in indices[start : start + _RECORDS_AT_ONCE]]
             for row, record in enumerate(self.records.__getitems__(chunk)):
                 where = f"{self.name}: {self.ids[chunk[row]]}"
-                out[start + row] = decode_image(io.BytesIO(record["image"]), where, self.image_size, self.channels)
+                image = open_image(io.BytesIO(record["image"]), where, self.channels)
+                out[start + row] = fit_image(image, self.image_size, self.channels)
         return out
+
+    def open(self, index: int) -> Image.Image:
+        """See `ImageSource.open`."""
+        record = self.records[index]
+        return open_image(io.BytesIO(record["image"]), f"{self.name}: {self.ids[index]}", self.channels)
 
 
 def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:

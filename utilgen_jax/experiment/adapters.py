@@ -12,16 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from utilgen_jax.checkpoints import tokenize
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
-from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.adapter import Adapter, ClassAdapters
 from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts, load_text_projection
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts
 from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
-from utilgen_jax.generator.finetune.config import DpoConfig, LoraConfig, TextualInversionConfig
+from utilgen_jax.generator.finetune.config import (
+    DenoisingConfig,
+    DpoConfig,
+    LoraConfig,
+    TextualInversionConfig,
+)
 from utilgen_jax.generator.finetune.denoising import DenoisingSet
 from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
 from utilgen_jax.generator.finetune.lora import train_lora
@@ -91,15 +97,15 @@ class AdapterSteps:
     @step("class_tokens", np.ndarray)
     def _learn_class_tokens(self, prior: GeneratedPool) -> np.ndarray:
         experiment = self.experiment
-        config = experiment.config.section(TextualInversionConfig)
+        config = experiment.config.section(TextualInversionConfig).of_images(len(experiment.split.real))
         tokens = class_tokens(experiment.classifier_input.num_classes)
         with experiment.log(config.steps) as on_step:
             embeds = train_textual_inversion(
                 self.sd,
                 class_prompts(experiment.config.prompts.template, tokens),
                 experiment.word_choice.class_means(initial_embeds(self.sd, experiment.words.names)),
-                self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels),
-                self._denoising_set(self.sd, prior.images, prior.labels),
+                self._shots(config),
+                self._denoising_set(self.sd, prior.images, prior.labels) if config.num_prior else None,
                 config,
                 experiment.key(Key.TEXTUAL_INVERSION),
                 on_step,
@@ -110,7 +116,7 @@ class AdapterSteps:
         self,
         spec: PoolSpec,
         config: LoraConfig,
-        prior: GeneratedPool,
+        prior: GeneratedPool | None,
         difficulties: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Adapter:
         """Fits a LoRA to the shots by the denoising loss, and with difficulties an encoder of them.
@@ -118,7 +124,7 @@ class AdapterSteps:
         Args:
             spec: of the pool that it is for.
             config: of the training.
-            prior: images of the generator itself, trained on beside the shots.
+            prior: images of the generator itself, trained on beside the shots; None where there are none in a batch.
             difficulties: of the shots [N] and of the prior images [M], in [0, 1]; None: no encoder.
         """
         return _on_device(self._train_lora(spec, config, prior, difficulties))
@@ -128,19 +134,74 @@ class AdapterSteps:
         self,
         spec: PoolSpec,
         config: LoraConfig,
-        prior: GeneratedPool,
+        prior: GeneratedPool | None,
         difficulties: tuple[np.ndarray, np.ndarray] | None,
     ) -> Adapter:
         experiment = self.experiment
+        config = config.of_images(len(experiment.split.real))
         of_shots, of_prior = difficulties or (None, None)
-        prior_set = self._denoising_set(self.sd, prior.images, prior.labels, of_prior)
-        if of_prior is not None:
+        prior_set = None if prior is None else self._denoising_set(self.sd, prior.images, prior.labels, of_prior)
+        if prior_set is not None and of_prior is not None:
             rng = np.random.default_rng([experiment.config.seed, Key.LORA])
             prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
-        shots = self._denoising_set(self.sd, experiment.generator_shots, experiment.split.real.labels, of_shots)
+        shots = self._shots(config, difficulties=of_shots)
         with experiment.log(config.steps) as on_step:
-            class_embeds = experiment.word_choice.class_means(encode_prompts(self.sd, experiment.word_prompts))
-            return train_lora(self.sd, class_embeds, shots, prior_set, config, experiment.key(Key.LORA), on_step)
+            prompts = self._training_prompts(config)
+            return train_lora(self.sd, prompts, shots, prior_set, config, experiment.key(Key.LORA), on_step)
+
+    def train_class_loras(self, spec: PoolSpec, config: LoraConfig, prior: GeneratedPool | None) -> ClassAdapters:
+        """Fits a LoRA to the shots of each class alone, one class after the other, each a stage.
+
+        Args:
+            spec, config, prior: see `train_lora`; an epoch is one of a class's images.
+
+        Returns:
+            (class) -> its adapter.
+        """
+        of_class = partial(self._train_class_lora, spec, config, prior)
+        for label in range(self.experiment.classifier_input.num_classes):
+            of_class(label)
+        return lambda label: _on_device(of_class(label))
+
+    @step("lora_{spec.name}_{label}", Adapter)
+    def _train_class_lora(self, spec: PoolSpec, config: LoraConfig, prior: GeneratedPool | None, label: int) -> Adapter:
+        experiment = self.experiment
+        rows = np.flatnonzero(experiment.split.real.labels == label)
+        config = config.of_images(len(rows))
+        prior_set = None
+        if prior is not None:
+            of_class = prior.labels == label
+            prior_set = self._denoising_set(self.sd, prior.images[of_class], prior.labels[of_class])
+        key = jax.random.fold_in(experiment.key(Key.LORA), label)
+        with experiment.log(config.steps) as on_step:
+            prompts = self._training_prompts(config)
+            return train_lora(self.sd, prompts, self._shots(config, rows), prior_set, config, key, on_step)
+
+    def _training_prompts(self, config: LoraConfig) -> jax.Array:
+        """Text states of the class prompts, or their token ids for a LoRA that is of the text encoder too.
+
+        Of a class with several words: the mean of their text states, or the ids of the likeliest one.
+        """
+        experiment = self.experiment
+        if not config.text_encoder_rank:
+            return experiment.word_choice.class_means(encode_prompts(self.sd, experiment.word_prompts))
+        prompts = [experiment.word_prompts[place] for place in experiment.word_choice.likeliest()]
+        return jnp.asarray(tokenize(self.sd.tokenizer, prompts))
+
+    def _shots(
+        self, config: DenoisingConfig, rows: np.ndarray | None = None, difficulties: np.ndarray | None = None
+    ) -> DenoisingSet:
+        """The few-shot images, or those of some rows, to train on: their middle squares, or random crops."""
+        experiment, real = self.experiment, self.experiment.split.real
+        rows = np.arange(len(real)) if rows is None else rows
+        images = experiment.generator_shots[rows]
+        if config.crops or config.flip:
+            rng = np.random.default_rng([experiment.config.seed, Key.CROPS, *rows[:1].tolist()])
+            split = dataclasses.replace(experiment.split, real=real.take(rows))
+            images = split.crops(experiment.config.generator.image_size, 3, config.crops, config.flip, rng)
+        times = len(images) // len(rows)
+        difficulties = None if difficulties is None else np.tile(difficulties[rows], times)
+        return self._denoising_set(self.sd, images, np.tile(real.labels[rows], times), difficulties)
 
     def train_dpo(self, spec: PoolSpec, pool: GeneratedPool, weights: np.ndarray) -> Adapter:
         """Trains one round of Diffusion-DPO on pairs of a pool, high against low weights of a class.

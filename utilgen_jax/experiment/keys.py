@@ -18,3 +18,4 @@ class Key(enum.IntEnum):
     GATE = 10
     WORDS = 11
     PRACTICE = 12
+    CROPS = 13

@@ -18,7 +18,7 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.data.long_tail import fill_counts
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
-from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.adapter import Adapter, ClassAdapters
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.feedback import Feedback
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens
@@ -48,7 +48,7 @@ class GeneratedPool:
     Attributes:
         spec: how it was made.
         pool: the images as they are on disk.
-        adapter: what was trained of the generator.
+        adapter: what was trained of the generator; of a pool whose classes have adapters of their own: none.
         round: of generation, from 0.
     """
 
@@ -227,7 +227,7 @@ class PoolSteps:
         self,
         spec: PoolSpec,
         records: Sequence[PoolRecord],
-        adapter: Adapter | None = None,
+        adapter: Adapter | ClassAdapters | None = None,
         *,
         condition_on: ConditionOn | None = None,
         refine: RefineBatch | None = None,
@@ -239,7 +239,7 @@ class PoolSteps:
             spec: of the pool.
             records: the whole pool so far, see `plan`. Their rounds are one, whose folder it is kept in; or they rise,
                 in a pool that grows in the folder of the first.
-            adapter: what was trained of the generator; None: the generator as it is.
+            adapter: what was trained of the generator, or of each class's; None: the generator as it is.
             condition_on: what else the images are conditioned on; None: words alone.
             refine: gives each batch an adapter of its own.
             strength: part of the way from noise that is walked by images that start from others.
@@ -252,19 +252,19 @@ class PoolSteps:
         experiment.stages.run(name, dict, work, experiment.shotless_folder(spec))
         # A run that was cut off may have grown the pool further.
         pool = read_pool(folder, experiment.split.real.class_names).first(len(records))
-        return GeneratedPool(spec, pool, adapter, round_number)
+        return GeneratedPool(spec, pool, adapter if isinstance(adapter, Adapter) else Adapter(), round_number)
 
     def _generate(
         self,
         spec: PoolSpec,
         records: Sequence[PoolRecord],
-        adapter: Adapter,
+        adapter: Adapter | ClassAdapters,
         condition_on: ConditionOn | None,
         refine: RefineBatch | None,
         strength: float,
     ) -> dict[str, np.ndarray]:
         experiment, round_number = self.experiment, records[0].round or 0
-        sampling = dataclasses.replace(experiment.config.generator, strength=strength)
+        sampling = dataclasses.replace(spec.sampling(experiment.config), strength=strength)
         if experiment.is_first and spec.images_follow_records:
             # The other processes wait in `_open` until this one has opened the pool.
             self._copy_beginning(spec, records)
@@ -324,15 +324,15 @@ class PoolSteps:
         wait_for_all("every process has opened the pool")
         return writer
 
-    def show_difficulty(self, adapter: Adapter) -> None:
+    def show_difficulty(self, spec: PoolSpec, adapter: Adapter) -> None:
         """Draws two sheets of what a difficulty encoder has learnt, for the report of a run of its own."""
         if self.experiment.shared is None:
-            self._show_difficulty(adapter)
+            self._show_difficulty(spec, adapter)
 
     @step("difficulty_sheets", dict)
-    def _show_difficulty(self, adapter: Adapter) -> dict[str, np.ndarray]:
+    def _show_difficulty(self, spec: PoolSpec, adapter: Adapter) -> dict[str, np.ndarray]:
         experiment = self.experiment
-        names, sampling = experiment.split.real.class_names, experiment.config.generator
+        names, sampling = experiment.split.real.class_names, spec.sampling(experiment.config)
         prompts = [experiment.word_prompts[place] for place in experiment.word_choice.likeliest()]
         sheets = difficulty_sheets(experiment.adapters.sd, adapter, sampling, names, prompts)
         for name, sheet in sheets.items() if experiment.is_first else ():

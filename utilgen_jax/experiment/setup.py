@@ -25,7 +25,7 @@ from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, Share
 from utilgen_jax.experiment.workdir import open_workdir
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
-from utilgen_jax.methods.base import Method
+from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.runtime.sharding import make_mesh, replicate
@@ -52,7 +52,7 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
     if pools:
         folds = cross_fit_folds(real.labels, config.valuation.folds, config.seed)
         checkpoint = resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
-        generator = GeneratorSource(checkpoint, _read_architecture(config, checkpoint))
+        generator = GeneratorSource(checkpoint, _read_architecture(config, checkpoint, pools))
     mesh = make_mesh(config.parallel.data, config.parallel.fsdp)
     with jax.set_mesh(mesh):
         classifier = replicate(classifier)
@@ -101,11 +101,12 @@ def _with_label_noise(real: LabelledImages, config: Config) -> LabelledImages:
     return dataclasses.replace(real, labels=labels)
 
 
-def _read_architecture(config: Config, checkpoint: Path) -> Architecture:
+def _read_architecture(config: Config, checkpoint: Path, pools: Sequence[PoolSpec]) -> Architecture:
     """Reads a checkpoint's architecture and checks the sampling settings against it."""
     architecture = read_architecture(checkpoint, jnp.dtype(config.generator.dtype))
     architecture.check_image_size(config.generator.image_size)
-    make_sampler(config.generator.scheduler, architecture.schedule, config.generator.steps)
+    for sampling in {config.generator, *(pool.sampling(config) for pool in pools)}:
+        make_sampler(sampling.scheduler, architecture.schedule, sampling.steps)
     return architecture
 
 

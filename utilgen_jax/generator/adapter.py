@@ -23,7 +23,7 @@ from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.difficulty import DifficultyEncoder
-from utilgen_jax.models.lora import Lora, init_lora
+from utilgen_jax.models.lora import Lora, init_lora, merge_lora
 from utilgen_jax.types import Params
 
 
@@ -60,6 +60,8 @@ class Adapter:
         return self.difficulty_encoder is not None or self.difficulty_offset is not None
 
 
+# (class) -> what was trained for images of that class
+ClassAdapters = Callable[[int], Adapter]
 GenerateImages = Callable[[Adapter, SampleInputs], jax.Array]
 
 
@@ -146,6 +148,14 @@ def adapter_loras(adapter: Adapter) -> dict[str, Lora]:
     """The adapter's LoRA by component, as `sample` and `checkpoints.lora_files.save_lora` take it."""
     loras = {"unet": adapter.unet_lora, "text_encoder": adapter.text_encoder_lora}
     return {name: _scale_one(factors) for name, factors in loras.items() if factors is not None}
+
+
+def with_text_encoder_lora(sd: StableDiffusion, adapter: Adapter) -> StableDiffusion:
+    """The checkpoint with the adapter's LoRA in the weights of its text encoder, to encode prompts as in training."""
+    if adapter.text_encoder_lora is None:
+        return sd
+    merged = merge_lora(sd.params["text_encoder"], adapter_loras(adapter)["text_encoder"])
+    return sd.with_params(text_encoder=merged)
 
 
 def _scale_one(factors: Mapping[str, Any]) -> Lora:

@@ -46,6 +46,23 @@ class GeneratorConfig(SamplingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnSampling:
+    """Fields of a method's section: how its images are sampled, where its paper says so."""
+
+    sampler_steps: int = setting(0, "denoising steps of its images; 0: generator.steps", minimum=0, maximum=1000)
+    guidance_scale: float = setting(
+        0.0, "guidance of its images; 0: generator.guidance_scale", minimum=0.0, maximum=100.0
+    )
+
+    def of(self, sampling: SamplingConfig) -> SamplingConfig:
+        """The sampling of its images; what the section leaves open is the generator's."""
+        steps, guidance_scale = self.sampler_steps, self.guidance_scale
+        return dataclasses.replace(
+            sampling, steps=steps or sampling.steps, guidance_scale=guidance_scale or sampling.guidance_scale
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class PerImageConfig:
     """The section `per_image`: a prompt and a starting noise of each image's own (UtilGen's instance level)."""
 

@@ -10,11 +10,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from utilgen_jax.fields import setting
+from utilgen_jax.generator.config import OwnSampling
 from utilgen_jax.methods.base import Method, PoolSpec
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.generator.config import SamplingConfig
 
 # The ten of `generator.image_conditioning.MIX_STRATEGIES`.
 _PLAIN = ("image", "cutmix", "mixup", "embed_cutmix", "embed_mixup")
@@ -22,8 +25,8 @@ MIX_STRATEGIES = _PLAIN + tuple(f"{name}_dropout" for name in _PLAIN)
 
 
 @dataclasses.dataclass(frozen=True)
-class AugcondConfig:
-    """The section `augcond`: how few-shot images condition new ones."""
+class AugcondConfig(OwnSampling):
+    """The section `augcond`: how few-shot images condition new ones, and how these are sampled."""
 
     mix_strategy: str = setting("cutmix", "how two shots are mixed", choices=MIX_STRATEGIES)
     strength: float = setting(
@@ -38,6 +41,9 @@ class AugcondPool(PoolSpec):
     @property
     def name(self) -> str:
         return "augcond"
+
+    def sampling(self, config: Config) -> SamplingConfig:
+        return config.section(AugcondConfig).of(config.generator)
 
     def check(self, experiment: Experiment) -> None:
         from utilgen_jax.generator.image_conditioning import find_mix_strategy

@@ -10,8 +10,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment, TrainingData
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.generator.config import SamplingConfig
     from utilgen_jax.types import Params
     from utilgen_jax.valuation.cross_fit import PoolValues
 
@@ -53,6 +55,10 @@ class PoolSpec:
     def attributes(self) -> bool:
         """Whether the prompts hold drawn attributes, which the classifier's examples then carry (words: always)."""
         return False
+
+    def sampling(self, config: Config) -> SamplingConfig:
+        """How its images are sampled."""
+        return config.generator
 
     def check(self, experiment: Experiment) -> None:
         """Raises InputError where config, data or checkpoint do not suit; called before anything is written."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from utilgen_jax.generator.config import OwnSampling
 from utilgen_jax.methods.base import Method, PoolSpec
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.generator.config import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionsConfig(OwnSampling):
+    """The section `captions`: how images of captions are sampled; the captions themselves are of `prompts.captions`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +36,13 @@ class CaptionPool(PoolSpec):
     def captions(self) -> bool:
         return True
 
+    def sampling(self, config: Config) -> SamplingConfig:
+        return config.section(CaptionsConfig).of(config.generator)
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         prompts = experiment.pools.caption_prompts()
         return experiment.pools.generate(self, experiment.pools.plan(prompts))
 
 
 METHODS = (Method("captions", "+ synthetic images, captions", CaptionPool(), published=True),)
+SECTIONS = {"captions": CaptionsConfig}

@@ -1,17 +1,30 @@
-"""DataDream (arXiv 2407.10910): a LoRA of the generator, fitted to the few-shot images by the denoising loss."""
+"""DataDream (arXiv 2407.10910): a LoRA of the generator, fitted to the few-shot images by the denoising loss.
+
+One for all classes, or with `lora.per_class` one for each, as in the paper's main results.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING
 
+from utilgen_jax.fields import setting
 from utilgen_jax.generator.finetune.config import LoraConfig
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.methods.baselines import PlainPool
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.generator.config import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataDreamConfig(LoraConfig):
+    """The section `lora`: training of DataDream's LoRA, and how its images are sampled."""
+
+    per_class: bool = setting(False, "a LoRA for each class, fitted to its shots alone, in place of one for all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +35,18 @@ class DataDreamPool(PoolSpec):
     def name(self) -> str:
         return "datadream"
 
+    def sampling(self, config: Config) -> SamplingConfig:
+        return config.section(DataDreamConfig).of(config.generator)
+
     def build(self, experiment: Experiment) -> GeneratedPool:
-        prior = experiment.pool(PlainPool())
-        adapter = experiment.adapters.train_lora(self, experiment.config.section(LoraConfig), prior)
+        settings = experiment.config.section(DataDreamConfig)
+        prior = experiment.pool(PlainPool()) if settings.num_prior else None
         records = experiment.pools.plan(experiment.pools.class_prompts())
-        return experiment.pools.generate(self, records, adapter)
+        if not settings.per_class:
+            return experiment.pools.generate(self, records, experiment.adapters.train_lora(self, settings, prior))
+        adapters = experiment.adapters.train_class_loras(self, settings, prior)
+        return experiment.pools.generate(self, sorted(records, key=lambda record: record.label), adapters)
 
 
 METHODS = (Method("datadream", "+ synthetic images, DataDream", DataDreamPool(), published=True),)
-SECTIONS = {"lora": LoraConfig}
+SECTIONS = {"lora": DataDreamConfig}

@@ -18,9 +18,11 @@ from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.methods.baselines import PlainPool
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.generator.adapter import Adapter
+    from utilgen_jax.generator.config import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,9 @@ class DifficultyPool(PoolSpec):
     def captions(self) -> bool:
         return True
 
+    def sampling(self, config: Config) -> SamplingConfig:
+        return config.section(DifficultyConfig).of(config.generator)
+
     def check(self, experiment: Experiment) -> None:
         class_means(experiment.config.section(DifficultyConfig), experiment.split.real.class_names)
 
@@ -78,12 +83,13 @@ class DifficultyPool(PoolSpec):
         """Trains LoRA and encoder, once."""
         plain = experiment.pool(PlainPool())
         measured = experiment.classifiers.cross_fitted_difficulty(plain)
-        return experiment.adapters.train_lora(self, experiment.config.section(DifficultyConfig), plain, measured)
+        settings = experiment.config.section(DifficultyConfig)
+        return experiment.adapters.train_lora(self, settings, plain if settings.num_prior else None, measured)
 
     def build(self, experiment: Experiment) -> GeneratedPool:
         settings = experiment.config.section(DifficultyConfig)
         adapter = self.train(experiment)
-        experiment.pools.show_difficulty(adapter)
+        experiment.pools.show_difficulty(self, adapter)
         means = class_means(settings, experiment.split.real.class_names)
         records = experiment.pools.plan(experiment.pools.caption_prompts(), difficulty=(means, settings.std))
         return experiment.pools.generate(self, records, adapter)

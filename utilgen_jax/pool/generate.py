@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import jax
 import numpy as np
 
-from utilgen_jax.generator.adapter import Adapter, generate_images
+from utilgen_jax.generator.adapter import Adapter, ClassAdapters, generate_images, with_text_encoder_lora
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
@@ -27,7 +28,7 @@ def generate_pool(
     sd: StableDiffusion,
     writer: PoolWriter,
     records: Sequence[PoolRecord],
-    adapter: Adapter,
+    adapter: Adapter | ClassAdapters,
     sampling: SamplingConfig,
     on_images: Callable[[int], None],
     *,
@@ -56,7 +57,7 @@ def generate_pool(
 def generate_batches(
     sd: StableDiffusion,
     records: Sequence[PoolRecord],
-    adapter: Adapter,
+    adapter: Adapter | ClassAdapters,
     sampling: SamplingConfig,
     *,
     condition_on: ConditionOn | None = None,
@@ -69,25 +70,29 @@ def generate_batches(
         sd: the checkpoint.
         records: the images to generate, see `pool.plan.plan_pool`.
         adapter: `Adapter()` for the checkpoint as it is. With a difficulty encoder, each record has a requested
-            difficulty.
+            difficulty. Where classes have adapters of their own, a batch ends where the class changes: records should
+            stand class by class.
         sampling: its strength is that of images that start from others; images from noise have strength 1.
         condition_on: adds images to the condition of a batch; None: text alone.
         refine: replaces the adapter of each batch; None: one adapter for all.
         first: the record to begin with.
 
     Yields:
-        The images of each batch, float32 [B, H, W, 3] in [-1, 1]; B is `sampling.batch_size` or, at the end, less.
+        The images of each batch, float32 [B, H, W, 3] in [-1, 1]; B is at most `sampling.batch_size`.
 
     Raises:
         FloatingPointError: an image is not finite; names the first one's place.
     """
     batch_size = min(sampling.batch_size, len(records))
     from_noise = dataclasses.replace(sampling, strength=1.0)
-    for start in range(first, len(records), batch_size):
-        places = np.minimum(np.arange(start, start + batch_size), len(records) - 1)
+    encoder, encodes = sd, None
+    for start, stop, used in _parts(records, adapter, first, batch_size):
+        if used is not encodes:
+            encoder, encodes = with_text_encoder_lora(sd, used), used
+        places = np.minimum(np.arange(start, start + batch_size), stop - 1)
         batch = [records[place] for place in places]
         sample_inputs = make_sample_inputs(
-            sd,
+            encoder,
             [record.prompt or "" for record in batch],
             [record.label for record in batch],
             [record.seed or 0 for record in batch],
@@ -97,19 +102,33 @@ def generate_batches(
         if condition_on is not None:
             condition, clean_latents = condition_on(sample_inputs.condition, places)
             sample_inputs = dataclasses.replace(sample_inputs, condition=condition, clean_latents=clean_latents)
-        if adapter.knows_difficulty:
+        if used.knows_difficulty:
             logits = _logits([record.requested_difficulty for record in batch])
-            adapter = dataclasses.replace(adapter, difficulty_logits=logits)
+            used = dataclasses.replace(used, difficulty_logits=logits)
         generated = generate_images(
             sd,
-            adapter if refine is None else refine(adapter, sample_inputs),
+            used if refine is None else refine(used, sample_inputs),
             sample_inputs,
             from_noise if sample_inputs.clean_latents is None else sampling,
             num_differentiable_steps=None,
         )
-        images = to_host(generated)[: len(records) - start]
+        images = to_host(generated)[: stop - start]
         check_finite_images(images, start)
         yield images
+
+
+def _parts(
+    records: Sequence[PoolRecord], adapter: Adapter | ClassAdapters, first: int, batch_size: int
+) -> Iterator[tuple[int, int, Adapter]]:
+    """Beginning, end and adapter of each batch."""
+    if isinstance(adapter, Adapter):
+        for start in range(first, len(records), batch_size):
+            yield start, min(start + batch_size, len(records)), adapter
+        return
+    for label, of_class in groupby(range(first, len(records)), lambda place: records[place].label):
+        places, of_label = list(of_class), adapter(label)
+        for start in range(places[0], places[-1] + 1, batch_size):
+            yield start, min(start + batch_size, places[-1] + 1), of_label
 
 
 def _logits(difficulties: Sequence[float | None]) -> jax.Array:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.generator.toy import CHANNELS, CLASSES, SIDE, WIDTH, WORDS, make_toy, normal
+from utilgen_jax.checkpoints import tokenize
 from utilgen_jax.diffusion.losses import denoising_loss
-from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.adapter import Adapter, adapter_loras, with_text_encoder_lora
+from utilgen_jax.generator.conditioning import encode_prompts
 from utilgen_jax.generator.finetune.config import LoraConfig
 from utilgen_jax.generator.finetune.denoising import DenoisingSet, adapter_loss
 from utilgen_jax.generator.finetune.lora import train_lora
@@ -87,3 +89,26 @@ def test_only_the_key_decides():
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.5, 4), (0.95, 7)])
 def test_a_batch_has_one_new_image_at_least(fraction, expected):
     assert dataclasses.replace(CONFIG, prior_fraction=fraction).num_prior == expected
+
+
+def test_epochs_come_to_steps_of_the_images_that_are_not_the_generators_own():
+    config = LoraConfig(steps=7, epochs=10, batch_size=8, prior_fraction=0.5)
+    assert config.of_images(10).steps == 25 and config.of_images(11).steps == 28
+    assert dataclasses.replace(config, epochs=0).of_images(10).steps == 7
+    assert config.of_images(10).of_images(99).steps == 25
+
+
+@pytest.mark.slow
+def test_the_text_encoder_has_a_lora_of_its_own_that_prompts_are_encoded_with(loaded):
+    sd = loaded("sd15")
+    ids = jnp.asarray(tokenize(sd.tokenizer, ["a cat", "a dog"]))
+    latents = normal(0, 4, 4, 4, 4)
+    batch = DenoisingSet(latents, jnp.arange(4) % 2)
+    config = dataclasses.replace(CONFIG, steps=2, text_encoder_rank=3)
+    adapter = train_lora(sd, ids, batch, None, config, KEY, lambda step, loss: None)
+    assert all(leaf.any() for leaf in jax.tree.leaves(adapter.text_encoder_lora))
+    expected = encode_prompts(sd, ["a cat"], adapter_loras(adapter))
+    found = encode_prompts(with_text_encoder_lora(sd, adapter), ["a cat"])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(found, encode_prompts(sd, ["a cat"]), atol=1e-4)
+    assert with_text_encoder_lora(sd, Adapter()) is sd

@@ -57,13 +57,14 @@ class DenoisingTask:
         loss: static; a function of a module, so that equal tasks share one compiled step.
         prompts: of each class: text states float [K, T, D], or token ids int [K, T] that are encoded in the step.
         examples: the images to learn from.
-        prior: images of the generator itself, with the same fields as `examples`.
+        prior: images of the generator itself, with the same fields as `examples`; None where the config's
+            batches hold none.
     """
 
     loss: Loss = struct.field(pytree_node=False)
     prompts: jax.Array
     examples: DenoisingSet
-    prior: DenoisingSet
+    prior: DenoisingSet | None
 
 
 @struct.dataclass
@@ -168,7 +169,7 @@ def train_by_denoising(
         sd: the checkpoint, which stays as it is.
         task: loss, prompts, images to learn from and prior images.
         trained: the start; it is not changed.
-        config: steps, batch and learning rate.
+        config: steps (its epochs are come to steps before, see `of_images`), batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
 
@@ -183,7 +184,7 @@ def train_by_denoising(
 
 
 def _make_optimizer(config: DenoisingConfig) -> optax.GradientTransformation:
-    schedule = warmup_cosine(config.learning_rate, config.steps)
+    schedule = warmup_cosine(config.learning_rate, config.steps, config.warmup_steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
 
 
@@ -196,6 +197,8 @@ def _draw_and_update(
     parts = []
     sources = (task.examples, config.batch_size - config.num_prior), (task.prior, config.num_prior)
     for use, (source, number) in enumerate(sources):
+        if source is None:
+            continue
         chosen = jax.random.randint(jax.random.fold_in(key, use), (number,), 0, source.labels.shape[0])
         parts.append(source.take(chosen))
     batch = split_batch(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))

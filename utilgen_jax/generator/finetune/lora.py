@@ -22,9 +22,9 @@ from utilgen_jax.models.lora import init_lora
 
 def train_lora(
     sd: StableDiffusion,
-    class_embeds: jax.Array,
+    prompts: jax.Array,
     examples: DenoisingSet,
-    prior: DenoisingSet,
+    prior: DenoisingSet | None,
     config: LoraConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
@@ -36,21 +36,28 @@ def train_lora(
 
     Args:
         sd: the checkpoint, which stays as it is.
-        class_embeds: text states of each class's prompt, float [K, T, D].
+        prompts: of each class: text states float [K, T, D], or token ids int [K, T], which a LoRA on the text encoder
+            needs.
         examples: the images to learn from.
-        prior: images of the generator itself, with difficulties if `examples` has them.
+        prior: images of the generator itself, with difficulties if `examples` has them; None where the
+            config's batches hold none.
         config: rank, steps, batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
 
     Returns:
-        An adapter with `unet_lora` and, with difficulties, `difficulty_encoder`.
+        An adapter with `unet_lora`; with a rank for it `text_encoder_lora`; with difficulties `difficulty_encoder`.
     """
     init_key, train_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     adapter = Adapter(unet_lora=init_lora(sd.params["unet"], init_key, rank=config.rank).factors)
+    if config.text_encoder_rank:
+        lora_key = jax.random.fold_in(init_key, 2)
+        lora = init_lora(sd.params["text_encoder"], lora_key, rank=config.text_encoder_rank)
+        adapter = dataclasses.replace(adapter, text_encoder_lora=lora.factors)
     if examples.difficulties is not None:
-        encoder = DifficultyEncoder(len(class_embeds), class_embeds.shape[-1])
+        width = sd.text_encoder.hidden_size if prompts.ndim == 2 else prompts.shape[-1]
+        encoder = DifficultyEncoder(len(prompts), width)
         variables = encoder.init(jax.random.fold_in(init_key, 1), examples.labels[:1], examples.difficulties[:1])
         adapter = dataclasses.replace(adapter, difficulty_encoder=variables["params"])
-    task = DenoisingTask(adapter_loss, class_embeds, examples, prior)
+    task = DenoisingTask(adapter_loss, prompts, examples, prior)
     return train_by_denoising(sd, task, adapter, config, train_key, on_step)

@@ -41,7 +41,7 @@ def train_textual_inversion(
     prompts: Sequence[str],
     initial: jax.Array,
     examples: DenoisingSet,
-    prior: DenoisingSet,
+    prior: DenoisingSet | None,
     config: DenoisingConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
@@ -55,7 +55,8 @@ def train_textual_inversion(
         prompts: one for each class, with its token in it, see `class_tokens`.
         initial: the start, float32 [K, D].
         examples: images of all classes.
-        prior: images of the generator itself, from prompts with the classes' own names.
+        prior: images of the generator itself, from prompts with the classes' own names; None where the config's batches
+            hold none.
         config: steps, batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
