@@ -1,7 +1,8 @@
 """CIFAR-10 or, by the variant `cifar100`, CIFAR-100, from 16 labelled images a class.
 
 Real images: tensorflow-datasets' cifar10 or cifar100 (its 100 fine classes), 32×32, RGB, prepared on first use where
-TensorFlow is installed; `--config.data.path` is a data_dir other than ~/tensorflow_datasets. Generator: Stable
+TensorFlow is installed; `--config.data.path` is a data_dir other than ~/tensorflow_datasets. A ResNet-50 sees them at
+224×224. Generator: Stable
 Diffusion 2.1 from the hub, or `--config.generator.checkpoint=sd15`, or FOLDER in diffusers' format.
 
 Protocol: 50,000 images to train, 10,000 to test. Long tail (Cui et al. 2019, arXiv 1901.05555): all of the first
@@ -21,7 +22,6 @@ from utilgen_jax.config.schema import apply_variant
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant: `cifar100,shots=5`, `runlocal` or `pretrained` (see imagefolder.py)."""
     config = stable_diffusion_config()
-    config.data.update(name="cifar10", image_size=32)
-    config.classifier.update(name="small_cnn", width=64, max_shift=4)
+    config.data.name = "cifar10"
     presets = {"runlocal": RUNLOCAL, "pretrained": PRETRAINED, "cifar100": {"data.name": "cifar100"}}
     return apply_variant(config, arg, presets)

@@ -29,6 +29,5 @@ from utilgen_jax.config.schema import apply_variant
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `runlocal` or `path=my_images,shots=8`."""
     config = stable_diffusion_config()
-    config.data.update(source="imagefolder", name="my images", image_size=64)
-    config.classifier.update(name="small_cnn", width=64, batch_size=64, max_shift=4)
+    config.data.update(source="imagefolder", name="my images")
     return apply_variant(config, arg, presets={"runlocal": RUNLOCAL, "pretrained": PRETRAINED})

@@ -28,13 +28,14 @@ from ml_collections import ConfigDict
 from utilgen_jax.config.presets import RUNLOCAL, stable_diffusion_config
 from utilgen_jax.config.schema import apply_variant
 
-IMAGENET100: dict[str, Any] = {"data.image_size": 224, "classifier.max_shift": 16}
+IMAGENET100: dict[str, Any] = {"data.image_size": 224}
 IMAGENET_LT: dict[str, Any] = {
     "data.name": "imagenet_lt",
     "data.shots": 0,
     "pool.fill_to": 100,
     "classifier.name": "resnext50",
     "classifier.synthetic_fraction": 0.5,
+    "augcond.guidance_scale": 2.0,
     "classifier.loss": "balanced_softmax",
 }
 
@@ -43,6 +44,5 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; `arg` is a variant such as `imagenet100,method=vanilla`, or `runlocal`."""
     config = stable_diffusion_config()
     config.data.update(name="imagenet2012", image_size=64)
-    config.classifier.update(max_shift=4)
     presets = {"imagenet100": IMAGENET100, "imagenet_lt": IMAGENET_LT, "runlocal": RUNLOCAL}
     return apply_variant(config, arg, presets=presets)

@@ -6,11 +6,20 @@ import numpy as np
 import optax
 import pytest
 import torch
+from PIL import Image
 
 from tests.toy_images import CONFIG, draw_set
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.examples import Examples, labelled
 from utilgen_jax.classifier import dataset
-from utilgen_jax.classifier.dataset import ClassifierInput, apply_randaugment, draw_batch, random_shift
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import (
+    ClassifierInput,
+    apply_randaugment,
+    crop_and_resize,
+    draw_batch,
+    draw_boxes,
+    random_shift,
+)
 from utilgen_jax.data.images import to_float
 from utilgen_jax.runtime import sharding
 
@@ -147,3 +156,38 @@ def test_stored_images_are_scaled_in_parts(numbers_at_once, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     sees = ClassifierInput(num_classes=3, image_size=8, channels=1)
     np.testing.assert_allclose(sees.stored_images(images), sees.images(to_float(images)), atol=1e-6)
+
+
+def test_crops_are_those_of_pillow():
+    images = np.random.default_rng(0).standard_normal((3, 12, 12, 1), np.float32)
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.25, 0.1, 0.5, 0.6], [0.3, 0.45, 0.7, 0.55]], np.float32)
+    cropped = crop_and_resize(jnp.asarray(images), jnp.asarray(boxes))
+    for image, (top, left, height, width), found in zip(images, 12 * boxes, cropped, strict=True):
+        whole = Image.fromarray(image[..., 0])
+        expected = whole.resize((12, 12), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        np.testing.assert_allclose(found[..., 0], np.asarray(expected), atol=1e-5)
+
+
+def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_asked_for():
+    top, left, height, width = np.asarray(draw_boxes(jax.random.key(0), 2000, 0.08)).T
+    assert min(top.min(), left.min()) >= 0 and max((top + height).max(), (left + width).max()) <= 1 + 1e-6
+    area, ratio = height * width, width / height
+    assert 0.08 * 0.99 <= area.min() and 0.45 < np.median(area) < 0.6
+    assert np.log(4 / 3) * 1.001 >= np.abs(np.log(ratio)).max() and abs(np.log(ratio).mean()) < 0.02
+
+
+@pytest.mark.parametrize("settings", [{"crop_area": 0.3}, {"flip": True}, {"crop_area": 0.5, "flip": True}])
+def test_a_batch_is_cropped_and_mirrored_by_its_key(settings):
+    real = labelled(np.random.default_rng(0).standard_normal((4, 8, 8, 1), np.float32), np.arange(4) % 2, 2)
+    config = ClassifierConfig(batch_size=16, max_shift=0, **settings)
+    first, again, other = (draw_batch(config, real, None, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.inputs, again.inputs)
+    assert (first.inputs != other.inputs).any()
+    plain = draw_batch(dataclasses.replace(config, crop_area=1.0, flip=False), real, None, jax.random.key(0))
+    np.testing.assert_array_equal(first.targets, plain.targets)
+    same = (first.inputs == plain.inputs).all(axis=(1, 2, 3))
+    mirrored = (first.inputs == plain.inputs[:, :, ::-1]).all(axis=(1, 2, 3))
+    if "crop_area" not in settings:
+        assert (same ^ mirrored).all() and 2 < same.sum() < 14
+    else:
+        assert not same.any()

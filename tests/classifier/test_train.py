@@ -7,18 +7,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
 from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.bilevel.examples import labelled
+from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import StepKey, draw_batch
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.models.classifiers import SmallCNN
 from utilgen_jax.runtime import sharding
+from utilgen_jax.runtime.schedules import warmup_cosine
 
 draw = jax.jit(draw_batch, static_argnums=0)
 
@@ -229,6 +232,13 @@ def test_it_learns_an_easy_problem(module):
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
+def test_it_learns_by_sgd_too():
+    real, _ = draw_set(4, seed=0)
+    test, _ = draw_set(50, seed=2)
+    params = train(real, optimizer="sgd", learning_rate=0.1)
+    assert accuracy(params, test) > 0.9
+
+
 def test_samples_of_weight_zero_have_no_influence_at_all():
     real, _ = draw_set(2, seed=0)
     synthetic, _ = draw_set(20, seed=1)
@@ -329,3 +339,20 @@ def test_training_stays_finite_where_xla_computes_a_pooled_activation_twice():
     )
     losses = [float(loss) for loss in result.stdout.decode().strip("[]\n").split(", ")]
     assert len(losses) == 6 and np.isfinite(losses).all()
+
+
+def test_sgd_has_momentum_and_weight_decay_as_torchs_has():
+    config = ClassifierConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0.01, steps=4)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    rates = np.asarray(jax.jit(warmup_cosine(0.1, 4))(np.arange(4)))
+    oracle = torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=0.01)
+    params, optimizer = jnp.array([1.0, -2.0]), make_optimizer(config)
+    state = optimizer.init(params)
+    for rate in rates:
+        oracle.param_groups[0]["lr"] = float(rate)
+        oracle.zero_grad()
+        (weight**3).sum().backward()
+        oracle.step()
+        updates, state = optimizer.update(3 * params**2, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, weight.detach().numpy(), rtol=1e-5)

@@ -30,10 +30,15 @@ class ClassifierConfig:
         minimum=0.0,
         maximum=1.0,
     )
-    learning_rate: float = setting(3e-3, "AdamW's peak, then cosine decay", minimum=1e-8, maximum=10.0)
-    weight_decay: float = setting(1e-4, "decoupled weight decay", minimum=0.0, maximum=1.0)
+    optimizer: str = setting("adamw", "'sgd' has a momentum of 0.9", choices=("adamw", "sgd"))
+    learning_rate: float = setting(3e-3, "the optimiser's peak, then cosine decay", minimum=1e-8, maximum=10.0)
+    weight_decay: float = setting(1e-4, "decoupled in adamw, part of the gradient in sgd", minimum=0.0, maximum=1.0)
     label_smoothing: float = setting(0.2, "share of the target spread over all classes", minimum=0.0, maximum=0.9)
     max_shift: int = setting(1, "augmentation: random shift, pixels each way", minimum=0)
+    crop_area: float = setting(
+        1.0, "augmentation: least part of an image that a random crop holds; 1: no crops", minimum=0.01, maximum=1.0
+    )
+    flip: bool = setting(False, "augmentation: whether images are mirrored at random")
     augmentation: str = setting("none", "of training images, for every method", choices=("none", "randaugment"))
     mixing: str = setting("mixup", "of the images of a batch, for every method", choices=MIXINGS)
     mixing_alpha: float = setting(1.0, "α of the mixing's Beta distribution", minimum=1e-3)

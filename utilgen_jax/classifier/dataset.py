@@ -30,6 +30,8 @@ class StepKey(enum.IntEnum):
     VALIDATION = 3
     MIXING = 4
     RANDAUGMENT = 5
+    CROP = 6
+    FLIP = 7
 
 
 @jax.tree_util.register_static
@@ -77,18 +79,22 @@ class Drawn:
         real: rows of the real images, int32 [R].
         synthetic: rows of the pool, int32 [S]; None where there is none.
         offsets: of each image's shift, int32 [R + S, 2].
+        boxes: of each image's random crop, see `draw_boxes`; None: no crops.
+        is_mirrored: bool [R + S]; None: none is.
     """
 
     real: jax.Array
     synthetic: jax.Array | None
     offsets: jax.Array
+    boxes: jax.Array | None = None
+    is_mirrored: jax.Array | None = None
 
 
 def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array) -> Examples:
-    """Draws one batch of shifted images, real ones first; with replacement, so that a handful of shots fills it too.
+    """Draws one batch of augmented images, real ones first; with replacement: a handful of shots fills it too.
 
     Args:
-        config: batch size, synthetic fraction, shift.
+        config: batch size, synthetic fraction, shifts, crops and mirroring.
         real: the real images.
         synthetic: synthetic ones, or None.
         key: PRNG key of the step.
@@ -112,13 +118,36 @@ def draw_rows(
         pool_size: number of synthetic images, or None.
         key: PRNG key of the step.
     """
-    number = config.num_synthetic if pool_size is not None else 0
+    number, has_crops = config.num_synthetic if pool_size is not None else 0, config.crop_area < 1
     size, shift_key = config.batch_size, jax.random.fold_in(key, StepKey.SHIFT)
     return Drawn(
         real=jax.random.randint(jax.random.fold_in(key, StepKey.REAL), (size - number,), 0, num_real),
         synthetic=None if pool_size is None else draw_synthetic(config, pool_size, key),
         offsets=jax.random.randint(shift_key, (size, 2), 0, 2 * config.max_shift + 1),
+        boxes=draw_boxes(jax.random.fold_in(key, StepKey.CROP), size, config.crop_area) if has_crops else None,
+        is_mirrored=jax.random.bernoulli(jax.random.fold_in(key, StepKey.FLIP), shape=(size,)) if config.flip else None,
     )
+
+
+def draw_boxes(key: jax.Array, number: int, least_area: float) -> jax.Array:
+    """Boxes of random crops, as torchvision's RandomResizedCrop draws them.
+
+    An area uniform from the least one to the whole image, an aspect ratio log-uniform from 3/4 to 4/3, any place. A
+    side that the image does not have is cut to it, where torchvision draws again.
+
+    Args:
+        key: PRNG key.
+        number: B.
+        least_area: part of the image.
+
+    Returns:
+        Float32 [B, 4]: top, left, height and width, as parts of the image's.
+    """
+    area_key, ratio_key, place_key = (jax.random.fold_in(key, use) for use in range(3))
+    area = jax.random.uniform(area_key, (number,), minval=least_area, maxval=1.0)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (number,), minval=-1.0, maxval=1.0) * jnp.log(4 / 3))
+    lengths = jnp.minimum(jnp.sqrt(jnp.stack([area / ratio, area * ratio], axis=1)), 1.0)
+    return jnp.concatenate([jax.random.uniform(place_key, (number, 2)) * (1 - lengths), lengths], axis=1)
 
 
 def take_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn) -> Examples:
@@ -128,8 +157,12 @@ def take_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
         assert drawn.synthetic is not None
         batch = concatenate(batch, synthetic.take(drawn.synthetic), fill=("attributes",))
     batch = split_batch(dataclasses.replace(batch, is_weighted=None))
-    shifted = _shift(batch.inputs, drawn.offsets, config.max_shift)
-    return dataclasses.replace(batch, inputs=shifted, is_weighted=jnp.arange(len(batch)) >= len(drawn.real))
+    images = _shift(batch.inputs, drawn.offsets, config.max_shift)
+    if drawn.boxes is not None:
+        images = crop_and_resize(images, drawn.boxes)
+    if drawn.is_mirrored is not None:
+        images = jnp.where(drawn.is_mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return dataclasses.replace(batch, inputs=images, is_weighted=jnp.arange(len(batch)) >= len(drawn.real))
 
 
 def draw_synthetic(config: ClassifierConfig, pool_size: int | jax.Array, key: jax.Array) -> jax.Array:
@@ -153,6 +186,17 @@ def _shift(images: jax.Array, offsets: jax.Array, max_shift: int) -> jax.Array:
         return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
 
     return jax.vmap(crop)(padded, offsets)
+
+
+def crop_and_resize(images: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Each of the images [B, H, W, C] becomes its box, see `draw_boxes`, scaled linearly to the image's size."""
+    size = jnp.array(images.shape[1:3], jnp.float32)
+
+    def crop(image: jax.Array, box: jax.Array) -> jax.Array:
+        scale = 1 / box[2:]
+        return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -box[:2] * size * scale, "linear")
+
+    return jax.vmap(crop)(images, boxes)
 
 
 def apply_randaugment(batch: Examples, key: jax.Array) -> Examples:

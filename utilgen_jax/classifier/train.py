@@ -81,7 +81,7 @@ def training_steps(
     if teachers is not None:
         # A balanced softmax undoes the labels' frequencies, which the teachers' opinions do not have.
         program = dataclasses.replace(program, loss="softmax")
-    optimizer_state = init_sharded(_init_optimizer, params)
+    optimizer_state = init_sharded(_make_init_optimizer(config.optimizer), params)
     rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
@@ -119,13 +119,13 @@ def draw_training_batch(
 @cache
 def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
     """What a batch depends on, all else at its default: trainings that differ elsewhere share a program."""
-    names = ("batch_size", "synthetic_fraction", "max_shift")
+    names = ("batch_size", "synthetic_fraction", "max_shift", "crop_area", "flip")
     return ClassifierConfig(**{name: getattr(config, name) for name in names})
 
 
 def _read_by_the_step(config: ClassifierConfig) -> ClassifierConfig:
     """What a training step depends on beside its learning rate, see `_read_by_the_draw`."""
-    names = ("mixing", "mixing_alpha", "label_smoothing", "loss", "weight_decay")
+    names = ("mixing", "mixing_alpha", "label_smoothing", "loss", "weight_decay", "optimizer")
     return ClassifierConfig(**{name: getattr(config, name) for name in names})
 
 
@@ -194,7 +194,7 @@ def training_logits(
 
 
 def make_optimizer(config: ClassifierConfig) -> optax.GradientTransformation:
-    """Returns AdamW with warm-up and cosine decay; `eps_root` keeps a lookahead differentiable at zero gradients."""
+    """Returns AdamW or SGD, with warm-up and cosine decay; it can be looked through, see `bilevel.hypergradients`."""
     return _make_optimizer(config, warmup_cosine(config.learning_rate, config.steps))
 
 
@@ -204,11 +204,16 @@ def _learning_rates(peak: float, steps: int) -> np.ndarray:
     return np.asarray(jax.jit(warmup_cosine(peak, steps))(np.arange(steps)))
 
 
-def _init_optimizer(params: Params) -> optax.OptState:
-    return _make_optimizer(ClassifierConfig(), 0.0).init(params)
+@cache
+def _make_init_optimizer(optimizer: str) -> Callable[[Params], optax.OptState]:
+    """The same function each time, see `_make_init`."""
+    return _make_optimizer(ClassifierConfig(optimizer=optimizer), 0.0).init
 
 
 def _make_optimizer(config: ClassifierConfig, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    if config.optimizer == "sgd":
+        return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9))
+    # `eps_root` keeps the derivative of a step finite where a gradient is zero.
     return optax.adamw(rate, eps_root=1e-8, weight_decay=config.weight_decay)
 
 
