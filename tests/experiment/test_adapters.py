@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -17,7 +18,8 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment import adapters
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.generator.adapter import Adapter
-from utilgen_jax.generator.clip_similarity import embed_prompts, load_text_projection
+from utilgen_jax.generator.clip_similarity import clip_similarity, embed_prompts, load_text_projection
+from utilgen_jax.generator.clip_towers import image_tower_of
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts
 from utilgen_jax.generator.config import PerImageConfig
 from utilgen_jax.generator.finetune.config import DpoConfig, LoraConfig, TextualInversionConfig
@@ -27,7 +29,7 @@ from utilgen_jax.generator.finetune.lora import train_lora
 from utilgen_jax.generator.finetune.textual_inversion import initial_embeds, train_textual_inversion
 from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
+from utilgen_jax.generator.per_image import AnchoredUtility, add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.methods.datadream import DataDreamConfig, DataDreamPool
 from utilgen_jax.methods.difficulty import DifficultyConfig
@@ -254,12 +256,34 @@ def test_images_stay_near_the_shots_of_their_class(make_experiment, monkeypatch)
     monkeypatch.setattr(adapters, "encode_images", lambda sd, images: embeds[: len(images)])
     experiment.generator_source = dataclasses.replace(experiment.generator, checkpoint=experiment.workdir)
     assert experiment.split.real.labels.tolist() == [0, 1, 0, 1]
-    anchors = np.asarray(experiment.adapters._class_anchors(SimpleNamespace(image_encoder="any")))
+    monkeypatch.setattr(adapters, "image_tower_of", lambda sd: "the tower")
+    tower, anchors = experiment.adapters._class_anchors("the checkpoint")
+    assert tower == "the tower"
+    anchors = np.asarray(anchors)
     directions = anchors / np.linalg.norm(anchors, axis=1, keepdims=True)
     # Each shot counts the same, however long its embedding is.
     second = np.array([0, 1]) + np.array([1, 1]) / np.sqrt(2)
     np.testing.assert_allclose(directions, [np.array([1, 1]) / np.sqrt(2), second / np.linalg.norm(second)], rtol=1e-5)
-    assert experiment.adapters._class_anchors(SimpleNamespace(image_encoder=None)) is None
+
+
+def test_where_the_clip_distance_does_not_count_no_clip_is_read(make_experiment):
+    experiment = make_experiment("utilgen", per_image__clip_weight=0, per_image__clip="nowhere")
+    assert experiment.adapters._class_anchors("the checkpoint") is None
+
+
+def test_images_stay_near_their_words_by_a_clip_of_its_own(make_experiment, monkeypatch):
+    experiment, read = make_experiment("utilgen"), []
+    towers = SimpleNamespace(
+        image="the tower", embed_prompts=lambda prompts: jnp.array([[len(one), 1] for one in prompts])
+    )
+    monkeypatch.setattr(adapters, "find_clip", lambda name: f"folder of {name}")
+    monkeypatch.setattr(adapters, "load_clip_towers", lambda folder, dtype, sharding_for: read.append(folder) or towers)
+    settings = dataclasses.replace(experiment.config.section(PerImageConfig), clip="some/clip")
+    sections = {**experiment.config.method_sections, "per_image": settings}
+    experiment.config = dataclasses.replace(experiment.config, method_sections=sections)
+    tower, anchors = experiment.adapters._class_anchors("the checkpoint")
+    assert tower == "the tower" and read == ["folder of some/clip"]
+    np.testing.assert_array_equal(anchors[:, 0], [len(prompt) for prompt in experiment.word_prompts])
 
 
 # The results are the library's.
@@ -271,7 +295,9 @@ def test_images_stay_near_their_words_where_the_checkpoint_knows_their_place(mak
     sd = experiment.adapters.sd
     projection = load_text_projection(experiment.generator.checkpoint, sd.architecture)
     expected = embed_prompts(sd, projection, ["a photo of the digit zero", "a photo of the digit one"])
-    np.testing.assert_allclose(experiment.adapters._class_anchors(sd), expected, rtol=1e-5, atol=1e-6)
+    tower, anchors = experiment.adapters._class_anchors(sd)
+    assert tower.encoder is sd.image_encoder
+    np.testing.assert_allclose(anchors, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture
@@ -399,7 +425,9 @@ def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise
             return predict_weights(experiment.classifier, "loss_network", valuation, fold_models, examples)
 
         if prompts:
-            adapter = optimize_prompts(sd, adapter, inputs, utility, config, sampling)
+            similarity = partial(clip_similarity, image_tower_of(sd))
+            objective = AnchoredUtility(utility, similarity, config.clip_weight)
+            adapter = optimize_prompts(sd, adapter, inputs, objective, config, sampling)
         return add_golden_noise(sd, adapter, inputs, config, sampling) if noise else adapter
 
     anchored = dataclasses.replace(inputs, clip_anchors=jnp.asarray(anchors))

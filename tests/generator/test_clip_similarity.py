@@ -1,7 +1,6 @@
 """Words against images: in the embedded glyph domain, a printed digit is nearest to its own name."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from utilgen_jax.data.digits import CLASS_NAMES
 from utilgen_jax.data.images import to_float
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.clip_similarity import clip_similarity, embed_prompts, load_text_projection
+from utilgen_jax.generator.clip_towers import image_tower_of
 from utilgen_jax.generator.conditioning import encode_images
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pretraining import glyphs
@@ -23,12 +23,12 @@ def test_a_glyph_is_nearest_to_its_own_name():
     anchors = embed_prompts(sd, load_text_projection(folder, sd.architecture), prompts)
     grey, _, labels = glyphs.corpus(100, seed=123)
     images = np.repeat(to_float(grey)[..., None], 3, axis=-1)
-    cosines = np.stack([clip_similarity(sd, images, anchor[None]) for anchor in anchors], axis=1)
+    cosines = np.stack([clip_similarity(image_tower_of(sd), images, anchor[None]) for anchor in anchors], axis=1)
     assert cosines.shape == (len(images), 10) and np.abs(cosines).max() <= 1.0 + 1e-6
     assert (cosines.argmax(1) == labels).mean() > 0.8
     embeds = encode_images(sd, images)
-    np.testing.assert_allclose(clip_similarity(sd, images, 3.0 * embeds), 1.0, rtol=1e-5)
-    slope = jax.grad(lambda images: clip_similarity(sd, images, anchors[:1]).sum())(images)
+    np.testing.assert_allclose(clip_similarity(image_tower_of(sd), images, 3.0 * embeds), 1.0, rtol=1e-5)
+    slope = jax.grad(lambda images: clip_similarity(image_tower_of(sd), images, anchors[:1]).sum())(images)
     assert np.isfinite(slope).all() and np.abs(slope).max() > 0
 
 
@@ -37,7 +37,7 @@ def test_without_an_image_encoder_it_is_refused(checkpoint, loaded):
     with pytest.raises(InputError, match="has no image_encoder"):
         load_text_projection(checkpoint("sd15"), sd.architecture)
     with pytest.raises(InputError, match="has no image_encoder"):
-        clip_similarity(sd, jnp.zeros((1, 16, 16, 3)), jnp.ones((1, 16)))
+        image_tower_of(sd)
 
 
 def test_without_a_text_projection_the_way_out_is_told(checkpoint, loaded):

@@ -59,7 +59,7 @@ def test_each_prompt_moves_to_where_its_utility_is_larger_whatever_its_batch():
     def improve(sample_inputs):
         # The pool's own number of steps has no part in it.
         sampling = dataclasses.replace(SAMPLING, steps=50)
-        return optimize_prompts(SD, Adapter(), sample_inputs, brightness, CONFIG, sampling)
+        return optimize_prompts(SD, Adapter(), sample_inputs, AnchoredUtility(brightness), CONFIG, sampling)
 
     adapter = improve(sample_inputs)
     before, after = (

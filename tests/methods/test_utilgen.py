@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tests.methods.fake_experiment import FakeExperiment, FakePool
-from utilgen_jax.generator.finetune.config import DpoConfig
+from utilgen_jax.errors import InputError
+from utilgen_jax.generator.config import PerImageConfig
+from utilgen_jax.generator.finetune.config import DpoConfig, TextualInversionConfig
 from utilgen_jax.methods import METHODS
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.methods.utilgen import WEIGHTING, UtilGenPool
@@ -115,3 +119,21 @@ def test_all_its_pools_hold_class_tokens_learnt_from_shots():
     assert all(spec.class_tokens and spec.uses_shots and not spec.attributes for spec in specs)
     assert len({spec.name for spec in specs}) == 8
     assert (TOKENS.name, MODEL.name, UtilGenPool().name) == ("class_tokens", "utilgen_dpo", "utilgen")
+
+
+def test_tokens_are_learnt_without_prior_images_where_a_batch_holds_none():
+    experiment = FakeExperiment(TextualInversionConfig(prior_fraction=0.0))
+    TOKENS.build(experiment)
+    assert experiment.calls[0] == experiment.call("adapters.learn_class_tokens", None)
+
+
+def test_a_checkpoint_without_an_image_encoder_needs_a_clip_or_does_without():
+    with pytest.raises(InputError, match=r"per_image\.clip: .*per_image\.clip=openai/.*per_image\.clip_weight=0"):
+        UtilGenPool().check(FakeExperiment())
+    UtilGenPool().check(FakeExperiment(PerImageConfig(clip_weight=0.0)))
+    UtilGenPool(prompts=False).check(FakeExperiment())
+    with_encoder = FakeExperiment()
+    with_encoder.generator = SimpleNamespace(architecture=SimpleNamespace(image_encoder="any"))
+    UtilGenPool().check(with_encoder)
+    with pytest.raises(InputError, match=r"config\.per_image\.clip: .*no such folder"):
+        UtilGenPool().check(FakeExperiment(PerImageConfig(clip="/nowhere/at/all")))

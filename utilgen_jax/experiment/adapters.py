@@ -19,7 +19,13 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter, ClassAdapters
-from utilgen_jax.generator.clip_similarity import TEXT_PROJECTION, embed_prompts, load_text_projection
+from utilgen_jax.generator.clip_similarity import (
+    TEXT_PROJECTION,
+    clip_similarity,
+    embed_prompts,
+    load_text_projection,
+)
+from utilgen_jax.generator.clip_towers import ImageTower, find_clip, image_tower_of, load_clip_towers
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts
 from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
 from utilgen_jax.generator.finetune.config import (
@@ -34,7 +40,7 @@ from utilgen_jax.generator.finetune.lora import train_lora
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.generator.per_image import add_golden_noise, optimize_prompts
+from utilgen_jax.generator.per_image import AnchoredUtility, add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens
@@ -63,7 +69,7 @@ class AdapterSteps:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._class_embeds: np.ndarray | None = None
-        self._anchors: dict[PoolSpec, jax.Array | None] = {}
+        self._anchors: dict[PoolSpec, tuple[ImageTower, jax.Array] | None] = {}
 
     @cached_property
     def sd(self) -> StableDiffusion:
@@ -87,15 +93,15 @@ class AdapterSteps:
         """The checkpoint, with class tokens where the pool's prompts hold them."""
         return self.sd_with_tokens if spec.class_tokens else self.sd
 
-    def learn_class_tokens(self, prior: GeneratedPool) -> None:
-        """Learns a token for each class from the shots, beside prior images; `sd_with_tokens` holds them.
+    def learn_class_tokens(self, prior: GeneratedPool | None) -> None:
+        """Learns a token for each class from the shots, beside prior images if any; `sd_with_tokens` holds them.
 
         A token starts from the mean of the class's words, see `WordSteps.class_means`.
         """
         self._class_embeds = self._learn_class_tokens(prior)
 
     @step("class_tokens", np.ndarray)
-    def _learn_class_tokens(self, prior: GeneratedPool) -> np.ndarray:
+    def _learn_class_tokens(self, prior: GeneratedPool | None) -> np.ndarray:
         experiment = self.experiment
         config = experiment.config.section(TextualInversionConfig).of_images(len(experiment.split.real))
         tokens = class_tokens(experiment.classifier_input.num_classes)
@@ -105,7 +111,7 @@ class AdapterSteps:
                 class_prompts(experiment.config.prompts.template, tokens),
                 experiment.word_choice.class_means(initial_embeds(self.sd, experiment.words.names)),
                 self._shots(config),
-                self._denoising_set(self.sd, prior.images, prior.labels) if config.num_prior else None,
+                None if prior is None else self._denoising_set(self.sd, prior.images, prior.labels),
                 config,
                 experiment.key(Key.TEXTUAL_INVERSION),
                 on_step,
@@ -273,19 +279,33 @@ class AdapterSteps:
         sd = self.sd_of(spec)
         if spec not in self._anchors:
             self._anchors[spec] = self._class_anchors(sd)
-        anchors = self._anchors[spec]
-        if anchors is not None:
+        tower = None
+        if (found := self._anchors[spec]) is not None:
+            tower, anchors = found
             inputs = dataclasses.replace(inputs, clip_anchors=anchors[inputs.labels])
-        return _refine(program, sd, models, adapter, inputs)
+        return _refine(program, sd, models, tower, adapter, inputs)
 
-    def _class_anchors(self, sd: StableDiffusion) -> jax.Array | None:
-        """The CLIP embedding that images of each class should stay near, [K, E]; None without an image encoder.
+    def _class_anchors(self, sd: StableDiffusion) -> tuple[ImageTower, jax.Array] | None:
+        """CLIP's image encoder, and the embedding that images of each class should stay near, [K, E].
 
-        That of the class prompt; of a checkpoint whose text encoder has no projection, the mean of the shots'.
+        That of the class prompt, by a CLIP of its own or by the checkpoint; of a checkpoint whose text encoder has no
+        projection, the mean of the shots'. None where the distance does not count.
         """
         experiment = self.experiment
-        if sd.image_encoder is None:
+        config = experiment.config.section(PerImageConfig)
+        if config.clip_weight == 0:
             return None
+        if config.clip:
+            towers = load_clip_towers(
+                find_clip(config.clip),
+                jnp.dtype(experiment.config.generator.dtype),
+                sharding_for=sharding_for(experiment.mesh),
+            )
+            return towers.image, experiment.word_choice.class_means(towers.embed_prompts(experiment.word_prompts))
+        return image_tower_of(sd), self._own_anchors(sd)
+
+    def _own_anchors(self, sd: StableDiffusion) -> jax.Array:
+        experiment = self.experiment
         checkpoint = experiment.generator.checkpoint
         if (checkpoint / TEXT_PROJECTION).is_dir():
             projection = load_text_projection(checkpoint, sd.architecture)
@@ -357,12 +377,14 @@ def _refine(
     program: _PerImageProgram,
     sd: StableDiffusion,
     models: FoldModels | None,
+    tower: ImageTower | None,
     adapter: Adapter,
     inputs: SampleInputs,
 ) -> Adapter:
     if models is not None:
-        utility = partial(_utility, program, models)
-        adapter = optimize_prompts(sd, adapter, inputs, utility, program.config, program.sampling)
+        similarity = None if tower is None else partial(clip_similarity, tower)
+        objective = AnchoredUtility(partial(_utility, program, models), similarity, program.config.clip_weight)
+        adapter = optimize_prompts(sd, adapter, inputs, objective, program.config, program.sampling)
     if program.noise:
         adapter = add_golden_noise(sd, adapter, inputs, program.config, program.sampling)
     return adapter

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.conditioning import encode_images
+from utilgen_jax.generator.clip_towers import ImageTower
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 
 # A folder beside a checkpoint's components; diffusers has none, as its pipelines never compare texts with images.
@@ -46,18 +46,15 @@ def embed_prompts(sd: StableDiffusion, projection: jax.Array, prompts: Sequence[
     return pooled.astype(jnp.float32) @ projection
 
 
-def clip_similarity(sd: StableDiffusion, images: jax.Array, anchors: jax.Array) -> jax.Array:
+def clip_similarity(tower: ImageTower, images: jax.Array, anchors: jax.Array) -> jax.Array:
     """The cosine between images and their anchors, float32 [M] in [-1, 1]; differentiable.
 
     Args:
-        sd: a checkpoint with an image encoder.
+        tower: the image encoder, of the checkpoint or of a CLIP.
         images: float32 [M, H, W, 3] in [-1, 1].
-        anchors: [M, E] in CLIP's space, not zero: the class prompts' `embed_prompts`, or `conditioning.encode_images`
-            of images.
-
-    Raises:
-        InputError: the checkpoint has no image encoder.
+        anchors: [M, E] in the same CLIP's space, not zero: `embed_prompts` of the class prompts, or the tower's
+            embeddings of images.
     """
-    embeds = encode_images(sd, images).astype(jnp.float32)
+    embeds = tower.embed(images).astype(jnp.float32)
     lengths = jnp.linalg.norm(embeds, axis=-1) * jnp.linalg.norm(anchors, axis=-1)
     return jnp.sum(embeds * anchors, axis=-1) / lengths

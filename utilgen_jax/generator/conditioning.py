@@ -14,6 +14,7 @@ from flax import struct
 from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.clip_towers import image_tower_of
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
@@ -87,27 +88,12 @@ def embeds_condition(
 
 @jax.jit
 def encode_images(sd: StableDiffusion, images: jax.Array) -> jax.Array:
-    """CLIP image embeddings of float [-1, 1] images [B, H, W, 3]: float [B, E].
-
-    As transformers' CLIPImageProcessor does, the shorter side is scaled to the encoder's with Keys' cubic kernel, and
-    the middle square is taken; where that rounds to whole grey levels, this does not.
+    """CLIP image embeddings by an unCLIP checkpoint's image encoder, see `ImageTower.embed`: float [B, E].
 
     Raises:
         InputError: the checkpoint has no image encoder.
     """
-    encoder = sd.image_encoder
-    if encoder is None:
-        raise InputError("this checkpoint has no image_encoder; images can condition an unCLIP checkpoint only")
-    batch, *lengths, channels = images.shape
-    side = encoder.image_size
-    scaled = [side * length // min(lengths) for length in lengths]
-    pixels = images
-    if scaled != lengths:
-        pixels = jnp.clip(jax.image.resize(images, (batch, *scaled, channels), "cubic"), -1.0, 1.0)
-    top, left = ((length - side) // 2 for length in scaled)
-    pixels = pixels[:, top : top + side, left : left + side]
-    pixels = ((pixels + 1.0) / 2.0 - jnp.array(sd.architecture.image_mean)) / jnp.array(sd.architecture.image_std)
-    return encoder.apply(sd.variables("image_encoder"), pixels).image_embeds
+    return image_tower_of(sd).embed(images)
 
 
 def noise_image_embeds(

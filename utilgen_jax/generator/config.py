@@ -71,6 +71,7 @@ class PerImageConfig:
     sampler_steps: int = setting(4, "denoising steps to the image whose utility is measured", minimum=1, maximum=1000)
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
     clip_weight: float = setting(0.5, "weight of the CLIP distance to the class prompt (λ in UtilGen)", minimum=0.0)
+    clip: str = setting("", "hub id or folder of the CLIP that measures it; empty: the checkpoint's own image encoder")
     inversion_steps: int = setting(1, "golden noise: DDIM steps taken forth and back, of generator.steps", minimum=1)
     denoising_guidance: float = setting(0.0, "golden noise: guidance forth; 0: generator.guidance_scale", minimum=0.0)
     inversion_guidance: float = setting(1.0, "golden noise: guidance of the inversion", minimum=0.0)

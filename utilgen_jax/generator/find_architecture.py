@@ -14,7 +14,7 @@ from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.autoencoder import AutoencoderKL
 from utilgen_jax.models.clip_text import CLIPTextModel
-from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
+from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, CLIPVisionModelWithProjection
 from utilgen_jax.models.unet import UNet2DConditionModel
 
 
@@ -67,6 +67,6 @@ def published_architecture(
         tokenizer=None,
         schedule=load_schedule(configs["scheduler"]),
         image_noising_schedule=load_schedule(configs["image_noising_scheduler"]) if unclip else None,
-        image_mean=(0.48145466, 0.4578275, 0.40821073),
-        image_std=(0.26862954, 0.26130258, 0.27577711),
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
     )

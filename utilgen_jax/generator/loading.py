@@ -13,6 +13,7 @@ from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, StableDiffusion, expected_params
+from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD
 from utilgen_jax.types import Params
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -106,8 +107,8 @@ def read_architecture(
         tokenizer=checkpoints.load_tokenizer(folder / "tokenizer", modules["text_encoder"].max_position_embeddings),
         schedule=load_schedule(checkpoints.load_config(folder / "scheduler", "scheduler_config.json")),
         image_noising_schedule=image_noising_schedule,
-        image_mean=tuple(preprocessing.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-        image_std=tuple(preprocessing.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
+        image_mean=tuple(preprocessing.get("image_mean", CLIP_MEAN)),
+        image_std=tuple(preprocessing.get("image_std", CLIP_STD)),
     )
 
 

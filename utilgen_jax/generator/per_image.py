@@ -12,7 +12,6 @@ import optax
 
 from utilgen_jax.diffusion.samplers import invert, make_sampler, run_sampler
 from utilgen_jax.generator.adapter import Adapter, GenerateImages, adapter_denoiser, apply_adapter, generate_images
-from utilgen_jax.generator.clip_similarity import clip_similarity
 from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
@@ -23,7 +22,7 @@ def optimize_prompts(
     sd: StableDiffusion,
     adapter: Adapter,
     sample_inputs: SampleInputs,
-    utility: Utility,
+    objective: AnchoredUtility,
     config: PerImageConfig,
     sampling: SamplingConfig,
 ) -> Adapter:
@@ -35,8 +34,8 @@ def optimize_prompts(
         sd: the checkpoint.
         adapter: without prompt offsets.
         sample_inputs: M images with a row each; with `clip_anchors` if the CLIP distance counts.
-        utility: of images, higher is better; differentiable.
-        config: steps, learning rate and weights.
+        objective: of images, higher is better; differentiable.
+        config: steps and learning rate.
         sampling: of the images; `config.sampler_steps` replaces its steps.
 
     Returns:
@@ -47,16 +46,8 @@ def optimize_prompts(
     def generate(adapter: Adapter, sample_inputs: SampleInputs) -> jax.Array:
         return generate_images(sd, adapter, sample_inputs, short, config.differentiable_steps)
 
-    has_anchors = sample_inputs.clip_anchors is not None
-    anchored = sample_inputs if has_anchors else dataclasses.replace(sample_inputs, clip_anchors=jnp.zeros((1, 1)))
-
-    def similarity(images: jax.Array, anchors: jax.Array) -> jax.Array:
-        return clip_similarity(sd, images, anchors) if has_anchors else jnp.ones(len(images))
-
-    anchored_utility = AnchoredUtility(utility, similarity, config.clip_weight)
-
     def loss(offsets: jax.Array) -> jax.Array:
-        return prompt_ascent_loss(offsets, adapter, anchored, generate, anchored_utility)
+        return prompt_ascent_loss(offsets, adapter, sample_inputs, generate, objective)
 
     optimizer = optax.adam(config.learning_rate)
 
@@ -76,12 +67,12 @@ class AnchoredUtility:
 
     Attributes:
         utility: of images, differentiable; in UtilGen the weight network's output for their loss.
-        similarity: (images, anchors) -> cosine [M], `clip_similarity` with the checkpoint given.
+        similarity: (images, anchors) -> cosine [M], `clip_similarity` with the tower given; None: it does not count.
         clip_weight: λ.
     """
 
     utility: Utility
-    similarity: Callable[[jax.Array, jax.Array], jax.Array]
+    similarity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     clip_weight: float = 0.5
 
 
@@ -99,7 +90,7 @@ def prompt_ascent_loss(
     Args:
         prompt_offsets: differentiated, float32 [N, T, D]; they replace the adapter's.
         adapter: its other parts.
-        sample_inputs: M images, with `clip_anchors`.
+        sample_inputs: M images, with `clip_anchors` where the CLIP distance counts.
         generate: `adapter.generate_images` with the other arguments given; UtilGen differentiates the last 1 to 5 steps
             [ours].
         objective: the anchored utility.
@@ -108,11 +99,14 @@ def prompt_ascent_loss(
         Scalar.
 
     Raises:
-        InputError: the sample inputs have no anchors, or (from `similarity`) the checkpoint has no image encoder.
+        InputError: the CLIP distance counts, and the sample inputs have no anchors.
     """
     images = generate(dataclasses.replace(adapter, prompt_offsets=prompt_offsets), sample_inputs)
+    utilities = objective.utility(images, sample_inputs.labels)
+    if objective.similarity is None:
+        return -jnp.sum(utilities)
     distances = 1.0 - objective.similarity(images, sample_inputs.anchors())
-    return -jnp.sum(objective.utility(images, sample_inputs.labels) - objective.clip_weight * distances)
+    return -jnp.sum(utilities - objective.clip_weight * distances)
 
 
 def add_golden_noise(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from utilgen_jax.errors import InputError
 from utilgen_jax.generator.config import PerImageConfig
 from utilgen_jax.generator.finetune.config import DpoConfig, TextualInversionConfig
 from utilgen_jax.methods.base import Method, PoolSpec
@@ -55,9 +56,25 @@ class UtilGenPool(PoolSpec):
     def class_tokens(self) -> bool:
         return True
 
+    def check(self, experiment: Experiment) -> None:
+        settings = experiment.config.section(PerImageConfig)
+        if not (self.prompts and settings.clip_weight):
+            return
+        if settings.clip:
+            from utilgen_jax.generator.clip_towers import find_clip
+
+            find_clip(settings.clip)
+        elif experiment.generator.architecture.image_encoder is None:
+            raise InputError(
+                "config.per_image.clip: this checkpoint has no image_encoder to hold each image's prompt to its class; "
+                "give --config.per_image.clip=openai/clip-vit-large-patch14 or a folder, or "
+                "--config.per_image.clip_weight=0 to do without"
+            )
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         if not (self.dpo or self.prompts or self.noise):
-            experiment.adapters.learn_class_tokens(prior=experiment.pool(PlainPool()))
+            has_prior = experiment.config.section(TextualInversionConfig).num_prior
+            experiment.adapters.learn_class_tokens(prior=experiment.pool(PlainPool()) if has_prior else None)
             prompts = experiment.pools.class_token_prompts()
             return experiment.pools.generate(self, experiment.pools.plan(prompts))
         if self.prompts or self.noise:

@@ -12,6 +12,9 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
 from utilgen_jax.models.layers import Conv, Dense
 
+# Of the channels of images in [0, 1] that OpenAI's CLIP was trained on; its preprocessor_config.json has them too.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 
 @struct.dataclass
 class CLIPVisionOutput:
