@@ -53,7 +53,8 @@ class ImageTower:
         top, left = ((length - side) // 2 for length in scaled)
         pixels = pixels[:, top : top + side, left : left + side]
         pixels = ((pixels + 1.0) / 2.0 - jnp.array(self.mean)) / jnp.array(self.std)
-        return self.encoder.apply({"params": self.params}, pixels).image_embeds
+        seen: Any = self.encoder.apply({"params": self.params}, pixels)
+        return seen.image_embeds
 
 
 @struct.dataclass
@@ -75,7 +76,8 @@ class ClipTowers:
     def embed_prompts(self, prompts: Sequence[str]) -> jax.Array:
         """CLIP text embeddings, float32 [P, E], not normalised."""
         input_ids = jnp.asarray(checkpoints.tokenize(self.tokenizer, prompts))
-        return self.text.apply({"params": self.text_params}, input_ids).text_embeds.astype(jnp.float32)
+        read: Any = self.text.apply({"params": self.text_params}, input_ids)
+        return read.text_embeds.astype(jnp.float32)
 
 
 def find_clip(name: str) -> Path:
