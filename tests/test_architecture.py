@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "pipeline": {"config", "experiment", "methods"},
     "main": {"config", "pipeline", "pretraining", "runtime"},
 }
-COMMANDS = ("bench", "compare", "evaluate", "export", "noisy_labels", "plan", "pretraining", "sample")
+COMMANDS = ("bench", "compare", "evaluate", "export", "finetune", "noisy_labels", "plan", "pretraining", "sample")
 LAYERS |= {name: _LIBRARIES | {"config", "experiment", "methods", "pipeline", "report"} for name in COMMANDS}
 LAYERS["compare"] |= {"pretraining"}
 _EVERYWHERE = {"errors", "types", "fields"}

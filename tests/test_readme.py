@@ -195,7 +195,8 @@ def test_flags_exist():
     }
     flags = {"run" if flag == "norun" else flag for flag in given if re.fullmatch(r"[a-z_]+", flag)}
     assert {"config", "workdir", "against", "weightings"} <= flags
-    assert [flag for flag in sorted(flags) if f'"{flag}"' not in sources] == []
+    of_fields = {path.rpartition(".")[2] for path in FIELDS}  # `finetune` makes flags of them
+    assert [flag for flag in sorted(flags - of_fields) if f'"{flag}"' not in sources] == []
 
 
 def test_benchmarks_exist():

@@ -68,6 +68,35 @@ def load(path: str, image_size: int, channels: int) -> Sources:
     return Sources(train=train, test=test)
 
 
+def load_for_training(path: str, image_size: int, channels: int) -> FolderSource:
+    """Lists the images of a folder to train a generator on: its own, of one class, or those of its class folders.
+
+    Args:
+        path: folder with images, or with a folder for each class, perhaps under `train/`.
+        image_size, channels: see `load`.
+
+    Raises:
+        InputError: there are no images, or a link leaves the folder.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{path}: is no folder")
+    if (folder / "train").is_dir():
+        return _load_split(folder, "train", image_size, channels)
+    own = [entry for entry in _visible(folder, folder.resolve()) if entry.suffix.lower() in SUFFIXES]
+    if not own:
+        return _load_split(folder, "", image_size, channels)
+    return FolderSource(
+        name=str(folder),
+        class_names=(folder.resolve().name,),
+        labels=np.zeros(len(own), np.int32),
+        ids=tuple(image.name for image in own),
+        folder=folder,
+        image_size=image_size,
+        channels=channels,
+    )
+
+
 def _load_split(folder: Path, split: str, image_size: int, channels: int) -> FolderSource:
     root = folder.resolve()
     class_folders = [entry for entry in _visible(folder / split, root) if entry.is_dir()]

@@ -122,6 +122,37 @@ class SizedSource:
         return dataclasses.replace(self, image_size=image_size, channels=channels)  # type: ignore[type-var]
 
 
+def random_crops(
+    source: ImageSource, rows: np.ndarray, number: int, is_flipped: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Random squares of originals, as large as their shorter side allows, scaled to the size of the source.
+
+    Args:
+        source: of the images.
+        rows: which ones, int [N].
+        number: C of each image; 0: the middle square alone, and its mirror image where these are asked.
+        is_flipped: whether half of them are mirrored.
+        rng: of places and mirroring.
+
+    Returns:
+        uint8 [C N, H, W, channels], all images once, then all again; C is 1 or 2 for 0.
+
+    Raises:
+        InputError: an image cannot be decoded.
+    """
+    middle = source.read(rows)
+    if not number:
+        return np.concatenate([middle, middle[:, :, ::-1]]) if is_flipped else middle
+    out = np.empty((number, *middle.shape), np.uint8)
+    for place, row in enumerate(rows):
+        image = source.open(int(row))
+        for crop in out[:, place]:
+            crop[:] = fit_image(image, middle.shape[1], middle.shape[-1], rng.random())
+            if is_flipped and rng.random() < 0.5:
+                crop[:] = crop[:, ::-1].copy()
+    return out.reshape(-1, *middle.shape[1:])
+
+
 @dataclasses.dataclass(frozen=True)
 class ArraySource(SizedSource):
     """Images in memory at their original size; an `ImageSource`.

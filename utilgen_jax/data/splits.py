@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utilgen_jax.data.image_source import ImageSource, Sources
-from utilgen_jax.data.images import fit_image
+from utilgen_jax.data.image_source import ImageSource, Sources, random_crops
 from utilgen_jax.errors import InputError
 
 
@@ -71,33 +70,8 @@ class FewShotSplit:
     def crops(
         self, image_size: int, channels: int, number: int, is_flipped: bool, rng: np.random.Generator
     ) -> np.ndarray:
-        """Random squares of the few-shot images' originals, mirrored at random where asked.
-
-        Args:
-            image_size: to which they are scaled.
-            channels: 1 or 3.
-            number: C of each image; 0: the middle square alone, and its mirror image where these are asked.
-            is_flipped: whether half of them are mirrored.
-            rng: of places and mirroring.
-
-        Returns:
-            uint8 [C N, image_size, image_size, channels], all images once, then all again; C is 1 or 2 for 0.
-
-        Raises:
-            InputError: an image cannot be decoded.
-        """
-        source, rows = self.source.at(image_size, channels), self._rows()
-        if not number:
-            middle = source.read(rows)
-            return np.concatenate([middle, middle[:, :, ::-1]]) if is_flipped else middle
-        out = np.empty((number, len(rows), image_size, image_size, channels), np.uint8)
-        for place, row in enumerate(rows):
-            image = source.open(int(row))
-            for crop in out[:, place]:
-                crop[:] = fit_image(image, image_size, channels, rng.random())
-                if is_flipped and rng.random() < 0.5:
-                    crop[:] = crop[:, ::-1].copy()
-        return out.reshape(-1, *out.shape[2:])
+        """Random squares of the few-shot images' originals, see `image_source.random_crops`."""
+        return random_crops(self.source.at(image_size, channels), self._rows(), number, is_flipped, rng)
 
     def _rows(self) -> np.ndarray:
         """Where the few-shot images stand in the source."""

@@ -20,6 +20,7 @@ from utilgen_jax.generator.conditioning import embeds_condition, encode_tokens
 from utilgen_jax.generator.difficulty_token import append_difficulty
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.schedules import warmup_cosine
 from utilgen_jax.runtime.sharding import init_sharded, split_batch
 
@@ -162,6 +163,7 @@ def train_by_denoising(
     config: DenoisingConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
+    saved: SavedState | None = None,
 ) -> Any:
     """Trains by AdamW, gradients clipped to a norm of 1.
 
@@ -172,14 +174,19 @@ def train_by_denoising(
         config: steps (its epochs are come to steps before, see `of_images`), batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
+        saved: keeps the state while it trains; a training that was cut off continues from there.
 
     Returns:
         The trained pytree.
     """
     state = init_sharded(lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), _make_optimizer(config)), trained)
-    for step in range(config.steps):
+    if saved is not None:
+        state = saved.restored(state)
+    for step in range(int(state.step), config.steps):
         state, mean_loss = _draw_and_update(config, state, sd, task, key)
         on_step(step + 1, mean_loss)
+        if saved is not None:
+            saved.keep(state)
     return state.trained
 
 

@@ -19,6 +19,7 @@ from utilgen_jax.generator.finetune.denoising import (
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens, with_rows
+from utilgen_jax.runtime.saved_state import SavedState
 
 
 def class_tokens(num_classes: int) -> list[str]:
@@ -45,6 +46,7 @@ def train_textual_inversion(
     config: DenoisingConfig,
     key: jax.Array,
     on_step: Callable[[int, jax.Array], None],
+    saved: SavedState | None = None,
 ) -> jax.Array:
     """Learns one embedding for each class by the denoising loss; all weights stay as they are.
 
@@ -60,6 +62,7 @@ def train_textual_inversion(
         config: steps, batch and learning rate.
         key: PRNG key.
         on_step: called after each step with (steps done, loss on the device).
+        saved: see `train_by_denoising`.
 
     Returns:
         Float32 [K, D], for `tokens.add_tokens`.
@@ -67,7 +70,7 @@ def train_textual_inversion(
     sd = add_tokens(sd, class_tokens(len(prompts)), initial)
     input_ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
     task = DenoisingTask(_loss, input_ids, examples, prior)
-    return train_by_denoising(sd, task, initial, config, key, on_step)
+    return train_by_denoising(sd, task, initial, config, key, on_step, saved)
 
 
 def _loss(

@@ -1,0 +1,1 @@
+"""The command that trains the generator on a folder of images, without an experiment around it."""
