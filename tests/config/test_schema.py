@@ -17,6 +17,7 @@ from utilgen_jax.fields import Field, section_fields, setting
 from utilgen_jax.generator.finetune.config import DpoConfig
 from utilgen_jax.generator.image_conditioning import MIX_STRATEGIES
 from utilgen_jax.models.classifiers import CLASSIFIERS
+from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 
 
 def problems_with(**fields: object) -> list[str]:
@@ -344,3 +345,4 @@ def test_the_classifiers_of_the_config_are_those_that_there_are():
 
 def test_the_mix_strategies_of_the_config_are_those_that_there_are():
     assert FIELDS["augcond.mix_strategy"].choices == tuple(MIX_STRATEGIES)
+    assert FIELDS["generator.gradient_checkpointing"].choices == tuple(GRADIENT_CHECKPOINTING)

@@ -395,9 +395,11 @@ def test_dpo_is_the_librarys(generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("prompts", "noise"), [(True, True), (True, False), (False, True)])
-def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise):
-    experiment = generator("utilgen")
+@pytest.mark.parametrize(
+    ("prompts", "noise", "micro_batch_size"), [(True, True, 0), (True, True, 3), (True, False, 0), (False, True, 0)]
+)
+def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise, micro_batch_size):
+    experiment = generator("utilgen", per_image__micro_batch_size=micro_batch_size)
     sd, config, sampling = (
         experiment.adapters.sd,
         experiment.config.section(PerImageConfig),

@@ -88,9 +88,9 @@ def test_flops_count_loops_branches_and_recomputation_as_often_as_they_run():
 
 def test_all_mistakes_are_told_at_once_with_the_nearest_name(capsys):
     argv = ["plan", "--topology=v5e:3x3", "--architecture=sd155", "--programs=unet,lorra", "--tpology=v4", *SMALL]
-    assert plan.main([*argv, "--gradient_checkpointing=block", "--config.generator.stepps=3"]) == 2
+    assert plan.main([*argv, "--config.generator.gradient_checkpointing=block", "--config.generator.stepps=3"]) == 2
     message = capsys.readouterr().err
-    for nearest in ("is v5e:", "is sd15", "is lora", "is --topology", "is blocks", " config.generator.steps"):
+    for nearest in ("is v5e:", "is sd15", "is lora", "is --topology", "is 'blocks'", " config.generator.steps"):
         assert nearest in message
     assert plan.main(["plan"]) == 2
     assert "--config: say which" in (message := capsys.readouterr().err) and "--topology: say which" in message
@@ -100,8 +100,8 @@ def test_ways_out_are_those_that_are_left():
     row = {"chips": 4, "batch_size": 16, "gradient_checkpointing": "none", "dtype": "float32", "mesh": {"fsdp": 1}}
     ways = table.ways_out(row, has_gradient=True)
     assert ways == (
-        "--gradient_checkpointing=blocks, --config.generator.dtype=bfloat16, --config.generator.batch_size=8, "
-        "--config.parallel.data=-1 --config.parallel.fsdp=4, more chips"
+        "--config.generator.gradient_checkpointing=blocks, --config.generator.dtype=bfloat16, "
+        "--config.generator.batch_size=8, --config.parallel.data=-1 --config.parallel.fsdp=4, more chips"
     )
     row |= {"batch_size": 4, "dtype": "bfloat16", "mesh": {"fsdp": 4}}
     assert table.ways_out(row, has_gradient=False) == "more chips"

@@ -33,6 +33,7 @@ from utilgen_jax.generator.finetune.config import (
     DpoConfig,
     LoraConfig,
     TextualInversionConfig,
+    num_parts,
 )
 from utilgen_jax.generator.finetune.denoising import DenoisingSet
 from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
@@ -79,6 +80,7 @@ class AdapterSteps:
             experiment.generator.checkpoint,
             jnp.dtype(experiment.config.generator.dtype),
             sharding_for=sharding_for(experiment.mesh),
+            architecture=experiment.generator.architecture,
         )
 
     @cached_property
@@ -374,6 +376,38 @@ class _PerImageProgram:
 
 @partial(jax.jit, static_argnums=0)
 def _refine(
+    program: _PerImageProgram,
+    sd: StableDiffusion,
+    models: FoldModels | None,
+    tower: ImageTower | None,
+    adapter: Adapter,
+    inputs: SampleInputs,
+) -> Adapter:
+    """The adapter with a prompt and a noise for each image; a part of the batch at a time where the config says so."""
+    parts = num_parts(len(inputs.labels), program.config.micro_batch_size)
+    if parts == 1:
+        return _refine_part(program, sd, models, tower, adapter, inputs)
+    size = len(inputs.labels) // parts
+    in_parts = jax.tree.map(lambda leaf: leaf.reshape(parts, size, *leaf.shape[1:]), inputs)
+    # Rows of the adapter's tables, of which each part has its own; requested difficulties stand in one already.
+    rows = jnp.arange(parts * size).reshape(parts, size)
+
+    def refine(part: tuple[SampleInputs, jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
+        of_part, own_rows = part
+        own = adapter
+        if adapter.difficulty_logits is not None:
+            own = dataclasses.replace(adapter, difficulty_logits=adapter.difficulty_logits[own_rows])
+        refined = _refine_part(
+            program, sd, models, tower, own, dataclasses.replace(of_part, rows=jnp.arange(size, dtype=jnp.int32))
+        )
+        return refined.prompt_offsets, refined.noise_offsets
+
+    tables = jax.lax.map(refine, (in_parts, rows))
+    prompts, noises = jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:]), tables)
+    return dataclasses.replace(adapter, prompt_offsets=prompts, noise_offsets=noises)
+
+
+def _refine_part(
     program: _PerImageProgram,
     sd: StableDiffusion,
     models: FoldModels | None,

@@ -103,7 +103,11 @@ def _with_label_noise(real: LabelledImages, config: Config) -> LabelledImages:
 
 def _read_architecture(config: Config, checkpoint: Path, pools: Sequence[PoolSpec]) -> Architecture:
     """Reads a checkpoint's architecture and checks the sampling settings against it."""
-    architecture = read_architecture(checkpoint, jnp.dtype(config.generator.dtype))
+    architecture = read_architecture(
+        checkpoint,
+        jnp.dtype(config.generator.dtype),
+        gradient_checkpointing=config.generator.gradient_checkpointing,
+    )
     architecture.check_image_size(config.generator.image_size)
     for sampling in {config.generator, *(pool.sampling(config) for pool in pools)}:
         make_sampler(sampling.scheduler, architecture.schedule, sampling.steps)

@@ -6,6 +6,8 @@ import dataclasses
 
 from utilgen_jax.fields import setting
 
+# Names of `models.gradient_checkpointing`; written out, because a config is checked before JAX is imported.
+GRADIENT_CHECKPOINTING = ("none", "products", "layers", "blocks")
 SCHEDULERS = ("ddim", "ddpm", "pndm", "dpmsolver++", "euler", "lcm", "checkpoint")
 
 
@@ -43,6 +45,9 @@ class GeneratorConfig(SamplingConfig):
     checkpoint: str = setting("glyphs", "glyphs (embedded), sd15, sd21, ..., a diffusers folder, or a hub id")
     revision: str = setting("", "branch, tag or commit of a hub id; empty: its main branch")
     dtype: str = setting("float32", "type of the generator's activations", choices=("float32", "bfloat16"))
+    gradient_checkpointing: str = setting(
+        "none", "what training computes again rather than keep in memory", choices=GRADIENT_CHECKPOINTING
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,7 @@ class PerImageConfig:
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
     clip_weight: float = setting(0.5, "weight of the CLIP distance to the class prompt (λ in UtilGen)", minimum=0.0)
     clip: str = setting("", "hub id or folder of the CLIP that measures it; empty: the checkpoint's own image encoder")
+    micro_batch_size: int = setting(0, "images of a batch that are worked on at a time; 0: all", minimum=0)
     inversion_steps: int = setting(1, "golden noise: DDIM steps taken forth and back, of generator.steps", minimum=1)
     denoising_guidance: float = setting(0.0, "golden noise: guidance forth; 0: generator.guidance_scale", minimum=0.0)
     inversion_guidance: float = setting(1.0, "golden noise: guidance of the inversion", minimum=0.0)

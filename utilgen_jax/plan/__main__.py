@@ -3,7 +3,7 @@
   pip install -e .[tpu]
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:2x2
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v4:2x2x1 --programs=lora \\
-      --gradient_checkpointing=blocks --config.generator.batch_size=32 --config.parallel.fsdp=4
+      --config.generator.gradient_checkpointing=blocks --config.generator.batch_size=32 --config.parallel.fsdp=4
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:4x4 --programs=bilevel \\
       --config.classifier.name=resnet50 --config.data.image_size=224 --config.classifier.dtype=bfloat16
 
@@ -40,7 +40,6 @@ from utilgen_jax.generator.find_architecture import find_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.models.classifiers import build_classifier
-from utilgen_jax.models.gradient_checkpointing import GRADIENT_CHECKPOINTING
 from utilgen_jax.plan import table
 from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, PlannedRun, plan_program
 from utilgen_jax.plan.topology import topology_mesh
@@ -57,12 +56,6 @@ def define_flags() -> flags.FlagValues:
         "architecture",
         None,
         f"a published one, in place of the checkpoint's: {', '.join(ARCHITECTURES)}",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "gradient_checkpointing",
-        "none",
-        f"what training computes again rather than keep: {', '.join(GRADIENT_CHECKPOINTING)}",
         flag_values=values,
     )
     flags.DEFINE_boolean("full", False, "compile to the end, code too, which takes many minutes", flag_values=values)
@@ -93,7 +86,8 @@ def run(argv: Sequence[str]) -> None:
     planned, origin = plan_run(config, settings)
     chip = CHIPS[settings["topology"].partition(":")[0]]
     plan: dict[str, Any] = {
-        **{name: settings[name] for name in ("topology", "gradient_checkpointing", "full")},
+        **{name: settings[name] for name in ("topology", "full")},
+        "gradient_checkpointing": config.generator.gradient_checkpointing,
         "chips": planned.mesh.size,
         "mesh": dict(planned.mesh.shape),
         "architecture": origin,
@@ -132,7 +126,6 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
         "topology": layouts,
         "programs": PROGRAMS,
         "architecture": ARCHITECTURES,
-        "gradient_checkpointing": GRADIENT_CHECKPOINTING,
     }
     for name, valid in choices.items():
         problems += choice_problems(name, settings[name], valid)
@@ -146,7 +139,7 @@ def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]
         config.generator.revision or None,
         settings["architecture"],
         dtype=jnp.dtype(config.generator.dtype),
-        gradient_checkpointing=settings["gradient_checkpointing"],
+        gradient_checkpointing=config.generator.gradient_checkpointing,
     )
     architecture.check_image_size(config.generator.image_size)
     planned = PlannedRun(

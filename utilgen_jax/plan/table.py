@@ -39,7 +39,7 @@ def ways_out(plan: dict[str, Any], has_gradient: bool) -> str:
     chips, batch_size = plan["chips"], plan["batch_size"]
     ways = []
     if has_gradient and plan["gradient_checkpointing"] != "blocks":
-        ways.append("--gradient_checkpointing=blocks")
+        ways.append("--config.generator.gradient_checkpointing=blocks")
     if plan["dtype"] != "bfloat16":
         ways.append("--config.generator.dtype=bfloat16")
     if batch_size > chips:

@@ -1,5 +1,7 @@
 """Diffusion-DPO: pairs by utility, the loss on them, and rounds of training; `tests/diffusion` tests the formula."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from tests.generator import toy
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import Adapter, AdapterConfig, init_adapter
-from utilgen_jax.generator.finetune.config import DpoConfig
+from utilgen_jax.generator.finetune import dpo
+from utilgen_jax.generator.finetune.config import DpoConfig, num_parts
 from utilgen_jax.generator.finetune.dpo import DpoBatch, DpoPairs, dpo_losses, preference_pairs, train_dpo
 
 CONFIG = DpoConfig(steps=40, batch_size=8, learning_rate=0.02, rank=2, beta=50.0, fraction=0.25)
@@ -99,3 +102,36 @@ def test_the_loss_starts_at_log_2_and_falls_as_winners_are_denoised_better():
     # Winner and loser have one noise and one timestep: the same image against itself is no preference.
     same = jax.jit(loss)(adapter, jax.random.key(0), losers=winners)
     np.testing.assert_allclose(same, np.log(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "parts"), [(8, 0, 1), (8, 8, 1), (8, 9, 1), (8, 3, 4), (6, 4, 2), (7, 2, 7)]
+)
+def test_parts_are_equal_and_no_larger_than_asked(number, most, parts):
+    assert num_parts(number, most) == parts
+    assert dataclasses.replace(CONFIG, batch_size=number, micro_batch_size=most).num_micro_batches == parts
+
+
+@pytest.mark.slow
+def test_micro_batches_change_memory_and_not_the_step(monkeypatch):
+    """Of a loss without noise, which each part draws for itself."""
+
+    def losses(sd, adapter, reference, batch, key, beta):
+        size = sum(jnp.sum(jnp.sin(leaf + 1)) for leaf in jax.tree.leaves(adapter.unet_lora))
+        return size * batch.latents[batch.winners].mean((1, 2, 3)) + batch.latents[batch.losers].std((1, 2, 3))
+
+    monkeypatch.setattr(dpo, "dpo_losses", losses)
+    sd, found = toy.make_toy(), []
+    for most in (0, 2):
+        config = dataclasses.replace(CONFIG, steps=3, micro_batch_size=most, beta=7.0)
+        told = []
+        adapter = train_dpo(
+            sd,
+            Adapter(),
+            make_pairs(),
+            config,
+            jax.random.key(0),
+            lambda step, loss, pair_accuracy, told=told: told.append((loss, pair_accuracy)),
+        )
+        found.append((adapter, told))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)

@@ -143,8 +143,34 @@ def _step(
     """A step on pairs that are drawn with replacement; returns (state, loss, pair accuracy)."""
     key = jax.random.fold_in(key, state.step)
     draw_key, noise_key, unused_key = (jax.random.fold_in(key, use) for use in range(3))
-    size = config.batch_size
-    chosen = jax.random.randint(draw_key, (size,), 0, pairs.winners.shape[0])
+    chosen = jax.random.randint(draw_key, (config.batch_size,), 0, pairs.winners.shape[0])
+
+    def gradient_of(chosen: jax.Array, noise_key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Adapter]:
+        batch = _batch_of(sd, pairs, chosen, unused_key)
+
+        def mean_loss(adapter: Adapter) -> tuple[jax.Array, jax.Array]:
+            losses = dpo_losses(sd, adapter, reference, batch, noise_key, config.beta)
+            return jnp.mean(losses), jnp.mean(losses < jnp.log(2.0))
+
+        return jax.value_and_grad(mean_loss, has_aux=True)(state.trained)
+
+    if config.num_micro_batches == 1:
+        (loss, accuracy), gradient = gradient_of(chosen, noise_key)
+    else:
+        keys = jax.random.split(noise_key, config.num_micro_batches)
+        parts = jax.lax.map(lambda part: gradient_of(*part), (chosen.reshape(config.num_micro_batches, -1), keys))
+        (loss, accuracy), gradient = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), parts)
+    updates, optimizer_state = _make_optimizer(config).update(gradient, state.optimizer_state, state.trained)
+    return (
+        TrainState(state.step + 1, optax.apply_updates(state.trained, updates), optimizer_state),
+        loss,
+        accuracy,
+    )
+
+
+def _batch_of(sd: StableDiffusion, pairs: DpoPairs, chosen: jax.Array, unused_key: jax.Array) -> DpoBatch:
+    """The pairs of some places, int [P]: all winners, then all losers."""
+    size = len(chosen)
     members = jnp.concatenate([pairs.winners[chosen], pairs.losers[chosen]])
     latents, labels = pairs.latents[members], pairs.labels[members]
     sample_inputs = SampleInputs(
@@ -155,19 +181,7 @@ def _step(
         keys=jax.random.split(unused_key, 2 * size),  # of a sampler's noise; the loss runs none
     )
     places = np.arange(2 * size)
-    batch = DpoBatch(sample_inputs, latents, winners=places[:size], losers=places[size:])
-
-    def mean_loss(adapter: Adapter) -> tuple[jax.Array, jax.Array]:
-        losses = dpo_losses(sd, adapter, reference, batch, noise_key, config.beta)
-        return jnp.mean(losses), jnp.mean(losses < jnp.log(2.0))
-
-    (loss, accuracy), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.trained)
-    updates, optimizer_state = _make_optimizer(config).update(gradient, state.optimizer_state, state.trained)
-    return (
-        TrainState(state.step + 1, optax.apply_updates(state.trained, updates), optimizer_state),
-        loss,
-        accuracy,
-    )
+    return DpoBatch(sample_inputs, latents, winners=places[:size], losers=places[size:])
 
 
 def dpo_losses(
