@@ -16,8 +16,10 @@ from utilgen_jax.checkpoints.published import PUBLISHED
 from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.generator.find_architecture import find_architecture, published_architecture
 from utilgen_jax.generator.stable_diffusion import expected_params
+from utilgen_jax.methods import METHODS
 from utilgen_jax.plan import __main__ as plan
 from utilgen_jax.plan import table
+from utilgen_jax.plan.methods import ALL_PROGRAMS, programs_of
 from utilgen_jax.runtime.chips import TOPOLOGIES
 from utilgen_jax.runtime.flops import count_flops
 
@@ -135,7 +137,8 @@ def test_a_program_compiles_for_a_tpu_that_is_not_here():
 @needs_libtpu
 @pytest.mark.slow
 def test_memory_alone_for_all_programs_split_over_chips_and_too_large():
-    _, whole = run_plan(*SMALL, "--topology=v4:2x2x1")
+    equal = ("--config.lora.batch_size=8", "--config.lora.rank=16", "--programs=unet,sample,lora,bilevel")
+    _, whole = run_plan(*SMALL, *equal, "--topology=v4:2x2x1")
     assert whole["chips"] == 4 and whole["available_bytes"] == int(30.75 * 2**30)
     assert list(whole["programs"]) == ["unet", "sample", "lora", "bilevel"] and all(
         row["fits"] for row in whole["programs"].values()
@@ -166,3 +169,31 @@ def test_libtpu_knows_every_topology():
         "    assert topology_mesh(name, -1, 1).size == size, name\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+
+def test_every_method_has_its_programs():
+    for name, method in METHODS.items():
+        own = programs_of(name)
+        assert own[-1] == "classifier" and set(own) <= set(ALL_PROGRAMS)
+        assert ("sample" in own) == (method.pool is not None), name
+    assert set(ALL_PROGRAMS) == {"unet", *(program for name in METHODS for program in programs_of(name))}
+    assert programs_of("joint_without_lora") == programs_of("joint")
+    assert programs_of("utilgen")[:3] == ("textual_inversion", "dpo", "per_image")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_programs_of_single_methods_compile():
+    names = ("difficulty", "textual_inversion", "dpo", "per_image", "guided_sample", "classifier")
+    own = ("--config.dpo.batch_size=8", "--config.dpo.micro_batch_size=4", "--config.per_image.micro_batch_size=4")
+    own += ("--config.classifier.width=8", "--config.textual_inversion.batch_size=8")
+    own += ("--config.difficulty.batch_size=8", "--config.difficulty.text_encoder_rank=2")
+    _, figures = run_plan(*SMALL, *own, f"--programs={','.join(names)}", "--topology=v5e:2x2")
+    assert tuple(figures["programs"]) == names
+    assert all(row["fits"] and row["flops"] > 0 for row in figures["programs"].values())
+
+
+@needs_libtpu
+def test_all_stands_for_what_the_method_runs():
+    _, figures = run_plan(*SMALL, "--config.method=real", "--config.classifier.width=8", "--topology=v5e:2x2")
+    assert list(figures["programs"]) == ["classifier"]

@@ -81,7 +81,7 @@ def training_steps(
     if teachers is not None:
         # A balanced softmax undoes the labels' frequencies, which the teachers' opinions do not have.
         program = dataclasses.replace(program, loss="softmax")
-    optimizer_state = init_sharded(_make_init_optimizer(config.optimizer), params)
+    optimizer_state = init_sharded(make_init_optimizer(config.optimizer), params)
     rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
     for step in range(config.steps):  # not a scan, see `runtime.loops`
@@ -91,7 +91,7 @@ def training_steps(
             images, targets = _mix(program, images, targets, key, step)
         if teachers is not None:
             targets = _teach(classifier, teachers, images, targets)
-        params, optimizer_state, loss = _learn(
+        params, optimizer_state, loss = learning_step(
             classifier, program, params, optimizer_state, images, targets, class_counts, rates[step]
         )
         yield params, loss
@@ -164,7 +164,7 @@ def _teach(classifier: Classifier, teachers: Params, images: jax.Array, targets:
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames=("params", "optimizer_state"))
-def _learn(
+def learning_step(
     classifier: Classifier,
     config: ClassifierConfig,
     params: Params,
@@ -174,7 +174,20 @@ def _learn(
     class_counts: jax.Array,
     rate: float,
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    """A step of the optimiser at a learning rate."""
+    """A step of the optimiser at a learning rate.
+
+    Args:
+        classifier: the network.
+        config: loss, smoothing and optimiser.
+        params, optimizer_state: taken over.
+        images: float32 [B, H, W, C].
+        targets: float32 [B, K], weighted.
+        class_counts: of the real images, [K].
+        rate: the learning rate.
+
+    Returns:
+        (parameters, the optimiser's state, loss).
+    """
 
     def loss_fn(params: Params) -> jax.Array:
         logits = training_logits(classifier, config, class_counts, params, images)
@@ -205,8 +218,8 @@ def _learning_rates(peak: float, steps: int) -> np.ndarray:
 
 
 @cache
-def _make_init_optimizer(optimizer: str) -> Callable[[Params], optax.OptState]:
-    """The same function each time, see `_make_init`."""
+def make_init_optimizer(optimizer: str) -> Callable[[Params], optax.OptState]:
+    """What makes the state of an optimiser of parameters; the same function each time, see `_make_init`."""
     return _make_optimizer(ClassifierConfig(optimizer=optimizer), 0.0).init
 
 

@@ -10,30 +10,26 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from utilgen_jax.checkpoints import tokenize
-from utilgen_jax.classifier.dataset import ClassifierInput
-from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
+from utilgen_jax.experiment.per_image import FoldModels, PerImageProgram, refine_batch
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter, ClassAdapters
 from utilgen_jax.generator.clip_similarity import (
     TEXT_PROJECTION,
-    clip_similarity,
     embed_prompts,
     load_text_projection,
 )
 from utilgen_jax.generator.clip_towers import ImageTower, find_clip, image_tower_of, load_clip_towers
 from utilgen_jax.generator.conditioning import encode_images, encode_prompts
-from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
+from utilgen_jax.generator.config import PerImageConfig
 from utilgen_jax.generator.finetune.config import (
     DenoisingConfig,
     DpoConfig,
     LoraConfig,
     TextualInversionConfig,
-    num_parts,
 )
 from utilgen_jax.generator.finetune.denoising import DenoisingSet
 from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
@@ -41,7 +37,6 @@ from utilgen_jax.generator.finetune.lora import train_lora
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.generator.per_image import AnchoredUtility, add_golden_noise, optimize_prompts
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens
@@ -49,8 +44,6 @@ from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
 from utilgen_jax.types import Params
-from utilgen_jax.valuation.config import ValuationConfig
-from utilgen_jax.valuation.cross_fit import predict_weights
 from utilgen_jax.valuation.difficulty import balanced_resample
 
 if TYPE_CHECKING:
@@ -255,7 +248,7 @@ class AdapterSteps:
             (adapter, inputs of M images with a row each) -> the adapter for that batch.
         """
         experiment = self.experiment
-        program = _PerImageProgram(
+        program = PerImageProgram(
             noise=noise,
             config=experiment.config.section(PerImageConfig),
             sampling=experiment.config.generator,
@@ -272,7 +265,7 @@ class AdapterSteps:
 
     def _refine_batch(
         self,
-        program: _PerImageProgram,
+        program: PerImageProgram,
         spec: PoolSpec,
         models: FoldModels | None,
         adapter: Adapter,
@@ -285,7 +278,7 @@ class AdapterSteps:
         if (found := self._anchors[spec]) is not None:
             tower, anchors = found
             inputs = dataclasses.replace(inputs, clip_anchors=anchors[inputs.labels])
-        return _refine(program, sd, models, tower, adapter, inputs)
+        return refine_batch(program, sd, models, tower, adapter, inputs)
 
     def _class_anchors(self, sd: StableDiffusion) -> tuple[ImageTower, jax.Array] | None:
         """CLIP's image encoder, and the embedding that images of each class should stay near, [K, E].
@@ -351,80 +344,3 @@ class AdapterSteps:
 
 def _on_device(adapter: Adapter) -> Adapter:
     return jax.tree.map(jnp.asarray, adapter)
-
-
-@struct.dataclass
-class FoldModels:
-    """What predicts the weight of an image: the network, and each fold's parameters, see `PoolValues.fold_models`."""
-
-    classifier: Classifier
-    params: dict[str, Params]
-
-
-@dataclasses.dataclass(frozen=True)
-class _PerImageProgram:
-    """What the compiled per-image optimisation depends on."""
-
-    noise: bool
-    config: PerImageConfig
-    sampling: SamplingConfig
-    valuation: ValuationConfig
-    weighting: str
-    classifier_input: ClassifierInput
-    label_smoothing: float
-
-
-@partial(jax.jit, static_argnums=0)
-def _refine(
-    program: _PerImageProgram,
-    sd: StableDiffusion,
-    models: FoldModels | None,
-    tower: ImageTower | None,
-    adapter: Adapter,
-    inputs: SampleInputs,
-) -> Adapter:
-    """The adapter with a prompt and a noise for each image; a part of the batch at a time where the config says so."""
-    parts = num_parts(len(inputs.labels), program.config.micro_batch_size)
-    if parts == 1:
-        return _refine_part(program, sd, models, tower, adapter, inputs)
-    size = len(inputs.labels) // parts
-    in_parts = jax.tree.map(lambda leaf: leaf.reshape(parts, size, *leaf.shape[1:]), inputs)
-    # Rows of the adapter's tables, of which each part has its own; requested difficulties stand in one already.
-    rows = jnp.arange(parts * size).reshape(parts, size)
-
-    def refine(part: tuple[SampleInputs, jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
-        of_part, own_rows = part
-        own = adapter
-        if adapter.difficulty_logits is not None:
-            own = dataclasses.replace(adapter, difficulty_logits=adapter.difficulty_logits[own_rows])
-        refined = _refine_part(
-            program, sd, models, tower, own, dataclasses.replace(of_part, rows=jnp.arange(size, dtype=jnp.int32))
-        )
-        return refined.prompt_offsets, refined.noise_offsets
-
-    tables = jax.lax.map(refine, (in_parts, rows))
-    prompts, noises = jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:]), tables)
-    return dataclasses.replace(adapter, prompt_offsets=prompts, noise_offsets=noises)
-
-
-def _refine_part(
-    program: _PerImageProgram,
-    sd: StableDiffusion,
-    models: FoldModels | None,
-    tower: ImageTower | None,
-    adapter: Adapter,
-    inputs: SampleInputs,
-) -> Adapter:
-    if models is not None:
-        similarity = None if tower is None else partial(clip_similarity, tower)
-        objective = AnchoredUtility(partial(_utility, program, models), similarity, program.config.clip_weight)
-        adapter = optimize_prompts(sd, adapter, inputs, objective, program.config, program.sampling)
-    if program.noise:
-        adapter = add_golden_noise(sd, adapter, inputs, program.config, program.sampling)
-    return adapter
-
-
-def _utility(program: _PerImageProgram, models: FoldModels, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """The weights that the fold models give to images, float32 [M]."""
-    examples = program.classifier_input.examples(images, labels, program.label_smoothing)
-    return predict_weights(models.classifier, program.weighting, program.valuation, models.params, examples)

@@ -1,7 +1,7 @@
 """What a config's programs need on TPUs, without having any: they are compiled here for a topology's chips.
 
   pip install -e .[tpu]
-  python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:2x2
+  python -m utilgen_jax.plan --config=configs/cifar.py:method=utilgen --topology=v5e:2x2
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v4:2x2x1 --programs=lora \\
       --config.generator.gradient_checkpointing=blocks --config.generator.batch_size=32 --config.parallel.fsdp=4
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:4x4 --programs=bilevel \\
@@ -41,7 +41,8 @@ from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.plan import table
-from utilgen_jax.plan.programs import NUM_CLASSES, PROGRAMS, PlannedRun, plan_program
+from utilgen_jax.plan.methods import ALL_PROGRAMS, plan_program, programs_of
+from utilgen_jax.plan.programs import NUM_CLASSES, PlannedRun
 from utilgen_jax.plan.topology import topology_mesh
 from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 
@@ -49,9 +50,11 @@ from utilgen_jax.runtime.chips import CHIPS, TOPOLOGIES
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
     values = command_line.common_flags(workdir_help=None)
-    programs = "; ".join(f"{name}: {program.help}" for name, program in PROGRAMS.items())
+    programs = "; ".join(f"{name}: {program.help}" for name, program in ALL_PROGRAMS.items())
     flags.DEFINE_string("topology", None, f"the chips: {', '.join(TOPOLOGIES)}", flag_values=values)
-    flags.DEFINE_list("programs", list(PROGRAMS), f"what to compile ({programs})", flag_values=values)
+    flags.DEFINE_list(
+        "programs", ["all"], f"what to compile; all: what config.method runs ({programs})", flag_values=values
+    )
     flags.DEFINE_string(
         "architecture",
         None,
@@ -100,7 +103,10 @@ def run(argv: Sequence[str]) -> None:
         "programs": {},
     }
     print(table.heading(plan))
-    for name in settings["programs"]:
+    names = [name for name in settings["programs"] if name != "all"]
+    if "all" in settings["programs"]:
+        names += [name for name in programs_of(config.method) if name not in names]
+    for name in names:
         print(f"compiling {name} ...", file=sys.stderr)
         figures = plan_program(name, planned, settings["full"])
         plan["programs"][name] = row = {
@@ -110,7 +116,7 @@ def run(argv: Sequence[str]) -> None:
         }
         print(table.line(name, row), flush=True)
         if not row["fits"]:
-            print(f"{'':8} does not fit; try {table.ways_out(plan, PROGRAMS[name].has_gradient)}", flush=True)
+            print(f"{'':8} does not fit; try {table.ways_out(plan, ALL_PROGRAMS[name].has_gradient)}", flush=True)
     print(json.dumps(plan))
 
 
@@ -124,7 +130,7 @@ def check_arguments(settings: dict[str, Any]) -> list[str]:
     layouts = [name for name in TOPOLOGIES if name.startswith(f"{chip}:")] or TOPOLOGIES
     choices = {
         "topology": layouts,
-        "programs": PROGRAMS,
+        "programs": ("all", *ALL_PROGRAMS),
         "architecture": ARCHITECTURES,
     }
     for name, valid in choices.items():
@@ -146,7 +152,7 @@ def plan_run(config: Config, settings: dict[str, Any]) -> tuple[PlannedRun, str]
         architecture=architecture,
         mesh=topology_mesh(settings["topology"], config.parallel.data, config.parallel.fsdp),
         dtype=jnp.dtype(config.generator.dtype),
-        sampling=config.generator,
+        config=config,
         classifier=Classifier(
             build_classifier(
                 config.classifier.name,

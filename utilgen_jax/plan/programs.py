@@ -9,30 +9,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.config.schema import Config
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
-from utilgen_jax.generator.finetune.denoising import (
-    DenoisingSet,
-    TrainState,
-    adapter_loss,
-    init_train_state,
-    make_train_step,
-)
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.joint.shapes import data_shapes, init_update
 from utilgen_jax.joint.step import joint_update
-from utilgen_jax.models.lora import init_lora
-from utilgen_jax.plan.compiling import Call, Figures, bytes_on_chip, compile_program
+from utilgen_jax.methods import METHODS
+from utilgen_jax.plan.compiling import Call
 from utilgen_jax.runtime.sharding import BATCH_AXES, param_shardings
 
-LORA_RANK = 16
 NUM_CLASSES = 1000  # of the classifier; known once data are read, and of little weight
 
 
@@ -44,7 +35,7 @@ class PlannedRun:
         architecture: the generator's; its modules' dtype is that of activations.
         mesh: from `topology.topology_mesh`.
         dtype: the weights are stored in it.
-        sampling: of the sampler; its batch size counts the images over all chips.
+        config: of the methods; the generator's batch size counts the images over all chips.
         classifier: for `NUM_CLASSES` classes.
         joint: the update of the method `joint`, of as many images as the sampler.
     """
@@ -52,9 +43,15 @@ class PlannedRun:
     architecture: Architecture
     mesh: Mesh
     dtype: jnp.dtype
-    sampling: SamplingConfig
+    config: Config
     classifier: Classifier
     joint: JointProgram
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Of the method's images."""
+        pool = METHODS[self.config.method].pool
+        return self.config.generator if pool is None else pool.sampling(self.config)
 
     def params(self) -> dict[str, Any]:
         """The generator's weights by component: shapes, split over the chips by the rules of `parallel`."""
@@ -65,24 +62,34 @@ class PlannedRun:
             param_shardings(shapes, self.mesh),
         )
 
-    def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> Any:
-        """An array of `batch_size` examples of a shape, split over all chips."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
-        return jax.ShapeDtypeStruct((self.sampling.batch_size, *shape), dtype, sharding=sharding)
+    def batch(self, *shape: int, dtype: jnp.dtype = jnp.float32, number: int = 0) -> Any:
+        """An array of examples of a shape, as many as the generator's batch has or `number`.
 
-    def latents(self) -> Any:
+        Split over all chips, where they divide it, as `runtime.sharding.split_batch` does.
+        """
+        number = number or self.sampling.batch_size
+        axes = (BATCH_AXES,) if number % self.mesh.size == 0 else ()
+        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct((number, *shape), dtype, sharding=sharding)
+
+    def latents(self, number: int = 0) -> Any:
         """Latents of the images."""
-        return self.batch(*self.architecture.latent_shape(self.sampling.size))
+        return self.batch(*self.architecture.latent_shape(self.sampling.size), number=number)
 
-    def prompt_embeds(self) -> Any:
+    def prompt_embeds(self, number: int = 0) -> Any:
         """CLIP text states of the images' prompts."""
         encoder, unet = self.architecture.text_encoder, self.architecture.unet
-        return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype)
+        return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype, number=number)
 
-    def class_labels(self) -> Any:
+    def class_labels(self, number: int = 0) -> Any:
         """unCLIP's image embeddings; None where the UNet has no class embedding."""
         width = self.architecture.unet.projection_class_embeddings_input_dim
-        return None if self.architecture.unet.class_embed_type is None else self.batch(width)
+        return None if self.architecture.unet.class_embed_type is None else self.batch(width, number=number)
+
+    def condition(self) -> Condition:
+        """Of the images that are sampled."""
+        embeds = self.prompt_embeds()
+        return Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=self.class_labels())
 
     def replicated(self, tree: Any) -> Any:
         """The shapes of a pytree's arrays, whole on every chip."""
@@ -114,51 +121,34 @@ def _unet(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 
 def _sample(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    embeds = run.prompt_embeds()
-    condition = Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=run.class_labels())
-    keys = run.batch(dtype=_key_shape().dtype)
     sd = StableDiffusion(run.architecture, dict(params))
-    return Call(sample, (sd, condition, run.latents(), run.sampling), {"keys": keys})
-
-
-def _lora_step(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    optimizer = optax.adamw(1e-4)
-
-    def init(key: jax.Array) -> TrainState:
-        return init_train_state(Adapter(unet_lora=init_lora(params["unet"], key, rank=LORA_RANK).factors), optimizer)
-
-    key = run.replicated(_key_shape())
-    state = run.replicated(jax.eval_shape(init, key))
-    batch = DenoisingSet(run.latents(), run.batch(dtype=jnp.int32), class_labels=run.class_labels())
-    prompts = run.replicated(run.prompt_embeds())
-    sd = StableDiffusion(run.architecture, dict(params))
-    return Call(make_train_step(adapter_loss, optimizer), (state, sd, prompts, batch, key))
+    return Call(
+        sample, (sd, run.condition(), run.latents(), run.sampling), {"keys": run.batch(dtype=key_shape().dtype)}
+    )
 
 
 def _bilevel(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     """Shots and pool are a batch each, see `joint.shapes`."""
     sd = StableDiffusion(run.architecture, dict(params))
     data, validation = data_shapes(run.joint, run.architecture)
-    shapes = jax.eval_shape(partial(init_update, run.joint, run.classifier), sd, data, _key_shape())
+    shapes = jax.eval_shape(partial(init_update, run.joint, run.classifier), sd, data, key_shape())
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         param_shardings(shapes, run.mesh),
     )
-    data, validation, key = run.replicated((data, validation, _key_shape()))
+    data, validation, key = run.replicated((data, validation, key_shape()))
     return Call(joint_update, (run.joint, run.classifier, state, sd, data, validation, key))
 
 
-def _key_shape() -> jax.ShapeDtypeStruct:
+def key_shape() -> jax.ShapeDtypeStruct:
+    """Of a PRNG key."""
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
 PROGRAMS: Mapping[str, Program] = {
     "unet": Program("one forward pass of the UNet", _unet, ("unet",)),
     "sample": Program("the sampler, all its steps, and the decoder", _sample, ("unet", "vae")),
-    "lora": Program(
-        f"a training step of a LoRA of rank {LORA_RANK} on attention", _lora_step, ("unet",), has_gradient=True
-    ),
     "bilevel": Program(
         "the bilevel update of the method joint: config.classifier, weight network, LoRA, difficulty encoder",
         _bilevel,
@@ -166,11 +156,3 @@ PROGRAMS: Mapping[str, Program] = {
         has_gradient=True,
     ),
 }
-
-
-def plan_program(name: str, run: PlannedRun, full: bool = False) -> Figures:
-    """Compiles one of `PROGRAMS` for the run's chips and says what it needs; see `compile_program`."""
-    program, params = PROGRAMS[name], run.params()
-    taken = {component: params.pop(component) for component in program.components}
-    with jax.set_mesh(run.mesh):
-        return compile_program(program.call(run, taken), bytes_on_chip(params), full)

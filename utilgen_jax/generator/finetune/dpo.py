@@ -124,20 +124,23 @@ def train_dpo(
         lora = init_sharded(lambda key: init_lora(sd.params["unet"], key, rank=config.rank).factors, init_key)
         adapter = dataclasses.replace(adapter, unet_lora=lora)
     reference = adapter
-    state = init_sharded(lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), _make_optimizer(config)), adapter)
+    state = init_sharded(
+        lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), make_dpo_optimizer(config)), adapter
+    )
     batch_key = jax.random.fold_in(key, 1)
     for step in range(config.steps):
-        state, loss, accuracy = _step(config, state, reference, sd, pairs, batch_key)
+        state, loss, accuracy = dpo_step(config, state, reference, sd, pairs, batch_key)
         on_step(step + 1, loss, pair_accuracy=accuracy)
     return state.trained
 
 
-def _make_optimizer(config: DpoConfig) -> optax.GradientTransformation:
+def make_dpo_optimizer(config: DpoConfig) -> optax.GradientTransformation:
+    """Adam, gradients clipped to a norm of 1."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(
+def dpo_step(
     config: DpoConfig, state: TrainState, reference: Adapter, sd: StableDiffusion, pairs: DpoPairs, key: jax.Array
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """A step on pairs that are drawn with replacement; returns (state, loss, pair accuracy)."""
@@ -160,7 +163,7 @@ def _step(
         keys = jax.random.split(noise_key, config.num_micro_batches)
         parts = jax.lax.map(lambda part: gradient_of(*part), (chosen.reshape(config.num_micro_batches, -1), keys))
         (loss, accuracy), gradient = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), parts)
-    updates, optimizer_state = _make_optimizer(config).update(gradient, state.optimizer_state, state.trained)
+    updates, optimizer_state = make_dpo_optimizer(config).update(gradient, state.optimizer_state, state.trained)
     return (
         TrainState(state.step + 1, optax.apply_updates(state.trained, updates), optimizer_state),
         loss,

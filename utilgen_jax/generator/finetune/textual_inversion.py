@@ -69,18 +69,26 @@ def train_textual_inversion(
     """
     sd = add_tokens(sd, class_tokens(len(prompts)), initial)
     input_ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
-    task = DenoisingTask(_loss, input_ids, examples, prior)
+    task = DenoisingTask(token_loss, input_ids, examples, prior)
     return train_by_denoising(sd, task, initial, config, key, on_step, saved)
 
 
-def _loss(
+def token_loss(
     sd: StableDiffusion,
     embeds: jax.Array,
     input_ids: jax.Array,
     batch: DenoisingSet,
     key: jax.Array,
-    snr_gamma: float | None,
+    snr_gamma: float | None = None,
 ) -> jax.Array:
+    """The denoising loss of each image with embeddings float32 [K, D] in the last rows of the token table.
+
+    Args:
+        sd: the checkpoint with the tokens, see `tokens.add_tokens`.
+        embeds: differentiated.
+        input_ids: of each class's prompt, int [K, T].
+        batch, key, snr_gamma: see `denoising.adapter_loss`.
+    """
     # Token ids, so that only the prompts of this batch are encoded: there may be a thousand classes.
     text_encoder = with_rows(sd.params["text_encoder"], sd.text_encoder.vocab_size - len(embeds), embeds)
     return adapter_loss(sd.with_params(text_encoder=text_encoder), Adapter(), input_ids, batch, key, snr_gamma)

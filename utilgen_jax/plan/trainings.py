@@ -1,0 +1,221 @@
+"""The programs of single methods: steps of LoRA, tokens, preferences, classifier; an image's own prompt and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from utilgen_jax.classifier.dataset import ClassifierInput
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import learning_step, make_init_optimizer
+from utilgen_jax.experiment.per_image import FoldModels, PerImageProgram, refine_batch
+from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.clip_towers import ImageTower
+from utilgen_jax.generator.config import PerImageConfig
+from utilgen_jax.generator.feedback import Feedback
+from utilgen_jax.generator.finetune.config import DpoConfig, LoraConfig, TextualInversionConfig
+from utilgen_jax.generator.finetune.denoising import DenoisingSet, adapter_loss, init_train_state, make_train_step
+from utilgen_jax.generator.finetune.dpo import DpoPairs, dpo_step, make_dpo_optimizer
+from utilgen_jax.generator.finetune.textual_inversion import token_loss
+from utilgen_jax.generator.inputs import SampleInputs
+from utilgen_jax.generator.sampling import sample
+from utilgen_jax.generator.stable_diffusion import StableDiffusion, expected_params
+from utilgen_jax.methods.datadream import DataDreamConfig
+from utilgen_jax.methods.deliberate_practice import DeliberatePracticeConfig
+from utilgen_jax.methods.difficulty import DifficultyConfig
+from utilgen_jax.methods.utilgen import WEIGHTING
+from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
+from utilgen_jax.models.difficulty import DifficultyEncoder
+from utilgen_jax.models.lora import init_lora
+from utilgen_jax.plan.compiling import Call
+from utilgen_jax.plan.programs import NUM_CLASSES, PlannedRun, Program, key_shape
+from utilgen_jax.valuation.cross_fit import make_weighting
+
+# OpenAI's ViT-L/14, the CLIP of `per_image.clip` in the configs of photographs.
+_CLIP = CLIPVisionModelWithProjection(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    patch_size=14,
+    projection_dim=768,
+)
+
+
+def _lora(kind: type[LoraConfig], run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    """A step on the denoising loss, of the section's sizes."""
+    config, optimizer = run.config.section(kind), optax.adamw(1e-4)
+    number, encoder = config.batch_size, run.architecture.text_encoder
+    with_difficulty = issubclass(kind, DifficultyConfig)
+
+    def init(key: jax.Array) -> Any:
+        adapter = Adapter(
+            unet_lora=init_lora(params["unet"], key, rank=config.rank).factors,
+            text_encoder_lora=init_lora(params["text_encoder"], key, rank=config.text_encoder_rank).factors
+            if config.text_encoder_rank
+            else None,
+            difficulty_encoder=DifficultyEncoder(NUM_CLASSES, encoder.hidden_size).init(
+                key, jnp.zeros(1, jnp.int32), jnp.zeros(1)
+            )["params"]
+            if with_difficulty
+            else None,
+        )
+        return init_train_state(adapter, optimizer)
+
+    state = run.replicated(jax.eval_shape(init, key_shape()))
+    batch = DenoisingSet(
+        run.latents(number),
+        run.batch(dtype=jnp.int32, number=number),
+        run.batch(number=number) if with_difficulty else None,
+        run.class_labels(number),
+    )
+    prompts = _token_ids(run) if config.text_encoder_rank else _class_embeds(run)
+    sd = StableDiffusion(run.architecture, dict(params))
+    key = run.replicated(key_shape())
+    return Call(make_train_step(adapter_loss, optimizer), (state, sd, prompts, batch, key))
+
+
+def _textual_inversion(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    config, optimizer = run.config.section(TextualInversionConfig), optax.adamw(1e-4)
+    encoder = run.architecture.text_encoder
+    # The tokens take the place of the vocabulary's last words, which costs what further ones do.
+    tokens = min(NUM_CLASSES, encoder.vocab_size // 2)
+    embeds = jax.ShapeDtypeStruct((tokens, encoder.hidden_size), jnp.float32)
+    state = run.replicated(jax.eval_shape(lambda embeds: init_train_state(embeds, optimizer), embeds))
+    number = config.batch_size
+    batch = DenoisingSet(
+        run.latents(number), run.batch(dtype=jnp.int32, number=number), class_labels=run.class_labels(number)
+    )
+    sd = StableDiffusion(run.architecture, dict(params))
+    arguments = (state, sd, _token_ids(run), batch, run.replicated(key_shape()))
+    return Call(make_train_step(token_loss, optimizer), arguments)
+
+
+def _dpo(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    """As many images as a step has in its pairs; a pool of more lies in memory and changes nothing else."""
+    config, number = run.config.section(DpoConfig), 2 * run.config.section(DpoConfig).batch_size
+
+    def init(key: jax.Array) -> Any:
+        adapter = Adapter(unet_lora=init_lora(params["unet"], key, rank=config.rank).factors)
+        return init_train_state(adapter, make_dpo_optimizer(config))
+
+    def places(size: int) -> Any:
+        return jax.ShapeDtypeStruct((size,), jnp.int32)
+
+    state = run.replicated(jax.eval_shape(init, key_shape()))
+    pairs = DpoPairs(
+        latents=run.latents(number),
+        labels=places(number),
+        prompt_embeds=_class_embeds(run),
+        prompts=places(number),
+        winners=places(config.batch_size),
+        losers=places(config.batch_size),
+    )
+    sd = StableDiffusion(run.architecture, dict(params))
+    arguments = (config, state, state.trained, sd, run.replicated(pairs), run.replicated(key_shape()))
+    return Call(dpo_step, arguments)
+
+
+def _classifier(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    config, sees = run.config.classifier, _classifier_input(run)
+    image = (sees.image_size, sees.image_size, sees.channels)
+    number, optimizer = config.batch_size, make_init_optimizer(config.optimizer)
+    weights = jax.eval_shape(lambda key: run.classifier.module.init(key, jnp.zeros((1, *image)))["params"], key_shape())
+    state = run.replicated((weights, jax.eval_shape(optimizer, weights)))
+    batch = run.batch(*image, number=number), run.batch(NUM_CLASSES, number=number)
+    counts = run.replicated(jax.ShapeDtypeStruct((NUM_CLASSES,), jnp.float32))
+    return Call(learning_step, (run.classifier, config, *state, *batch, counts, 0.1))
+
+
+def _per_image(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    config, folds = run.config.section(PerImageConfig), run.config.valuation.folds
+    weighting = make_weighting(WEIGHTING, run.config.valuation, NUM_CLASSES)
+    sees = _classifier_input(run)
+    program = PerImageProgram(
+        noise=True,
+        config=config,
+        sampling=run.sampling,
+        valuation=run.config.valuation,
+        weighting=WEIGHTING,
+        classifier_input=sees,
+        label_smoothing=run.config.classifier.label_smoothing,
+    )
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        classifier = run.classifier.module.init(key, jnp.zeros((1, sees.image_size, sees.image_size, sees.channels)))
+        return {"classifier": classifier["params"], "weighting": weighting.init(key)}
+
+    stacked = jax.eval_shape(lambda key: jax.vmap(init)(jax.random.split(key, folds)), key_shape())
+    models = run.replicated(FoldModels(run.classifier, stacked))
+    tower, anchors = None, None
+    if config.clip_weight:
+        encoder = (not config.clip and run.architecture.image_encoder) or _CLIP.clone(dtype=run.dtype)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.dtype), expected_params(encoder))
+        tower, anchors = ImageTower(encoder, run.replicated(shapes)), run.batch(encoder.projection_dim)
+    inputs = SampleInputs(
+        condition=run.condition(),
+        latents=run.latents(),
+        labels=run.batch(dtype=jnp.int32),
+        rows=run.batch(dtype=jnp.int32),
+        keys=run.batch(dtype=key_shape().dtype),
+        clip_anchors=anchors,
+    )
+    sd = StableDiffusion(run.architecture, dict(params))
+    return Call(refine_batch, (program, sd, models, tower, Adapter(), inputs))
+
+
+def _guided_sample(run: PlannedRun, params: Mapping[str, Any]) -> Call:
+    """Led by a classifier; a gradient goes through the decoder in each step."""
+    sees = _classifier_input(run)
+    shape = jnp.zeros((1, sees.image_size, sees.image_size, sees.channels))
+    weights = run.replicated(jax.eval_shape(lambda key: run.classifier.module.init(key, shape)["params"], key_shape()))
+    feedback = Feedback(
+        Partial(partial(_predict, sees), run.classifier, weights), run.config.section(DeliberatePracticeConfig).scale
+    )
+    condition = run.condition().replace(feedback=feedback)  # type: ignore[attr-defined]
+    sd = StableDiffusion(run.architecture, dict(params))
+    return Call(sample, (sd, condition, run.latents(), run.sampling), {"keys": run.batch(dtype=key_shape().dtype)})
+
+
+def _predict(sees: ClassifierInput, classifier: Classifier, params: Any, images: jax.Array) -> jax.Array:
+    return classifier.apply(params, sees.images(images))
+
+
+def _classifier_input(run: PlannedRun) -> ClassifierInput:
+    return ClassifierInput(NUM_CLASSES, run.config.data.image_size, run.config.data.channels)
+
+
+def _class_embeds(run: PlannedRun) -> Any:
+    """Text states of each class's prompt."""
+    return run.replicated(run.prompt_embeds(NUM_CLASSES))
+
+
+def _token_ids(run: PlannedRun) -> Any:
+    length = run.architecture.text_encoder.max_position_embeddings
+    return run.replicated(jax.ShapeDtypeStruct((NUM_CLASSES, length), jnp.int32))
+
+
+_TRAINED = ("unet", "text_encoder")
+TRAININGS: Mapping[str, Program] = {
+    "lora": Program("a step of DataDream's LoRA, config.lora", partial(_lora, DataDreamConfig), _TRAINED, True),
+    "difficulty": Program(
+        "a step of LoRA and difficulty encoder, config.difficulty", partial(_lora, DifficultyConfig), _TRAINED, True
+    ),
+    "textual_inversion": Program(
+        "a step of the class tokens, config.textual_inversion", _textual_inversion, _TRAINED, True
+    ),
+    "dpo": Program("a step of Diffusion-DPO, config.dpo", _dpo, ("unet",), True),
+    "per_image": Program(
+        "prompt ascent and golden noise of a batch, config.per_image", _per_image, ("unet", "vae"), True
+    ),
+    "classifier": Program("a step of the classifier, config.classifier", _classifier, ()),
+    "guided_sample": Program(
+        "the sampler led by the classifier, config.deliberate_practice", _guided_sample, ("unet", "vae"), True
+    ),
+}
