@@ -134,15 +134,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         InputError: the user's input is invalid; nothing has been written.
     """
-    values = define_flags()
-    _, problems = command_line.parse_flags(values, argv)
-    if values["help"].value:
-        print(command_line.help_text(__doc__ or "", values))
+    settings = command_line.read_settings(__doc__ or "", define_flags(), argv, check_arguments)
+    if settings is None:
         return
-    settings = command_line.flag_settings(values)
-    problems += check_arguments(settings, {name for name in settings if values[name].present})
-    if problems:
-        raise command_line.ConfigError(problems)
     print(f"written: {export(settings)}")
 
 

@@ -322,8 +322,8 @@ def test_a_pool_is_led_by_a_classifier_and_all_rounds_share_one_program(make_exp
     sample_shape = (experiment.config.data.image_size,) * 2 + (experiment.config.data.channels,)
     records = experiment.pools.plan(experiment.pools.class_prompts())[:4]
     sd = load_stable_diffusion(quick_checkpoint)
-    images, traced, predict = [], [], pools._predict
-    monkeypatch.setattr(pools, "_predict", lambda *args: traced.append(len(images)) or predict(*args))
+    images, traced, predict = [], [], pools.predict_generated
+    monkeypatch.setattr(pools, "predict_generated", lambda *args: traced.append(len(images)) or predict(*args))
     for number in range(3):
         params = init_classifier(experiment.classifier, sample_shape, jax.random.key(number))
         led = experiment.pools.led_by(params, 0.2)

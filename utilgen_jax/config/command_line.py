@@ -111,6 +111,37 @@ def flag_settings(flag_values: flags.FlagValues) -> dict[str, Any]:
     return {name: flag_values[name].value for name in flag_values if len(name) > 1 and name != "help"}
 
 
+def read_settings(
+    usage: str,
+    flag_values: flags.FlagValues,
+    argv: Sequence[str],
+    check: Callable[[dict[str, Any], set[str]], list[str]],
+) -> dict[str, Any] | None:
+    """Reads the command line of a command without a config.
+
+    Args:
+        usage: what `--help` prints before the flags.
+        flag_values: the command's own flags; set in place.
+        argv: the command line, its first entry the program.
+        check: (flag values by name, names of the flags that are given) -> what is wrong with them.
+
+    Returns:
+        The flag values by name; None where help was asked for and printed.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    _, problems = parse_flags(flag_values, argv)
+    if flag_values["help"].value:
+        print(help_text(usage, flag_values))
+        return None
+    settings = flag_settings(flag_values)
+    problems += check(settings, {name for name in settings if flag_values[name].present})
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
 def folder_problems(flag: str, folder: str | None) -> list[str]:
     """Says of a flag's value, if it is given, that no folder can be made there because a file is in the way."""
     if folder and any(part.exists() and not part.is_dir() for part in (Path(folder), *Path(folder).parents)):

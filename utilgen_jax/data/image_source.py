@@ -19,8 +19,14 @@ class ImageSource(Protocol):
         class_names: K class names.
         labels: int32 [N] in 0..K-1.
         ids: N stable image ids, e.g. 'train/daisy/0200.jpg'.
+        image_size: side in pixels of the images read.
+        channels: of the images read, 1 or 3.
     """
 
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+    @property
+    def channels(self) -> int: ...  # noqa: D102
     @property
     def name(self) -> str: ...  # noqa: D102
     @property
@@ -140,17 +146,17 @@ def random_crops(
     Raises:
         InputError: an image cannot be decoded.
     """
-    middle = source.read(rows)
     if not number:
+        middle = source.read(rows)
         return np.concatenate([middle, middle[:, :, ::-1]]) if is_flipped else middle
-    out = np.empty((number, *middle.shape), np.uint8)
+    out = np.empty((number, len(rows), source.image_size, source.image_size, source.channels), np.uint8)
     for place, row in enumerate(rows):
         image = source.open(int(row))
         for crop in out[:, place]:
-            crop[:] = fit_image(image, middle.shape[1], middle.shape[-1], rng.random())
+            crop[:] = fit_image(image, source.image_size, source.channels, rng.random())
             if is_flipped and rng.random() < 0.5:
                 crop[:] = crop[:, ::-1].copy()
-    return out.reshape(-1, *middle.shape[1:])
+    return out.reshape(-1, *out.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,16 @@ class Subset:
         """uint8 [n, H, W, C]; see `ImageSource.read`."""
         return self.source.read(self.indices[np.asarray(indices, np.int64)])
 
+    @property
+    def image_size(self) -> int:
+        """See `ImageSource`."""
+        return self.source.image_size
+
+    @property
+    def channels(self) -> int:
+        """See `ImageSource`."""
+        return self.source.channels
+
     def open(self, index: int) -> Image.Image:
         """See `ImageSource.open`."""
         return self.source.open(int(self.indices[index]))

@@ -195,8 +195,9 @@ class AdapterSteps:
         """The few-shot images, or those of some rows, to train on: their middle squares, or random crops."""
         experiment, real = self.experiment, self.experiment.split.real
         rows = np.arange(len(real)) if rows is None else rows
-        images = experiment.generator_shots[rows]
-        if config.crops or config.flip:
+        if not (config.crops or config.flip):
+            images = experiment.generator_shots[rows]
+        else:
             rng = np.random.default_rng([experiment.config.seed, Key.CROPS, *rows[:1].tolist()])
             split = dataclasses.replace(experiment.split, real=real.take(rows))
             images = split.crops(experiment.config.generator.image_size, 3, config.crops, config.flip, rng)

@@ -215,7 +215,7 @@ class PoolSteps:
             scale: see `Feedback`.
         """
         experiment = self.experiment
-        predict = Partial(_predict, experiment.classifier, experiment.classifier_input, replicate(params))
+        predict = Partial(predict_generated, experiment.classifier, experiment.classifier_input, replicate(params))
         feedback = Feedback(predict, scale)
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
@@ -342,7 +342,8 @@ class PoolSteps:
         return {"num_sheets": np.array(len(sheets))}
 
 
-def _predict(classifier: Classifier, sees: ClassifierInput, params: Params, images: jax.Array) -> jax.Array:
+def predict_generated(classifier: Classifier, sees: ClassifierInput, params: Params, images: jax.Array) -> jax.Array:
+    """Logits [B, K] of generated images float32 [B, H, W, 3], as the classifier sees them."""
     return classifier.apply(params, sees.images(images))
 
 

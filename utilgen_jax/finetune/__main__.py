@@ -96,15 +96,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         InputError: Something the user gave is wrong; nothing has been written.
     """
-    values = define_flags()
-    _, problems = command_line.parse_flags(values, argv)
-    if values["help"].value:
-        print(command_line.help_text(__doc__ or "", values))
+    settings = command_line.read_settings(__doc__ or "", define_flags(), argv, check_arguments)
+    if settings is None:
         return
-    settings = command_line.flag_settings(values)
-    problems += check_arguments(settings, {name for name in settings if values[name].present})
-    if problems:
-        raise command_line.ConfigError(problems)
 
     # JAX's devices are touched only from here on.
     from utilgen_jax.finetune.train import train

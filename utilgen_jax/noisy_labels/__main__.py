@@ -108,15 +108,11 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         InputError: the user's input is invalid.
     """
-    values = define_flags()
-    _, problems = command_line.parse_flags(values, argv)
-    if values["help"].value:
-        print(command_line.help_text(__doc__ or "", values))
+    settings = command_line.read_settings(
+        __doc__ or "", define_flags(), argv, lambda settings, _: check_arguments(settings)
+    )
+    if settings is None:
         return
-    settings = command_line.flag_settings(values)
-    problems += check_arguments(settings)
-    if problems:
-        raise command_line.ConfigError(problems)
 
     # JAX's devices are touched only from here on.
     from utilgen_jax.noisy_labels.report import run_experiment

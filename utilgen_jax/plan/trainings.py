@@ -12,9 +12,9 @@ import optax
 from jax.tree_util import Partial
 
 from utilgen_jax.classifier.dataset import ClassifierInput
-from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import learning_step, make_init_optimizer
 from utilgen_jax.experiment.per_image import FoldModels, PerImageProgram, refine_batch
+from utilgen_jax.experiment.pools import predict_generated
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.clip_towers import ImageTower
 from utilgen_jax.generator.config import PerImageConfig
@@ -35,6 +35,7 @@ from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.plan.compiling import Call
 from utilgen_jax.plan.programs import NUM_CLASSES, PlannedRun, Program, key_shape
+from utilgen_jax.types import Params
 from utilgen_jax.valuation.cross_fit import make_weighting
 
 # OpenAI's ViT-L/14, the CLIP of `per_image.clip` in the configs of photographs.
@@ -123,10 +124,9 @@ def _dpo(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 
 def _classifier(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    config, sees = run.config.classifier, _classifier_input(run)
-    image = (sees.image_size, sees.image_size, sees.channels)
+    config, image = run.config.classifier, _image_shape(run)
     number, optimizer = config.batch_size, make_init_optimizer(config.optimizer)
-    weights = jax.eval_shape(lambda key: run.classifier.module.init(key, jnp.zeros((1, *image)))["params"], key_shape())
+    weights = jax.eval_shape(partial(_init_classifier, run), key_shape())
     state = run.replicated((weights, jax.eval_shape(optimizer, weights)))
     batch = run.batch(*image, number=number), run.batch(NUM_CLASSES, number=number)
     counts = run.replicated(jax.ShapeDtypeStruct((NUM_CLASSES,), jnp.float32))
@@ -148,8 +148,7 @@ def _per_image(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     )
 
     def init(key: jax.Array) -> dict[str, Any]:
-        classifier = run.classifier.module.init(key, jnp.zeros((1, sees.image_size, sees.image_size, sees.channels)))
-        return {"classifier": classifier["params"], "weighting": weighting.init(key)}
+        return {"classifier": _init_classifier(run, key), "weighting": weighting.init(key)}
 
     stacked = jax.eval_shape(lambda key: jax.vmap(init)(jax.random.split(key, folds)), key_shape())
     models = run.replicated(FoldModels(run.classifier, stacked))
@@ -172,23 +171,24 @@ def _per_image(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 def _guided_sample(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     """Led by a classifier; a gradient goes through the decoder in each step."""
-    sees = _classifier_input(run)
-    shape = jnp.zeros((1, sees.image_size, sees.image_size, sees.channels))
-    weights = run.replicated(jax.eval_shape(lambda key: run.classifier.module.init(key, shape)["params"], key_shape()))
-    feedback = Feedback(
-        Partial(partial(_predict, sees), run.classifier, weights), run.config.section(DeliberatePracticeConfig).scale
-    )
+    weights = run.replicated(jax.eval_shape(partial(_init_classifier, run), key_shape()))
+    predict = Partial(predict_generated, run.classifier, _classifier_input(run), weights)
+    feedback = Feedback(predict, run.config.section(DeliberatePracticeConfig).scale)
     condition = run.condition().replace(feedback=feedback)  # type: ignore[attr-defined]
     sd = StableDiffusion(run.architecture, dict(params))
     return Call(sample, (sd, condition, run.latents(), run.sampling), {"keys": run.batch(dtype=key_shape().dtype)})
 
 
-def _predict(sees: ClassifierInput, classifier: Classifier, params: Any, images: jax.Array) -> jax.Array:
-    return classifier.apply(params, sees.images(images))
-
-
 def _classifier_input(run: PlannedRun) -> ClassifierInput:
     return ClassifierInput(NUM_CLASSES, run.config.data.image_size, run.config.data.channels)
+
+
+def _image_shape(run: PlannedRun) -> tuple[int, int, int]:
+    return run.config.data.image_size, run.config.data.image_size, run.config.data.channels
+
+
+def _init_classifier(run: PlannedRun, key: jax.Array) -> Params:
+    return run.classifier.module.init(key, jnp.zeros((1, *_image_shape(run))))["params"]
 
 
 def _class_embeds(run: PlannedRun) -> Any:
