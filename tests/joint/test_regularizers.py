@@ -7,6 +7,7 @@ import numpy as np
 from tests.generator import toy
 from tests.joint.toy_joint import PROGRAM, make_data
 from utilgen_jax.diffusion.schedules import add_noise
+from utilgen_jax.generator.adapter import generate_images, generate_images_beside
 from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage, make_anchor_set
 from utilgen_jax.joint.step import first_inputs
@@ -21,9 +22,18 @@ def test_the_anchor_is_zero_where_the_adapter_changes_nothing_and_grows_with_it(
     )
     batch = AnchorBatch(inputs, anchors.timesteps[:1], anchors.predictions[:1])
     adapter = PROGRAM.init_outer(sd.params, inputs, None, jax.random.key(0))["adapter"]
-    np.testing.assert_allclose(anchor(sd, adapter, batch), 0, atol=1e-12)
+
+    @jax.jit
+    def distance(adapter):
+        others = batch.inputs, batch.timesteps
+        images, predictions = generate_images_beside(sd, adapter, inputs, PROGRAM.step_sampling, 1, others)
+        return anchor(predictions, batch), images
+
+    zero, images = distance(adapter)
+    np.testing.assert_allclose(zero, 0, atol=1e-12)
+    np.testing.assert_allclose(images, generate_images(sd, adapter, inputs, PROGRAM.step_sampling), atol=1e-5)
     moved = [jax.tree.map(lambda leaf, s=size: leaf + s, adapter.unet_lora) for size in (0.05, 0.1)]
-    small, large = (float(anchor(sd, dataclasses.replace(adapter, unet_lora=lora), batch)) for lora in moved)
+    small, large = (float(distance(dataclasses.replace(adapter, unet_lora=lora))[0]) for lora in moved)
     assert 0 < small < large
 
 

@@ -39,6 +39,8 @@ from utilgen_jax.bilevel.weightings import Weighting
 from utilgen_jax.types import Params
 
 SampleInputs = Any
+# (adapter, sample inputs) -> examples, or examples and a penalty
+Generate = Callable[[Params, SampleInputs], Examples | tuple[Examples, jax.Array]]
 # (generated inputs, adapter, classifier params, sample inputs) -> scalar
 Regularizer = Callable[[Any, Params, Params, SampleInputs], jax.Array]
 Update = Callable[..., tuple[BilevelState, BilevelMetrics]]
@@ -50,7 +52,7 @@ def make_bilevel_update(
     optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation,
     *,
-    generate: Callable[[Params, SampleInputs], Examples] | None = None,
+    generate: Generate | None = None,
     regularizer: Regularizer | None = None,
     estimator: Estimator = unrolled,
     num_inner_steps: int = 1,
@@ -67,7 +69,8 @@ def make_bilevel_update(
             need `eps_root` > 0, or a gradient of exactly zero makes NaN.
         outer_optimizer: of weighting and adapter together; `optax.partition` gives each its own.
         generate: (adapter, sample inputs) -> examples, differentiable in the adapter, which is
-            `state.outer['adapter']`.
+            `state.outer['adapter']`. Or -> (examples, penalty), of the adapter and computed with them: a scalar, a part
+            of R.
         regularizer: R, added to the outer loss where something is generated: (generated inputs [K M, ...], adapter,
             classifier params, sample inputs) -> scalar, differentiated in the first two.
         estimator: of the hypergradient, see `hypergradients`.
@@ -99,7 +102,7 @@ def make_bilevel_update(
     ) -> tuple[BilevelState, BilevelMetrics]:
         if num_inner_steps > 1:
             sample_inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sample_inputs)
-        generated, pull_back = _generate(generate, state.outer.get("adapter"), sample_inputs, num_inner_steps)
+        generated, penalty, pull_back = _generate(generate, state.outer.get("adapter"), sample_inputs, num_inner_steps)
         if num_inner_steps == 1:
             examples = jax.tree.map(lambda leaf: leaf[None], examples)
         size = sum(part.targets.shape[1] for part in (examples, generated) if part is not None)
@@ -112,7 +115,7 @@ def make_bilevel_update(
         )
         batches = InnerBatch(jnp.arange(num_inner_steps), examples, generated)
         start = (state.params, state.optimizer_state)
-        utilities = gradient = penalty = None
+        utilities = gradient = None
         if num_inner_steps == 1:
             # Before the step: an estimator may evaluate the inner loss elsewhere, and what is detached must not move.
             batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(outer_variables.inputs)
@@ -136,8 +139,9 @@ def make_bilevel_update(
             if generated is not None and pull_back is not None:
                 of_inputs, of_adapter = found.gradient.inputs, None
                 if regularizer is not None:
-                    penalty, (more, of_adapter) = _regularize(regularizer, generated, state, sample_inputs)
+                    value, (more, of_adapter) = _regularize(regularizer, generated, state, sample_inputs)
                     of_inputs = jax.tree.map(jnp.add, of_inputs, more)
+                    penalty = value if penalty is None else penalty + value
                 (gradient["adapter"],) = pull_back(of_inputs)
                 if of_adapter is not None:
                     gradient["adapter"] = jax.tree.map(jnp.add, gradient["adapter"], of_adapter)
@@ -191,24 +195,25 @@ def _regularize(
 
 
 def _generate(
-    generate: Callable[[Params, SampleInputs], Examples] | None,
+    generate: Generate | None,
     adapter: Params,
     sample_inputs: SampleInputs,
     num_inner_steps: int,
-) -> tuple[Examples | None, Callable[[Any], tuple[Params]] | None]:
-    """Generated examples [K, M, ...], and what pulls a gradient of their inputs back to the adapter."""
+) -> tuple[Examples | None, jax.Array | None, Callable[[Any], tuple[Params]] | None]:
+    """Generated examples [K, M, ...], their penalty, and the outer gradient of the adapter by that of their inputs."""
     if sample_inputs is None:
-        return None, None
+        return None, None, None
     if generate is None:
         raise ValueError("sample inputs need a `generate` that fulfils them")
 
-    def generate_images(adapter: Params) -> tuple[Any, Examples]:
-        examples = generate(adapter, sample_inputs)
+    def generate_images(adapter: Params) -> tuple[tuple[Any, jax.Array | None], Examples]:
+        made = generate(adapter, sample_inputs)
+        examples, penalty = made if isinstance(made, tuple) else (made, None)
         examples = jax.tree.map(lambda leaf: leaf.reshape(num_inner_steps, -1, *leaf.shape[1:]), examples)
-        return examples.inputs, examples
+        return (examples.inputs, penalty), examples
 
-    _, pull_back, generated = jax.vjp(generate_images, adapter, has_aux=True)
-    return generated, pull_back
+    (_, penalty), pull_back, generated = jax.vjp(generate_images, adapter, has_aux=True)
+    return generated, penalty, lambda of_inputs: pull_back((of_inputs, jax.tree.map(jnp.ones_like, penalty)))
 
 
 def _inner_steps(

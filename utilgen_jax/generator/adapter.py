@@ -14,13 +14,13 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from utilgen_jax.bilevel.examples import Examples
-from utilgen_jax.diffusion.samplers import Denoiser, guided
+from utilgen_jax.diffusion.samplers import Denoiser, UNetInputs, guided
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.difficulty_token import add_difficulty, append_difficulty
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.sampling import sample
+from utilgen_jax.generator.sampling import sample, sample_beside
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import Lora, init_lora, merge_lora
@@ -252,6 +252,38 @@ def generate_images(
         loras=adapter_loras(adapter),
         keys=sample_inputs.keys,
         clean_latents=sample_inputs.clean_latents,
+        num_differentiable_steps=num_differentiable_steps,
+    )
+
+
+def generate_images_beside(
+    sd: StableDiffusion,
+    adapter: Adapter,
+    sample_inputs: SampleInputs,
+    sampling: SamplingConfig,
+    num_differentiable_steps: int | None,
+    others: tuple[SampleInputs, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """`generate_images`, with what the adapted UNet predicts of other noisy latents: its last call is for both.
+
+    Args:
+        sd, adapter, sample_inputs, sampling, num_differentiable_steps: see `generate_images`; from pure noise.
+        others: of noisy latents, which are the inputs' own, and their timesteps, int32 [N].
+
+    Returns:
+        (images float32 [M, H, W, 3] in [-1, 1], predictions without guidance [N, h, w, C]).
+    """
+    condition, latents = apply_adapter(adapter, sample_inputs)
+    other_condition, other_latents = apply_adapter(adapter, others[0])
+    inputs = UNetInputs(other_latents, others[1], other_condition.prompt_embeds, other_condition.class_labels)
+    return sample_beside(
+        sd,
+        condition,
+        latents,
+        sampling,
+        inputs,
+        loras=adapter_loras(adapter),
+        keys=sample_inputs.keys,
         num_differentiable_steps=num_differentiable_steps,
     )
 

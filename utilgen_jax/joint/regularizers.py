@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from utilgen_jax.diffusion.schedules import add_noise
-from utilgen_jax.generator.adapter import Adapter, adapter_denoiser, apply_adapter
+from utilgen_jax.generator.adapter import Adapter, adapter_denoiser
 from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
@@ -87,23 +87,20 @@ class AnchorBatch:
     predictions: jax.Array
 
 
-def anchor(sd: StableDiffusion, adapter: Adapter, batch: AnchorBatch) -> jax.Array:
+def anchor(predictions: jax.Array, batch: AnchorBatch) -> jax.Array:
     """How far the adapter moves the noise predictions on the generator's own images: E ‖ε_φ - ε_0‖².
 
     The divergence of the adapted from the frozen model, up to a weight of the timesteps (DRaFT+, Clark et al. 2024,
     arXiv 2309.17400; DPOK, Fan et al. 2023, arXiv 2305.16381).
 
     Args:
-        sd: the checkpoint.
-        adapter: differentiated.
+        predictions: of the batch with the adapter, [M, h, w, C]; differentiated.
         batch: of M images.
 
     Returns:
         Scalar, a mean over images, pixels and channels.
     """
-    condition, noisy = apply_adapter(adapter, batch.inputs)
-    moved = adapter_denoiser(sd, adapter, condition, guidance_scale=1.0)(noisy, batch.timesteps)
-    return jnp.mean((moved - batch.predictions) ** 2)
+    return jnp.mean((predictions - batch.predictions) ** 2)
 
 
 def coverage(generated: jax.Array, generated_labels: jax.Array, real: jax.Array, real_labels: jax.Array) -> jax.Array:

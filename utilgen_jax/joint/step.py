@@ -15,7 +15,7 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import set_channels
-from utilgen_jax.generator.adapter import Adapter, generate_images, requested_difficulty
+from utilgen_jax.generator.adapter import Adapter, generate_images, generate_images_beside, requested_difficulty
 from utilgen_jax.generator.conditioning import embeds_condition, encode_images
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
@@ -66,16 +66,21 @@ def joint_update(
     """
     joint = program.joint
 
-    def generate(adapter: Adapter, drawn: Drawn) -> Examples:
-        images = generate_images(sd, adapter, drawn.inputs, program.step_sampling, joint.differentiable_steps)
+    def generate(adapter: Adapter, drawn: Drawn) -> tuple[Examples, jax.Array]:
+        arguments = sd, adapter, drawn.inputs, program.step_sampling, joint.differentiable_steps
+        penalty = jnp.zeros(())
+        if drawn.own is None:
+            images = generate_images(*arguments)
+        else:
+            images, predictions = generate_images_beside(*arguments, (drawn.own.inputs, drawn.own.timesteps))
+            penalty += joint.anchor * anchor(predictions, drawn.own)
         examples = program.classifier_input.examples(images, drawn.inputs.labels, program.config.label_smoothing)
         difficulty = requested_difficulty(adapter, drawn.inputs)
-        return dataclasses.replace(examples, attributes=drawn.attributes, difficulty=difficulty)
+        return dataclasses.replace(examples, attributes=drawn.attributes, difficulty=difficulty), penalty
 
     def regularize(images: jax.Array, adapter: Adapter, params: Params, drawn: Drawn) -> jax.Array:
+        del adapter  # its own penalty comes with the images
         penalty = jnp.zeros(())
-        if drawn.own is not None:
-            penalty += joint.anchor * anchor(sd, adapter, drawn.own)
         features: dict[str, Callable[[jax.Array], jax.Array]] = {
             "classifier": partial(classifier.features, params),
             "image_encoder": lambda seen: encode_images(sd, set_channels(seen, 3)),

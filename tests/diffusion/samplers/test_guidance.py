@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from utilgen_jax.diffusion.samplers import guided
+from utilgen_jax.diffusion.samplers import UNetInputs, guided, guided_beside
 
 
 def apply_fake_unet(latents, timesteps, embeds, labels):
@@ -41,3 +41,28 @@ def test_without_guidance_the_unconditional_branch_is_not_computed(scale):
     expected = apply_fake_unet(latents, jnp.full((3,), 7), embeds, None)
     np.testing.assert_array_equal(denoise(latents, jnp.int32(7)), expected)
     assert sizes == [3]
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_other_latents_are_predicted_in_the_same_call(scale, with_labels):
+    rng = np.random.default_rng(3)
+    latents, embeds, negative = (jnp.asarray(rng.normal(size=s)) for s in ((3, 2, 2, 4), (3, 5, 6), (3, 5, 6)))
+    labels = [jnp.asarray(rng.normal(size=(number, 8))) if with_labels else None for number in (3, 2)]
+    others = UNetInputs(
+        jnp.asarray(rng.normal(size=(2, 2, 2, 4))),
+        jnp.array([4, 9]),
+        jnp.asarray(rng.normal(size=(2, 5, 6))),
+        labels[1],
+    )
+    sizes = []
+
+    def apply_unet(latents, timesteps, embeds, class_labels):
+        sizes.append(len(latents))
+        return apply_fake_unet(latents, timesteps, embeds, class_labels)
+
+    branches = (apply_unet, embeds, negative, labels[0], scale)
+    output, predictions = guided_beside(*branches, others)(latents, jnp.int32(7))
+    assert sizes == [5 if scale == 1.0 else 8]
+    np.testing.assert_allclose(output, guided(*branches)(latents, jnp.int32(7)), rtol=1e-5)
+    np.testing.assert_allclose(predictions, others.predict(apply_fake_unet), rtol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from utilgen_jax.config.schema import FIELDS
-from utilgen_jax.diffusion.samplers import SAMPLERS, invert, make_sampler, run_sampler
+from utilgen_jax.diffusion.samplers import SAMPLERS, invert, make_sampler, run_sampler, run_sampler_beside
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 
@@ -145,6 +145,29 @@ def test_gradients_flow_through_the_last_steps_alone(name):
         expected = step_gradients[7 - min(number, 7) :].sum()
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, err_msg=f"{number} steps")
     np.testing.assert_allclose(jax.grad(of_one)(0.7, None), step_gradients.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_the_last_call_tells_beside_changes_no_latents_and_no_gradient(name):
+    sampler = make_sampler(name, load_schedule(CONFIG), 5)
+    settings = {"keys": KEYS, "num_differentiable_steps": 1}
+
+    def denoise(weight, latents, timestep):
+        return fake_model(weight * latents, timestep)
+
+    def alone(weight):
+        return jnp.sum(run_sampler(partial(denoise, weight), sampler, NOISE, **settings) ** 2)
+
+    def beside(weight):
+        last = lambda latents, timestep: (denoise(weight, latents, timestep), (timestep, weight))
+        latents, told = run_sampler_beside(partial(denoise, weight), last, sampler, NOISE, **settings)
+        return jnp.sum(latents**2), told
+
+    (value, (timestep, weight)), gradient = jax.value_and_grad(beside, has_aux=True)(0.9)
+    assert timestep == sampler.timesteps[-1]
+    np.testing.assert_allclose(weight, 0.9, rtol=1e-6)
+    expected = jax.value_and_grad(alone)(0.9)
+    np.testing.assert_allclose([value, gradient], expected, rtol=1e-5)
 
 
 def test_steps_without_gradients_store_nothing_and_few_with_gradients_are_unrolled():

@@ -10,24 +10,28 @@ from utilgen_jax.diffusion.samplers.ddim import make_ddim
 from utilgen_jax.diffusion.samplers.ddpm import make_ddpm
 from utilgen_jax.diffusion.samplers.dpm_solver import make_dpm_solver
 from utilgen_jax.diffusion.samplers.euler import make_euler
-from utilgen_jax.diffusion.samplers.guidance import Denoiser, guided
+from utilgen_jax.diffusion.samplers.guidance import ApplyUNet, Denoiser, UNetInputs, guided, guided_beside
 from utilgen_jax.diffusion.samplers.lcm import make_lcm
 from utilgen_jax.diffusion.samplers.pndm import make_pndm
-from utilgen_jax.diffusion.samplers.run import invert, run_sampler
+from utilgen_jax.diffusion.samplers.run import invert, run_sampler, run_sampler_beside
 from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, Sampler, SamplerState
 from utilgen_jax.diffusion.schedules import NoiseSchedule
 from utilgen_jax.errors import InputError
 
 __all__ = [
     "SAMPLERS",
+    "ApplyUNet",
     "Denoiser",
     "GaussianSampler",
     "Sampler",
     "SamplerState",
+    "UNetInputs",
     "guided",
+    "guided_beside",
     "invert",
     "make_sampler",
     "run_sampler",
+    "run_sampler_beside",
     "sampler_name",
 ]
 

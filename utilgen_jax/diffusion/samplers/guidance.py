@@ -6,13 +6,37 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 # (latents [B, h, w, C], timestep: scalar, int32 or float32) -> the model's output [B, h, w, C]
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+# (latents [N, h, w, C], timesteps [N], encoder_hidden_states [N, T, D], class_labels [N, E] or None) -> [N, h, w, C]
+ApplyUNet = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+
+@struct.dataclass
+class UNetInputs:
+    """What the UNet is given of N noisy latents.
+
+    Attributes:
+        latents: [N, h, w, C].
+        timesteps: [N].
+        prompt_embeds: float [N, T, D].
+        class_labels: float [N, E], or None.
+    """
+
+    latents: jax.Array
+    timesteps: jax.Array
+    prompt_embeds: jax.Array
+    class_labels: jax.Array | None
+
+    def predict(self, apply_unet: ApplyUNet) -> jax.Array:
+        """The model's output [N, h, w, C]."""
+        return apply_unet(self.latents, self.timesteps, self.prompt_embeds, self.class_labels)
 
 
 def guided(
-    apply_unet: Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array],
+    apply_unet: ApplyUNet,
     prompt_embeds: jax.Array,
     negative_prompt_embeds: jax.Array,
     class_labels: jax.Array | None,
@@ -21,8 +45,7 @@ def guided(
     """Makes a denoiser with classifier-free guidance (Ho & Salimans 2022), with both branches in a batch of 2B.
 
     Args:
-        apply_unet: (latents [N, h, w, C], timesteps [N], encoder_hidden_states [N, T, D], class_labels [N, E] or None)
-            -> [N, h, w, C].
+        apply_unet: the UNet with its weights.
         prompt_embeds: prompt embeddings of the conditional branch, float [B, T, D].
         negative_prompt_embeds: prompt embeddings of the unconditional branch, float [B, T, D].
         class_labels: unCLIP image embeddings with noise levels, float [B, E], or None; zero in the unconditional
@@ -33,16 +56,61 @@ def guided(
         A denoiser for `run_sampler`.
     """
 
-    def unguided(latents: jax.Array, timestep: jax.Array) -> jax.Array:
-        timesteps = jnp.broadcast_to(timestep, latents.shape[:1])
-        return apply_unet(latents, timesteps, prompt_embeds, class_labels)
-
     def denoise(latents: jax.Array, timestep: jax.Array) -> jax.Array:
-        timesteps = jnp.broadcast_to(timestep, (2 * latents.shape[0],))
-        embeds = jnp.concatenate([negative_prompt_embeds, prompt_embeds])
-        labels = None if class_labels is None else jnp.concatenate([jnp.zeros_like(class_labels), class_labels])
-        both = apply_unet(jnp.concatenate([latents, latents]), timesteps, embeds, labels)
-        unconditional, conditional = jnp.split(both, 2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        inputs = _branches(latents, timestep, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale)
+        return _guide(inputs.predict(apply_unet), guidance_scale)
 
-    return unguided if guidance_scale <= 1.0 else denoise
+    return denoise
+
+
+def guided_beside(
+    apply_unet: ApplyUNet,
+    prompt_embeds: jax.Array,
+    negative_prompt_embeds: jax.Array,
+    class_labels: jax.Array | None,
+    guidance_scale: float,
+    others: UNetInputs,
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Makes `guided`'s denoiser, which predicts for other latents in the same batch: one call of the UNet for both.
+
+    Args:
+        apply_unet, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale: see `guided`.
+        others: M noisy latents, predicted without guidance.
+
+    Returns:
+        (latents, timestep) -> (what the denoiser says, the predictions [M, h, w, C]).
+    """
+
+    def denoise(latents: jax.Array, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs = _branches(latents, timestep, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale)
+        of_all = jax.tree.map(lambda *parts: jnp.concatenate(parts), inputs, others).predict(apply_unet)
+        own, predictions = jnp.split(of_all, [len(inputs.latents)])
+        return _guide(own, guidance_scale), predictions
+
+    return denoise
+
+
+def _branches(
+    latents: jax.Array,
+    timestep: jax.Array,
+    prompt_embeds: jax.Array,
+    negative_prompt_embeds: jax.Array,
+    class_labels: jax.Array | None,
+    guidance_scale: float,
+) -> UNetInputs:
+    """The unconditional branch, where there is guidance, and after it the conditional one."""
+    if guidance_scale <= 1.0:
+        return UNetInputs(latents, jnp.broadcast_to(timestep, latents.shape[:1]), prompt_embeds, class_labels)
+    return UNetInputs(
+        jnp.concatenate([latents, latents]),
+        jnp.broadcast_to(timestep, (2 * latents.shape[0],)),
+        jnp.concatenate([negative_prompt_embeds, prompt_embeds]),
+        None if class_labels is None else jnp.concatenate([jnp.zeros_like(class_labels), class_labels]),
+    )
+
+
+def _guide(outputs: jax.Array, guidance_scale: float) -> jax.Array:
+    if guidance_scale <= 1.0:
+        return outputs
+    unconditional, conditional = jnp.split(outputs, 2)
+    return unconditional + guidance_scale * (conditional - unconditional)

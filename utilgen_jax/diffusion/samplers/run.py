@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,7 @@ from utilgen_jax.diffusion.samplers.guidance import Denoiser
 from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState
 from utilgen_jax.diffusion.schedules import NoiseSchedule
 from utilgen_jax.errors import InputError
+from utilgen_jax.types import PyTree
 
 # XLA's CPU backend is slow at weight gradients of convolutions inside `lax.scan`, so that a few differentiable steps
 # are unrolled. More steps would take too long to compile.
@@ -46,32 +49,94 @@ def run_sampler(
     Raises:
         InputError: the sampler is stochastic and there are no keys.
     """
+    state, step, indices = _start(denoise, sampler, noise, clean_latents, keys, calls)
+    return _run(step, state, indices, num_differentiable_steps).latents
+
+
+def run_sampler_beside(
+    denoise: Denoiser,
+    last_denoise: Callable[[jax.Array, jax.Array], tuple[jax.Array, PyTree]],
+    sampler: Sampler,
+    noise: jax.Array,
+    *,
+    keys: jax.Array | None = None,
+    num_differentiable_steps: int | None = None,
+) -> tuple[jax.Array, PyTree]:
+    """`run_sampler`, the last call of which tells something beside, such as predictions for other latents.
+
+    Args:
+        denoise, sampler, noise, keys, num_differentiable_steps: see `run_sampler`.
+        last_denoise: denoiser of the last call: (latents, timestep) -> (output, what it tells).
+
+    Returns:
+        (clean latents, what the last call told).
+    """
+    state, step, indices = _start(denoise, sampler, noise, None, keys, slice(None))
+    before_last = None if num_differentiable_steps is None else num_differentiable_steps - 1
+    state = _run(step, state, indices[:-1], before_last)
+    last = indices[-1]
+    output, told = last_denoise(sampler.model_input(state, last), sampler.timesteps[last])
+    return _advance(sampler, noise.shape[1:], keys, state, last, output).latents, told
+
+
+Step = Callable[[SamplerState, jax.Array], SamplerState]
+
+
+def _start(
+    denoise: Denoiser,
+    sampler: Sampler,
+    noise: jax.Array,
+    clean_latents: jax.Array | None,
+    keys: jax.Array | None,
+    calls: slice,
+) -> tuple[SamplerState, Step, jax.Array]:
+    """The state before the first call, what a call makes of a state, and the numbers of the calls."""
     if sampler.is_stochastic and keys is None:
         raise InputError(f"the sampler {type(sampler).__name__} is stochastic: it needs keys")
 
-    def step(state: SamplerState, index: jax.Array) -> tuple[SamplerState, None]:
-        prediction = denoise(sampler.model_input(state, index), sampler.timesteps[index])
-        prediction = prediction.astype(jnp.promote_types(prediction.dtype, jnp.float32))
-        step_noise = _step_noise(keys, index, noise.shape[1:]) if sampler.is_stochastic else None
-        return sampler.step(state, index, prediction, step_noise), None
+    def step(state: SamplerState, index: jax.Array) -> SamplerState:
+        output = denoise(sampler.model_input(state, index), sampler.timesteps[index])
+        return _advance(sampler, noise.shape[1:], keys, state, index, output)
 
-    def step_without_gradient(state: SamplerState, index: jax.Array) -> tuple[SamplerState, None]:
+    return sampler.start(noise, clean_latents), step, jnp.arange(sampler.num_calls)[calls]
+
+
+def _advance(
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    keys: jax.Array | None,
+    state: SamplerState,
+    index: jax.Array,
+    output: jax.Array,
+) -> SamplerState:
+    """The state after a call of the denoiser, of its output."""
+    output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+    step_noise = _step_noise(keys, index, shape) if sampler.is_stochastic else None
+    return sampler.step(state, index, output, step_noise)
+
+
+def _run(step: Step, state: SamplerState, indices: jax.Array, num_differentiable_steps: int | None) -> SamplerState:
+    """Calls in turn, the last `num_differentiable_steps` of them (None: all) with gradients."""
+
+    def scan(step: Step, state: SamplerState, indices: jax.Array) -> SamplerState:
+        return jax.lax.scan(lambda state, index: (step(state, index), None), state, indices)[0]
+
+    def step_without_gradient(state: SamplerState, index: jax.Array) -> SamplerState:
         # Stopping gradients inside the loop avoids computing and storing derivatives of its steps.
         return jax.lax.stop_gradient(step(state, index))
 
-    state, indices = sampler.start(noise, clean_latents), jnp.arange(sampler.num_calls)[calls]
     if num_differentiable_steps is None:
-        return jax.lax.scan(step, state, indices)[0].latents
+        return scan(step, state, indices)
     split = max(len(indices) - num_differentiable_steps, 0)
     if split:
-        state, _ = jax.lax.scan(step_without_gradient, state, indices[:split])
+        state = scan(step_without_gradient, state, indices[:split])
     # What a single step keeps is used next; computing it again would save little.
     differentiable_step = step if num_differentiable_steps == 1 else jax.checkpoint(step)
     if num_differentiable_steps > _MAX_UNROLLED:
-        return jax.lax.scan(differentiable_step, state, indices[split:])[0].latents
+        return scan(differentiable_step, state, indices[split:])
     for index in indices[split:]:
-        state, _ = differentiable_step(state, index)
-    return state.latents
+        state = differentiable_step(state, index)
+    return state
 
 
 def _step_noise(keys: jax.Array | None, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
