@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.models.convolution import max_pool_2x2, patches_convolution
+from utilgen_jax.models.convolution import max_pool_2x2
 from utilgen_jax.models.mobilenet import MobileNetV2
 from utilgen_jax.models.resnet import RESNETS, build_resnet
 from utilgen_jax.models.vit import build_vit_small
@@ -31,17 +31,8 @@ class SmallCNN(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns logits float32 [B, K] of images float32 [B, H, W, C] in [-1, 1]."""
         hidden = images
-        # Patches are faster on CPUs only.
-        convolution = patches_convolution if jax.default_backend() == "cpu" else None
         for index, channels in enumerate((self.width, 2 * self.width, 2 * self.width)):
-            hidden = nn.Conv(
-                channels,
-                (3, 3),
-                use_bias=False,
-                dtype=self.dtype,
-                conv_general_dilated=convolution,
-                name=f"convolutions.{index}",
-            )(hidden)
+            hidden = nn.Conv(channels, (3, 3), use_bias=False, dtype=self.dtype, name=f"convolutions.{index}")(hidden)
             hidden = nn.GroupNorm(num_groups=None, group_size=8, dtype=self.dtype, name=f"norms.{index}")(hidden)
             hidden = nn.relu(hidden)
             if index > 0:
