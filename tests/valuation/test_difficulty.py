@@ -83,7 +83,7 @@ def test_no_image_is_measured_by_a_classifier_that_was_trained_on_it(toy, num_fo
         measured.append((number, images_of(images)))
         return np.zeros((len(images), NUM_CLASSES), np.float32)
 
-    monkeypatch.setattr("utilgen_jax.valuation.difficulty.train_classifier", train)
+    monkeypatch.setattr("utilgen_jax.classifier.side_by_side.train_classifier", train)
     monkeypatch.setattr("utilgen_jax.valuation.difficulty.predict_logits", predict)
     measure(toy, num_folds)
     everything = images_of(toy[0].inputs) | images_of(toy[1].inputs)

@@ -13,10 +13,10 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.influence import cross_entropies
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import train_classifier
+from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
-from utilgen_jax.types import OnStep, counted_from
+from utilgen_jax.types import OnStep
 from utilgen_jax.valuation.cross_fit import smoothed
 
 
@@ -69,15 +69,17 @@ def compare_pools(
         key: PRNG key; both pools train from the same start.
         on_step: called after each step with (steps done in all trainings, loss on the device).
     """
+    trainings = [
+        Training(real.take(fold.train_indices), pool, jax.random.fold_in(key, number))
+        for number, fold in enumerate(folds)
+        for pool in pools
+    ]
+    trained = iter(train_classifiers(classifier, config, trainings, on_step))
     losses = np.zeros((2, len(real)), np.float32)
-    for number, fold in enumerate(folds):
-        train, held_out = real.take(fold.train_indices), smoothed(config, real.take(fold.validation_indices))
-        for place, pool in enumerate(pools):
-            fold_key = jax.random.fold_in(key, number)
-            params = train_classifier(
-                classifier, config, train, pool, fold_key, counted_from((2 * number + place) * config.steps, on_step)
-            )
-            losses[place, fold.validation_indices] = to_host(_losses(classifier, params, held_out))
+    for fold in folds:
+        held_out = smoothed(config, real.take(fold.validation_indices))
+        for place in range(len(pools)):
+            losses[place, fold.validation_indices] = to_host(_losses(classifier, next(trained), held_out))
     return Gate(losses[0] - losses[1])
 
 

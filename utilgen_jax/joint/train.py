@@ -15,18 +15,18 @@ import jax
 import numpy as np
 from flax import struct
 
-from utilgen_jax.bilevel import BilevelState
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import WeightingInputs
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.classifier.side_by_side import Training, train_classifiers
+from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.step import first_inputs, joint_update
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import OnStep, Params, counted_from
+from utilgen_jax.types import OnStep, Params
 from utilgen_jax.valuation.cross_fit import PREDICTION_BATCH_SIZE, init_state, smoothed
 
 
@@ -87,18 +87,14 @@ def train_jointly(
         jax.random.fold_in(key, 0),
     )
     trains = [dataclasses.replace(data, real=data.real.take(fold.train_indices)) for fold in folds]
-    states: list[BilevelState] = []
-    for number, train in enumerate(trains):
-        fold_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
-        params = train_classifier(
-            classifier,
-            plain_config,
-            train.real,
-            train.pool,
-            fold_key,
-            counted_from(number * plain_config.steps, on_step),
-        )
-        states.append(init_state(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay))
+    trainings = [
+        Training(train.real, train.pool, jax.random.fold_in(jax.random.fold_in(key, 1), number))
+        for number, train in enumerate(trains)
+    ]
+    states = [
+        init_state(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)
+        for params in train_classifiers(classifier, plain_config, trainings, on_step)
+    ]
 
     shared: tuple[Any, Any] = outer, states[0].outer_optimizer_state
     done = len(folds) * plain_config.steps

@@ -11,10 +11,11 @@ from scipy.special import softmax
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.classifier.side_by_side import Training, train_classifiers
+from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
-from utilgen_jax.types import OnStep, counted_from
+from utilgen_jax.types import OnStep
 
 
 def difficulty(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -52,11 +53,12 @@ def cross_fitted_difficulty(
     measured = tuple(np.zeros(len(part), np.float32) for part in parts)
     # The pool holds the classes in turn: whole turns go to a fold.
     folds_of_pool = np.arange(len(pool)) // pool.num_classes % len(folds)
-    for number, fold in enumerate(folds):
-        others = pool.take(np.flatnonzero(folds_of_pool != number))
-        params = train_classifier(
-            classifier, config, real.take(fold.train_indices), others, key, counted_from(number * config.steps, on_step)
-        )
+    trainings = [
+        Training(real.take(fold.train_indices), pool.take(np.flatnonzero(folds_of_pool != number)), key)
+        for number, fold in enumerate(folds)
+    ]
+    trained = train_classifiers(classifier, config, trainings, on_step)
+    for number, (fold, params) in enumerate(zip(folds, trained, strict=True)):
         held_out = (fold.validation_indices, np.flatnonzero(folds_of_pool == number))
         for part, values, chosen in zip(parts, measured, held_out, strict=True):
             logits = predict_logits(classifier, params, part.inputs[chosen], config.eval_batch_size)

@@ -24,7 +24,8 @@ from scipy.special import softmax
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.classifier.side_by_side import Training, train_classifiers
+from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.runtime.sharding import replicate, to_host
 from utilgen_jax.types import Array, OnStep, Params, counted_from
 from utilgen_jax.valuation.config import EnsembleConfig
@@ -91,24 +92,32 @@ def ensemble_labels(
     config = dataclasses.replace(config, mixing=ensemble.mixing)
     members: list[Params] = []
 
-    def train_member(others: Examples | None) -> Params:
-        done, member_key = len(members) * config.steps, jax.random.fold_in(key, len(members))
-        members.append(train_classifier(classifier, config, real, others, member_key, counted_from(done, on_step)))
-        return members[-1]
+    def train_members(others: Sequence[Examples | None]) -> list[Params]:
+        done = len(members)
+        trainings = [
+            Training(real, images, jax.random.fold_in(key, done + number)) for number, images in enumerate(others)
+        ]
+        trained = train_classifiers(classifier, config, trainings, counted_from(done * config.steps, on_step))
+        members.extend(trained)
+        return trained
 
     def predict_halves(targets: np.ndarray) -> np.ndarray:
         """What members that were trained on the other half, under these targets [N, K], say of each image."""
         predicted = np.zeros((len(pool), pool.num_classes), np.float32)
-        for number in range(2 * ensemble.pool_members):
-            others, held_out = (np.flatnonzero((half_of == number % 2) == is_held_out) for is_held_out in (False, True))
-            member = train_member(dataclasses.replace(pool.take(others), targets=replicate(targets[others])))
+        halves = [np.flatnonzero(half_of != number % 2) for number in range(2 * ensemble.pool_members)]
+        trained = train_members(
+            [dataclasses.replace(pool.take(half), targets=replicate(targets[half])) for half in halves]
+        )
+        for half, member in zip(halves, trained, strict=True):
+            held_out = np.setdiff1d(np.arange(len(pool)), half)
             said = _predict(classifier, config, member, pool.take(held_out).inputs)
             predicted[held_out] += said / ensemble.pool_members
         return predicted
 
     # The pool holds the classes in turn: whole turns go to a half.
     half_of = np.arange(len(pool)) // pool.num_classes % 2
-    said = [_predict(classifier, config, train_member(None), pool.inputs) for _ in range(ensemble.members)]
+    trained = train_members([None] * ensemble.members)
+    said = [_predict(classifier, config, member, pool.inputs) for member in trained]
     of_shots = np.mean(said, axis=0)
     of_pool = predict_halves(to_host(pool.dense().targets))
     relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
@@ -143,11 +152,8 @@ def predict_by_ensemble(
     Returns:
         The mean of the members' probabilities, float32 [N, K].
     """
-    said = []
-    for member, key in enumerate(keys):
-        params = train_classifier(classifier, config, real, None, key, counted_from(member * config.steps, on_step))
-        said.append(_predict(classifier, config, params, images))
-    return np.mean(said, axis=0)
+    members = train_classifiers(classifier, config, [Training(real, None, key) for key in keys], on_step)
+    return np.mean([_predict(classifier, config, member, images) for member in members], axis=0)
 
 
 def _predict(classifier: Classifier, config: ClassifierConfig, params: Params, images: Array) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""Trains several classifiers of a kind: in turn, or on a CPU side by side.
+
+A step of a small network is too short for XLA to divide it between cores: on two of them it takes as long as on one
+(README.md in `utilgen_jax/bench`). Trainings that do not depend on each other then run in threads, with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import train_classifier
+from utilgen_jax.types import OnStep, Params, counted_from
+
+_MOST_THREADS = 4
+# Numbers in a batch of images; above, a step is work enough for all cores, and its memory is not there twice.
+_MOST_NUMBERS = 2**20
+
+
+class Training(NamedTuple):
+    """What one of several trainings learns from.
+
+    Attributes:
+        real: the real images.
+        synthetic: synthetic images, or None.
+        key: PRNG key.
+    """
+
+    real: Examples
+    synthetic: Examples | None
+    key: jax.Array
+
+
+def train_classifiers(
+    classifier: Classifier, config: ClassifierConfig, trainings: Sequence[Training], on_step: OnStep
+) -> list[Params]:
+    """Trains a classifier of each training, see `train_classifier`.
+
+    Args:
+        classifier: the network of all.
+        config: of each training.
+        trainings: independent of each other.
+        on_step: called with (steps done in all trainings, loss on the device): after each step where they run in turn;
+            where some run at once, after each step of the first of these.
+
+    Returns:
+        The trained parameters, in order.
+    """
+    threads = min(len(trainings), num_threads(config, trainings[0].real)) if trainings else 1
+    if threads == 1:
+        return [
+            train_classifier(classifier, config, *training, counted_from(number * config.steps, on_step))
+            for number, training in enumerate(trainings)
+        ]
+    trained: list[Params] = []
+    for start in range(0, len(trainings), threads):
+        together = trainings[start : start + threads]
+        trained += _train_at_once(classifier, config, together, counted_from(start * config.steps, on_step))
+    return trained
+
+
+def num_threads(config: ClassifierConfig, images: Examples) -> int:
+    """How many trainings on such images run at once.
+
+    Args:
+        config: of each training.
+        images: float32 [N, H, W, C].
+    """
+    mesh = jax.sharding.get_mesh()
+    # Several devices or processes have to be given the same work in the same order.
+    alone = jax.process_count() == 1 and (jax.device_count() if mesh.empty else mesh.size) == 1
+    small = config.batch_size * math.prod(images.inputs.shape[1:]) <= _MOST_NUMBERS
+    if not (alone and small and jax.default_backend() == "cpu"):
+        return 1
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_THREADS)
+
+
+def _train_at_once(
+    classifier: Classifier, config: ClassifierConfig, trainings: Sequence[Training], on_step: OnStep
+) -> list[Params]:
+    mesh, stopped = jax.sharding.get_mesh(), threading.Event()
+
+    def listen(number: int) -> Callable[[int, jax.Array], None]:
+        def on_own_step(step: int, loss: jax.Array) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            if number == 0:
+                on_step(step * len(trainings), loss)
+
+        return on_own_step
+
+    def train(number: int) -> Params:
+        # The mesh that is set is that of a thread.
+        with jax.set_mesh(mesh):
+            params = train_classifier(classifier, config, *trainings[number], listen(number))
+            return jax.block_until_ready(params)
+
+    with ThreadPoolExecutor(len(trainings)) as pool:
+        running = [pool.submit(train, number) for number in range(len(trainings))]
+        try:
+            return [future.result() for future in running]
+        finally:
+            # Also where one fails or the run is interrupted: the others end at their next step.
+            stopped.set()
+
+
+class _Stopped(Exception):
+    """Ends a training that nobody waits for."""
