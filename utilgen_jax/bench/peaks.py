@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
 from utilgen_jax.bench.timing import Work
-from utilgen_jax.runtime.chips import CHIPS
+from utilgen_jax.runtime.chips import CHIPS, GPUS
 
-# Dense 10^12 operations a second, from NVIDIA's data sheets (which print twice as much, with sparsity), by the name
-# that JAX's `device_kind` holds; the first row that fits counts. float32 is what its matrix products run at by JAX's
-# default precision: TF32 where the chip has it. What a row lacks has no unit on that chip.
-_GPUS: Mapping[str, Mapping[str, float]] = {
-    "H200": {"bfloat16": 989.4, "float16": 989.4, "float32": 494.7},
-    "H100 PCIe": {"bfloat16": 756.0, "float16": 756.0, "float32": 378.0},
-    "H100 NVL": {"bfloat16": 835.0, "float16": 835.0, "float32": 417.5},
-    "H100": {"bfloat16": 989.4, "float16": 989.4, "float32": 494.7},
-    "A100": {"bfloat16": 312.0, "float16": 312.0, "float32": 156.0},
-    "L40S": {"bfloat16": 362.0, "float16": 362.0, "float32": 183.0},
-    "L4": {"bfloat16": 121.0, "float16": 121.0, "float32": 60.0},
-    "T4": {"float16": 65.0, "float32": 8.1},
-}
 # JAX's name -> the chip; float32 products run as bfloat16 ones by JAX's default precision.
 _TPUS = {"v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
 
@@ -62,7 +49,7 @@ def device_peak(device_kind: str, dtype: str) -> Peak:
     """
     if (chip := _TPUS.get(device_kind.removeprefix("TPU "))) and dtype != "float16":
         return Peak(CHIPS[chip].flops, "data sheet")
-    for name, peaks in _GPUS.items():
+    for name, peaks in GPUS.items():
         if re.search(rf"\b{name}\b", device_kind):
             return Peak(peaks[dtype] * 1e12, "data sheet") if dtype in peaks else Peak(None, "unknown")
     return Peak(None, "unknown")

@@ -7,8 +7,9 @@
   python -m utilgen_jax.plan --config=configs/cifar.py --topology=v5e:4x4 --programs=bilevel \\
       --config.classifier.name=resnet50 --config.data.image_size=224 --config.classifier.dtype=bfloat16
 
-For each program it prints the memory that a chip needs against what it has, the operations of all chips, and the
-seconds that these take at the chips' peak, which no run undercuts; then all figures as one JSON object, the last line.
+For each program it prints the memory that a chip needs against what it has, the operations of all chips, the seconds
+that these take at the chips' peak, which no run undercuts, and how often a run calls it; then the hours of all calls,
+at a share of the peak that good runs reach; and all figures as one JSON object, the last line.
 No weights are needed; the classifier is planned as if all of it were trained. XLA is told to save memory wherever it
 can, by recomputing, and is stopped before it generates code, which takes a minute or two; what does not fit then never
 will, and for what fits it will do the same. With --full it compiles to the end, for a chip with the memory that it has:
@@ -41,6 +42,7 @@ from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.plan import table
+from utilgen_jax.plan.hours import RunSize, calls, summary
 from utilgen_jax.plan.methods import ALL_PROGRAMS, plan_program, programs_of
 from utilgen_jax.plan.programs import NUM_CLASSES, PlannedRun
 from utilgen_jax.plan.topology import topology_mesh
@@ -59,6 +61,14 @@ def define_flags() -> flags.FlagValues:
         "architecture",
         None,
         f"a published one, in place of the checkpoint's: {', '.join(ARCHITECTURES)}",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("num_classes", 10, "of the data, for the hours", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "num_images",
+        0,
+        "labelled images, for the hours; 0: config.data.shots a class",
+        lower_bound=0,
         flag_values=values,
     )
     flags.DEFINE_boolean("full", False, "compile to the end, code too, which takes many minutes", flag_values=values)
@@ -84,6 +94,11 @@ def run(argv: Sequence[str]) -> None:
     if not settings["config"]:
         raise command_line.ConfigError(problems)
     config = command_line.read_config(settings["config"], overrides, problems)
+    size = RunSize(
+        config, settings["num_classes"], settings["num_images"] or settings["num_classes"] * config.data.shots
+    )
+    if not size.num_real:
+        raise InputError("--num_images: say how many labelled images there are, as config.data.shots=0 takes all")
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not needed
     planned, origin = plan_run(config, settings)
@@ -113,10 +128,15 @@ def run(argv: Sequence[str]) -> None:
             **dataclasses.asdict(figures),
             "fits": figures.needed_bytes <= plan["available_bytes"],
             "seconds_at_peak": figures.flops / plan["peak_flops_per_second"],
+            "calls": calls(name, size),
         }
         print(table.line(name, row), flush=True)
         if not row["fits"]:
             print(f"{'':8} does not fit; try {table.ways_out(plan, ALL_PROGRAMS[name].has_gradient)}", flush=True)
+    # The UNet alone is what the sampler calls.
+    counted = [row for name, row in plan["programs"].items() if name != "unet"]
+    flops = sum(row["calls"] * row["flops"] for row in counted)
+    print(f"\n{summary(flops, plan['topology'], plan['peak_flops_per_second'], size)}")
     print(json.dumps(plan))
 
 
