@@ -326,7 +326,7 @@ def test_a_pool_is_led_by_a_classifier_and_all_rounds_share_one_program(make_exp
     monkeypatch.setattr(pools, "predict_generated", lambda *args: traced.append(len(images)) or predict(*args))
     for number in range(3):
         params = init_classifier(experiment.classifier, sample_shape, jax.random.key(number))
-        led = experiment.pools.led_by(params, 0.2)
+        led = experiment.pools.led_by(params, 0.2, 0)
         (batch,) = generate_batches(sd, records, Adapter(), experiment.config.generator, condition_on=led)
         images.append(batch)
     assert np.abs(images[0] - images[1]).max() > 0.01 and set(traced) == {0}

@@ -45,6 +45,26 @@ def test_the_predicted_clean_image_moves_along_the_entropys_gradient(monkeypatch
     np.testing.assert_allclose(diffuse(after, noise, alpha), LATENTS, atol=1e-4)
 
 
+def test_parts_of_a_batch_are_led_as_the_whole(monkeypatch):
+    monkeypatch.setattr(module, "decode_latents", lambda sd, latents: latents)
+    sd = SimpleNamespace(schedule=load_schedule({"prediction_type": "sample"}))
+    latents = jax.random.normal(jax.random.key(2), (6, 4, 4, 2))
+
+    def lead(micro_batch_size):
+        seen = []
+
+        def predict(images):
+            seen.append(len(images))
+            return linear(2.0, images)
+
+        feedback = Feedback(Partial(predict), 0.1, micro_batch_size)
+        return feedback.guide(sd, lambda latents, timestep: latents)(latents, jnp.asarray(500)), set(seen)
+
+    (whole, all_at_once), (parts, two_at_once) = lead(0), lead(2)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    assert all_at_once == {6} and two_at_once == {2}
+
+
 @pytest.mark.slow
 def test_sampling_leads_to_images_of_which_the_classifier_is_less_sure_or_surer(loaded):
     sd, sampling = loaded("sd15"), SamplingConfig(steps=4, guidance_scale=2.0, image_size=16)

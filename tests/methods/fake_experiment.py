@@ -108,7 +108,7 @@ POOLS = {
     "plan_rounds": lambda prompts, fractions: (
         lambda call: [Call(f"round {n}", {"round_number": n}) for n, _ in enumerate(fractions)]
     ),
-    "led_by": lambda params, scale: itself,
+    "led_by": lambda params, scale, micro_batch_size: itself,
     "mixed_shots": lambda records, mix_strategy: itself,
     "generate": generate,
     "adopt": adopt,

@@ -17,7 +17,7 @@ def test_each_round_practises_on_the_pool_so_far_and_adds_what_the_classifier_is
     assert practice.arguments["pool"].made_by == first and practice.arguments["start"] is None
     # The classifier goes on from where it was, on the pool that it has led.
     assert again.arguments["pool"].made_by == second and again.arguments["start"] == practice
-    assert (led, led_again) == tuple(experiment.call("pools.led_by", params, 0.1) for params in (practice, again))
+    assert (led, led_again) == tuple(experiment.call("pools.led_by", params, 0.1, 0) for params in (practice, again))
     assert [call.arguments["condition_on"] for call in (second, last)] == [led, led_again]
     assert (practice.arguments["check_every"], practice.arguments["patience"]) == (5, 4)
     assert pool.made_by == last

@@ -207,16 +207,16 @@ class PoolSteps:
         """The records of a pool that grows, after each round, see `plan` and `pool.plan.in_rounds`."""
         return in_rounds(self.plan(prompts), fractions)
 
-    def led_by(self, params: Params, scale: float) -> ConditionOn:
+    def led_by(self, params: Params, scale: float, micro_batch_size: int) -> ConditionOn:
         """What leads images towards those of which a classifier is unsure, see `generator.feedback`.
 
         Args:
             params: of the classifier.
-            scale: see `Feedback`.
+            scale, micro_batch_size: see `Feedback`.
         """
         experiment = self.experiment
         predict = Partial(predict_generated, experiment.classifier, experiment.classifier_input, replicate(params))
-        feedback = Feedback(predict, scale)
+        feedback = Feedback(predict, scale, micro_batch_size)
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
             return dataclasses.replace(condition, feedback=feedback), None

@@ -31,6 +31,7 @@ class DeliberatePracticeConfig:
     )
     check_every: int = setting(25, "steps between two looks at the held-out accuracy", minimum=1)
     patience: int = setting(3, "looks without a new best after which the pool grows", minimum=1)
+    micro_batch_size: int = setting(0, "images of a batch that are led at a time; 0: all", minimum=0)
 
 
 def growth(settings: DeliberatePracticeConfig) -> list[float]:
@@ -54,7 +55,7 @@ class DeliberatePracticePool(PoolSpec):
         params: Params | None = None
         for records in others:
             params = experiment.classifiers.practise(pool, params, settings.check_every, settings.patience).params
-            led = experiment.pools.led_by(params, settings.scale)
+            led = experiment.pools.led_by(params, settings.scale, settings.micro_batch_size)
             pool = experiment.pools.generate(self, records, condition_on=led)
         return pool
 

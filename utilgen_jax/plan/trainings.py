@@ -173,7 +173,8 @@ def _guided_sample(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     """Led by a classifier; a gradient goes through the decoder in each step."""
     weights = run.replicated(jax.eval_shape(partial(_init_classifier, run), key_shape()))
     predict = Partial(predict_generated, run.classifier, _classifier_input(run), weights)
-    feedback = Feedback(predict, run.config.section(DeliberatePracticeConfig).scale)
+    practice = run.config.section(DeliberatePracticeConfig)
+    feedback = Feedback(predict, practice.scale, practice.micro_batch_size)
     condition = run.condition().replace(feedback=feedback)  # type: ignore[attr-defined]
     sd = StableDiffusion(run.architecture, dict(params))
     return Call(sample, (sd, condition, run.latents(), run.sampling), {"keys": run.batch(dtype=key_shape().dtype)})
