@@ -15,6 +15,9 @@ Augmented conditioning (arXiv 2502.04475, `method=augcond`) fills each class of 
 a ResNeXt-50 with balanced softmax, on batches of half real and half synthetic images. All training images must fit
 a device's memory here: for 1,000 classes they are 64×64, and the long tail is filled to 100.
 
+At 40 % of the peak (utilgen_jax/plan) `joint` on all 1,000 classes takes 18 hours on one A100, 5.8 on one H100 and
+3.6 on v5e:2x4, `utilgen` 150, 48 and 30.
+
   python -m utilgen_jax.main --config=configs/imagenet.py:imagenet100 --config.data.path=DATA_DIR \
       --config.data.classes_file=words.txt --workdir=runs/imagenet100
   python -m utilgen_jax.main --config=configs/imagenet.py:runlocal --config.data.path=DATA_DIR \
