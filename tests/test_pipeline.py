@@ -21,6 +21,7 @@ from utilgen_jax.config.schema import to_json
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
+from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.generator.image_conditioning import MIX_STRATEGIES, condition_on_images, plan_sources
 from utilgen_jax.generator.inputs import make_sample_inputs
@@ -274,6 +275,14 @@ def test_captions_of_the_shots_become_prompts(tmp_path):
         # Shots stand one of each class after the other; a class's images take their captions in turn.
         caption = captions[record["label"] + 10 * (index // 10 % 2)]
         assert record["prompt"] == f"a photo of the digit {record['class_name']}, {caption}"
+
+
+@pytest.mark.parametrize("method", ["captions", "difficulty"])
+def test_captions_that_cannot_be_had_are_told_before_anything_is_written(method, tmp_path):
+    config = read_config(f"{CONFIGS / 'digits.py'}:method={method}", [("prompts.captions", str(tmp_path / "no.jsonl"))])
+    with pytest.raises(InputError, match=r"no\.jsonl: no such file of captions"):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

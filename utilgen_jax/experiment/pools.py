@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -29,7 +30,7 @@ from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool
 from utilgen_jax.pool.plan import common_beginning, in_rounds, plan_pool
 from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool, read_records
 from utilgen_jax.prompts.attributes import PromptAttributes
-from utilgen_jax.prompts.captions import caption_labelled_images
+from utilgen_jax.prompts.captions import caption_labelled_images, check_captions
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
@@ -91,13 +92,22 @@ class PoolSteps:
     def _deal_words(self, counts: np.ndarray, probabilities: np.ndarray) -> list[list[int]]:
         return self.experiment.words.deal_all(probabilities, counts, [self.experiment.config.seed, Key.WORDS])
 
+    @property
+    def _captions_file(self) -> Path:
+        """The shots' captions. Every process captions for itself: the same captions, in a file of its own."""
+        experiment = self.experiment
+        name = "captions.jsonl" if experiment.is_first else f"captions.{jax.process_index()}.jsonl"
+        return (experiment.shared.stages if experiment.shared else experiment.workdir) / name
+
+    def check_captions(self) -> None:
+        """Raises InputError where the shots cannot be captioned; called before anything is written."""
+        experiment = self.experiment
+        check_captions(experiment.config.prompts.captions, experiment.split.real.ids, self._captions_file)
+
     def caption_prompts(self) -> list[list[str]]:
         """The prompts "class prompt, caption" of each class, one a shot; where it has several words, one an image."""
         experiment = self.experiment
-        real, words = experiment.split.real, experiment.words
-        # Every process captions for itself: the same captions, in a file of its own.
-        name = "captions.jsonl" if experiment.is_first else f"captions.{jax.process_index()}.jsonl"
-        file = (experiment.shared.stages if experiment.shared else experiment.workdir) / name
+        real, words, file = experiment.split.real, experiment.words, self._captions_file
         source = experiment.config.prompts.captions
         with Progress("captions", len(real), "image", enabled=experiment.is_first) as progress:
             seen = dataclasses.replace(real, images=experiment.generator_shots)

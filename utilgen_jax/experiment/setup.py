@@ -72,6 +72,8 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
     )
     for pool in pools:
         pool.check(experiment)
+    if any(pool.captions for pool in pools):
+        experiment.pools.check_captions()
     open_workdir(workdir, config)
     return experiment
 

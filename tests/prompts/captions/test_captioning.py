@@ -8,7 +8,13 @@ import pytest
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining import glyphs
-from utilgen_jax.prompts.captions import caption_images, caption_labelled_images, make_captioner, read_captions
+from utilgen_jax.prompts.captions import (
+    caption_images,
+    caption_labelled_images,
+    check_captions,
+    make_captioner,
+    read_captions,
+)
 from utilgen_jax.prompts.glyph_vocabulary import DIGIT_NAMES
 
 IMAGES = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
@@ -121,3 +127,19 @@ def test_all_problems_of_a_caption_file_are_reported_at_once(tmp_path):
     assert len(str(caught.value).splitlines()) == 11 and "and 46 more problems" in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         read_captions(tmp_path / "none.jsonl", ["a"])
+
+
+def test_what_cannot_be_captioned_is_told_beforehand(tmp_path):
+    cache, file = tmp_path / "cache.jsonl", tmp_path / "mine.jsonl"
+    file.write_text('{"id": "one", "caption": "red"}\n')
+    for source in ("glyphs", "tones"):
+        check_captions(source, ["one", "two"], cache)
+    check_captions(str(file), ["one"], cache)
+    with pytest.raises(InputError, match="no caption of the image 'two'"):
+        check_captions(str(file), ["one", "two"], cache)
+    with pytest.raises(InputError, match=r"nobody/nothing' cannot be loaded(.|\n)*'tones', or a file of captions"):
+        check_captions("nobody/nothing", ["one"], cache)
+    # Where all images have been captioned before, no captioner is needed.
+    cache.write_text(file.read_text())
+    check_captions("nobody/nothing", ["one"], cache)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["cache.jsonl", "mine.jsonl"]

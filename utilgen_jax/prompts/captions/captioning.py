@@ -2,13 +2,13 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.prompts.captions.caption_file import one_line, parse_captions, read_captions
-from utilgen_jax.prompts.captions.captioner import Captioner, make_captioner
+from utilgen_jax.prompts.captions.captioner import Captioner, check_captioner, make_captioner
 from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line
 
 
@@ -35,6 +35,25 @@ def caption_labelled_images(
         return captions
     load = functools.cache(lambda: make_captioner(source))
     return caption_images(lambda images, class_names: load()(images, class_names), labelled, cache_file, on_images)
+
+
+def check_captions(source: str, ids: Sequence[str], cache_file: str | Path) -> None:
+    """Checks that images can be captioned, before anything is computed: loads no captioner and writes nothing.
+
+    Args:
+        source: see `caption_labelled_images`.
+        ids: of the images.
+        cache_file: see `caption_images`; where it has all captions nothing else is needed.
+
+    Raises:
+        InputError: a file of captions is missing or lacks some, or a captioner is not to be had.
+    """
+    if source.endswith(".jsonl"):
+        read_captions(source, ids)
+        return
+    cached = parse_captions(Path(cache_file))[0] if Path(cache_file).is_file() else {}
+    if not set(ids) <= set(cached):
+        check_captioner(source)
 
 
 def caption_images(
