@@ -13,9 +13,9 @@ _FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
     # Eight devices on two cores that other processes use too: XLA takes a device that comes 40 seconds after the others
-    # for lost, and ends the process.
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=1200",
+    # for lost, and ends the process. (One that never comes: `experiment.logging` says when.)
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
 # Two programs at a time, each of whose eight devices waits for the others, can starve a machine of few cores.
