@@ -114,4 +114,4 @@ def _train_at_once(
 
 
 class _Stopped(Exception):
-    """Ends a training that nobody waits for."""
+    """Ends a training whose result is not wanted any more."""
