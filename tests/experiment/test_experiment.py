@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 
 import jax
 import numpy as np
@@ -333,6 +334,22 @@ def test_a_method_trains_on_its_own_synthetic_images(
     monkeypatch.setattr(steps, "real_difficulty", lambda: np.zeros(4))
     monkeypatch.setattr(experiment, "_note_values", lambda pool, values: pool.pool)
     assert experiment.finish({"real": Accuracy(0.5), "vanilla": accuracy})["trained_on"] == trained_on
+
+
+def test_both_classifiers_are_trained_at_once_where_a_core_is_free(make_experiment, monkeypatch):
+    experiment, both_train = make_experiment("vanilla"), threading.Barrier(2, timeout=30)
+    monkeypatch.setattr(experiment_module, "num_threads", lambda config, images: 2)
+
+    def train(*arguments):
+        both_train.wait()  # breaks unless the other one trains too
+        return len(arguments)
+
+    for name in ("train", "train_on_synthetic"):
+        monkeypatch.setattr(experiment.classifiers, name, train)
+    for name in ("evaluate", "evaluate_on_synthetic"):
+        monkeypatch.setattr(experiment.classifiers, name, lambda method, params: params / 4)
+    data = experiment.training_data(random_pool(4), PoolValues(np.ones(4)))
+    assert experiment.train_and_test(METHODS["vanilla"], data) == Accuracy(0.5, 0.5)
 
 
 def test_a_run_of_real_images_has_no_generator_and_says_so(make_experiment):

@@ -1,4 +1,6 @@
+import threading
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.stages import StageCache, read_result, step
+from utilgen_jax.runtime.threads import run_at_once
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -88,6 +91,17 @@ def test_a_step_is_named_by_its_arguments_and_runs_once(tmp_path):
     assert steps.calls == ["scaled_mine_2", "scaled_mine_3"] and steps.experiment.stages.current == ""
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.safetensors" for name in steps.calls]
     assert Steps.scale.__doc__ == "Scales."
+
+
+def test_threads_run_stages_at_once_each_under_its_own_name(tmp_path):
+    stages, both_run = StageCache(tmp_path), threading.Barrier(2, timeout=30)
+
+    def compute():
+        both_run.wait()
+        return {"name": np.frombuffer(stages.current.encode(), np.uint8)}
+
+    found = run_at_once([partial(stages.run, name, dict, compute) for name in ("one", "two")])
+    assert [bytes(result["name"]) for result in found] == [b"one", b"two"] and stages.current == ""
 
 
 def test_stages_are_kept_apart(tmp_path):

@@ -89,6 +89,20 @@ def test_on_a_terminal_a_shorter_line_wipes_out_a_longer_one_and_none_wraps(monk
     shown.update(2)
     first, second = stream.getvalue().split("\r")[1:]
     assert len(first) == 59 and len(second) == 59 and len(second.rstrip()) < 59
+    shown.close()
+
+
+def test_on_a_terminal_one_of_two_stages_has_the_line_and_of_the_other_the_end_is_told():
+    clock, stream = Clock(), Terminal()
+    with progress.Progress("first", 10, stream=stream, clock=clock) as first:
+        with progress.Progress("second", 10, stream=stream, clock=clock) as second:
+            for done in range(1, 6):
+                clock.now += 1
+                first.update(done)
+                second.update(2 * done)
+    ends = [line.split("\r")[-1].strip() for line in stream.getvalue().split("\n")[:-1]]
+    assert stream.getvalue().count("second") == 1 and stream.getvalue().count("first") == 6
+    assert [end.split(":")[0] for end in ends] == ["second", "first"]
 
 
 def test_a_stage_that_breaks_off_ends_its_line_and_does_not_claim_to_be_done():

@@ -7,10 +7,8 @@ A step of a small network is too short for XLA to divide it between cores: on tw
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,6 +17,7 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import train_classifier
+from utilgen_jax.runtime.threads import check_stopped, num_cores, run_at_once
 from utilgen_jax.types import OnStep, Params, counted_from
 
 _MOST_THREADS = 4
@@ -81,37 +80,23 @@ def num_threads(config: ClassifierConfig, images: Examples) -> int:
     small = config.batch_size * math.prod(images.inputs.shape[1:]) <= _MOST_NUMBERS
     if not (alone and small and jax.default_backend() == "cpu"):
         return 1
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_THREADS)
+    return min(num_cores(), _MOST_THREADS)
 
 
 def _train_at_once(
     classifier: Classifier, config: ClassifierConfig, trainings: Sequence[Training], on_step: OnStep
 ) -> list[Params]:
-    mesh, stopped = jax.sharding.get_mesh(), threading.Event()
-
-    def listen(number: int) -> Callable[[int, jax.Array], None]:
+    def listen(number: int) -> OnStep:
         def on_own_step(step: int, loss: jax.Array) -> None:
-            if stopped.is_set():
-                raise _Stopped
+            check_stopped()
             if number == 0:
                 on_step(step * len(trainings), loss)
 
         return on_own_step
 
-    def train(number: int) -> Params:
-        # The mesh that is set is that of a thread.
-        with jax.set_mesh(mesh):
-            params = train_classifier(classifier, config, *trainings[number], listen(number))
-            return jax.block_until_ready(params)
-
-    with ThreadPoolExecutor(len(trainings)) as pool:
-        running = [pool.submit(train, number) for number in range(len(trainings))]
-        try:
-            return [future.result() for future in running]
-        finally:
-            # Also where one fails or the run is interrupted: the others end at their next step.
-            stopped.set()
-
-
-class _Stopped(Exception):
-    """Ends a training whose result is not wanted any more."""
+    return run_at_once(
+        [
+            partial(train_classifier, classifier, config, *training, listen(number))
+            for number, training in enumerate(trainings)
+        ]
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from utilgen_jax.bilevel.examples import Examples, labelled
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.side_by_side import num_threads
 from utilgen_jax.config.schema import Config
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold
@@ -37,6 +38,7 @@ from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.runtime.threads import run_at_once
 from utilgen_jax.types import OnStep
 from utilgen_jax.valuation.cross_fit import PoolValues
 
@@ -248,20 +250,21 @@ class Experiment:
                 it alone, unless the config has it that way or wants none.
         """
         if method.name == "real":
-            params, found = self.classifiers.real(), data
-        else:
-            params, found = method.train(self, data)
+            return Accuracy(self.classifiers.evaluate(method, self.classifiers.real()))
+        trainings: list[Callable[[], Any]] = [partial(method.train, self, data)]
+        has_both = self.config.also_synthetic_only and not self.config.classifier.is_synthetic_only
+        if data.synthetic is not None and has_both:
+            trainings.append(partial(method.train_on_synthetic, self, data))
+        at_once = num_threads(self.classifier_config, self.real)
+        (params, found), *other = run_at_once(trainings) if at_once > 1 else [train() for train in trainings]
         if method == self.methods[-1]:
             self._data = found
         accuracy = Accuracy(self.classifiers.evaluate(method, params), of_update=method.accuracy_of_update(self))
-        if data.synthetic is None:
-            return accuracy
-        if self.config.classifier.is_synthetic_only:
-            return dataclasses.replace(accuracy, synthetic_only=accuracy.final)
-        if not self.config.also_synthetic_only:
-            return accuracy
-        params = method.train_on_synthetic(self, data)
-        return dataclasses.replace(accuracy, synthetic_only=self.classifiers.evaluate_on_synthetic(method, params))
+        if other:
+            on_synthetic = self.classifiers.evaluate_on_synthetic(method, other[0])
+            return dataclasses.replace(accuracy, synthetic_only=on_synthetic)
+        all_synthetic = data.synthetic is not None and self.config.classifier.is_synthetic_only
+        return dataclasses.replace(accuracy, synthetic_only=accuracy.final) if all_synthetic else accuracy
 
     def pool_folder(self, spec: PoolSpec, round_number: int = 0) -> Path:
         """Where a pool is kept: the method's own in `pool/round_RR`, another one beside it under its name."""

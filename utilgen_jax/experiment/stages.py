@@ -11,6 +11,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -31,13 +32,16 @@ Self = TypeVar("Self")
 Arguments = ParamSpec("Arguments")
 Arrays = dict[str, np.ndarray]
 
+_current: ContextVar[str] = ContextVar("stage", default="")
+
 
 class StageCache:
     """Runs each stage once and keeps its result on disk, and in memory for later calls.
 
+    Threads may run different stages at once.
+
     Attributes:
         seconds: by stage, those that it took when it was computed.
-        current: name of the stage that is being computed; the innermost one.
 
     Args:
         folder: for the results; made if it does not exist.
@@ -45,9 +49,13 @@ class StageCache:
 
     def __init__(self, folder: Path) -> None:
         self.seconds: dict[str, float] = {}
-        self.current = ""
         self._folder = folder
         self._results: dict[str, Any] = {}
+
+    @property
+    def current(self) -> str:
+        """Name of the stage that this thread computes; the innermost one."""
+        return _current.get()
 
     def run(self, name: str, kind: type[Result], compute: Callable[[], Result], folder: Path | None = None) -> Result:
         """Returns a stage's result: computed, or read where an earlier run has computed it.
@@ -75,12 +83,12 @@ class StageCache:
         return result
 
     def _compute(self, name: str, compute: Callable[[], Any], file: Path) -> Arrays:
-        outer, self.current = self.current, name
+        outer = _current.set(name)
         start = time.monotonic()
         try:
             arrays = _pack(compute())
         finally:
-            self.current = outer
+            _current.reset(outer)
         self.seconds[name] = round(time.monotonic() - start, 2)
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)

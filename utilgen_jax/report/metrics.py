@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,7 @@ class MetricsWriter:
     """Appends scalars to `<workdir>/metrics.jsonl` and mirrors them to `<workdir>/tensorboard`; a context manager.
 
     Each line is a JSON object with `step`, `stage`, `time` (unix seconds) and the scalars. Lines are flushed one by
-    one. Opening the file removes a partial last line, which a killed run may leave.
+    one, those of several threads in turn. Opening the file removes a partial last line, which a killed run may leave.
 
     Args:
         workdir: the run's folder; created if missing.
@@ -26,7 +27,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], enabled: bool = True) -> None:
-        self._file = None
+        self._file, self._lock = None, threading.Lock()
         if not enabled:
             return
         from tensorboardX import SummaryWriter  # slow to import
@@ -57,9 +58,10 @@ class MetricsWriter:
         if self._file is None:
             return
         row = {"step": int(step), "stage": stage, "time": round(time.time(), 3), **numbers}
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        for name, number in numbers.items():
-            self._tensorboard.add_scalar(f"{stage}/{name}".replace(" ", "_"), number, int(step))
+        with self._lock:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for name, number in numbers.items():
+                self._tensorboard.add_scalar(f"{stage}/{name}".replace(" ", "_"), number, int(step))
 
     def close(self) -> None:
         """Closes both outputs; a second call does nothing."""

@@ -2,18 +2,21 @@
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
 _TERMINAL_INTERVAL = 0.2  # seconds between rewrites of the line
+_line = threading.Lock()  # the terminal's, which one stage at a time rewrites
 
 
 class Progress:
     """Prints the progress of a stage, like `Chrono` in google-research/big_vision; a context manager.
 
     The first update is excluded from the rate and the ETA, as it includes the compilation. On a terminal a single line
-    is rewritten. Elsewhere (a log, CI, a notebook) a line is printed at most every `interval` seconds, and at the end.
+    is rewritten, by one stage at a time; of others that run at once the end is told. Elsewhere (a log, CI, a notebook)
+    a line is printed at most every `interval` seconds, and at the end.
 
     Args:
         stage: name of the stage.
@@ -50,6 +53,7 @@ class Progress:
         self._metrics: dict[str, Any] = {}
         self._width = 0
         self._closed = False
+        self._has_line = self._terminal and enabled and _line.acquire(blocking=False)
 
     @property
     def rate(self) -> float | None:
@@ -76,7 +80,7 @@ class Progress:
             self._warm = (self._now, done)
         if done >= self._total:
             self.close()
-        elif self._now - self._last_print >= self._interval:
+        elif (self._has_line or not self._terminal) and self._now - self._last_print >= self._interval:
             self._print("\r" if self._terminal else "", "" if self._terminal else "\n")
 
     def close(self) -> None:
@@ -85,6 +89,8 @@ class Progress:
             self._closed = True
             self._now = self._clock()
             self._print("\r" if self._terminal else "", "\n")
+            if self._has_line:
+                _line.release()
 
     def __enter__(self) -> Self:
         return self
