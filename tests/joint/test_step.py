@@ -58,28 +58,44 @@ def test_training_traces_it_once():
     assert joint_update._cache_size() == before + 1
 
 
-@pytest.mark.slow
-def test_eight_devices_make_the_same_update(monkeypatch):
-    # Adam would divide a gradient of nearly nothing by its own size, and sums are taken in another order.
+def assert_same_update(found, expected):
+    """(state, metrics) of two updates."""
+    (found, found_metrics), (expected, metrics) = found, expected
+    np.testing.assert_allclose(found_metrics.losses, metrics.losses, atol=1e-5)
+    np.testing.assert_allclose(found_metrics.utilities, metrics.utilities, atol=1e-5)
+    np.testing.assert_allclose(found_metrics.penalty, metrics.penalty, atol=1e-5)
+    for name in ("params", "outer", "ema_params"):
+        for one, other in zip(*(jax.tree.leaves(getattr(state, name)) for state in (expected, found)), strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-4, err_msg=name)
+
+
+@pytest.fixture
+def plain_descent(monkeypatch):
+    """Adam would divide a gradient of nearly nothing by its own size, and sums are taken in another order."""
     monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", [(), ("anchor",)])
+def test_images_that_are_made_in_parts_make_the_same_update(without, plain_descent):
+    whole = dataclasses.replace(PROGRAM, without=without)
+    in_parts = dataclasses.replace(whole, joint=dataclasses.replace(JOINT, micro_batch_size=2))
+    updates = [joint_update(*arguments(program, disturb=away_from_the_start)) for program in (whole, in_parts)]
+    assert_same_update(*reversed(updates))
+
+
+@pytest.mark.slow
+def test_eight_devices_make_the_same_update(plain_descent):
     program = dataclasses.replace(PROGRAM, valuation=dataclasses.replace(VALUATION, validation_batch_size=8))
-    expected, metrics = joint_update(*arguments(program, disturb=away_from_the_start))
+    expected = joint_update(*arguments(program, disturb=away_from_the_start))
     mesh = sharding.make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):
         _, _, state, sd, train_set, validation, key = arguments(program, disturb=away_from_the_start)
         whole = sharding.replicate((state, train_set, validation))
         sd = sd.replace(params=sharding.shard_params(sd.params, mesh))
-        found, sharded_metrics = joint_update(program, CLASSIFIER, whole[0], sd, *whole[1:], key)
-    assert len(found.step.sharding.device_set) == 8
-    np.testing.assert_allclose(sharded_metrics.losses, metrics.losses, atol=1e-5)
-    np.testing.assert_allclose(sharded_metrics.utilities, metrics.utilities, atol=1e-5)
-    for name, one, eight in (
-        ("classifier", expected.params, found.params),
-        ("outer", expected.outer, found.outer),
-        ("average", expected.ema_params, found.ema_params),
-    ):
-        for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-            np.testing.assert_allclose(leaf, other, atol=1e-4, err_msg=name)
+        found = joint_update(program, CLASSIFIER, whole[0], sd, *whole[1:], key)
+    assert len(found[0].step.sharding.device_set) == 8
+    assert_same_update(found, expected)
 
 
 @pytest.mark.parametrize(("name", "group"), [("unet_lora", "adapter"), ("network", "weighting")])
@@ -123,9 +139,8 @@ def test_coverage_is_taken_in_the_features_of_classifier_image_encoder_or_both()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_gradient_is_that_of_finite_differences_in_float64(level, monkeypatch):
+def test_the_gradient_is_that_of_finite_differences_in_float64(level, plain_descent):
     """Of validation loss and anchor, in each part of the outer level; what the weighting looks at is a number."""
-    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
     others = () if level == "weights" else ("weights",)
     joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0)
     valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
@@ -152,10 +167,9 @@ def check_gradient(program, level):
 
 
 @pytest.mark.slow
-def test_the_gradient_through_stable_diffusion_is_that_of_finite_differences(monkeypatch, tmp_path):
+def test_the_gradient_through_stable_diffusion_is_that_of_finite_differences(plain_descent, tmp_path):
     from tests.diffusers_checkpoint import write_quick_stable_diffusion  # torch is slow to import
 
-    monkeypatch.setattr(JointProgram, "outer_optimizer", property(lambda self: optax.sgd(1.0)))
     folder = write_quick_stable_diffusion(tmp_path)
     joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0, num_generated=4)
     valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)

@@ -15,10 +15,10 @@ from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.clip_similarity import clip_similarity
 from utilgen_jax.generator.clip_towers import ImageTower
 from utilgen_jax.generator.config import PerImageConfig, SamplingConfig
-from utilgen_jax.generator.finetune.config import num_parts
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.per_image import AnchoredUtility, add_golden_noise, optimize_prompts
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.runtime.loops import map_in_parts
 from utilgen_jax.types import Params
 from utilgen_jax.valuation.config import ValuationConfig
 from utilgen_jax.valuation.cross_fit import predict_weights
@@ -65,26 +65,19 @@ def refine_batch(
     inputs: SampleInputs,
 ) -> Adapter:
     """The adapter with a prompt and a noise for each image; a part of the batch at a time where the config says so."""
-    parts = num_parts(len(inputs.labels), program.config.micro_batch_size)
-    if parts == 1:
-        return _refine_part(program, sd, models, tower, adapter, inputs)
-    size = len(inputs.labels) // parts
-    in_parts = jax.tree.map(lambda leaf: leaf.reshape(parts, size, *leaf.shape[1:]), inputs)
-    # Rows of the adapter's tables, of which each part has its own; requested difficulties stand in one already.
-    rows = jnp.arange(parts * size).reshape(parts, size)
 
     def refine(part: tuple[SampleInputs, jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
-        of_part, own_rows = part
+        # Each part has rows of its own in the adapter's tables; requested difficulties stand in one already.
+        of_part, rows = part
         own = adapter
         if adapter.difficulty_logits is not None:
-            own = dataclasses.replace(adapter, difficulty_logits=adapter.difficulty_logits[own_rows])
-        refined = _refine_part(
-            program, sd, models, tower, own, dataclasses.replace(of_part, rows=jnp.arange(size, dtype=jnp.int32))
-        )
+            own = dataclasses.replace(adapter, difficulty_logits=adapter.difficulty_logits[rows])
+        own_rows = jnp.arange(len(rows), dtype=jnp.int32)
+        refined = _refine_part(program, sd, models, tower, own, dataclasses.replace(of_part, rows=own_rows))
         return refined.prompt_offsets, refined.noise_offsets
 
-    tables = jax.lax.map(refine, (in_parts, rows))
-    prompts, noises = jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:]), tables)
+    batch = inputs, jnp.arange(len(inputs.labels))
+    prompts, noises = map_in_parts(refine, batch, program.config.micro_batch_size)
     return dataclasses.replace(adapter, prompt_offsets=prompts, noise_offsets=noises)
 
 

@@ -15,9 +15,9 @@ from jax.tree_util import Partial
 
 from utilgen_jax.diffusion.samplers import Denoiser
 from utilgen_jax.diffusion.schedules import clean_and_noise, prediction_of
-from utilgen_jax.generator.finetune.config import num_parts
 from utilgen_jax.generator.sampling import decode_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.runtime.loops import map_in_parts
 
 
 @struct.dataclass
@@ -47,19 +47,11 @@ class Feedback:
             log_probabilities = jax.nn.log_softmax(self.predict(decode_latents(sd, clean)))
             return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities)
 
-        def gradient_of(clean: jax.Array) -> jax.Array:
-            parts = num_parts(len(clean), self.micro_batch_size)
-            if parts == 1:
-                return jax.grad(entropy)(clean)
-            # Each part takes from all over the batch, which is split over the devices.
-            in_parts = clean.reshape(-1, parts, *clean.shape[1:]).swapaxes(0, 1)
-            return jax.lax.map(jax.grad(entropy), in_parts).swapaxes(0, 1).reshape(clean.shape)
-
         def guided(latents: jax.Array, timestep: jax.Array) -> jax.Array:
             alpha = sd.schedule.alphas_cumprod[jnp.round(timestep).astype(jnp.int32)]
             kind = sd.schedule.prediction_type
             clean, _ = clean_and_noise(kind, denoise(latents, timestep), latents, alpha)
-            gradient = gradient_of(clean)
+            gradient = map_in_parts(jax.grad(entropy), clean, self.micro_batch_size)
             moved = clean + self.scale * _norm(clean) * gradient / jnp.maximum(_norm(gradient), 1e-12)
             return prediction_of(kind, moved, latents, alpha)
 

@@ -15,6 +15,7 @@ class JointConfig:
     outer_every: int = setting(1, "steps of a fold between two of the outer level; the others are plain", minimum=1)
     inner_steps: int = setting(1, "classifier's steps that an update looks through", minimum=1, maximum=5)
     num_generated: int = setting(10, "images generated for each of them", minimum=1)
+    micro_batch_size: int = setting(0, "of these images that are worked on at a time; 0: all", minimum=0)
     sampler_steps: int = setting(4, "denoising steps to an image inside an update", minimum=1, maximum=1000)
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
     ema_decay: float = setting(0.95, "of the average of the classifier's parameters", minimum=0.0, maximum=0.99999)

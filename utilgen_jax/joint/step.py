@@ -21,6 +21,7 @@ from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage
+from utilgen_jax.runtime.loops import map_in_parts
 from utilgen_jax.runtime.sharding import split_batch
 from utilgen_jax.types import Params
 from utilgen_jax.valuation.cross_fit import smoothed
@@ -67,13 +68,14 @@ def joint_update(
     joint = program.joint
 
     def generate(adapter: Adapter, drawn: Drawn) -> tuple[Examples, jax.Array]:
-        arguments = sd, adapter, drawn.inputs, program.step_sampling, joint.differentiable_steps
-        penalty = jnp.zeros(())
-        if drawn.own is None:
-            images = generate_images(*arguments)
-        else:
-            images, predictions = generate_images_beside(*arguments, (drawn.own.inputs, drawn.own.timesteps))
-            penalty += joint.anchor * anchor(predictions, drawn.own)
+        def generate_part(part: Drawn) -> tuple[jax.Array, jax.Array | None]:
+            arguments = sd, adapter, part.inputs, program.step_sampling, joint.differentiable_steps
+            if part.own is None:
+                return generate_images(*arguments), None
+            return generate_images_beside(*arguments, (part.own.inputs, part.own.timesteps))
+
+        images, predictions = map_in_parts(generate_part, drawn, joint.micro_batch_size)
+        penalty = jnp.zeros(()) if predictions is None else joint.anchor * anchor(predictions, drawn.own)
         examples = program.classifier_input.examples(images, drawn.inputs.labels, program.config.label_smoothing)
         difficulty = requested_difficulty(adapter, drawn.inputs)
         return dataclasses.replace(examples, attributes=drawn.attributes, difficulty=difficulty), penalty

@@ -12,7 +12,7 @@ from tests.generator import toy
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import Adapter, AdapterConfig, init_adapter
 from utilgen_jax.generator.finetune import dpo
-from utilgen_jax.generator.finetune.config import DpoConfig, num_parts
+from utilgen_jax.generator.finetune.config import DpoConfig
 from utilgen_jax.generator.finetune.dpo import DpoBatch, DpoPairs, dpo_losses, preference_pairs, train_dpo
 
 CONFIG = DpoConfig(steps=40, batch_size=8, learning_rate=0.02, rank=2, beta=50.0, fraction=0.25)
@@ -102,14 +102,6 @@ def test_the_loss_starts_at_log_2_and_falls_as_winners_are_denoised_better():
     # Winner and loser have one noise and one timestep: the same image against itself is no preference.
     same = jax.jit(loss)(adapter, jax.random.key(0), losers=winners)
     np.testing.assert_allclose(same, np.log(2), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("number", "most", "parts"), [(8, 0, 1), (8, 8, 1), (8, 9, 1), (8, 3, 4), (6, 4, 2), (7, 2, 7)]
-)
-def test_parts_are_equal_and_no_larger_than_asked(number, most, parts):
-    assert num_parts(number, most) == parts
-    assert dataclasses.replace(CONFIG, batch_size=number, micro_batch_size=most).num_micro_batches == parts
 
 
 @pytest.mark.slow

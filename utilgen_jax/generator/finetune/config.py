@@ -69,15 +69,3 @@ class DpoConfig:
     rank: int = setting(8, "rank of the LoRA on the UNet's attention", minimum=1, maximum=1024)
     beta: float = setting(2000.0, "β: strength of the pull to the round's reference; larger stays nearer", minimum=0.0)
     fraction: float = setting(0.25, "fraction of a class that wins, and that loses", minimum=0.01, maximum=0.5)
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Equal parts of a batch, of `micro_batch_size` pairs at most."""
-        return num_parts(self.batch_size, self.micro_batch_size)
-
-
-def num_parts(number: int, most: int) -> int:
-    """Into how many equal parts to divide so many, so that a part has at most `most` of them; 0: all."""
-    if not most:
-        return 1
-    return next(parts for parts in range(-(-number // most), number + 1) if number % parts == 0)

@@ -24,6 +24,7 @@ from utilgen_jax.generator.finetune.denoising import TrainState, init_train_stat
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.lora import init_lora
+from utilgen_jax.runtime.loops import num_parts
 from utilgen_jax.runtime.sharding import init_sharded
 
 
@@ -157,12 +158,13 @@ def dpo_step(
 
         return jax.value_and_grad(mean_loss, has_aux=True)(state.trained)
 
-    if config.num_micro_batches == 1:
+    parts = num_parts(config.batch_size, config.micro_batch_size)
+    if parts == 1:
         (loss, accuracy), gradient = gradient_of(chosen, noise_key)
     else:
-        keys = jax.random.split(noise_key, config.num_micro_batches)
-        parts = jax.lax.map(lambda part: gradient_of(*part), (chosen.reshape(config.num_micro_batches, -1), keys))
-        (loss, accuracy), gradient = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), parts)
+        keys = jax.random.split(noise_key, parts)
+        results = jax.lax.map(lambda part: gradient_of(*part), (chosen.reshape(parts, -1), keys))
+        (loss, accuracy), gradient = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), results)
     updates, optimizer_state = make_dpo_optimizer(config).update(gradient, state.optimizer_state, state.trained)
     return (
         TrainState(state.step + 1, optax.apply_updates(state.trained, updates), optimizer_state),
