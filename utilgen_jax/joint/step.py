@@ -75,7 +75,9 @@ def joint_update(
             return generate_images_beside(*arguments, (part.own.inputs, part.own.timesteps))
 
         images, predictions = map_in_parts(generate_part, drawn, joint.micro_batch_size)
-        penalty = jnp.zeros(()) if predictions is None else joint.anchor * anchor(predictions, drawn.own)
+        penalty = jnp.zeros(())
+        if drawn.own is not None:
+            penalty += joint.anchor * anchor(predictions, drawn.own)
         examples = program.classifier_input.examples(images, drawn.inputs.labels, program.config.label_smoothing)
         difficulty = requested_difficulty(adapter, drawn.inputs)
         return dataclasses.replace(examples, attributes=drawn.attributes, difficulty=difficulty), penalty
