@@ -39,12 +39,13 @@ RUNLOCAL = {
     "dpo.rounds": 1,
     "dpo.steps": 10,
     "per_image.steps": 2,
+    "joint.plain_steps": 30,
     "joint.steps": 20,
     "joint.gate_images": 5,
     "joint.gate_steps": 50,
     "classifier.steps": 100,
     "valuation.plain_steps": 30,
-    "valuation.steps": 30,
+    "valuation.steps": 15,
 }
 
 # Digits that look like each other, each way.

@@ -66,7 +66,7 @@ def runs(tmp_path_factory):
         folder = root / kind
         shared = SharedDirs(stages=folder / "stages", pools=folder / "pools", shotless_pools=folder / "shotless")
         with pytest.MonkeyPatch.context() as patch:
-            # So few steps let the folds contradict each other, and then nothing is learnt from them.
+            # After so few steps weights may contradict what the images do, and then nothing is learnt from them.
             patch.setattr(PoolValues, "contradictory", False)
             patch.setattr(setup, "load_source", lambda settings, replaced=replaced: replace_images(whole, replaced))
             summaries = {

@@ -14,7 +14,7 @@ FIELDS = {
     "generator.batch_size": 20,
     "pool.images_per_class": 2,
     "ensemble.members": 1,
-    "valuation.plain_steps": 4,
+    "joint.plain_steps": 4,
     "joint.steps": 4,
     "joint.sampler_steps": 1,
     "joint.gate_images": 1,

@@ -43,6 +43,7 @@ SHRUNK = (
     ("difficulty.steps", "4"),
     ("difficulty.batch_size", "16"),
     ("valuation.plain_steps", "10"),
+    ("joint.plain_steps", "10"),
     ("joint.steps", "4"),
     ("joint.sampler_steps", "1"),
     ("joint.num_generated", "8"),

@@ -20,6 +20,7 @@ CONFIG = ClassifierConfig(
 )
 VALUATION = ValuationConfig(
     plain_steps=2,
+    synthetic_fraction=0.75,
     inner_learning_rate=1e-3,
     steps=4,
     hidden=10,

@@ -15,7 +15,7 @@ QUICK = [
     "--config.classifier.width=32",
     "--config.classifier.steps=100",
     "--config.valuation.plain_steps=60",
-    "--config.valuation.steps=60",
+    "--config.valuation.steps=30",
 ]
 
 

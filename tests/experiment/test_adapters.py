@@ -407,12 +407,11 @@ def test_each_images_prompt_and_noise_are_the_librarys(generator, prompts, noise
     )
     valuation = experiment.config.valuation
     weighting = make_weighting("loss_network", valuation, 2)
-    keys = [jax.random.key(number) for number in range(2)]
+    classifiers = [init_classifier(experiment.classifier, (8, 8, 1), jax.random.key(number)) for number in range(2)]
     fold_models = {
-        "classifier": [init_classifier(experiment.classifier, (8, 8, 1), key) for key in keys],
-        "weighting": [weighting.init(key) for key in keys],
+        "classifier": jax.tree.map(lambda *parts: jnp.stack(parts), *classifiers),
+        "weighting": weighting.init(jax.random.key(0)),
     }
-    fold_models = {name: jax.tree.map(lambda *parts: jnp.stack(parts), *trees) for name, trees in fold_models.items()}
     inputs = make_sample_inputs(sd, experiment.word_prompts * 2, [0, 1, 0, 1], range(4), sampling, rows=range(4))
     embeds = encode_images(sd, to_float(experiment.generator_shots))
     embeds = np.asarray(embeds / jnp.linalg.norm(embeds, axis=1, keepdims=True))

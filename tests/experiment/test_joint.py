@@ -166,7 +166,6 @@ def test_a_pool_is_valued_at_its_prompts_and_difficulties(given):
     assert examples.difficulty.tolist() == [0.5, 0.75]
     assert examples.attributes.tolist() == [[0, 0, 1, 1, 0], [1, 0, 0, 1, 0]]
     np.testing.assert_allclose(values.weights, [0.3, 0.6], rtol=1e-6)
-    np.testing.assert_allclose(values.agreement, 1, rtol=1e-6)
     assert list(experiment.stages.seconds) == ["value_name"]
 
 

@@ -107,7 +107,7 @@ def test_steps_are_told_plain_ones_first_and_every_mth_is_of_both_levels():
     seen = []
     joint = dataclasses.replace(JOINT, steps=8, outer_every=2)
     train(joint=joint, on_step=lambda step, loss, *rest, **scalars: seen.append((step, "penalty" in scalars)))
-    plain = 2 * VALUATION.plain_steps
+    plain = 2 * JOINT.plain_steps
     assert [step for step, _ in seen] == list(range(1, plain + 9))
     assert num_steps(dataclasses.replace(PROGRAM, joint=joint), 2) == plain + 8
     assert [is_outer for _, is_outer in seen[plain:]] == [True, True, False, False] * 2
@@ -125,8 +125,8 @@ def test_several_inner_steps_are_looked_through(trained):
 @pytest.mark.parametrize("without", ["weights", "attributes"])
 def test_useless_images_get_small_weights_and_their_attribute_becomes_less_probable(without):
     data = make_data()
-    joint = dataclasses.replace(JOINT, steps=160, attribute_learning_rate=0.05)
-    valuation = dataclasses.replace(VALUATION, plain_steps=40, inner_learning_rate=0.01)
+    joint = dataclasses.replace(JOINT, plain_steps=40, steps=160, attribute_learning_rate=0.05)
+    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
     program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=(without,))
     result = train(joint=joint, valuation=valuation, data=data, without=(without,))
     if without == "weights":

@@ -17,6 +17,7 @@ from utilgen_jax.joint.step import first_inputs
 from utilgen_jax.valuation.cross_fit import init_state
 
 JOINT = JointConfig(
+    plain_steps=2,
     steps=6,
     num_generated=8,
     lora_rank=2,

@@ -77,7 +77,7 @@ def test_the_instance_level_keeps_the_model_level_and_refines_each_image(dpo, pr
     assert pool.made_by == experiment.calls[-1] and pool.round == before.round + 1
 
 
-def test_folds_that_contradict_each_other_leave_generator_and_prompts():
+def test_weights_that_contradict_what_images_do_leave_generator_and_prompts():
     experiment = FakeExperiment(DpoConfig(rounds=1), build=True)
     contradictory = PoolValues("ones", "losses", fold_models="models", agreement=-0.2)
     experiment.values.functions["cross_fit"] = lambda name, pool, weighting: contradictory

@@ -15,7 +15,7 @@ from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
 from utilgen_jax.runtime import sharding
-from utilgen_jax.valuation.cross_fit import cross_fit, fold_agreement, predict_weights
+from utilgen_jax.valuation.cross_fit import agreement, cross_fit, predict_weights
 
 # So many steps are never done: valuation has its own numbers.
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=10**6, synthetic_fraction=0.75)
@@ -39,10 +39,10 @@ def value(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folds_that_agree():
-    """Folds of a few steps agree by chance alone, and weights are wanted whatever they are."""
+def weights_that_agree():
+    """After a few steps weights agree by chance alone with what images do, and they are wanted whatever they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utilgen_jax.valuation.cross_fit.fold_agreement", lambda weights: 1.0)
+        patch.setattr("utilgen_jax.valuation.cross_fit.agreement", lambda weights, utilities: 1.0)
         yield
 
 
@@ -63,8 +63,9 @@ def valued(toy):
 def test_wrong_labels_get_low_weights(seed):
     real, _ = draw_set(6, seed=10 + seed)
     pool, is_wrong = draw_set(40, seed=20 + seed, wrong=0.5)
-    config = dataclasses.replace(CONFIG, batch_size=32, synthetic_fraction=0.5, learning_rate=0.02)
-    valuation = dataclasses.replace(VALUATION, steps=300, hidden=50, learning_rate=0.002)
+    config = dataclasses.replace(CONFIG, batch_size=32, learning_rate=0.02)
+    valuation = dataclasses.replace(VALUATION, plain_steps=200, synthetic_fraction=0.2, steps=200)
+    valuation = dataclasses.replace(valuation, hidden=100, learning_rate=3e-3)
     result = value(real, pool, seed=seed, config=config, valuation=valuation)
     assert roc_auc_score(~is_wrong, result.weights) > 0.9
     # A network that has learnt nothing may fall with the loss too, but hardly.
@@ -72,9 +73,9 @@ def test_wrong_labels_get_low_weights(seed):
 
 
 def test_steps_are_counted_over_the_folds_plain_ones_first(valued):
-    assert [step for step, _, _ in valued[1]] == list(range(1, 2 * VALUATION.total_steps + 1))
+    assert [step for step, _, _ in valued[1]] == list(range(1, VALUATION.total_steps(CONFIG, num_folds=2) + 1))
     bilevel = [bool(scalars) for _, _, scalars in valued[1]]
-    assert bilevel == 2 * (VALUATION.plain_steps * [False] + VALUATION.steps * [True])
+    assert bilevel == 2 * VALUATION.plain_steps * [False] + 2 * VALUATION.steps * [True]
     for _, loss, scalars in valued[1]:
         assert np.isfinite(loss) and (not scalars or np.isfinite(scalars["validation_loss"]))
 
@@ -106,11 +107,9 @@ def test_weights_and_losses_are_means_over_the_folds(toy, monkeypatch):
     ]
     assert len(losses) == 2 and np.abs(losses[0] - losses[1]).max() > 1e-3
     np.testing.assert_allclose(result.losses, np.mean(losses, 0), rtol=1e-5)
-    net, weights = WeightNet(10), []
-    for number, fold_losses in enumerate(losses):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), 1)
-        variables = jax.jit(net.init)(key, np.zeros((1, 1)))
-        weights.append(net.apply(variables, fold_losses[:, None]))
+    net = WeightNet(10)  # one for all folds
+    variables = jax.jit(net.init)(jax.random.fold_in(jax.random.key(0), 1), np.zeros((1, 1)))
+    weights = [net.apply(variables, fold_losses[:, None]) for fold_losses in losses]
     np.testing.assert_allclose(result.weights, np.mean(weights, 0), rtol=1e-5)
 
 
@@ -157,7 +156,7 @@ def test_a_fold_starts_from_a_classifier_of_its_shots_and_the_pool(toy):
     # Steps so small that nothing moves.
     valuation = dataclasses.replace(FIXED, plain_steps=7, steps=1, inner_learning_rate=1e-8)
     result = value(real, pool, folds, valuation=valuation)
-    config, key = dataclasses.replace(CONFIG, steps=7), jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0)
+    config, key = dataclasses.replace(CONFIG, steps=7), jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1)
     train = real.take(folds[1].train_indices)
     expected = train_classifier(Classifier(TinyClassifier()), config, train, pool, key, lambda step, loss: None)
     jax.tree.map(
@@ -167,20 +166,45 @@ def test_a_fold_starts_from_a_classifier_of_its_shots_and_the_pool(toy):
     )
 
 
-def test_agreement_is_the_mean_correlation_of_two_folds():
-    weights = np.random.default_rng(0).random((3, 20))
-    correlations = np.corrcoef(weights)
-    expected = (correlations[0, 1] + correlations[0, 2] + correlations[1, 2]) / 3
-    np.testing.assert_allclose(fold_agreement(weights), expected)
-    assert fold_agreement(np.stack([weights[0], np.ones(20)])) == 0
-    assert fold_agreement(weights[:1]) == 1
+def test_agreement_is_the_mean_correlation_of_a_fold():
+    rng = np.random.default_rng(0)
+    weights, utilities = rng.random((3, 20)), rng.normal(size=(3, 20))
+    expected = np.mean([np.corrcoef(*fold)[0, 1] for fold in zip(weights, utilities, strict=True)])
+    np.testing.assert_allclose(agreement(weights, utilities), expected)
+    assert agreement(np.ones((3, 20)), utilities) == 0
 
 
-def test_folds_that_contradict_each_other_give_no_weights(toy, valued, monkeypatch):
-    monkeypatch.setattr("utilgen_jax.valuation.cross_fit.fold_agreement", lambda weights: -0.1)
+def test_weights_that_contradict_what_images_do_are_not_used(toy, valued, monkeypatch):
+    monkeypatch.setattr("utilgen_jax.valuation.cross_fit.agreement", lambda weights, utilities: -0.1)
     result = value(*toy)
     assert result.contradictory and (result.weights == 1).all()
     assert not valued[0].contradictory and np.ptp(valued[0].weights) > 0
+
+
+@pytest.mark.slow
+def test_what_an_image_does_is_how_much_a_small_step_on_it_helps(toy, monkeypatch):
+    seen = []
+    monkeypatch.setattr("utilgen_jax.valuation.cross_fit.agreement", lambda *given: seen.append(given) or 1.0)
+    real, pool = toy
+    folds = cross_fit_folds(real.labels, 2, 0)
+    # Steps so small that nothing moves.
+    valuation = dataclasses.replace(FIXED, plain_steps=20, steps=1, inner_learning_rate=1e-8)
+    result = value(real, pool, folds, valuation=valuation)
+    ((weights, utilities),) = seen
+    assert weights.shape == utilities.shape == (2, len(pool))
+    params = jax.tree.map(lambda leaf: leaf[1], result.fold_models["classifier"])
+    smooth = lambda examples: optax.smooth_labels(examples.dense().targets, CONFIG.label_smoothing)
+
+    def loss(params, examples, chosen):
+        logits = Classifier(TinyClassifier()).apply(params, examples.inputs)
+        return optax.softmax_cross_entropy(logits, smooth(examples))[chosen].mean()
+
+    held_out = real.take(folds[1].validation_indices)
+    before = loss(params, held_out, slice(None))
+    for image in range(4):
+        gradient = jax.grad(loss)(params, pool, slice(image, image + 1))
+        after = loss(jax.tree.map(lambda leaf, step: leaf - 1e-3 * step, params, gradient), held_out, slice(None))
+        np.testing.assert_allclose(1e-1 * (before - after), utilities[1, image], rtol=0.05, atol=2e-7)
 
 
 @pytest.mark.slow

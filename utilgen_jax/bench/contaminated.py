@@ -41,6 +41,7 @@ class Contaminated:
         real: the shots.
         pool: with the labels that the images came with, the classes in turn.
         folds: of the shots.
+        weighting_folds: the same, for weightings.
         is_right: whether an image shows its label's class, bool [N]; for evaluation alone.
     """
 
@@ -49,6 +50,7 @@ class Contaminated:
     real: Examples
     pool: Examples
     folds: list[Fold] = struct.field(pytree_node=False)
+    weighting_folds: list[Fold] = struct.field(pytree_node=False)
     is_right: np.ndarray
 
 
@@ -105,6 +107,7 @@ def contaminate(config: Config, settings: Mapping[str, Any]) -> Contaminated:
         real=labelled(jnp.asarray(to_float(split.real.images)), split.real.labels, len(names)),
         pool=labelled(images, labels, len(names)),
         folds=cross_fit_folds(split.real.labels, config.valuation.folds, config.seed),
+        weighting_folds=cross_fit_folds(split.real.labels, config.valuation.weighting_folds, config.seed),
         is_right=truth == labels,
     )
 

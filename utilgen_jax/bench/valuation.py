@@ -15,7 +15,7 @@ small. The scores:
   saflex           SAFLEX's soft label, the mean over the training: what it leaves on the label
   ensemble         the ensembles' posterior of the label (`joint`)
 
-A weighting whose folds contradict each other gives no weights; its AUC is 0.5 then, and the table says so. Nothing is
+A weighting that contradicts what the images do gives no weights; its AUC is 0.5 then, and the table says so. Nothing is
 timed: --repeats and --warmup say nothing here.
 """
 
@@ -93,7 +93,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             contradictory += len(score) > 1 and not np.ptp(score)
     figure = "AUC" if settings["wrong"] else "deviation / mean"
     rows = [[name, *(f"{value:.3f}" for value in values), f"{np.mean(values):.3f}"] for name, values in results.items()]
-    note = f"\n{contradictory} times the folds contradicted each other" if contradictory else ""
+    note = f"\n{contradictory} times the weights contradicted what the images do" if contradictory else ""
     figures = {
         "benchmark": "valuation",
         **{name: settings[name] for name in ("pool", "wrong", "noise", "images_per_class")},
@@ -135,7 +135,8 @@ class _Valuations:
 
     def cross_fit(self, name: str) -> PoolValues:
         config, case = self.config, self.case
-        with Progress(f"{name}, seed {config.seed}", config.valuation.total_steps * len(case.folds)) as progress:
+        total = config.valuation.total_steps(case.config, len(case.weighting_folds))
+        with Progress(f"{name}, seed {config.seed}", total) as progress:
             return cross_fit(
                 case.classifier,
                 case.config,
@@ -143,7 +144,7 @@ class _Valuations:
                 name,
                 case.real,
                 case.pool,
-                case.folds,
+                case.weighting_folds,
                 jax.random.key(config.seed),
                 _reporting(progress),
             )

@@ -47,6 +47,7 @@ RUNLOCAL: Mapping[str, Any] = {
     "per_image.sampler_steps": 4,
     "per_image.clip": "",
     "per_image.clip_weight": 0.0,
+    "joint.plain_steps": 20,
     "joint.steps": 10,
     "joint.num_generated": 2,
     "joint.sampler_steps": 2,
@@ -60,7 +61,7 @@ RUNLOCAL: Mapping[str, Any] = {
     "classifier.steps": 40,
     "classifier.batch_size": 32,
     "valuation.plain_steps": 20,
-    "valuation.steps": 20,
+    "valuation.steps": 10,
 }
 
 # Attributes that the captioner `tones` measures, and that a pretrained generator of one's own images was taught.
@@ -115,7 +116,9 @@ _PHOTOS: Mapping[str, Any] = {
     "per_image.sampler_steps": 30,
     "per_image.micro_batch_size": 2,
     "per_image.clip": "openai/clip-vit-large-patch14",
-    "joint.num_generated": 2,
+    "joint.plain_steps": 1000,
+    "joint.num_generated": 16,
+    "joint.micro_batch_size": 4,
     "joint.lora_learning_rate": 1e-5,
     "classifier.name": "resnet50",
     "classifier.dtype": "bfloat16",
@@ -127,7 +130,7 @@ _PHOTOS: Mapping[str, Any] = {
     "classifier.crop_area": 0.08,
     "classifier.flip": True,
     "classifier.mixing": "none",
-    "valuation.steps": 1000,
+    "valuation.plain_steps": 1000,
 }
 
 # The variant `pretrained`: a small generator of one's own images, made by `python -m utilgen_jax.pretraining`, with the

@@ -32,7 +32,7 @@ from utilgen_jax.pool.storage import PoolRecord
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.sharding import replicate
-from utilgen_jax.valuation.cross_fit import PoolValues, fold_agreement
+from utilgen_jax.valuation.cross_fit import PoolValues
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
@@ -187,7 +187,6 @@ class JointSteps:
             weights.mean(0),
             losses.mean(0),
             difficulty=experiment.values.difficulty(pool),
-            agreement=fold_agreement(weights),
         )
 
     @step("evaluation_{spec.name}_update", float)

@@ -53,23 +53,27 @@ class ValueSteps:
         """
         experiment = self.experiment
         difficulty = self.difficulty(pool)
-        valuation = experiment.config.valuation
-        with experiment.log(valuation.total_steps * len(experiment.folds)) as on_step:
+        config, valuation = experiment.classifier_config, experiment.config.valuation
+        folds = experiment.weighting_folds
+        with experiment.log(valuation.total_steps(config, len(folds))) as on_step:
             values = cross_fit(
                 experiment.classifier,
-                experiment.classifier_config,
+                config,
                 valuation,
                 weighting,
                 experiment.real,
                 experiment.examples(pool),
-                experiment.folds,
+                folds,
                 experiment.key(Key.VALUATION),
                 on_step,
             )
         assert values.agreement is not None
-        experiment.metrics.write(pool.round, f"fold_agreement_{name}", correlation=values.agreement)
+        experiment.metrics.write(pool.round, f"agreement_{name}", correlation=values.agreement)
         if values.contradictory and experiment.is_first:
-            print(f"value_{name}: the folds contradict each other, so all images count the same", file=sys.stderr)
+            print(
+                f"value_{name}: the weights contradict what images do, so all images count the same",
+                file=sys.stderr,
+            )
         return dataclasses.replace(values, difficulty=difficulty)
 
     @step("ensemble_{spec.name}", EnsembleLabels)

@@ -12,6 +12,7 @@ class JointConfig:
     """The one bilevel update of classifier, weight network and the generator's adapter."""
 
     steps: int = setting(60, "bilevel updates, the folds in turn", minimum=1)
+    plain_steps: int = setting(100, "steps of a fold's classifier before them", minimum=1)
     outer_every: int = setting(1, "steps of a fold between two of the outer level; the others are plain", minimum=1)
     inner_steps: int = setting(1, "classifier's steps that an update looks through", minimum=1, maximum=5)
     num_generated: int = setting(10, "images generated for each of them", minimum=1)
@@ -19,6 +20,7 @@ class JointConfig:
     sampler_steps: int = setting(4, "denoising steps to an image inside an update", minimum=1, maximum=1000)
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
     ema_decay: float = setting(0.95, "of the average of the classifier's parameters", minimum=0.0, maximum=0.99999)
+    weight_learning_rate: float = setting(1e-2, "Adam's rate, weight network", minimum=1e-8, maximum=10.0)
     attribute_learning_rate: float = setting(0.02, "Adam's rate, attribute logits", minimum=1e-8, maximum=10.0)
     attribute_weight_decay: float = setting(0.01, "L2 of the attribute logits; larger stays nearer to 0", minimum=0.0)
     lora_rank: int = setting(4, "rank of the LoRA on the UNet's attention", minimum=1, maximum=1024)

@@ -99,7 +99,7 @@ class JointProgram:
         bounds = keep_within(lowest, highest) if self.has("bounds") else optax.identity()
         optimizers = {
             "weights": optax.chain(
-                optax.add_decayed_weights(valuation.weight_decay), optax.adam(valuation.learning_rate)
+                optax.add_decayed_weights(valuation.weight_decay), optax.adam(joint.weight_learning_rate)
             ),
             "attributes": optax.chain(
                 optax.add_decayed_weights(joint.attribute_weight_decay), optax.adam(joint.attribute_learning_rate)

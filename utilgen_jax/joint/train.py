@@ -79,7 +79,7 @@ def train_jointly(
         on_step: called after each step with (steps done, loss on the device, further scalars of bilevel steps); there
             are `num_steps` in all.
     """
-    plain_config = dataclasses.replace(program.config, steps=program.valuation.plain_steps)
+    plain_config = dataclasses.replace(program.config, steps=program.joint.plain_steps)
     inputs = first_inputs(program, sd, data)
     outer = init_sharded(
         lambda params, init_key: program.init_outer(params, inputs, start, init_key),
@@ -114,7 +114,7 @@ def train_jointly(
 
 def num_steps(program: JointProgram, num_folds: int) -> int:
     """The steps that `train_jointly` tells of."""
-    return num_folds * program.valuation.plain_steps + program.joint.steps
+    return num_folds * program.joint.plain_steps + program.joint.steps
 
 
 def predict_weights(

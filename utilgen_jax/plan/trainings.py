@@ -134,7 +134,7 @@ def _classifier(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 
 def _per_image(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    config, folds = run.config.section(PerImageConfig), run.config.valuation.folds
+    config, folds = run.config.section(PerImageConfig), run.config.valuation.weighting_folds
     weighting = make_weighting(WEIGHTING, run.config.valuation, NUM_CLASSES)
     sees = _classifier_input(run)
     program = PerImageProgram(
@@ -148,10 +148,10 @@ def _per_image(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     )
 
     def init(key: jax.Array) -> dict[str, Any]:
-        return {"classifier": _init_classifier(run, key), "weighting": weighting.init(key)}
+        classifiers = jax.vmap(partial(_init_classifier, run))(jax.random.split(key, folds))
+        return {"classifier": classifiers, "weighting": weighting.init(key)}
 
-    stacked = jax.eval_shape(lambda key: jax.vmap(init)(jax.random.split(key, folds)), key_shape())
-    models = run.replicated(FoldModels(run.classifier, stacked))
+    models = run.replicated(FoldModels(run.classifier, jax.eval_shape(init, key_shape())))
     tower, anchors = None, None
     if config.clip_weight:
         encoder = (not config.clip and run.architecture.image_encoder) or _CLIP.clone(dtype=run.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.fields import setting
 
 
@@ -11,21 +12,31 @@ from utilgen_jax.fields import setting
 class ValuationConfig:
     """How synthetic images are valued: cross-fitted bilevel training of a weighting."""
 
-    folds: int = setting(2, "cross-fit: each fold of the shots is validation once", minimum=2)
-    plain_steps: int = setting(100, "steps of a fold's classifier before its bilevel steps", minimum=1)
-    steps: int = setting(300, "bilevel steps a fold", minimum=1)
+    folds: int = setting(2, "of the shots: each is validation once; of all methods but `utilgen`", minimum=2)
+    weighting_folds: int = setting(5, "the same, where a weighting is cross-fitted (`utilgen`)", minimum=2)
+    plain_steps: int = setting(
+        0, "steps of a fold's classifier before its bilevel steps; 0: as many as the final one's", minimum=0
+    )
+    synthetic_fraction: float = setting(
+        0.1, "of the batches of these classifiers; small, so that they go by the shots", minimum=0.01, maximum=0.99
+    )
+    steps: int = setting(60, "bilevel steps a fold", minimum=1)
     inner_learning_rate: float = setting(
         1e-4, "AdamW's rate in bilevel steps; small, so that the lookahead is local", minimum=1e-8, maximum=1.0
     )
     hidden: int = setting(100, "hidden units of the weight network", minimum=1)
-    learning_rate: float = setting(1e-2, "Adam's learning rate, weight network", minimum=1e-8, maximum=10.0)
+    learning_rate: float = setting(3e-3, "Adam's learning rate, weight network", minimum=1e-8, maximum=10.0)
     weight_decay: float = setting(1e-4, "L2 of the weight network, as Meta-Weight-Net's code", minimum=0.0, maximum=1.0)
     validation_batch_size: int = setting(0, "validation images a step; 0: the whole fold", minimum=0)
 
-    @property
-    def total_steps(self) -> int:
-        """Of a fold."""
-        return self.plain_steps + self.steps
+    def training_of_a_fold(self, config: ClassifierConfig) -> ClassifierConfig:
+        """The plain steps of a fold's classifier, given the final one's training."""
+        steps = self.plain_steps or config.steps
+        return dataclasses.replace(config, steps=steps, synthetic_fraction=self.synthetic_fraction)
+
+    def total_steps(self, config: ClassifierConfig, num_folds: int) -> int:
+        """Of all folds, plain and bilevel ones, given the final classifier's training."""
+        return num_folds * (self.training_of_a_fold(config).steps + self.steps)
 
 
 @dataclasses.dataclass(frozen=True)

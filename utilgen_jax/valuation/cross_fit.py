@@ -1,11 +1,12 @@
 """Values a synthetic pool: UtilGen's task-oriented data valuation (arXiv 2510.24262).
 
 The shots are divided into folds. For each fold a classifier learns from the other shots and the weighted pool, while
-the weighting learns, through one step of lookahead, which weights lower the loss on the fold's images. Validation on
-images that are trained on would teach nothing, since their gradient vanishes as they are fitted.
+the weighting, one for all folds, learns through one step of lookahead which weights lower the loss on the fold's
+images. Validation on images that are trained on would teach nothing, since their gradient vanishes as they are fitted.
 
-Each classifier starts with plain steps, and the bilevel ones after them are small. From a cold start, or by a step that
-is not local, whatever has a high loss seems useful: it regularises (measured: README.md in this folder).
+Each classifier is trained to its end by plain steps on few synthetic images, and the bilevel steps after them are
+small. Before that, or by a step that is not local, whatever has a high loss seems useful: it has the largest gradient,
+and it regularises (measured: README.md in this folder).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +24,16 @@ from flax import struct
 
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network
 from utilgen_jax.classifier.config import ClassifierConfig
-from utilgen_jax.classifier.dataset import StepKey, draw_batch
+from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.classifier.side_by_side import Training, train_classifiers
+from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import OnStep, Params, counted_from
+from utilgen_jax.types import OnStep, Params
 from utilgen_jax.valuation.config import ValuationConfig
 
 PREDICTION_BATCH_SIZE = 500
@@ -65,9 +69,9 @@ class PoolValues:
         losses: float32 [N], the mean over the folds: the weight network's input; None without a weighting.
         soft_labels: float32 [N, K]; None where the labels stay as they are.
         difficulty: float32 [N] in [0, 1], 1 - p(label) of a classifier of the shots alone; None where not measured.
-        fold_models: each fold's classifier and weighting parameters, "classifier" and "weighting", stacked [F, ...];
+        fold_models: parameters of the folds' classifiers, "classifier", stacked [F, ...], and of the "weighting";
             `predict_weights` values other images with them. None without a weighting.
-        agreement: the mean correlation of the weights of two folds, in [-1, 1], see `fold_agreement`; None without a
+        agreement: of the weights with what the images do for the folds' classifiers, see `agreement`; None without a
             weighting. Where it is negative the weights are all 1.
     """
 
@@ -80,7 +84,7 @@ class PoolValues:
 
     @property
     def contradictory(self) -> bool:
-        """Whether the folds' weights contradict each other, so that nothing was learnt."""
+        """Whether the weights contradict what the images do, so that nothing was learnt."""
         return self.agreement is not None and self.agreement < 0
 
 
@@ -95,12 +99,11 @@ def cross_fit(
     key: jax.Array,
     on_step: OnStep,
 ) -> PoolValues:
-    """Learns a weighting for each fold and gives every image of the pool its mean weight.
+    """Learns a weighting over the folds and gives every image of the pool its mean weight.
 
     Args:
         classifier: trained on the weighted images, from its own start in every fold.
-        config: the classifier's, as for the final one; its `steps` are replaced by the valuation's plain ones, which
-            are followed by bilevel ones at the valuation's rate.
+        config: the final classifier's, see `ValuationConfig.training_of_a_fold`.
         valuation: the weighting's.
         weighting_name: key of `WEIGHTINGS`.
         real: the shots.
@@ -111,54 +114,70 @@ def cross_fit(
             validation loss of bilevel steps).
 
     Returns:
-        The values of the pool's images, without difficulty. Folds whose weights contradict each other have found
-        nothing: then all weights are 1.
+        The values of the pool's images, without difficulty. Weights that contradict what the images do at the end have
+        found nothing: then all are 1.
     """
     program = _Program(
-        dataclasses.replace(config, steps=valuation.plain_steps),
+        valuation.training_of_a_fold(config),
         valuation,
         make_weighting(weighting_name, valuation, pool.num_classes, _num_attributes(pool)),
     )
     pool = dataclasses.replace(pool, weights=jnp.ones(len(pool)))
-    values, fold_models = [], []
-    for number, fold in enumerate(folds):
-        fold_key = jax.random.fold_in(key, number)
-        done = number * valuation.total_steps
-        train, validation = real.take(fold.train_indices), real.take(fold.validation_indices)
-        params = train_classifier(
-            classifier, program.config, train, pool, jax.random.fold_in(fold_key, 0), counted_from(done, on_step)
-        )
-        outer = {"weighting": init_sharded(program.weighting.init, jax.random.fold_in(fold_key, 1))}
-        state = init_state(params, program.optimizer, outer, program.outer_optimizer)
-        batch_key = jax.random.fold_in(fold_key, 2)
-        done += valuation.plain_steps
-        for step in range(valuation.steps):
-            step_key = jax.random.fold_in(batch_key, step)
-            state, metrics = _step(classifier, program, state, (train, pool, validation), step_key)
-            on_step(done + step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
-        values.append(_value(classifier, program, state, pool))
-        fold_models.append(jax.tree.map(to_host, {"classifier": state.params, "weighting": state.outer["weighting"]}))
+    trains = [real.take(fold.train_indices) for fold in folds]
+    trainings = [
+        Training(train, pool, jax.random.fold_in(jax.random.fold_in(key, 0), number))
+        for number, train in enumerate(trains)
+    ]
+    outer = {"weighting": init_sharded(program.weighting.init, jax.random.fold_in(key, 1))}
+    states = [
+        init_state(params, program.optimizer, outer, program.outer_optimizer)
+        for params in train_classifiers(classifier, program.config, trainings, on_step)
+    ]
+    shared: tuple[Any, Any] = outer, states[0].outer_optimizer_state
+    done = len(folds) * program.config.steps
+    for step in range(len(folds) * valuation.steps):
+        number = step % len(folds)
+        state = dataclasses.replace(states[number], outer=shared[0], outer_optimizer_state=shared[1])
+        data = trains[number], pool, real.take(folds[number].validation_indices)
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
+        states[number], metrics = _step(classifier, program, state, data, step_key)
+        shared = states[number].outer, states[number].outer_optimizer_state
+        on_step(done + step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
+    weighting = shared[0]["weighting"]
+    values = [_value(classifier, program, state.params, weighting, pool) for state in states]
+    first = smoothed(program.config, pool.take(np.arange(min(len(pool), PREDICTION_BATCH_SIZE))))
+    held_out = [smoothed(program.config, real.take(fold.validation_indices)) for fold in folds]
+    utilities = [
+        _utilities(classifier, state.params, first, shots) for state, shots in zip(states, held_out, strict=True)
+    ]
+    classifiers = [jax.tree.map(to_host, state.params) for state in states]
     fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
-    agreement = fold_agreement(fold_weights)
+    agrees = agreement(fold_weights[:, : len(first)], np.stack([to_host(of_fold) for of_fold in utilities]))
     weights = fold_weights.mean(0)
     return PoolValues(
-        np.ones_like(weights) if agreement < 0 else weights,
+        np.ones_like(weights) if agrees < 0 else weights,
         fold_losses.mean(0),
-        fold_models=jax.tree.map(lambda *leaves: np.stack(leaves), *fold_models),
-        agreement=agreement,
+        fold_models={
+            "classifier": jax.tree.map(lambda *leaves: np.stack(leaves), *classifiers),
+            "weighting": jax.tree.map(to_host, weighting),
+        },
+        agreement=agrees,
     )
 
 
-def fold_agreement(fold_weights: np.ndarray) -> float:
-    """How far the folds agree on a pool: the mean correlation of the weights [F, N] of two folds, in [-1, 1].
+def agreement(weights: np.ndarray, utilities: np.ndarray) -> float:
+    """How far weights follow what images do for the folds' classifiers.
 
-    Weights of a fold that are all the same correlate with nothing; a single fold agrees with itself.
+    Args:
+        weights: by each fold's classifier, float [F, N].
+        utilities: how much a small step on an image lowers the loss on the fold's shots, float [F, N].
+
+    Returns:
+        The mean correlation of a fold, in [-1, 1]; weights that are all the same correlate with nothing.
     """
-    centred = fold_weights - fold_weights.mean(1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1)
-    unit = centred / np.where(norms > 1e-12, norms, 1.0)[:, None]
-    pairs = [float(np.dot(unit[one], unit[two])) for one in range(len(unit)) for two in range(one)]
-    return float(np.mean(pairs)) if pairs else 1.0
+    centred = [values - values.mean(1, keepdims=True) for values in (weights, utilities)]
+    unit = [values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12) for values in centred]
+    return float(np.mean(np.sum(unit[0] * unit[1], axis=1)))
 
 
 def predict_weights(
@@ -182,11 +201,11 @@ def predict_weights(
     """
     weighting = make_weighting(weighting_name, valuation, examples.targets.shape[-1])
 
-    def weigh(fold_model: dict[str, Params]) -> jax.Array:
-        logits = classifier.apply(fold_model["classifier"], examples.inputs).astype(jnp.float32)
-        return weighting.apply(fold_model["weighting"], WeightingInputs(examples, logits))[0]
+    def weigh(params: Params) -> jax.Array:
+        logits = classifier.apply(params, examples.inputs).astype(jnp.float32)
+        return weighting.apply(fold_models["weighting"], WeightingInputs(examples, logits))[0]
 
-    return jnp.mean(jax.vmap(weigh)(fold_models), axis=0)
+    return jnp.mean(jax.vmap(weigh)(fold_models["classifier"]), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,19 +245,29 @@ def _step(
     if size:
         chosen = jax.random.choice(jax.random.fold_in(key, StepKey.VALIDATION), len(validation), (size,))
         validation = validation.take(chosen)
+    shifted = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
+    validation = dataclasses.replace(validation, inputs=shifted)
     update = make_bilevel_update(classifier.apply, program.weighting, program.optimizer, program.outer_optimizer)
     batch = smoothed(program.config, draw_batch(program.config, real, pool, key))
     return update(state, batch, smoothed(program.config, validation))
 
 
 def _value(
-    classifier: Classifier, program: _Program, state: BilevelState, pool: Examples
+    classifier: Classifier, program: _Program, params: Params, weighting: Params, pool: Examples
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [N] and losses [N] of the pool's images, by the classifier and weighting of a fold."""
-    logits = predict_logits(classifier, state.params, pool.inputs, PREDICTION_BATCH_SIZE)
+    """Weights [N] and losses [N] of the pool's images, by the classifier of a fold."""
+    logits = predict_logits(classifier, params, pool.inputs, PREDICTION_BATCH_SIZE)
     inputs = WeightingInputs(smoothed(program.config, pool), jnp.asarray(logits))
-    weights, _ = program.weighting.apply(state.outer["weighting"], inputs)
+    weights, _ = program.weighting.apply(weighting, inputs)
     return to_host(weights), to_host(inputs.losses)
+
+
+@jax.jit
+def _utilities(classifier: Classifier, params: Params, pool: Examples, held_out: Examples) -> jax.Array:
+    """How much a small step of descent on each image lowers the loss on held-out shots, float32 [N]."""
+    descent = optax.sgd(1e-4)
+    found = influence(classifier.apply, descent, params, descent.init(params), pool, held_out)
+    return jnp.sum(pool.targets * found.matrix, axis=-1)
 
 
 def local_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
