@@ -142,9 +142,8 @@ def test_coverage_is_taken_in_the_features_of_classifier_image_encoder_or_both()
 def test_the_gradient_is_that_of_finite_differences_in_float64(level, plain_descent):
     """Of validation loss and anchor, in each part of the outer level; what the weighting looks at is a number."""
     others = () if level == "weights" else ("weights",)
-    joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0)
-    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
-    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=others)
+    joint = dataclasses.replace(JOINT, inner_learning_rate=0.01, differentiable_steps=2, coverage=0.0)
+    program = dataclasses.replace(PROGRAM, joint=joint, without=others)
     with jax.enable_x64(True):
         check_gradient(program, level)
 
@@ -171,9 +170,8 @@ def test_the_gradient_through_stable_diffusion_is_that_of_finite_differences(pla
     from tests.diffusers_checkpoint import write_quick_stable_diffusion  # torch is slow to import
 
     folder = write_quick_stable_diffusion(tmp_path)
-    joint = dataclasses.replace(JOINT, differentiable_steps=2, coverage=0.0, num_generated=4)
-    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
-    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation)
+    joint = dataclasses.replace(JOINT, inner_learning_rate=0.01, differentiable_steps=2, coverage=0.0, num_generated=4)
+    program = dataclasses.replace(PROGRAM, joint=joint)
     with jax.enable_x64(True):
         sd = load_stable_diffusion(folder, jnp.dtype("float64"))
         program = dataclasses.replace(program, latent_shape=sd.architecture.latent_shape((16, 16)))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.generator import toy
 from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data
-from tests.toy_images import NUM_CLASSES, VALUATION
+from tests.toy_images import NUM_CLASSES
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.joint.program import LEVELS
@@ -125,10 +125,10 @@ def test_several_inner_steps_are_looked_through(trained):
 @pytest.mark.parametrize("without", ["weights", "attributes"])
 def test_useless_images_get_small_weights_and_their_attribute_becomes_less_probable(without):
     data = make_data()
-    joint = dataclasses.replace(JOINT, plain_steps=40, steps=160, attribute_learning_rate=0.05)
-    valuation = dataclasses.replace(VALUATION, inner_learning_rate=0.01)
-    program = dataclasses.replace(PROGRAM, joint=joint, valuation=valuation, without=(without,))
-    result = train(joint=joint, valuation=valuation, data=data, without=(without,))
+    joint = dataclasses.replace(JOINT, plain_steps=40, inner_learning_rate=0.01, steps=160)
+    joint = dataclasses.replace(joint, attribute_learning_rate=0.05)
+    program = dataclasses.replace(PROGRAM, joint=joint, without=(without,))
+    result = train(joint=joint, data=data, without=(without,))
     if without == "weights":
         assert result.attribute_logits[1] < result.attribute_logits[0] - 0.15
         return

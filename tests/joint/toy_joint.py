@@ -18,6 +18,7 @@ from utilgen_jax.valuation.cross_fit import init_state
 
 JOINT = JointConfig(
     plain_steps=2,
+    inner_learning_rate=1e-3,
     steps=6,
     num_generated=8,
     lora_rank=2,

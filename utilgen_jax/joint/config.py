@@ -13,6 +13,9 @@ class JointConfig:
 
     steps: int = setting(60, "bilevel updates, the folds in turn", minimum=1)
     plain_steps: int = setting(100, "steps of a fold's classifier before them", minimum=1)
+    inner_learning_rate: float = setting(
+        1e-4, "AdamW's rate of the classifier's steps; small, so that the lookahead is local", minimum=1e-8, maximum=1.0
+    )
     outer_every: int = setting(1, "steps of a fold between two of the outer level; the others are plain", minimum=1)
     inner_steps: int = setting(1, "classifier's steps that an update looks through", minimum=1, maximum=5)
     num_generated: int = setting(10, "images generated for each of them", minimum=1)

@@ -89,7 +89,7 @@ class JointProgram:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Of the classifier."""
-        return local_optimizer(self.valuation.inner_learning_rate, self.config.weight_decay)
+        return local_optimizer(self.joint.inner_learning_rate, self.config.weight_decay)
 
     @property
     def outer_optimizer(self) -> optax.GradientTransformation:

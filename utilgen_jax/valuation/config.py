@@ -20,9 +20,9 @@ class ValuationConfig:
     synthetic_fraction: float = setting(
         0.1, "of the batches of these classifiers; small, so that they go by the shots", minimum=0.01, maximum=0.99
     )
-    steps: int = setting(60, "bilevel steps a fold", minimum=1)
+    steps: int = setting(30, "bilevel steps a fold, on the pool alone", minimum=1)
     inner_learning_rate: float = setting(
-        1e-4, "AdamW's rate in bilevel steps; small, so that the lookahead is local", minimum=1e-8, maximum=1.0
+        1e-5, "AdamW's rate in bilevel steps; small, so that the lookahead is local", minimum=1e-8, maximum=1.0
     )
     hidden: int = setting(100, "hidden units of the weight network", minimum=1)
     learning_rate: float = setting(3e-3, "Adam's learning rate, weight network", minimum=1e-8, maximum=10.0)

@@ -37,6 +37,8 @@ from utilgen_jax.types import OnStep, Params
 from utilgen_jax.valuation.config import ValuationConfig
 
 PREDICTION_BATCH_SIZE = 500
+# An agreement that weights without a meaning may have, and right ones where the held-out shots are few.
+_CHANCE = -0.05
 
 # Inputs of `joint`'s weight network; the prompts' attributes come after them where there are any.
 JOINT_FEATURES = ("loss", "margin", "entropy", "class")
@@ -72,7 +74,7 @@ class PoolValues:
         fold_models: parameters of the folds' classifiers, "classifier", stacked [F, ...], and of the "weighting";
             `predict_weights` values other images with them. None without a weighting.
         agreement: of the weights with what the images do for the folds' classifiers, see `agreement`; None without a
-            weighting. Where it is negative the weights are all 1.
+            weighting.
     """
 
     weights: np.ndarray
@@ -84,8 +86,8 @@ class PoolValues:
 
     @property
     def contradictory(self) -> bool:
-        """Whether the weights contradict what the images do, so that nothing was learnt."""
-        return self.agreement is not None and self.agreement < 0
+        """Whether the weights contradict what the images do, by more than chance, so that nothing was learnt."""
+        return self.agreement is not None and self.agreement < _CHANCE
 
 
 def cross_fit(
@@ -154,8 +156,8 @@ def cross_fit(
     fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
     agrees = agreement(fold_weights[:, : len(first)], np.stack([to_host(of_fold) for of_fold in utilities]))
     weights = fold_weights.mean(0)
-    return PoolValues(
-        np.ones_like(weights) if agrees < 0 else weights,
+    found = PoolValues(
+        weights,
         fold_losses.mean(0),
         fold_models={
             "classifier": jax.tree.map(lambda *leaves: np.stack(leaves), *classifiers),
@@ -163,6 +165,7 @@ def cross_fit(
         },
         agreement=agrees,
     )
+    return dataclasses.replace(found, weights=np.ones_like(weights)) if found.contradictory else found
 
 
 def agreement(weights: np.ndarray, utilities: np.ndarray) -> float:
@@ -239,7 +242,7 @@ def _step(
     data: tuple[Examples, Examples, Examples],
     key: jax.Array,
 ) -> tuple[BilevelState, BilevelMetrics]:
-    """One bilevel update on a fresh batch of real and synthetic images; the real ones keep weight 1."""
+    """One bilevel update on a batch of the pool: the classifier knows the shots, and what is asked is which help."""
     real, pool, validation = data
     size = program.valuation.validation_batch_size
     if size:
@@ -248,7 +251,8 @@ def _step(
     shifted = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
     validation = dataclasses.replace(validation, inputs=shifted)
     update = make_bilevel_update(classifier.apply, program.weighting, program.optimizer, program.outer_optimizer)
-    batch = smoothed(program.config, draw_batch(program.config, real, pool, key))
+    of_pool = dataclasses.replace(program.config, synthetic_fraction=1.0)
+    batch = smoothed(program.config, draw_batch(of_pool, real, pool, key))
     return update(state, batch, smoothed(program.config, validation))
 
 
