@@ -20,7 +20,7 @@ from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import sample
-from utilgen_jax.models.lora import Lora, init_lora, with_scale
+from utilgen_jax.models.lora import Lora, init_lora, merge_lora, with_scale
 
 PROMPT, STEPS, GUIDANCE = "the photo of the digit 7", 10, 5.0
 LATENTS = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
@@ -141,6 +141,40 @@ def test_an_old_lora_file_is_converted(checkpoint, tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
     pipeline.load_lora_weights(file.parent)
     assert pipeline.get_active_adapters()
+
+
+def test_several_loras_are_merged_each_with_its_scale(checkpoint, tmp_path):
+    params = load_stable_diffusion(checkpoint("sd15")).params
+    loras = [random_lora(params["unet"], seed) for seed in (0, 5)]
+    files = [save_lora(tmp_path / f"{seed}.safetensors", {"unet": lora}) for seed, lora in enumerate(loras)]
+    flags = (f"--lora={files[0]}", "--lora_scale=0.7", f"--lora={files[1]}", "--lora_scale=-0.4")
+    assert export(f"--checkpoint={checkpoint('sd15')}", *flags, f"--out={tmp_path / 'out'}") == 0
+    expected = params["unet"]
+    for lora, scale in zip(loras, (0.7, -0.4), strict=True):
+        expected = merge_lora(expected, with_scale(lora, scale))
+    written = load_stable_diffusion(tmp_path / "out").params["unet"]
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-6), written, expected)
+
+
+@pytest.mark.parametrize("name", ["controlnet", "prior"])
+def test_a_component_that_is_not_supported_is_refused(checkpoint, tmp_path, capsys, name):
+    folder = shutil.copytree(checkpoint("sd15"), tmp_path / "folder")
+    index = json.loads((folder / "model_index.json").read_text()) | {name: ["diffusers", "ControlNetModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    [message] = refusal(capsys, f"--checkpoint={folder}", f"--out={tmp_path / 'out'}")
+    assert f"{name} (ControlNetModel): not supported" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ip_adapters_image_encoder_is_left_out(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("sd15"), tmp_path / "folder")
+    shutil.copytree(checkpoint("unclip") / "image_encoder", folder / "image_encoder")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert export(f"--checkpoint={folder}", f"--out={tmp_path / 'out'}") == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.image_encoder is None and not (tmp_path / "out" / "image_encoder").exists()
 
 
 def test_only_an_earlier_export_is_replaced(checkpoint, tmp_path, capsys):

@@ -5,9 +5,10 @@
       --lora=pytorch_lora_weights.safetensors --lora_scale=0.8 --out=exported
   python -m utilgen_jax.export --checkpoint=FOLDER --lora=old_lora.safetensors --lora_only --out=exported_lora
 
-The folder gets `model_index.json` and all components, for `DiffusionPipeline.from_pretrained`. A LoRA is merged into
-the weights. With --lora_only it is converted to `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights`. An
-earlier export in --out is replaced; other files are never replaced. Exit status: 0 done, 2 bad input, 130 interrupted.
+The folder gets `model_index.json` and all components, for `DiffusionPipeline.from_pretrained`. LoRAs are merged into
+the weights. With --lora_only their sum is converted to `pytorch_lora_weights.safetensors`, for
+`pipe.load_lora_weights`. An earlier export in --out is replaced; other files are never replaced. Exit status: 0 done,
+2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from absl import flags
 
 from utilgen_jax.config import command_line
+from utilgen_jax.config.lora_flags import define_lora_flags, lora_files, lora_problems
 from utilgen_jax.config.schema import choice_problems
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -36,8 +38,7 @@ def define_flags() -> flags.FlagValues:
     text("revision", "branch, tag or commit of a hub id")
     text("variant", "variant of the weights to read, such as fp16")
     text("vae", "folder or hub id of an autoencoder to use instead of the checkpoint's")
-    text("lora", "LoRA file or folder, in the format of diffusers, peft or kohya")
-    flags.DEFINE_float("lora_scale", 1.0, "strength of the LoRA: 0 none, 1 as trained", flag_values=values)
+    define_lora_flags(values)
     flags.DEFINE_boolean("lora_only", False, "write only the LoRA file, no checkpoint", flag_values=values)
     text("dtype", f"dtype of the written weights: {', '.join(_DTYPES)}; default: as stored")
     text("out", "output folder; created if missing")
@@ -55,11 +56,9 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     examples = {"checkpoint": "glyphs", "out": "exported"}
     problems = [f"--{name}: required, e.g. --{name}={text}" for name, text in examples.items() if not settings[name]]
     problems += choice_problems("dtype", settings["dtype"], _DTYPES)
-    if settings["lora"] and not Path(settings["lora"]).exists():
-        problems.append(f"--lora: {settings['lora']} does not exist")
-    problems += [
-        f"--{name}: requires --lora" for name in ("lora_scale", "lora_only") if name in given and not settings["lora"]
-    ]
+    problems += lora_problems(settings)
+    if settings["lora_only"] and not settings["lora"]:
+        problems.append("--lora_only: requires --lora")
     if settings["lora_only"]:
         problems += [f"--{name}: has no effect with --lora_only" for name in ("dtype", "vae") if settings[name]]
     return problems + command_line.folder_problems("out", settings["out"])
@@ -80,8 +79,9 @@ def export(settings: dict[str, Any]) -> Path:
     import jax.numpy as jnp
 
     from utilgen_jax import checkpoints
-    from utilgen_jax.checkpoints.lora_files import COMPONENTS, LORA_FILE, load_lora, save_lora
+    from utilgen_jax.checkpoints.lora_files import LORA_FILE, save_lora
     from utilgen_jax.errors import InputError
+    from utilgen_jax.generator.adapter_files import load_loras
     from utilgen_jax.generator.loading import read_architecture
     from utilgen_jax.generator.saving import (
         ExportSource,
@@ -89,8 +89,6 @@ def export(settings: dict[str, Any]) -> Path:
         exported_components,
         write_diffusers_folder,
     )
-    from utilgen_jax.generator.stable_diffusion import expected_params
-    from utilgen_jax.models.lora import with_scale
     from utilgen_jax.report.progress import Progress
 
     out = Path(settings["out"]).expanduser()
@@ -101,11 +99,7 @@ def export(settings: dict[str, Any]) -> Path:
     checkpoint = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
     components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
     architecture = read_architecture(checkpoint, components=components)
-    loras = {}
-    if settings["lora"]:
-        shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS}
-        loras = load_lora(settings["lora"], shapes)
-        loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
+    loras = load_loras(lora_files(settings), architecture)
     if settings["lora_only"]:
         return save_lora(out, loras)
     written: list[str] = []

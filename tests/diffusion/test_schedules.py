@@ -40,7 +40,7 @@ def test_alphas_cumprod_are_those_of_diffusers(name):
 @pytest.mark.parametrize(("setting", "final"), [({"set_alpha_to_one": True}, 1.0), ({"set_alpha_to_one": False}, None)])
 def test_alphas_at_timesteps_and_before_the_first(setting, final):
     schedule, expected = (
-        schedules.load_schedule(STABLE_DIFFUSION | setting),
+        ddim_schedule(STABLE_DIFFUSION | setting),
         DDIMScheduler(**STABLE_DIFFUSION, **setting),
     )
     alphas = schedules.alphas_at(schedule, np.array([700, 0, -1, -300]))
@@ -49,13 +49,21 @@ def test_alphas_at_timesteps_and_before_the_first(setting, final):
     assert final is None or alphas[-1] == final
 
 
-def test_samplers_have_different_defaults():
+def ddim_schedule(config):
+    return schedules.read_by(schedules.load_schedule(config), "DDIMScheduler")
+
+
+def test_classes_have_different_defaults():
     schedule = schedules.load_schedule(STABLE_DIFFUSION)
+    ddim, pndm, euler = (
+        schedules.read_by(schedule, f"{name}Scheduler", **overrides)
+        for name, overrides in (("DDIM", {}), ("PNDM", {"skip_prk_steps": True}), ("EulerDiscrete", {}))
+    )
     before = np.array([-1])
-    assert schedules.alphas_at(schedule, before) == 1.0
-    assert schedules.alphas_at(schedule, before, default_alpha_to_one=False) == schedule.alphas_cumprod[0]
-    assert schedules.inference_timesteps(schedule, 5)[0] == 800
-    assert schedules.inference_timesteps(schedule, 5, "linspace")[0] == 999
+    assert schedules.alphas_at(ddim, before) == 1.0
+    assert schedules.alphas_at(pndm, before) == schedule.alphas_cumprod[0]
+    assert schedules.inference_timesteps(ddim, 5)[0] == 800
+    assert schedules.inference_timesteps(euler, 5)[0] == 999
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
@@ -78,7 +86,7 @@ def test_inference_timesteps_are_those_of_diffusers(spacing, offset, num_steps):
     config = STABLE_DIFFUSION | {"timestep_spacing": spacing, "steps_offset": offset}
     expected = DDIMScheduler(**config)
     expected.set_timesteps(num_steps)
-    timesteps = schedules.inference_timesteps(schedules.load_schedule(config), num_steps)
+    timesteps = schedules.inference_timesteps(ddim_schedule(config), num_steps)
     assert timesteps.dtype == np.int32
     np.testing.assert_array_equal(timesteps, expected.timesteps.numpy())
 
@@ -86,7 +94,7 @@ def test_inference_timesteps_are_those_of_diffusers(spacing, offset, num_steps):
 @pytest.mark.parametrize("spacing", schedules.TIMESTEP_SPACINGS)
 def test_every_number_of_steps_has_as_many_falling_timesteps_of_the_schedule(spacing):
     # diffusers has a 62nd of 61 "trailing" timesteps, -1.
-    schedule = schedules.load_schedule(STABLE_DIFFUSION | {"timestep_spacing": spacing})
+    schedule = ddim_schedule(STABLE_DIFFUSION | {"timestep_spacing": spacing})
     for num_steps in range(1, 1001):
         timesteps = schedules.inference_timesteps(schedule, num_steps)
         assert timesteps.shape == (num_steps,)
@@ -97,7 +105,7 @@ def test_every_number_of_steps_has_as_many_falling_timesteps_of_the_schedule(spa
     ("config", "num_steps", "largest"), [({}, 0, 1000), ({}, 1001, 1000), ({"steps_offset": 1}, 1000, 999)]
 )
 def test_impossible_numbers_of_steps_are_refused(config, num_steps, largest):
-    schedule = schedules.load_schedule(STABLE_DIFFUSION | config)
+    schedule = ddim_schedule(STABLE_DIFFUSION | config)
     with pytest.raises(InputError, match=f"between 1 and {largest}, not {num_steps}"):
         schedules.inference_timesteps(schedule, num_steps)
 
@@ -140,15 +148,11 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(kind):
 
 @pytest.mark.parametrize(
     "setting",
-    [
-        {"beta_schedule": "sigmoid"},
-        {"prediction_type": "flow_prediction"},
-        {"timestep_spacing": "quadratic"},
-    ],
+    [{"beta_schedule": "sigmoid"}, {"prediction_type": "flow_prediction"}, {"beta_start": "0.1"}, {"trained_beta": 3}],
 )
 def test_unsupported_settings_are_refused_by_name(setting):
     [(name, value)] = setting.items()
-    with pytest.raises(InputError, match=f"scheduler_config.json: {name}=") as refusal:
+    with pytest.raises(InputError, match=f"scheduler_config.json: {name} = ") as refusal:
         schedules.load_schedule(STABLE_DIFFUSION | setting)
     assert repr(value) in str(refusal.value)
 
@@ -160,7 +164,7 @@ def test_trained_betas_are_refused():
 
 def test_settings_of_any_kind_leave_the_schedule_a_pytree_that_jit_takes():
     schedule = schedules.load_schedule(
-        STABLE_DIFFUSION | {"_use_default_values": ["solver_order"], "clip_sample": True}
+        STABLE_DIFFUSION | {"_use_default_values": ["solver_order"], "clip_sample": True, "disable_corrector": [1]}
     )
     assert schedule.settings["clip_sample"] is True and "_use_default_values" not in schedule.settings
     noisy = jax.jit(schedules.add_noise)(schedule, *latents_noise_timesteps()[:2], jnp.zeros(5, jnp.int32))

@@ -8,13 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from safetensors.numpy import load_file, save_file
 
 from tests.torch_parity import relative_error
+from utilgen_jax.diffusion.samplers import make_sampler
+from utilgen_jax.diffusion.schedules import read_by
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator import loading
+from utilgen_jax.generator.conditioning import encode_prompts
 from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
 from utilgen_jax.generator.stable_diffusion import example_arguments, expected_params
+from utilgen_jax.generator.tokens import add_learned_embeds
 
 
 def edit_json(path, **changes):
@@ -192,6 +197,103 @@ def test_components_that_do_not_fit_each_other_are_refused(copy_of, family, chan
     [(field, value)] = change.items()
     with pytest.raises(InputError, match=f"unet/config.json: {field}={value} should be "):
         read_architecture(folder)
+
+
+def torch_pipeline(folder):
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    return pipeline, pipeline.scheduler.config
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file:FutureWarning")  # which torch corrects
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0", "0.10.2", None])
+@pytest.mark.parametrize("size", [8, 64, 96])
+def test_the_sample_size_of_old_configs_is_what_torch_takes(copy_of, version, size):
+    folder = copy_of("sd15")
+    edit_json(folder / "unet" / "config.json", sample_size=size, _diffusers_version=version or "0.42.0")
+    expected = torch_pipeline(folder)[0].unet.config.sample_size
+    assert read_architecture(folder).unet.sample_size == expected
+
+
+def test_a_sample_size_may_be_a_list(copy_of):
+    folder = copy_of("sd15")
+    edit_json(folder / "unet" / "config.json", sample_size=[4, 8])
+    assert read_architecture(folder).unet.sample_size == (4, 8)
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file:FutureWarning")
+@pytest.mark.parametrize("family", ["sd15", "unclip"])
+@pytest.mark.parametrize(
+    "change", [{"steps_offset": 0}, {"steps_offset": None}, {"clip_sample": True}, {"clip_sample": None}]
+)
+def test_steps_and_clipping_are_those_of_torchs_pipeline(copy_of, family, change):
+    folder = copy_of(family)
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"} | change
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    pipeline, theirs = torch_pipeline(folder)
+    schedule = read_architecture(folder).schedule
+    settings = read_by(schedule, "DDIMScheduler").settings
+    assert settings == {name: theirs[name] for name in settings}
+    pipeline.scheduler.set_timesteps(7)
+    np.testing.assert_array_equal(make_sampler("checkpoint", schedule, 7).timesteps, pipeline.scheduler.timesteps)
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file:FutureWarning")
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_the_schedulers_class_is_that_of_the_index(copy_of, name):
+    folder = copy_of("sd15")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", name])
+    theirs = torch_pipeline(folder)[0].scheduler
+    theirs.set_timesteps(5)
+    schedule = read_architecture(folder).schedule
+    assert type(theirs).__name__ == name and schedule.settings["_class_name"] == name
+    np.testing.assert_allclose(make_sampler("checkpoint", schedule, 5).timesteps, theirs.timesteps, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("controlnet", "ControlNetModel", r"controlnet \(ControlNetModel\): not supported, and images would be made"),
+        ("prior", "PriorTransformer", r"prior \(PriorTransformer\): not supported"),
+        ("vae", "AsymmetricAutoencoderKL", "vae is a AsymmetricAutoencoderKL, which is not supported; AutoencoderKL"),
+        ("text_encoder", "T5EncoderModel", "text_encoder is a T5EncoderModel"),
+    ],
+)
+def test_a_component_that_is_not_supported_is_refused_by_name(copy_of, name, kind, words):
+    folder = copy_of("sd15")
+    edit_json(folder / "model_index.json", **{name: ["diffusers", kind]})
+    with pytest.raises(InputError, match=words):
+        read_architecture(folder)
+
+
+def test_an_ip_adapters_image_encoder_is_left_out(copy_of, checkpoint):
+    folder = copy_of("sd15")
+    shutil.copytree(checkpoint("unclip") / "image_encoder", folder / "image_encoder")
+    edit_json(folder / "model_index.json", image_encoder=["transformers", "CLIPVisionModelWithProjection"])
+    assert torch_pipeline(folder)[0].image_encoder is not None
+    assert read_architecture(folder) == read_architecture(checkpoint("sd15"))
+
+
+@pytest.mark.parametrize("value", [{"tokenizer_class": "T5Tokenizer"}, {"model_max_length": [77]}])
+def test_another_tokenizer_is_refused(copy_of, value):
+    folder = copy_of("sd15")
+    edit_json(folder / "tokenizer" / "tokenizer_config.json", **value)
+    with pytest.raises(InputError, match=f"tokenizer_config.json: {next(iter(value))} = "):
+        read_architecture(folder)
+
+
+def test_a_token_that_the_text_encoder_has_no_row_for_is_named(copy_of):
+    folder = copy_of("sd15")
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    size = json.loads((folder / "text_encoder" / "config.json").read_text())["vocab_size"]
+    edit_json(path, added_tokens_decoder={str(size): {"content": "<cat>", "special": False}})
+    sd = load_stable_diffusion(folder)
+    assert np.isfinite(encode_prompts(sd, ["a photo"])).all()
+    with pytest.raises(InputError, match=f"tokenizer: '<cat>' has no row in the text_encoder.*vocab_size={size}"):
+        encode_prompts(sd, ["a photo of <cat>"])
+    with pytest.raises(InputError, match=f"tokenizer: knows {size + 1} tokens"):
+        add_learned_embeds(sd, ("<dog>", np.zeros(32)))
 
 
 def test_a_broken_config_is_named(copy_of):

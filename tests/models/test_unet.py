@@ -240,7 +240,7 @@ def test_stable_diffusion_sizes():
     ("change", "named"),
     [
         ({"act_fn": "gelu"}, "act_fn = 'gelu'"),
-        ({"mid_block_type": None}, "mid_block_type = None"),
+        ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type = 'UNetMidBlock2D'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
         ({"only_cross_attention": True}, "only_cross_attention"),
         ({"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block"),

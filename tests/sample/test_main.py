@@ -184,6 +184,52 @@ def test_lora(checkpoint, latents, tmp_path):
     assert relative_error(torch_images(pipeline, latents=to_torch(LATENTS)), theirs) > 3 * TOLERANCE
 
 
+def random_lora(folder: Path, checkpoint: Path, seed: int, targets: list[str]) -> Path:
+    """The file of a LoRA with an effect, written by torch."""
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint)
+    torch.manual_seed(seed)
+    pipeline.unet.add_adapter(LoraConfig(r=2 + seed, lora_alpha=2, target_modules=targets))
+    with torch.no_grad():
+        for name, parameter in pipeline.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    StableDiffusionPipeline.save_lora_weights(folder, get_peft_model_state_dict(pipeline.unet))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # as there are to be two
+def test_several_loras_each_with_its_scale(checkpoint, latents, tmp_path):
+    targets = (["to_q", "to_k"], ["to_k", "to_v", "conv1"])
+    files = [random_lora(tmp_path / f"{seed}", checkpoint("sd15"), seed, targets[seed]) for seed in (0, 1)]
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
+    for name, file in zip("ab", files, strict=True):
+        pipeline.load_lora_weights(file.parent, adapter_name=name)
+    pipeline.set_adapters(["a", "b"], [0.5, 1.2])
+    theirs = torch_images(pipeline, latents=to_torch(LATENTS))
+    flags = [f"--lora={files[0]}", "--lora_scale=0.5", f"--lora={files[1]}", "--lora_scale=1.2"]
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents), *flags)
+    assert_same_images(ours, theirs)
+    pipeline.set_adapters(["b"], [1.2])
+    assert relative_error(torch_images(pipeline, latents=to_torch(LATENTS)), theirs) > 3 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_several_learned_tokens(checkpoint, latents, tmp_path):
+    torch.manual_seed(0)
+    files = []
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
+    for token, rows in (("<seven>", 2), ("<bold>", 1)):
+        files.append(tmp_path / f"{token[1:-1]}.safetensors")
+        save_file({token: torch.randn(rows, 32)}, files[-1])
+        pipeline.load_textual_inversion(str(tmp_path), weight_name=files[-1].name)
+    prompt = "a <bold> photo of <seven>"
+    theirs = torch_images(pipeline, prompt, latents=to_torch(LATENTS))
+    flags = [f"--embeds={file}" for file in files]
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents, prompt), *flags)
+    assert_same_images(ours, theirs)
+
+
 @pytest.mark.slow
 def test_a_learned_token(checkpoint, latents, tmp_path):
     torch.manual_seed(0)
@@ -258,9 +304,9 @@ def test_all_mistakes_are_told_at_once_before_the_checkpoint_is_opened(capsys, t
         "--seed: a value is missing; write --seed=VALUE",
         "--checkpoint: say which, such as --checkpoint=glyphs",
         '--prompt: say which, such as --prompt="a photo of the digit seven"',
-        "--scheduler=dimm: is not one of checkpoint, ddim, ddpm, pndm, dpmsolver++, euler, lcm; the nearest is ddim",
+        "--scheduler=dimm: is not one of ddim, ddpm, pndm, dpmsolver++, dpmsolver++_karras, ",
         "--dtype=bfloat: is not one of float32, bfloat16, float16; the nearest is bfloat16",
-        "--lora: there is no none.safetensors",
+        "--lora: none.safetensors does not exist",
         f"--out: {__file__}/below is, or lies under, a file; give a folder",
         f"--init_image: there is no file {tmp_path / 'none.png'}",
     ]
@@ -294,6 +340,12 @@ MISTAKES = {
     "hub": (["--checkpoint=owner/name", "--revision=main"], ["owner/name: not on this machine, and the Hugging Face"]),
     "vae": (["--vae=photo.png"], ["photo.png: a checkpoint is a folder in diffusers' format"]),
     "lora": (["--lora=noise.npy"], ["noise.npy"]),
+    "scales": (
+        ["--lora=noise.npy", "--lora=nan.npy", "--lora_scale=0.5"],
+        ["--lora_scale: 1 for 2 --lora; give one after each --lora, or none for 1"],
+    ),
+    "scale alone": (["--lora_scale=0.5"], ["--lora_scale: is of use with --lora only"]),
+    "embeds": (["--embeds=noise.npy", "--embeds=none.safetensors"], ["--embeds: none.safetensors does not exist"]),
 }
 
 

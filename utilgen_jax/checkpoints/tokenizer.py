@@ -1,19 +1,29 @@
 """CLIP's tokenizer."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utilgen_jax.checkpoints.checkpoint_folder import read_json
 from utilgen_jax.errors import InputError
+from utilgen_jax.models.json_fields import POSITIVE, Kind, only, read_fields
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 # transformers uses about 1e30 for a missing limit.
 _NO_LIMIT = 1_000_000
+_CONFIG = "tokenizer_config.json"
+# The fields of `tokenizer_config.json`, see `json_fields`; transformers reads the others, as for torch.
+TOKENIZER_FIELDS: Mapping[str, Kind] = {
+    "model_max_length": Kind(
+        "a number from 3 up", lambda value: POSITIVE.accepts(value) and value >= 3, True
+    ),  # start, token, end
+    "tokenizer_class": only("CLIPTokenizer", "CLIPTokenizerFast"),
+}
 
 
 def load_tokenizer(folder: Path | str, max_length: int = 77) -> "CLIPTokenizer":
@@ -36,6 +46,10 @@ def load_tokenizer(folder: Path | str, max_length: int = 77) -> "CLIPTokenizer":
         missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
         if missing:
             raise InputError(f"{folder}: no tokenizer; {' and '.join(missing)} missing, and there is no tokenizer.json")
+    if (folder / _CONFIG).is_file():
+        config = read_json(folder / _CONFIG)
+        read = {name: value for name, value in config.items() if name in TOKENIZER_FIELDS and value is not None}
+        read_fields(str(folder / _CONFIG), TOKENIZER_FIELDS, read)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # The Rust tokenizer raises bare Exception for a file that it cannot parse.

@@ -11,11 +11,11 @@ import numpy as np
 from flax import struct
 from flax.core import FrozenDict
 
+from utilgen_jax.diffusion.scheduler_fields import WHERE, class_settings, schedule_settings
 from utilgen_jax.errors import InputError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
-_SETTING_TYPES = (str, float, int, type(None))  # also bool, a subclass of int; all are hashable
 
 
 @struct.dataclass
@@ -25,7 +25,7 @@ class NoiseSchedule:
     Attributes:
         alphas_cumprod: ᾱ_t of DDPM (Ho et al. 2020, eq. 4), float32 [num_train_timesteps].
         prediction_type: output of the UNet, one of `PREDICTION_TYPES`.
-        settings: scalar fields of `scheduler_config.json`; each sampler reads its own.
+        settings: the fields of `scheduler_config.json` that stand there; each sampler reads its own, see `read_by`.
     """
 
     alphas_cumprod: jax.Array
@@ -39,56 +39,65 @@ class NoiseSchedule:
 
 
 def load_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Builds the schedule of a parsed `scheduler_config.json`; missing fields have diffusers' defaults.
+    """Builds the schedule of a parsed `scheduler_config.json`; missing fields have the defaults of its class.
 
     Settings of a single sampler are checked when it is created.
 
     Args:
-        config: the parsed file.
+        config: the parsed file; without a `_class_name` its class is DDIMScheduler.
 
     Raises:
         InputError: a setting is unknown or not supported.
     """
-    if config.get("trained_betas") is not None:
-        raise InputError("scheduler_config.json: trained_betas is not supported; only beta_schedule is")
-    prediction_type = config.get("prediction_type", "epsilon")
-    for name, value, choices in (
-        ("prediction_type", prediction_type, PREDICTION_TYPES),
-        ("timestep_spacing", config.get("timestep_spacing", "leading"), TIMESTEP_SPACINGS),
-    ):
-        if value not in choices:
-            raise InputError(f"scheduler_config.json: {name}={value!r} is not one of {', '.join(choices)}")
-    alphas_cumprod = np.cumprod(1.0 - _betas(config))
-    if config.get("rescale_betas_zero_snr", False):
+    values = schedule_settings(config)
+    prediction_type = values["prediction_type"]
+    alphas_cumprod = np.cumprod(1.0 - _betas(values))
+    if values.get("rescale_betas_zero_snr"):
         if prediction_type == "epsilon":
             raise InputError(
-                "scheduler_config.json: rescale_betas_zero_snr=True leaves only noise at the last timestep, where "
+                f"{WHERE}: rescale_betas_zero_snr=True leaves only noise at the last timestep, where "
                 "prediction_type='epsilon' is undefined; it needs 'v_prediction' or 'sample'"
             )
         alphas_cumprod = _rescale_to_zero_terminal_snr(alphas_cumprod)
+    own = {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
     return NoiseSchedule(
         alphas_cumprod=jnp.asarray(alphas_cumprod, jnp.float32),
         prediction_type=prediction_type,
-        settings=FrozenDict({name: value for name, value in config.items() if isinstance(value, _SETTING_TYPES)}),
+        settings=FrozenDict({name: _hashable(value) for name, value in own.items()}),
     )
 
 
-def _betas(config: Mapping[str, Any]) -> np.ndarray:
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return repr(value) if isinstance(value, dict) else value
+
+
+def read_by(schedule: NoiseSchedule, class_name: str, **overrides: Any) -> NoiseSchedule:
+    """Returns a schedule with all settings that a class of diffusers has, in place of those of the file.
+
+    Args:
+        schedule: from `load_schedule`.
+        class_name: key of `scheduler_fields.SCHEDULERS`.
+        **overrides: settings in place of the file's.
+
+    Raises:
+        InputError: a value is not supported.
+    """
+    settings = class_settings(class_name, {**schedule.settings, **overrides})
+    return NoiseSchedule(schedule.alphas_cumprod, schedule.prediction_type, FrozenDict(settings))
+
+
+def _betas(values: Mapping[str, Any]) -> np.ndarray:
     """Returns the variances β_t, float64 [num_train_timesteps]."""
-    number = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    kind = config.get("beta_schedule", "linear")
-    if kind == "linear":
+    number, start, end = values["num_train_timesteps"], values["beta_start"], values["beta_end"]
+    if values["beta_schedule"] == "linear":
         return np.linspace(start, end, number)
-    if kind == "scaled_linear":
+    if values["beta_schedule"] == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, number) ** 2
-    if kind == "squaredcos_cap_v2":
-        # Nichol & Dhariwal 2021, eq. 17, each β capped at 0.999.
-        alpha_bar = np.cos((np.arange(number + 1) / number + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    raise InputError(
-        f"scheduler_config.json: beta_schedule={kind!r} is not one of linear, scaled_linear, squaredcos_cap_v2"
-    )
+    # Nichol & Dhariwal 2021, eq. 17, each β capped at 0.999.
+    alpha_bar = np.cos((np.arange(number + 1) / number + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
 def _rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
@@ -98,20 +107,18 @@ def _rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     return root**2
 
 
-def inference_timesteps(schedule: NoiseSchedule, num_steps: int, default_spacing: str = "leading") -> np.ndarray:
+def inference_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
     """Returns descending timesteps for sampling, int32 [num_steps] (Lin et al. 2023, table 2).
 
     Args:
-        schedule: noise schedule, whose settings may have `timestep_spacing` and, for "leading", `steps_offset`.
+        schedule: noise schedule whose settings have `timestep_spacing` and, for "leading", `steps_offset`.
         num_steps: number of timesteps.
-        default_spacing: default `timestep_spacing`, which depends on the scheduler in diffusers.
 
     Raises:
         InputError: `num_steps` is not between 1 and the number of available timesteps.
     """
     total = schedule.num_train_timesteps
-    spacing = schedule.settings.get("timestep_spacing", default_spacing)
-    offset = schedule.settings.get("steps_offset", 0)
+    spacing, offset = schedule.settings["timestep_spacing"], schedule.settings["steps_offset"]
     # "leading" omits the last timesteps; with stride 1 its offset would exceed the last one.
     check_num_steps(num_steps, total - offset if spacing == "leading" else total)
     if spacing == "linspace":
@@ -129,14 +136,13 @@ def check_num_steps(num_steps: int, largest: int) -> None:
         raise InputError(f"the number of sampling steps must be between 1 and {largest}, not {num_steps}")
 
 
-def alphas_at(schedule: NoiseSchedule, timesteps: np.ndarray, default_alpha_to_one: bool = True) -> np.ndarray:
+def alphas_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
     """Returns ᾱ at timesteps int [S], for tables on the host: float64 [S].
 
-    Negative timesteps have ᾱ = 1 if the setting `set_alpha_to_one` (default: `default_alpha_to_one`) is true, else the
-    ᾱ of the first timestep.
+    Negative timesteps have ᾱ = 1, or that of the first timestep if the setting `set_alpha_to_one` is false.
     """
     alphas = np.asarray(schedule.alphas_cumprod, np.float64)
-    final = 1.0 if schedule.settings.get("set_alpha_to_one", default_alpha_to_one) else alphas[0]
+    final = 1.0 if schedule.settings.get("set_alpha_to_one", True) else alphas[0]
     return np.where(timesteps >= 0, alphas[np.maximum(timesteps, 0)], final)
 
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax.checkpoints import tokenize
 from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.per_image import FoldModels, PerImageProgram, refine_batch
@@ -39,7 +38,7 @@ from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
-from utilgen_jax.generator.tokens import add_tokens
+from utilgen_jax.generator.tokens import add_tokens, tokenize_prompts
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.runtime.sharding import replicate, sharding_for, to_host
@@ -187,7 +186,7 @@ class AdapterSteps:
         if not config.text_encoder_rank:
             return experiment.word_choice.class_means(encode_prompts(self.sd, experiment.word_prompts))
         prompts = [experiment.word_prompts[place] for place in experiment.word_choice.likeliest()]
-        return jnp.asarray(tokenize(self.sd.tokenizer, prompts))
+        return jnp.asarray(tokenize_prompts(self.sd, prompts))
 
     def _shots(
         self, config: DenoisingConfig, rows: np.ndarray | None = None, difficulties: np.ndarray | None = None

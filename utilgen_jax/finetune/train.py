@@ -28,6 +28,7 @@ from utilgen_jax.generator.finetune.textual_inversion import initial_embeds, tra
 from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.tokens import tokenize_prompts
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.saved_state import SavedState
@@ -118,7 +119,7 @@ def _train_lora(
     if (out / LORA_FILE).is_file():
         return out / LORA_FILE
     config, examples, saved = config.of_images(len(images[1])), _encode(sd, config, images, seed), _saved(out)
-    ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
+    ids = jnp.asarray(tokenize_prompts(sd, prompts))
     states = ids if config.text_encoder_rank else encode_prompts(sd, prompts)
     key = jax.random.fold_in(jax.random.key(seed), images[0].labels[images[1][0]])
     with Progress(f"LoRA {out.name}", config.steps) as progress:

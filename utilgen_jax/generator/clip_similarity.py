@@ -12,6 +12,7 @@ from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.clip_towers import ImageTower
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
+from utilgen_jax.generator.tokens import tokenize_prompts
 
 # A folder beside a checkpoint's components; diffusers has none, as its pipelines never compare texts with images.
 TEXT_PROJECTION = "text_projection"
@@ -41,7 +42,7 @@ def load_text_projection(folder: Path, architecture: Architecture) -> jax.Array:
 
 def embed_prompts(sd: StableDiffusion, projection: jax.Array, prompts: Sequence[str]) -> jax.Array:
     """CLIP text embeddings of prompts, float32 [P, E], not normalised; `projection` is `load_text_projection`'s."""
-    input_ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
+    input_ids = jnp.asarray(tokenize_prompts(sd, prompts))
     pooled = sd.text_encoder.apply(sd.variables("text_encoder"), input_ids).pooled
     return pooled.astype(jnp.float32) @ projection
 

@@ -17,8 +17,9 @@ from utilgen_jax import checkpoints
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.loading import ShardingFor
 from utilgen_jax.generator.stable_diffusion import StableDiffusion, expected_params
+from utilgen_jax.generator.tokens import check_token_rows
 from utilgen_jax.models.clip_text import CLIPTextModelWithProjection
-from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, CLIPVisionModelWithProjection
+from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, CLIPVisionModelWithProjection, read_preprocessor
 from utilgen_jax.types import Params
 
 
@@ -75,8 +76,9 @@ class ClipTowers:
 
     def embed_prompts(self, prompts: Sequence[str]) -> jax.Array:
         """CLIP text embeddings, float32 [P, E], not normalised."""
-        input_ids = jnp.asarray(checkpoints.tokenize(self.tokenizer, prompts))
-        read: Any = self.text.apply({"params": self.text_params}, input_ids)
+        input_ids = checkpoints.tokenize(self.tokenizer, prompts)
+        check_token_rows(self.tokenizer, input_ids, self.text.vocab_size)
+        read: Any = self.text.apply({"params": self.text_params}, jnp.asarray(input_ids))
         return read.text_embeds.astype(jnp.float32)
 
 
@@ -128,14 +130,16 @@ def load_clip_towers(
     expected = expected_params(vision) | expected_params(text)
     scale = {"logit_scale": jax.ShapeDtypeStruct((), jnp.float32)}
     _, params = checkpoints.load_component(folder, dtype, sharding_for, expected=expected | scale)
+    mean, std = CLIP_MEAN, CLIP_STD
     preprocessor = folder / "preprocessor_config.json"
-    preprocessing = checkpoints.load_config(folder, preprocessor.name) if preprocessor.is_file() else {}
+    if preprocessor.is_file():
+        mean, std = read_preprocessor(checkpoints.load_config(folder, preprocessor.name), vision.image_size)
     return ClipTowers(
         image=ImageTower(
             vision,
             {name: params[name] for name in ("vision_model", "visual_projection")},
-            tuple(preprocessing.get("image_mean", CLIP_MEAN)),
-            tuple(preprocessing.get("image_std", CLIP_STD)),
+            mean,
+            std,
         ),
         text=text,
         text_params={name: params[name] for name in ("text_model", "text_projection")},

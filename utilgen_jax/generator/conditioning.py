@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.clip_towers import image_tower_of
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.tokens import tokenize_prompts
 from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
 
@@ -52,7 +52,7 @@ def encode_tokens(sd: StableDiffusion, input_ids: jax.Array, loras: Mapping[str,
 def encode_prompts(sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None) -> jax.Array:
     """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
     distinct = sorted(set(prompts))
-    input_ids = checkpoints.tokenize(sd.tokenizer, distinct)
+    input_ids = tokenize_prompts(sd, distinct)
     embeds = encode_tokens(sd, jnp.asarray(input_ids), loras)
     return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
 

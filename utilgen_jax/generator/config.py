@@ -8,7 +8,24 @@ from utilgen_jax.fields import setting
 
 # Names of `models.gradient_checkpointing`; written out, because a config is checked before JAX is imported.
 GRADIENT_CHECKPOINTING = ("none", "products", "layers", "blocks")
-SCHEDULERS = ("ddim", "ddpm", "pndm", "dpmsolver++", "euler", "lcm", "checkpoint")
+SCHEDULERS = (
+    "ddim",
+    "ddpm",
+    "pndm",
+    "dpmsolver++",
+    "dpmsolver++_karras",
+    "dpmsolver++_sde",
+    "dpmsolver++_sde_karras",
+    "unipc",
+    "euler",
+    "euler_karras",
+    "euler_ancestral",
+    "heun",
+    "lms",
+    "lms_karras",
+    "lcm",
+    "checkpoint",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints.published import PUBLISHED, published_name
+from utilgen_jax.diffusion.scheduler_fields import as_stable_diffusion
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.architectures import ARCHITECTURES
@@ -65,7 +66,7 @@ def published_architecture(
         text_encoder=CLIPTextModel.from_config(configs["text_encoder"], dtype),
         image_encoder=CLIPVisionModelWithProjection.from_config(configs["image_encoder"], dtype) if unclip else None,
         tokenizer=None,
-        schedule=load_schedule(configs["scheduler"]),
+        schedule=load_schedule(as_stable_diffusion(configs["scheduler"])),
         image_noising_schedule=load_schedule(configs["image_noising_scheduler"]) if unclip else None,
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,

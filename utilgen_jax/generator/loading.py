@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from utilgen_jax import checkpoints
+from utilgen_jax.diffusion.scheduler_fields import as_stable_diffusion
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.model_index import ModelIndex, read_model_index
 from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, StableDiffusion, expected_params
-from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD
+from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, read_preprocessor
 from utilgen_jax.types import Params
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -76,40 +79,63 @@ def read_architecture(
     Raises:
         InputError: a component is missing, broken, of an unsupported kind, or does not fit the others.
     """
+    index = read_model_index(folder)
     folders = component_folders(folder, components)
     present = {name for name in _REQUIRED_COMPONENTS if (folder / name).is_dir()}
     present |= {name for name, path in folders.items() if path.is_dir() or name in (components or {})}
-    absent = [name for name in _REQUIRED_COMPONENTS if name not in present]
+    required = (*_REQUIRED_COMPONENTS, *(("image_encoder",) if index.is_unclip else ()))
+    absent = [name for name in required if name not in present]
     if absent:
         raise InputError(
             f"checkpoint {folder}: has no folder {', '.join(absent)}. A Stable Diffusion checkpoint in diffusers' "
-            f"format holds {', '.join(_REQUIRED_COMPONENTS)}"
+            f"format holds {', '.join(required)}"
         )
+    if not index.is_unclip:
+        present.discard("image_encoder")  # an IP-Adapter's, which is no part of the checkpoint's own images
     modules = {}
     for name in MODULES:
         if name in present:
             own_dtype = jnp.dtype(vae_dtype or dtype) if name == "vae" else jnp.dtype(dtype)
             settings = {"gradient_checkpointing": gradient_checkpointing} if name in ("unet", "vae") else {}
             config = checkpoints.load_config(folders[name])
+            if name == "unet" and not index.is_unclip:
+                config = _with_sample_size(config)
             modules[name] = MODULES[name].from_config(config, dtype=own_dtype, **settings)
     _check_fit(folder, modules)
     image_noising_schedule = None
-    if "image_encoder" in modules:
-        config = checkpoints.load_config(folder / "image_noising_scheduler", "scheduler_config.json")
-        image_noising_schedule = load_schedule(config)
+    if index.is_unclip:
+        image_noising_schedule = load_schedule(_scheduler_config(folder, "image_noising_scheduler", index))
+    scheduler_config = _scheduler_config(folder, "scheduler", index)
+    image_mean, image_std = CLIP_MEAN, CLIP_STD
     preprocessor = folder / "feature_extractor" / "preprocessor_config.json"
-    preprocessing = checkpoints.load_config(preprocessor.parent, preprocessor.name) if preprocessor.is_file() else {}
+    if index.is_unclip and preprocessor.is_file():
+        preprocessing = checkpoints.load_config(preprocessor.parent, preprocessor.name)
+        image_mean, image_std = read_preprocessor(preprocessing, modules["image_encoder"].image_size)
     return Architecture(
         unet=modules["unet"],
         vae=modules["vae"],
         text_encoder=modules["text_encoder"],
         image_encoder=modules.get("image_encoder"),
         tokenizer=checkpoints.load_tokenizer(folder / "tokenizer", modules["text_encoder"].max_position_embeddings),
-        schedule=load_schedule(checkpoints.load_config(folder / "scheduler", "scheduler_config.json")),
+        schedule=load_schedule(scheduler_config if index.is_unclip else as_stable_diffusion(scheduler_config)),
         image_noising_schedule=image_noising_schedule,
-        image_mean=tuple(preprocessing.get("image_mean", CLIP_MEAN)),
-        image_std=tuple(preprocessing.get("image_std", CLIP_STD)),
+        image_mean=image_mean,
+        image_std=image_std,
     )
+
+
+def _scheduler_config(folder: Path, name: str, index: ModelIndex) -> dict[str, Any]:
+    """A scheduler's parsed file; its class is that of the index, as in torch."""
+    config = checkpoints.load_config(folder / name, "scheduler_config.json")
+    return config | ({"_class_name": index.classes[name]} if name in index.classes else {})
+
+
+def _with_sample_size(config: dict[str, Any]) -> dict[str, Any]:
+    """A UNet's parsed file as torch's pipelines correct it: diffusers before 0.9 wrote 32 into files of 512 pixels."""
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version")))
+    size = config.get("sample_size")
+    is_old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    return config | {"sample_size": 64} if is_old and isinstance(size, int) and size < 64 else config
 
 
 def component_folders(folder: Path, components: Mapping[str, Path] | None) -> dict[str, Path]:

@@ -15,11 +15,11 @@ from utilgen_jax import __version__, checkpoints
 from utilgen_jax.checkpoints.checkpoint_folder import WEIGHTED_COMPONENTS, read_json
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.loading import component_folders, load_params
+from utilgen_jax.generator.model_index import INDEX, read_model_index
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.lora import Lora, merge_lora
 from utilgen_jax.runtime.atomic_write import replace_folder
 
-_INDEX = "model_index.json"
 # diffusers leaves keys alone that begin with an underscore.
 _MARK = "_exported_by"
 
@@ -30,18 +30,18 @@ def check_export_target(folder: Path) -> None:
         raise InputError(f"{folder}: is a file; give a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / _INDEX).is_file() or _MARK not in read_json(folder / _INDEX):
+    if not (folder / INDEX).is_file() or _MARK not in read_json(folder / INDEX):
         raise InputError(f"{folder}: holds something else than an earlier export; give another folder, or empty it")
 
 
 def exported_components(checkpoint: Path) -> list[str]:
     """Names of the components that an export holds: all that `model_index.json` names and the folder has.
 
-    Safety checkers are left out.
+    Safety checkers and the image encoders of IP-Adapters are left out.
     """
-    index = read_json(checkpoint / _INDEX)
-    entries = [name for name, kind in index.items() if isinstance(kind, list) and name != "safety_checker"]
-    return [name for name in entries if (checkpoint / name).is_dir()]
+    index = read_model_index(checkpoint)
+    left_out = {"safety_checker"} if index.is_unclip else {"safety_checker", "image_encoder"}
+    return [name for name in index.classes if name not in left_out and (checkpoint / name).is_dir()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +97,12 @@ def write_diffusers_folder(
             else:
                 _copy_texts(folder, partial / name)
             on_written(name)
-        index = read_json(source.folder / _INDEX)
+        index = read_json(source.folder / INDEX)
         index |= {name: [None, None] for name, kind in index.items() if isinstance(kind, list) and name not in names}
         if "safety_checker" in index:
             index["requires_safety_checker"] = False
         index[_MARK] = f"utilgen_jax {__version__}"
-        (partial / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _load(architecture: Architecture, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +54,33 @@ def add_learned_embeds(
     return add_tokens(sd, tokens, embeds)
 
 
+def tokenize_prompts(sd: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
+    """Returns `checkpoints.tokenize` of prompts, int32 [B, T]; InputError for a token that the text encoder lacks."""
+    input_ids = checkpoints.tokenize(sd.tokenizer, prompts)
+    check_token_rows(sd.tokenizer, input_ids, sd.text_encoder.vocab_size)
+    return input_ids
+
+
+def check_token_rows(tokenizer: Any, input_ids: np.ndarray, vocab_size: int) -> None:
+    """Raises InputError where token ids have no row in a text encoder's table."""
+    beyond = sorted(set(input_ids[input_ids >= vocab_size].tolist()))
+    if beyond:
+        raise InputError(
+            f"tokenizer: {', '.join(repr(tokenizer.convert_ids_to_tokens(one)) for one in beyond)} has no row in the "
+            f"text_encoder, whose config.json says vocab_size={vocab_size}; leave it out of the prompts, or give its "
+            "learned embedding by --embeds and take it out of the tokenizer's added_tokens.json"
+        )
+
+
 def add_tokens(sd: StableDiffusion, tokens: Sequence[str], embeds: jax.Array) -> StableDiffusion:
     """Adds n tokens that the tokenizer does not know yet, with their embeddings float [n, D]."""
     tokenizer = copy.deepcopy(sd.tokenizer)
     first = len(tokenizer)
+    if first > sd.text_encoder.vocab_size:
+        raise InputError(
+            f"tokenizer: knows {first} tokens, but the text_encoder has rows for {sd.text_encoder.vocab_size} alone; "
+            "take the tokens without a row out of the tokenizer's added_tokens.json"
+        )
     tokenizer.add_tokens(list(tokens))
     text_encoder = sd.text_encoder.clone(
         vocab_size=first + len(tokens),

@@ -13,10 +13,45 @@ from flax import linen as nn
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.dot_product_attention import dot_product_attention
 from utilgen_jax.models.gradient_checkpointing import check_gradient_checkpointing, checkpointed
+from utilgen_jax.models.json_fields import (
+    OFF,
+    POSITIVE,
+    TRUTH,
+    WITHOUT_EFFECT,
+    Kind,
+    list_of,
+    only,
+    read_fields,
+    whole,
+)
 from utilgen_jax.models.unet_blocks import Downsample2D, ResnetBlock2D, Upsample2D
 
 _DOWN_BLOCK_TYPE = "DownEncoderBlock2D"
 _UP_BLOCK_TYPE = "UpDecoderBlock2D"
+
+# The fields of `vae/config.json`, see `json_fields`.
+AUTOENCODER_FIELDS: Mapping[str, Kind] = {
+    "in_channels": whole(1),
+    "out_channels": whole(1),
+    "down_block_types": list_of(only(_DOWN_BLOCK_TYPE)),
+    "up_block_types": list_of(only(_UP_BLOCK_TYPE)),
+    "block_out_channels": list_of(whole(1)),
+    "layers_per_block": whole(1),
+    "act_fn": only("silu", "swish"),
+    "latent_channels": whole(1),
+    "norm_num_groups": whole(1),
+    "scaling_factor": POSITIVE,
+    "use_quant_conv": TRUTH,
+    "use_post_quant_conv": TRUTH,
+    "mid_block_add_attention": TRUTH,
+    # of other models than Stable Diffusion's
+    "shift_factor": OFF,
+    "latents_mean": OFF,
+    "latents_std": OFF,
+    # of tiling and of SDXL's pipelines
+    "sample_size": WITHOUT_EFFECT,
+    "force_upcast": WITHOUT_EFFECT,
+}
 
 Resample = Literal["down", "up"] | None
 
@@ -222,8 +257,8 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Encodes images as latents of a lower resolution, and decodes them.
 
-    The attributes have the names, defaults and meaning of diffusers' config.json. `sample_size`, `scaling_factor` and
-    `force_upcast` are for the caller; this module does not apply them.
+    The attributes have the names, defaults and meaning of diffusers' config.json. `scaling_factor` is for the
+    caller; this module does not apply it.
 
     Attributes:
         in_channels: channels of the images to encode.
@@ -235,9 +270,7 @@ class AutoencoderKL(nn.Module):
         act_fn: 'silu', or its synonym 'swish'.
         latent_channels: channels of the latents.
         norm_num_groups: groups of all group norms; must divide all entries of `block_out_channels`.
-        sample_size: height and width of the training images.
         scaling_factor: factor that gives the latents of the UNet a variance of about one.
-        force_upcast: whether activations overflow in float16; use another `dtype` then.
         use_quant_conv: whether a 1×1 convolution follows the encoder.
         use_post_quant_conv: whether a 1×1 convolution precedes the decoder.
         mid_block_add_attention: whether there is attention at the lowest resolution.
@@ -254,9 +287,7 @@ class AutoencoderKL(nn.Module):
     act_fn: str = "silu"
     latent_channels: int = 4
     norm_num_groups: int = 32
-    sample_size: int = 32
     scaling_factor: float = 0.18215
-    force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
@@ -272,13 +303,8 @@ class AutoencoderKL(nn.Module):
         Raises:
             InputError: a setting is not supported, or settings are inconsistent.
         """
-        fields = set(cls.__dataclass_fields__) - {"parent", "name", "dtype", "gradient_checkpointing"}
-        for name, value in config.items():
-            if name not in fields and not name.startswith("_") and value is not None and value is not False:
-                raise InputError(f"AutoencoderKL config: {name} = {value!r} is not supported; only null is")
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in fields
-        }
+        values = read_fields("AutoencoderKL config", AUTOENCODER_FIELDS, config)
+        settings = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         model = cls(**settings, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
         model._check()
         return model
@@ -288,15 +314,10 @@ class AutoencoderKL(nn.Module):
         """Raises InputError if settings are not supported or inconsistent."""
         check_gradient_checkpointing(self.gradient_checkpointing)
         levels = len(self.block_out_channels)
-        for name, known in (("down_block_types", _DOWN_BLOCK_TYPE), ("up_block_types", _UP_BLOCK_TYPE)):
-            types = getattr(self, name)
-            if types != (known,) * levels:
-                raise InputError(
-                    f"AutoencoderKL config: {name} = {list(types)} is not supported; {known!r} is, once for each "
-                    f"of the {levels} entries of block_out_channels"
-                )
-        if self.act_fn not in ("silu", "swish"):
-            raise InputError(f"AutoencoderKL config: act_fn = {self.act_fn!r} is not supported; only 'silu' is")
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                entries = len(getattr(self, name))
+                raise InputError(f"AutoencoderKL config: {name} has {entries} entries, block_out_channels has {levels}")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise InputError(

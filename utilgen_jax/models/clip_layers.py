@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.dot_product_attention import dot_product_attention
+from utilgen_jax.models.json_fields import OFF, POSITIVE, WITHOUT_EFFECT, Kind, only, read_fields, whole
 from utilgen_jax.models.layers import Dense
 
 
@@ -120,16 +121,45 @@ class CLIPEncoder(nn.Module):
         return tuple(states)
 
 
-def read_clip_config(module: type[nn.Module], config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+# Fields that CLIP's towers have in common, see `json_fields`.
+_SHARED_FIELDS: dict[str, Kind] = {
+    "hidden_size": whole(1),
+    "intermediate_size": whole(1),
+    "num_hidden_layers": whole(1),
+    "num_attention_heads": whole(1),
+    "hidden_act": only(*ACTIVATIONS),
+    "layer_norm_eps": POSITIVE,
+    "projection_dim": whole(1),
+    "pruned_heads": only({}, None),
+    "add_cross_attention": OFF,
+    "is_decoder": OFF,
+    "is_encoder_decoder": OFF,
+    "use_attention_mask": OFF,
+}
+# Of training, of other tasks, of text generation, and of how torch is to run; transformers 4 writes them to each file.
+_WITHOUT_EFFECT = """
+    _name_or_path architectures attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range label2id length_penalty
+    max_length min_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p use_bfloat16 use_cache
+"""
+CLIP_FIELDS: dict[str, Kind] = dict.fromkeys(_WITHOUT_EFFECT.split(), WITHOUT_EFFECT) | _SHARED_FIELDS
+
+
+def read_clip_config(module: type[nn.Module], fields: Mapping[str, Kind], config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a CLIP module from a parsed config.json, after checking them.
 
-    Other keys are ignored, as transformers writes many that do not affect inference. Missing keys have the module's
-    defaults, which are transformers'.
+    Missing keys have the module's defaults, which are transformers'.
 
     Args:
         module: module class, whose fields have the names of the keys.
+        fields: of the file, see `json_fields`.
         config: the parsed config.json.
-        model_type: expected `model_type`, if the config has one.
 
     Returns:
         Keyword arguments for `module`.
@@ -138,18 +168,10 @@ def read_clip_config(module: type[nn.Module], config: Mapping[str, Any], model_t
         InputError: the model has another type, or a value is not supported.
     """
     where = f"{module.__name__} config"
-    if config.get("model_type", model_type) != model_type:
-        raise InputError(f"{where}: model_type = {config['model_type']!r} is not supported; {model_type!r} is")
-    fields = {name: field.default for name, field in module.__dataclass_fields__.items()}
-    settings = {name: value for name, value in config.items() if name in set(fields) - {"parent", "name", "dtype"}}
-    model: dict[str, Any] = fields | settings
-    if model["hidden_act"] not in ACTIVATIONS:
-        raise InputError(
-            f"{where}: hidden_act = {model['hidden_act']!r} is not supported; {', '.join(ACTIVATIONS)} are"
-        )
-    for name, value in settings.items():
-        if isinstance(fields[name], int) and not isinstance(value, int):
-            raise InputError(f"{where}: {name} = {value!r} is not supported; one integer is")
+    values = read_fields(where, fields, config)
+    own = {name: field.default for name, field in module.__dataclass_fields__.items()}
+    settings = {name: value for name, value in values.items() if name in own and name != "dtype"}
+    model: dict[str, Any] = own | settings
     width, heads = model["hidden_size"], model["num_attention_heads"]
     if width % heads:
         raise InputError(f"{where}: num_attention_heads = {heads} must divide hidden_size = {width}")

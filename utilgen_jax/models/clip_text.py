@@ -9,11 +9,20 @@ from flax import linen as nn
 from flax import struct
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
+from utilgen_jax.models.clip_layers import CLIP_FIELDS, CLIPEncoder, read_clip_config
+from utilgen_jax.models.json_fields import Kind, only, whole
 from utilgen_jax.models.layers import Dense
 
 # The wrong end-of-text id of configs before transformers #24773 (OpenAI's, Stable Diffusion 1.x and 2.x).
 LEGACY_EOS_TOKEN_ID = 2
+
+# The fields of `text_encoder/config.json`, see `json_fields`.
+TEXT_FIELDS: dict[str, Kind] = CLIP_FIELDS | {
+    "model_type": only("clip_text_model"),
+    "vocab_size": whole(1),
+    "max_position_embeddings": whole(1),
+    "eos_token_id": whole(0),
+}
 
 
 @struct.dataclass
@@ -153,7 +162,7 @@ class CLIPTextModel(nn.Module):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> Self:
         """Builds the model of a parsed config.json; raises InputError for unsupported settings."""
-        return cls(**read_clip_config(cls, config, "clip_text_model"), dtype=dtype)
+        return cls(**read_clip_config(cls, TEXT_FIELDS, config), dtype=dtype)
 
     def setup(self) -> None:
         """Creates the sub-modules."""

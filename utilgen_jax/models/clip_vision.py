@@ -9,11 +9,56 @@ from flax import linen as nn
 from flax import struct
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.models.clip_layers import CLIPEncoder, read_clip_config
+from utilgen_jax.models.clip_layers import CLIP_FIELDS, CLIPEncoder, read_clip_config
+from utilgen_jax.models.json_fields import (
+    NUMBER,
+    OFF,
+    POSITIVE,
+    WITHOUT_EFFECT,
+    Kind,
+    list_of,
+    only,
+    read_fields,
+    whole,
+)
 from utilgen_jax.models.layers import Conv, Dense
 
 # Of the channels of images in [0, 1] that OpenAI's CLIP was trained on; its preprocessor_config.json has them too.
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+# The fields of `image_encoder/config.json`, see `json_fields`.
+VISION_FIELDS: dict[str, Kind] = CLIP_FIELDS | {
+    "model_type": only("clip_vision_model"),
+    "num_channels": only(3),
+    "image_size": whole(1),
+    "patch_size": whole(1),
+}
+# The fields of `preprocessor_config.json`, see `json_fields`; the sizes are compared with the encoder's.
+PREPROCESSOR_FIELDS: dict[str, Kind] = {
+    "do_resize": only(True),
+    "size": WITHOUT_EFFECT,
+    "resample": only(3),  # bicubic
+    "do_center_crop": only(True),
+    "crop_size": WITHOUT_EFFECT,
+    "do_rescale": only(True),
+    "rescale_factor": Kind("1/255", lambda value: POSITIVE.accepts(value) and abs(255 * value - 1) < 1e-6, True),
+    "do_normalize": only(True),
+    "image_mean": list_of(NUMBER, 3),
+    "image_std": list_of(POSITIVE, 3),
+    "do_pad": OFF,
+    "default_to_square": OFF,
+    "feature_extractor_type": only("CLIPFeatureExtractor", "CLIPImageProcessor"),
+    "image_processor_type": only(
+        "CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"
+    ),
+} | dict.fromkeys(
+    # of images that are no RGB, and of how torch is to run
+    "do_convert_rgb pad_size data_format input_data_format device return_tensors disable_grouping image_seq_length "
+    "processor_class".split(),
+    WITHOUT_EFFECT,
+)
+_DEFAULT_SIZE = 224  # transformers'
 
 
 @struct.dataclass
@@ -29,6 +74,28 @@ class CLIPVisionOutput:
     image_embeds: jax.Array
     last_hidden_state: jax.Array
     pooled: jax.Array
+
+
+def read_preprocessor(config: Mapping[str, Any], image_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of a parsed `preprocessor_config.json`; defaults are transformers'.
+
+    Args:
+        config: the parsed file.
+        image_size: of the encoder that it is for, whose images are scaled and cropped to it.
+
+    Raises:
+        InputError: a setting is not supported.
+    """
+    where = "preprocessor_config.json"
+    values = read_fields(where, PREPROCESSOR_FIELDS, config)
+    sides = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    for name, expected in sides.items():
+        value = values.get(name, _DEFAULT_SIZE)
+        if value not in (image_size, expected) or isinstance(value, bool):
+            raise InputError(
+                f"{where}: {name} = {value!r} is not supported; the image_encoder's image_size = {image_size} is"
+            )
+    return tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
 
 
 class CLIPVisionEmbeddings(nn.Module):
@@ -129,7 +196,7 @@ class CLIPVisionModelWithProjection(nn.Module):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> Self:
         """Builds the model of a parsed config.json; raises InputError for unsupported settings."""
-        return cls(**read_clip_config(cls, config, "clip_vision_model"), dtype=dtype)
+        return cls(**read_clip_config(cls, VISION_FIELDS, config), dtype=dtype)
 
     @nn.compact
     def __call__(self, pixel_values: jax.Array) -> CLIPVisionOutput:

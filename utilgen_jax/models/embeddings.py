@@ -42,7 +42,10 @@ class TimestepEmbedding(nn.Module):
     time_embed_dim: int
 
     @nn.compact
-    def __call__(self, embedding: jax.Array) -> jax.Array:
-        """Maps [B, D] to [B, time_embed_dim] float32."""
+    def __call__(self, embedding: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """Maps [B, D], and a condition [B, C] or [1, C] if there is one, to [B, time_embed_dim] float32."""
+        if condition is not None:
+            projection = Dense(embedding.shape[-1], use_bias=False, dtype=jnp.float32, name="cond_proj")
+            embedding = embedding + projection(condition)
         hidden = Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_1")(embedding)
         return Dense(self.time_embed_dim, dtype=jnp.float32, name="linear_2")(nn.silu(hidden))

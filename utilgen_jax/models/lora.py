@@ -116,6 +116,23 @@ def with_scale(lora: Lora, lora_scale: float | jax.Array) -> Lora:
     return Lora(factors=lora.factors, scales=jax.tree.map(lambda scale: scale * lora_scale, lora.scales))
 
 
+def sum_of_loras(loras: Sequence[Lora]) -> Lora:
+    """Returns a LoRA whose effect is the sum of the effects of several; its ranks are the sums of theirs."""
+    if len(loras) == 1:
+        return loras[0]
+    parts: dict[tuple[str, ...], list[tuple[jax.Array, jax.Array, jax.Array]]] = {}
+    for lora in loras:
+        factors = flatten_dict(lora.factors)
+        for (*path, _), scale in flatten_dict(lora.scales).items():
+            parts.setdefault(tuple(path), []).append((factors[*path, "down"], factors[*path, "up"], scale))
+    factors, scales = {}, {}
+    for path, terms in parts.items():
+        factors[*path, "down"] = jnp.concatenate([down for down, _, _ in terms], axis=-1)
+        factors[*path, "up"] = jnp.concatenate([scale * up for _, up, scale in terms], axis=-2)
+        scales[*path, "scale"] = jnp.float32(1.0)
+    return Lora(unflatten_dict(factors), unflatten_dict(scales))
+
+
 def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
     """Adds the low-rank terms to the weights: the model has the same outputs without the LoRA.
 

@@ -10,28 +10,82 @@ from flax import linen as nn
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.embeddings import TimestepEmbedding, timestep_embedding
 from utilgen_jax.models.gradient_checkpointing import check_gradient_checkpointing, checkpointed
+from utilgen_jax.models.json_fields import (
+    NUMBER,
+    OFF,
+    POSITIVE,
+    TRUTH,
+    WITHOUT_EFFECT,
+    Kind,
+    either,
+    list_of,
+    only,
+    optional,
+    read_fields,
+    whole,
+)
 from utilgen_jax.models.layers import Conv
 from utilgen_jax.models.unet_blocks import DownBlock2D, MidBlock2D, UpBlock2D
 
 _DOWN_BLOCK_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has transformers?
 _UP_BLOCK_TYPES = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 
-# Settings with one supported value, which is diffusers' default. All other settings of a config.json must be null or
-# false, except for the harmless ones.
-_FIXED = {
-    "act_fn": "silu",
-    "attention_type": "default",
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "dropout": 0.0,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "resnet_out_scale_factor": 1.0,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_type": "positional",
-    "transformer_layers_per_block": 1,
+_MID_BLOCK_TYPE = "UNetMidBlock2DCrossAttn"
+
+# The fields of `unet/config.json`, see `json_fields`.
+UNET_FIELDS: Mapping[str, Kind] = {
+    "sample_size": optional(either(whole(1), list_of(whole(1), 2))),
+    "in_channels": whole(1),
+    "out_channels": whole(1),
+    "center_input_sample": TRUTH,
+    "flip_sin_to_cos": TRUTH,
+    "freq_shift": NUMBER,
+    "down_block_types": list_of(only(*_DOWN_BLOCK_TYPES)),
+    "mid_block_type": only(_MID_BLOCK_TYPE, None),
+    "up_block_types": list_of(only(*_UP_BLOCK_TYPES)),
+    "block_out_channels": list_of(whole(1)),
+    "layers_per_block": whole(1),
+    "downsample_padding": only(0, 1),
+    "norm_num_groups": whole(1),
+    "norm_eps": POSITIVE,
+    "cross_attention_dim": whole(1),
+    "attention_head_dim": either(whole(1), list_of(whole(1))),
+    "use_linear_projection": TRUTH,
+    "class_embed_type": only(None, "projection"),
+    "projection_class_embeddings_input_dim": optional(whole(1)),
+    "time_cond_proj_dim": optional(whole(1)),
+    # diffusers' defaults; the models that have others are none of Stable Diffusion's
+    "act_fn": only("silu"),
+    "addition_embed_type": OFF,
+    "attention_type": only("default"),
+    "class_embeddings_concat": OFF,
+    "conv_in_kernel": only(3),
+    "conv_out_kernel": only(3),
+    "cross_attention_norm": OFF,
+    "dropout": only(0),
+    "dual_cross_attention": OFF,
+    "encoder_hid_dim": OFF,
+    "encoder_hid_dim_type": OFF,
+    "mid_block_only_cross_attention": OFF,
+    "mid_block_scale_factor": only(1),
+    "num_attention_heads": OFF,
+    "num_class_embeds": OFF,
+    "only_cross_attention": OFF,
+    "resnet_out_scale_factor": only(1),
+    "resnet_skip_time_act": OFF,
+    "resnet_time_scale_shift": only("default"),
+    "reverse_transformer_layers_per_block": OFF,
+    "time_embedding_act_fn": OFF,
+    "time_embedding_dim": OFF,
+    "time_embedding_type": only("positional"),
+    "timestep_post_act": OFF,
+    "transformer_layers_per_block": only(1),
+    # of `addition_embed_type` alone
+    "addition_embed_type_num_heads": WITHOUT_EFFECT,
+    "addition_time_embed_dim": WITHOUT_EFFECT,
+    # scores are always float32
+    "upcast_attention": WITHOUT_EFFECT,
 }
-_HARMLESS = {"upcast_attention", "addition_embed_type_num_heads"}  # scores are always float32; unused without its type
 
 
 class UNet2DConditionModel(nn.Module):
@@ -40,13 +94,14 @@ class UNet2DConditionModel(nn.Module):
     The attributes have the names, defaults and meaning of diffusers' config.json.
 
     Attributes:
-        sample_size: height and width of the training latents.
+        sample_size: height and width of the training latents, or both in a tuple.
         in_channels: channels of the latents.
         out_channels: channels of the prediction.
         center_input_sample: whether to map the latents from [0, 1] to [-1, 1] first.
         flip_sin_to_cos: see `timestep_embedding`.
         freq_shift: see `timestep_embedding`.
         down_block_types: 'DownBlock2D' or 'CrossAttnDownBlock2D' for each resolution.
+        mid_block_type: None for a UNet without blocks between the way down and the way up, as tiny-sd has.
         up_block_types: 'UpBlock2D' or 'CrossAttnUpBlock2D' for each resolution, the smallest first.
         block_out_channels: channels at each resolution, the largest resolution first.
         layers_per_block: residual blocks per down block; up blocks have one more.
@@ -58,6 +113,7 @@ class UNet2DConditionModel(nn.Module):
         use_linear_projection: see `Transformer2DModel`.
         class_embed_type: 'projection' adds a projection of `class_labels` to the time embedding (unCLIP); else None.
         projection_class_embeddings_input_dim: width of `class_labels` with 'projection'.
+        time_cond_proj_dim: width of `timestep_cond` (latent consistency models); None without.
         gradient_checkpointing: what the backward pass recomputes, a key of `GRADIENT_CHECKPOINTING`: 'none';
             'products', all but the outputs of convolutions and dense layers; 'layers', the intermediate results of each
             residual block and transformer; 'blocks', those of the block of each resolution.
@@ -65,13 +121,14 @@ class UNet2DConditionModel(nn.Module):
         dtype: dtype of activations; statistics, softmax and the time embedding are always float32.
     """
 
-    sample_size: int | None = None
+    sample_size: int | tuple[int, int] | None = None
     in_channels: int = 4
     out_channels: int = 4
     center_input_sample: bool = False
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str | None = _MID_BLOCK_TYPE
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
@@ -83,6 +140,7 @@ class UNet2DConditionModel(nn.Module):
     use_linear_projection: bool = False
     class_embed_type: str | None = None
     projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
     gradient_checkpointing: str = "none"
     attention_implementation: str = "auto"
     dtype: jnp.dtype = jnp.float32
@@ -96,16 +154,8 @@ class UNet2DConditionModel(nn.Module):
         Raises:
             InputError: a setting is not supported, or settings are inconsistent.
         """
-        own = {"parent", "name", "dtype", "gradient_checkpointing", "attention_implementation"}
-        fields = {name for name in cls.__dataclass_fields__ if name not in own}
-        for name, value in config.items():
-            if name.startswith("_") or name in fields | _HARMLESS:
-                continue
-            supported = (_FIXED[name],) if name in _FIXED else (None, False)
-            if value not in supported:
-                raise InputError(f"UNet config: {name} = {value!r} is not supported; only {supported[0]!r} is")
-        settings: dict[str, Any] = {name: config[name] for name in fields if name in config}
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        values = read_fields("UNet config", UNET_FIELDS, config)
+        settings = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         model = cls(**settings, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
         model._check()
         return model
@@ -115,35 +165,21 @@ class UNet2DConditionModel(nn.Module):
         """Raises InputError if settings are not supported or inconsistent."""
         check_gradient_checkpointing(self.gradient_checkpointing)
         levels = len(self.block_out_channels)
-        for name, known in (("down_block_types", _DOWN_BLOCK_TYPES), ("up_block_types", _UP_BLOCK_TYPES)):
-            types = getattr(self, name)
-            if len(types) != levels:
-                raise InputError(f"UNet config: {name} has {len(types)} entries, block_out_channels has {levels}")
-            for block_type in types:
-                if block_type not in known:
-                    raise InputError(f"UNet config: {name} has {block_type!r}; supported are {', '.join(known)}")
-        for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"UNet config: {name} = {getattr(self, name)!r} is not supported; one integer is")
-        if self.downsample_padding not in (0, 1):
-            raise InputError(
-                f"UNet config: downsample_padding = {self.downsample_padding!r} is not supported; 0 or 1 is"
-            )
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                entries = len(getattr(self, name))
+                raise InputError(f"UNet config: {name} has {entries} entries, block_out_channels has {levels}")
         if len(self.heads_per_level) != levels:
             raise InputError(
                 f"UNet config: attention_head_dim = {self.attention_head_dim!r} must be one or {levels} integers"
             )
         for channels, heads in zip(self.block_out_channels, self.heads_per_level, strict=True):
             for name, divisor in (("norm_num_groups", self.norm_num_groups), ("attention_head_dim", heads)):
-                if not isinstance(divisor, int) or divisor < 1 or channels % divisor:
+                if channels % divisor:
                     raise InputError(
                         f"UNet config: {name} = {divisor!r} does not divide block_out_channels' {channels}"
                         " (attention_head_dim is the number of heads)"
                     )
-        if self.class_embed_type not in (None, "projection"):
-            raise InputError(
-                f"UNet config: class_embed_type = {self.class_embed_type!r} is not supported; null or 'projection' is"
-            )
         if self.class_embed_type == "projection" and self.projection_class_embeddings_input_dim is None:
             raise InputError("UNet config: class_embed_type = 'projection' needs projection_class_embeddings_input_dim")
 
@@ -174,6 +210,7 @@ class UNet2DConditionModel(nn.Module):
         timesteps: jax.Array,
         encoder_hidden_states: jax.Array,
         class_labels: jax.Array | None = None,
+        timestep_cond: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts the training target from noisy latents.
 
@@ -183,18 +220,23 @@ class UNet2DConditionModel(nn.Module):
             encoder_hidden_states: text embedding [B, T, cross_attention_dim].
             class_labels: [B, projection_class_embeddings_input_dim] with class_embed_type 'projection' (in
                 Stable Diffusion 2.1-unCLIP: the noised image embedding ‖ the embedding of its noise level); else None.
+            timestep_cond: [B, time_cond_proj_dim] or [1, time_cond_proj_dim], the embedding of a guidance scale; None
+                is that of none.
 
         Returns:
             [B, h, w, out_channels] of dtype `dtype`.
 
         Raises:
-            InputError: class_labels are missing or not supported.
+            InputError: class_labels or timestep_cond are missing or not supported.
         """
         if (class_labels is None) != (self.class_embed_type is None):
             state = "missing" if class_labels is None else "given"
             raise InputError(f"UNet: class_labels are {state}, but class_embed_type = {self.class_embed_type!r}")
 
-        time_embedding = self._embed_time(jnp.broadcast_to(timesteps, sample.shape[:1]), class_labels)
+        if timestep_cond is not None and self.time_cond_proj_dim is None:
+            raise InputError("UNet: timestep_cond is given, but time_cond_proj_dim = None")
+
+        time_embedding = self._embed_time(jnp.broadcast_to(timesteps, sample.shape[:1]), class_labels, timestep_cond)
         encoder_hidden_states = encoder_hidden_states.astype(self.dtype)
         hidden_states = sample.astype(self.dtype)
         if self.center_input_sample:
@@ -215,9 +257,10 @@ class UNet2DConditionModel(nn.Module):
             hidden_states, block_skips = block(hidden_states, time_embedding, encoder_hidden_states)
             skips.extend(block_skips)
 
-        hidden_states = self._block(MidBlock2D, "mid_block", last, True)(
-            hidden_states, time_embedding, encoder_hidden_states
-        )
+        if self.mid_block_type is not None:
+            hidden_states = self._block(MidBlock2D, "mid_block", last, True)(
+                hidden_states, time_embedding, encoder_hidden_states
+            )
 
         taken = self.layers_per_block + 1
         for index, block_type in enumerate(self.up_block_types):
@@ -238,11 +281,15 @@ class UNet2DConditionModel(nn.Module):
         return Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name)
 
     @nn.nowrap
-    def _embed_time(self, timesteps: jax.Array, class_labels: jax.Array | None) -> jax.Array:
+    def _embed_time(
+        self, timesteps: jax.Array, class_labels: jax.Array | None, timestep_cond: jax.Array | None
+    ) -> jax.Array:
         """Returns the sum of the embeddings of timesteps and class labels, [B, 4 block_out_channels[0]]."""
         width = 4 * self.block_out_channels[0]
         sinusoids = timestep_embedding(timesteps, self.block_out_channels[0], self.flip_sin_to_cos, self.freq_shift)
-        embedding = TimestepEmbedding(width, name="time_embedding")(sinusoids)
+        if self.time_cond_proj_dim is not None and timestep_cond is None:
+            timestep_cond = jnp.zeros((1, self.time_cond_proj_dim))  # its projection has no bias
+        embedding = TimestepEmbedding(width, name="time_embedding")(sinusoids, timestep_cond)
         if class_labels is not None:
             embedding = embedding + TimestepEmbedding(width, name="class_embedding")(class_labels)
         return embedding.astype(self.dtype)

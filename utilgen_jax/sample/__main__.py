@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from utilgen_jax.config import command_line
+from utilgen_jax.config.lora_flags import define_lora_flags, lora_problems
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.config import SCHEDULERS
 
 if TYPE_CHECKING:
     from utilgen_jax.sample.inputs import Inputs
@@ -53,7 +55,7 @@ def define_flags() -> flags.FlagValues:
     text("negative_prompt", "", "what to stay away from")
     whole("num", None, "images of each prompt; default 4, or as many as --latents holds", 1)
     whole("seed", 0, "of each prompt's first image; the next have the next ones", 0, _LAST_SEED)
-    text("scheduler", "checkpoint", "ddim, ddpm, pndm, dpmsolver++, euler, lcm; checkpoint is what its files name")
+    text("scheduler", "checkpoint", f"{', '.join(SCHEDULERS)}; the last is what the checkpoint's files name")
     whole("steps", 30, "denoising steps", 1)
     number("guidance_scale", 7.5, "of classifier-free guidance; 1 or less is none, as turbo checkpoints want", 0.0)
     number("eta", 0.0, "noise of ddim's steps: 0 none, 1 as in ddpm", 0.0, 1.0)
@@ -64,9 +66,9 @@ def define_flags() -> flags.FlagValues:
     number("strength", 0.8, "how far to go from --init_image: 0 not at all, 1 as if from noise", 0.0, 1.0)
     text("image_prompt", None, "image to generate variations of, with an unCLIP checkpoint; its middle square is seen")
     whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the images differ more", 0)
-    text("lora", None, "LoRA file or folder, as diffusers and peft write it")
-    number("lora_scale", 1.0, "of the LoRA's effect: 0 none, 1 as trained")
-    text("embeds", None, "textual inversion file (learned_embeds.safetensors); its token then works in prompts")
+    define_lora_flags(values)
+    about = "textual inversion file (learned_embeds.safetensors), whose token then works in prompts; repeat for several"
+    flags.DEFINE_multi_string("embeds", None, about, flag_values=values)
     text("dtype", "float32", f"to compute in: {', '.join(_DTYPES)}")
     text("weights_dtype", None, "to keep the weights in; default --dtype")
     text("vae_dtype", None, "for the autoencoder to compute in; default --dtype")
@@ -83,25 +85,24 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
         settings: each flag's value.
         given: names of the flags that are on the command line.
     """
-    from utilgen_jax.diffusion.samplers import SAMPLERS
-
     problems = []
     examples = {"checkpoint": "glyphs", "prompt": '"a photo of the digit seven"', "out": "images"}
     problems += [
         f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
     ]
-    choices = {"scheduler": ("checkpoint", *SAMPLERS), "dtype": _DTYPES, "weights_dtype": _DTYPES, "vae_dtype": _DTYPES}
+    choices = {"scheduler": SCHEDULERS, "dtype": _DTYPES, "weights_dtype": _DTYPES, "vae_dtype": _DTYPES}
     for name, valid in choices.items():
         problems += choice_problems(name, settings[name], valid)
-    needs = {"strength": "init_image", "noise_level": "image_prompt", "lora_scale": "lora"}
+    needs = {"strength": "init_image", "noise_level": "image_prompt"}
     problems += [
         f"--{name}: is of use with --{other} only"
         for name, other in needs.items()
         if name in given and not settings[other]
     ]
-    for name in ("lora", "embeds"):
-        if settings[name] and not Path(settings[name]).exists():
-            problems.append(f"--{name}: there is no {settings[name]}")
+    problems += lora_problems(settings)
+    problems += [
+        f"--embeds: {file} does not exist" for file in settings["embeds"] or [] if not Path(file).expanduser().exists()
+    ]
     if settings["seed"] + (settings["num"] or 1) - 1 > _LAST_SEED:
         problems.append(f"--seed={settings['seed']}: the last image's seed would pass {_LAST_SEED}")
     return problems + command_line.folder_problems("out", settings["out"])

@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax import checkpoints
-from utilgen_jax.checkpoints.lora_files import COMPONENTS, load_lora
+from utilgen_jax.config.lora_flags import lora_files
 from utilgen_jax.config.schema import ConfigError
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers import make_sampler, sampler_name
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.adapter_files import load_loras
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
-from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
+from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 from utilgen_jax.generator.tokens import add_learned_embeds
-from utilgen_jax.models.lora import Lora, with_scale
+from utilgen_jax.models.lora import Lora
 from utilgen_jax.report.progress import Progress, format_duration
 from utilgen_jax.sample.batches import ImageInputs, generate_images
 from utilgen_jax.sample.inputs import Inputs, image_size, scale_image
@@ -85,11 +86,7 @@ def _open(
     )
     architecture = read_architecture(folder, dtype, vae_dtype, components=components)
     sampling, image_inputs = plan(architecture, settings, inputs)
-    loras = None
-    if settings["lora"]:
-        shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS}
-        loras = load_lora(Path(settings["lora"]), shapes)
-        loras = {name: with_scale(lora, settings["lora_scale"]) for name, lora in loras.items()}
+    loras = load_loras(lora_files(settings), architecture) or None
     sd = load_stable_diffusion(
         folder,
         param_dtype,
@@ -97,8 +94,8 @@ def _open(
         variant=settings["variant"],
         architecture=architecture,
     )
-    if settings["embeds"]:
-        sd = add_learned_embeds(sd, Path(settings["embeds"]))
+    for file in settings["embeds"] or ():
+        sd = add_learned_embeds(sd, Path(file).expanduser())
     return sd, loras, sampling, image_inputs
 
 
@@ -118,8 +115,9 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
     """
     problems = []
     factor = architecture.vae_scale_factor
-    own = (architecture.unet.sample_size or _DEFAULT_SAMPLE_SIZE) * factor
-    height, width = settings["height"] or own, settings["width"] or own
+    size = architecture.unet.sample_size or _DEFAULT_SAMPLE_SIZE
+    own_height, own_width = (factor * side for side in (size if isinstance(size, tuple) else (size, size)))
+    height, width = settings["height"] or own_height, settings["width"] or own_width
     if inputs.init_image is not None:
         height, width = image_size(inputs.init_image, settings["height"], settings["width"], factor)
     for name, side in (("height", height), ("width", width)):

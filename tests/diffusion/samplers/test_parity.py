@@ -18,28 +18,43 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 LATENT = BETAS | {"clip_sample": False}
 ZERO_SNR = {"rescale_betas_zero_snr": True}
 SHAPE = (2, 4, 4, 3)
+KARRAS = {"use_karras_sigmas": True}
+SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+THIRD_ORDER = {"solver_order": 3, "lower_order_final": False}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 # name -> scheduler, its config, and whether it can rescale to zero-terminal-SNR
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, LATENT, True),
     "ddpm": (diffusers.DDPMScheduler, LATENT, True),
     "pndm": (diffusers.PNDMScheduler, BETAS | {"skip_prk_steps": True}, False),
     "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, BETAS, True),
+    "dpmsolver++_karras": (diffusers.DPMSolverMultistepScheduler, BETAS | KARRAS, False),
+    "dpmsolver++_sde": (diffusers.DPMSolverMultistepScheduler, BETAS | SDE, True),
+    "dpmsolver++_sde_karras": (diffusers.DPMSolverMultistepScheduler, BETAS | SDE | KARRAS, False),
+    "unipc": (diffusers.UniPCMultistepScheduler, BETAS, True),
     "euler": (diffusers.EulerDiscreteScheduler, BETAS, True),
+    "euler_karras": (diffusers.EulerDiscreteScheduler, BETAS | KARRAS, True),
+    "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, BETAS, True),
+    "heun": (diffusers.HeunDiscreteScheduler, BETAS, False),
+    "lms": (diffusers.LMSDiscreteScheduler, BETAS, False),
+    "lms_karras": (diffusers.LMSDiscreteScheduler, BETAS | KARRAS, False),
     "lcm": (diffusers.LCMScheduler, BETAS, True),
 }
+# diffusers' have none.
+WITHOUT_SAMPLE_PREDICTION = ("pndm", "euler_ancestral")
 SPACED = [(name, spacing) for name in SCHEDULERS for spacing in TIMESTEP_SPACINGS if name != "lcm"] + [("lcm", None)]
 # sampler, prediction, spacing, rescaled, further settings, steps, strength of a start from an image (or None), eta
 CASES = [
     (name, prediction, spacing, False, {}, 8, None, 0.0)
     for name, spacing in SPACED
     for prediction in PREDICTION_TYPES
-    if (name, prediction) != ("pndm", "sample")  # see below
+    if prediction != "sample" or name not in WITHOUT_SAMPLE_PREDICTION  # see below
 ]
 CASES += [
     (name, prediction, spacing, True, {}, 8, None, 0.0)
     for name, spacing in SPACED
     for prediction in ("v_prediction", "sample")
-    if SCHEDULERS[name][2]
+    if SCHEDULERS[name][2] and (prediction != "sample" or name not in WITHOUT_SAMPLE_PREDICTION)
 ]
 CASES += [
     (name, "v_prediction", None if name == "lcm" else "leading", False, {"steps_offset": 1}, 10, strength, 0.0)
@@ -65,6 +80,37 @@ CASES += [
     for spacing, steps, strength in (("trailing", 6, None), ("linspace", 16, 0.5))
 ]
 CASES += [
+    (name, "v_prediction", spacing, False, settings, steps, strength, 0.0)
+    for name in ("dpmsolver++", "dpmsolver++_sde", "dpmsolver++_sde_karras", "unipc")
+    for settings in (
+        {"solver_order": 1},
+        {"solver_order": 3},
+        {"solver_type": "heun"},
+        *([{"solver_type": "bh1"}] if name != "unipc" else []),
+        {"final_sigmas_type": "sigma_min", "solver_type": "bh2"},
+    )
+    for spacing, steps, strength in (("trailing", 6, None), ("linspace", 17, 0.5))
+]
+CASES += [
+    ("unipc", "epsilon", "linspace", False, {"solver_type": "bh1", "solver_order": 3} | SIGMA_MIN, 7, None, 0.0),
+    ("unipc", "epsilon", "linspace", False, {"solver_order": 3, "lower_order_final": False} | SIGMA_MIN, 7, None, 0.0),
+    *[(name, "epsilon", "linspace", False, THIRD_ORDER, 7, None, 0.0) for name in SCHEDULERS if "solver++" in name],
+]
+CASES += [
+    (name, "epsilon", spacing, False, {"use_karras_sigmas": False, f"use_{kind}_sigmas": True}, 9, strength, 0.0)
+    for name in ("euler", "heun", "lms")
+    for kind in ("exponential", "beta", "karras")
+    for spacing, strength in (("linspace", None), ("leading", 0.6))
+]
+CASES += [
+    (name, "epsilon", "leading", False, settings | {"clip_sample": True}, 7, None, 0.0)
+    for name in ("ddim", "ddpm", "heun", "lcm")
+    for settings in ({}, {"clip_sample_range": 0.4})
+]
+CASES += [
+    ("unipc", "epsilon", "linspace", False, {"disable_corrector": [0, 3]}, 7, None, 0.0),
+    ("unipc", "epsilon", "linspace", False, KARRAS | {"sigma_min": 0.1, "sigma_max": 9.0}, 7, None, 0.0),
+    ("euler", "epsilon", "linspace", False, KARRAS | {"sigma_min": 0.1, "sigma_max": 9.0}, 7, None, 0.0),
     ("lcm", "epsilon", None, False, {"original_inference_steps": 20, "timestep_scaling": 0.01}, 4, None, 0.0),
     ("euler", "epsilon", "trailing", False, {"final_sigmas_type": "sigma_min"}, 4, None, 0.0),
     ("euler", "epsilon", "trailing", False, {}, 1, None, 0.0),  # SD-Turbo's
@@ -83,6 +129,7 @@ def torch_steps(scheduler, num_steps, noise, clean, strength, step_noises, monke
     scheduler.set_timesteps(num_steps)
     # As in StableDiffusionImg2ImgPipeline.get_timesteps.
     first = 0 if strength is None else max(num_steps - min(int(num_steps * strength), num_steps), 0)
+    first *= scheduler.order
     timesteps = scheduler.timesteps[first:]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
@@ -117,7 +164,7 @@ def test_steps(name, prediction, spacing, rescale, settings, steps, strength, et
     assert sampler.num_calls == len(expected)
     state = sampler.start(jnp.asarray(noise), None if strength is None else jnp.asarray(clean))
     for index, (timestep, model_input, latents) in enumerate(expected):
-        assert float(sampler.timesteps[index]) == pytest.approx(timestep, rel=1e-6)
+        assert float(sampler.timesteps[index]) == pytest.approx(timestep, rel=1e-6, abs=2e-3)
         ours = sampler.model_input(state, index)
         assert relative_error(ours, model_input) < 1e-4
         model_output = fake_model(ours, sampler.timesteps[index], jnp.tanh)
@@ -157,8 +204,8 @@ def test_a_file_that_diffusers_wrote_makes_its_own_sampler(name, tmp_path):
     scheduler = kind(**config)
     scheduler.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "scheduler_config.json").read_text())
-    assert sampler_name(written) == name
+    assert name.startswith(sampler_name(written))
     sampler = make_sampler("checkpoint", load_schedule(written), 7)
     scheduler.set_timesteps(7)
-    np.testing.assert_allclose(sampler.timesteps, scheduler.timesteps.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(sampler.timesteps, scheduler.timesteps.numpy(), rtol=1e-6, atol=2e-3)
     assert jax.tree.structure(sampler) == jax.tree.structure(make_sampler(name, load_schedule(config), 7))

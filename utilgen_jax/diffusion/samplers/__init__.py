@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
 from utilgen_jax.diffusion.samplers.ddpm import make_ddpm
 from utilgen_jax.diffusion.samplers.dpm_solver import make_dpm_solver
-from utilgen_jax.diffusion.samplers.euler import make_euler
+from utilgen_jax.diffusion.samplers.euler import make_euler, make_euler_ancestral
 from utilgen_jax.diffusion.samplers.guidance import ApplyUNet, Denoiser, UNetInputs, guided, guided_beside
+from utilgen_jax.diffusion.samplers.heun import make_heun
 from utilgen_jax.diffusion.samplers.lcm import make_lcm
+from utilgen_jax.diffusion.samplers.lms import make_lms
 from utilgen_jax.diffusion.samplers.pndm import make_pndm
 from utilgen_jax.diffusion.samplers.run import invert, run_sampler, run_sampler_beside
 from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, Sampler, SamplerState
-from utilgen_jax.diffusion.schedules import NoiseSchedule
+from utilgen_jax.diffusion.samplers.unipc import make_unipc
+from utilgen_jax.diffusion.schedules import NoiseSchedule, read_by
 from utilgen_jax.errors import InputError
 
 __all__ = [
@@ -35,23 +39,45 @@ __all__ = [
     "sampler_name",
 ]
 
-# name -> maker(schedule, number of steps from pure noise, number of first steps to skip)
-SAMPLERS: dict[str, Callable[[NoiseSchedule, int, int], Sampler]] = {
-    "ddim": make_ddim,
-    "ddpm": make_ddpm,
-    "pndm": make_pndm,
-    "dpmsolver++": make_dpm_solver,
-    "euler": make_euler,
-    "lcm": make_lcm,
+Maker = Callable[[NoiseSchedule, int, int], Sampler]
+
+
+class Kind(NamedTuple):
+    """A sampler that has a name.
+
+    Attributes:
+        class_name: diffusers' class, whose fields of `scheduler_config.json` it reads.
+        make: (schedule, number of steps from pure noise, number of first steps to skip) -> the sampler.
+        settings: fields in place of the file's.
+    """
+
+    class_name: str
+    make: Maker
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
+_KARRAS = {"use_karras_sigmas": True, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+
+SAMPLERS: Mapping[str, Kind] = {
+    "ddim": Kind("DDIMScheduler", make_ddim),
+    "ddpm": Kind("DDPMScheduler", make_ddpm),
+    "pndm": Kind("PNDMScheduler", make_pndm),
+    "dpmsolver++": Kind("DPMSolverMultistepScheduler", make_dpm_solver),
+    "dpmsolver++_karras": Kind("DPMSolverMultistepScheduler", make_dpm_solver, _KARRAS),
+    "dpmsolver++_sde": Kind("DPMSolverMultistepScheduler", make_dpm_solver, _SDE),
+    "dpmsolver++_sde_karras": Kind("DPMSolverMultistepScheduler", make_dpm_solver, _SDE | _KARRAS),
+    "unipc": Kind("UniPCMultistepScheduler", make_unipc),
+    "euler": Kind("EulerDiscreteScheduler", make_euler),
+    "euler_karras": Kind("EulerDiscreteScheduler", make_euler, _KARRAS),
+    "euler_ancestral": Kind("EulerAncestralDiscreteScheduler", make_euler_ancestral),
+    "heun": Kind("HeunDiscreteScheduler", make_heun),
+    "lms": Kind("LMSDiscreteScheduler", make_lms),
+    "lms_karras": Kind("LMSDiscreteScheduler", make_lms, _KARRAS),
+    "lcm": Kind("LCMScheduler", make_lcm),
 }
-_CLASS_NAMES = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "PNDMScheduler": "pndm",
-    "DPMSolverMultistepScheduler": "dpmsolver++",
-    "EulerDiscreteScheduler": "euler",
-    "LCMScheduler": "lcm",
-}
+# The first name of each class: what a file says of Karras' spacing and the like is read from it.
+_NAMES = {kind.class_name: name for name, kind in reversed([*SAMPLERS.items()])}
 
 
 def sampler_name(scheduler_config: Mapping[str, Any]) -> str:
@@ -61,12 +87,12 @@ def sampler_name(scheduler_config: Mapping[str, Any]) -> str:
         InputError: the scheduler is not supported.
     """
     class_name = scheduler_config.get("_class_name")
-    if class_name not in _CLASS_NAMES:
+    if class_name not in _NAMES:
         raise InputError(
-            f"scheduler_config.json: _class_name={class_name!r} is not one of {', '.join(_CLASS_NAMES)}; choose the "
+            f"scheduler_config.json: _class_name={class_name!r} is not one of {', '.join(_NAMES)}; choose the "
             f"scheduler by name: {', '.join(SAMPLERS)}"
         )
-    return _CLASS_NAMES[class_name]
+    return _NAMES[class_name]
 
 
 def make_sampler(
@@ -95,5 +121,10 @@ def make_sampler(
         raise InputError(
             f"strength={strength} of {num_steps} sampling steps: must be at most 1, and leave at least one step"
         )
-    maker = partial(make_ddim, eta=eta) if name == "ddim" else SAMPLERS[name]
+    kind = SAMPLERS[name]
+    overrides = dict(kind.settings)
+    if name == "pndm" and schedule.settings.get("_class_name") != kind.class_name:
+        overrides["skip_prk_steps"] = schedule.settings.get("skip_prk_steps", True)  # Stable Diffusion's form
+    schedule = read_by(schedule, kind.class_name, **overrides)
+    maker = partial(make_ddim, eta=eta) if name == "ddim" else kind.make
     return maker(schedule, num_steps, num_steps - num_kept)

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, SamplerState, check_settings, float32
-from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, clean_and_noise, inference_timesteps
+from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, SamplerState, clipping_range, float32
+from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, clean_and_noise, inference_timesteps, read_by
 from utilgen_jax.errors import InputError
-
-_SUPPORTED = {"clip_sample": (False,), "thresholding": (False,)}
 
 
 @struct.dataclass(kw_only=True)
@@ -32,12 +30,11 @@ class DDIM(GaussianSampler):
         """See `GaussianSampler.transition`."""
         clean, noise = clean_and_noise(self.prediction_type, prediction, state.latents, self.alphas_cumprod[index])
         next_alpha, std = self.next_alphas_cumprod[index], self.stds[index]
-        return jnp.sqrt(next_alpha) * clean + jnp.sqrt(1.0 - next_alpha - std**2) * noise, std
+        return jnp.sqrt(next_alpha) * self.clip(clean) + jnp.sqrt(1.0 - next_alpha - std**2) * noise, std
 
 
 def make_ddim(schedule: NoiseSchedule, num_steps: int, first: int, eta: float = 0.0) -> DDIM:
     """See `make_sampler`; η = 0 is deterministic, η = 1 has the variance of DDPM."""
-    check_settings(schedule, "ddim", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)[first:]
     # As in diffusers, the previous timestep has a fixed distance for all spacings.
     previous = timesteps - schedule.num_train_timesteps // num_steps
@@ -49,6 +46,7 @@ def make_ddim(schedule: NoiseSchedule, num_steps: int, first: int, eta: float = 
         next_alphas_cumprod=float32(next_alphas),
         stds=float32(eta * np.sqrt(variances)),
         prediction_type=schedule.prediction_type,
+        clip_range=clipping_range(schedule),
         is_stochastic=eta > 0,
     )
 
@@ -61,7 +59,7 @@ def make_ddim_inversion(schedule: NoiseSchedule, num_steps: int) -> DDIM:
     Raises:
         InputError: the number of steps is invalid, or the schedule does not support inversion.
     """
-    check_settings(schedule, "ddim", _SUPPORTED)
+    schedule = read_by(schedule, "DDIMScheduler")
     timesteps = inference_timesteps(schedule, num_steps)[::-1]
     alphas = alphas_at(schedule, timesteps - schedule.num_train_timesteps // num_steps)
     if schedule.prediction_type == "sample" and alphas[0] == 1.0:
@@ -75,4 +73,5 @@ def make_ddim_inversion(schedule: NoiseSchedule, num_steps: int) -> DDIM:
         next_alphas_cumprod=float32(alphas_at(schedule, timesteps)),
         stds=jnp.zeros(num_steps),
         prediction_type=schedule.prediction_type,
+        clip_range=clipping_range(schedule),
     )

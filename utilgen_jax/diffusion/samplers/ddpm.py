@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, SamplerState, check_settings, float32
+from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, SamplerState, clipping_range, float32
 from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, clean_and_noise, inference_timesteps
-
-_SUPPORTED = {"clip_sample": (False,), "thresholding": (False,), "variance_type": ("fixed_small", None)}
 
 
 @struct.dataclass(kw_only=True)
@@ -32,12 +30,12 @@ class DDPM(GaussianSampler):
     ) -> tuple[jax.Array, jax.Array]:
         """See `GaussianSampler.transition`."""
         clean, _ = clean_and_noise(self.prediction_type, prediction, state.latents, self.alphas_cumprod[index])
-        return self.clean_weights[index] * clean + self.latents_weights[index] * state.latents, self.stds[index]
+        mean = self.clean_weights[index] * self.clip(clean) + self.latents_weights[index] * state.latents
+        return mean, self.stds[index]
 
 
 def make_ddpm(schedule: NoiseSchedule, num_steps: int, first: int) -> DDPM:
     """See `make_sampler`."""
-    check_settings(schedule, "ddpm", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)[first:]
     alphas = alphas_at(schedule, timesteps)
     next_alphas = np.append(alphas[1:], 1.0)
@@ -50,4 +48,5 @@ def make_ddpm(schedule: NoiseSchedule, num_steps: int, first: int) -> DDPM:
         stds=float32(np.sqrt((1 - next_alphas) / (1 - alphas) * (1 - step_alphas))),
         prediction_type=schedule.prediction_type,
         is_stochastic=True,
+        clip_range=clipping_range(schedule),
     )

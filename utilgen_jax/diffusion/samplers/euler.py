@@ -1,4 +1,7 @@
-"""Euler's method on the probability flow ODE (Karras et al. 2022, arXiv:2206.00364, algorithm 2 without churn)."""
+"""Euler's method on the probability flow ODE, and with fresh noise in each step (ancestral).
+
+Karras et al. 2022, arXiv:2206.00364, algorithm 2 without churn; the ancestral form is k-diffusion's.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState, check_settings, float32
-from utilgen_jax.diffusion.samplers.sigmas import SUPPORTED_SIGMAS, alphas_of, sigmas_at
+from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState, float32
+from utilgen_jax.diffusion.samplers.sigmas import alphas_of, largest_sigma, spaced_sigmas, with_final
 from utilgen_jax.diffusion.schedules import NoiseSchedule, clean_and_noise, inference_timesteps
-
-_SUPPORTED = SUPPORTED_SIGMAS | {"interpolation_type": ("linear",), "timestep_type": ("discrete",)}
 
 
 @struct.dataclass(kw_only=True)
-class Euler(Sampler):
-    """Steps in σ; the latents are x + σ ε.
+class SigmaSampler(Sampler):
+    """Base class of samplers whose latents are x + σ ε.
 
     Attributes:
-        sigmas: σ of the latents before each step, float32 [S].
-        next_sigmas: σ of the latents after each step, float32 [S].
+        sigmas: σ of the denoiser's inputs, float32 [S].
     """
 
     sigmas: jax.Array
-    next_sigmas: jax.Array
 
     def start(self, noise: jax.Array, clean_latents: jax.Array | None = None) -> SamplerState:
         """See `Sampler.start`."""
@@ -36,31 +35,64 @@ class Euler(Sampler):
         """See `Sampler.model_input`."""
         return state.latents * jnp.sqrt(self.alphas_cumprod[index])
 
+    def clean(self, state: SamplerState, index: jax.Array | int, prediction: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the clean latents that a prediction implies, and the derivative dx/dσ, which is the noise."""
+        noisy = self.model_input(state, index)
+        return clean_and_noise(self.prediction_type, prediction, noisy, self.alphas_cumprod[index])
+
+
+@struct.dataclass(kw_only=True)
+class Euler(SigmaSampler):
+    """Steps in σ.
+
+    Attributes:
+        next_sigmas: σ that each step goes to, float32 [S].
+        stds: standard deviation of the noise that is then added, float32 [S].
+    """
+
+    next_sigmas: jax.Array
+    stds: jax.Array
+
     def step(
         self, state: SamplerState, index: jax.Array | int, prediction: jax.Array, noise: jax.Array | None = None
     ) -> SamplerState:
         """See `Sampler.step`."""
-        noisy = self.model_input(state, index)
-        # The derivative dx/dσ is the predicted noise.
-        clean, direction = clean_and_noise(self.prediction_type, prediction, noisy, self.alphas_cumprod[index])
-        return SamplerState(clean + self.next_sigmas[index] * direction)
+        clean, direction = self.clean(state, index, prediction)
+        latents = clean + self.next_sigmas[index] * direction
+        return SamplerState(latents if noise is None else latents + self.stds[index] * noise)
+
+
+def sigma_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+    """Returns the timesteps of samplers in σ, float64 [S]: as `inference_timesteps`, but "linspace" is not rounded."""
+    timesteps = inference_timesteps(schedule, num_steps).astype(np.float64)
+    if schedule.settings["timestep_spacing"] == "linspace":
+        return np.linspace(0, schedule.num_train_timesteps - 1, num_steps)[::-1]
+    return timesteps
 
 
 def make_euler(schedule: NoiseSchedule, num_steps: int, first: int) -> Euler:
     """See `make_sampler`."""
-    check_settings(schedule, "euler", _SUPPORTED)
-    timesteps = inference_timesteps(schedule, num_steps, "linspace").astype(np.float64)
-    spacing = schedule.settings.get("timestep_spacing", "linspace")
-    if spacing == "linspace":  # diffusers does not round these
-        timesteps = np.linspace(0, schedule.num_train_timesteps - 1, num_steps)[::-1]
-    sigmas = sigmas_at(schedule, timesteps)
-    largest = np.sqrt(sigmas[0] ** 2 + 1) if spacing == "leading" else sigmas[0]
-    sigmas = sigmas[first:]
+    return _make(schedule, num_steps, first, ancestral=False)
+
+
+def make_euler_ancestral(schedule: NoiseSchedule, num_steps: int, first: int) -> Euler:
+    """See `make_sampler`."""
+    return _make(schedule, num_steps, first, ancestral=True)
+
+
+def _make(schedule: NoiseSchedule, num_steps: int, first: int, ancestral: bool) -> Euler:
+    timesteps, sigmas = spaced_sigmas(schedule, sigma_timesteps(schedule, num_steps))
+    largest = largest_sigma(schedule, sigmas)
+    sigmas = with_final(schedule, sigmas)[first:]
+    before, after = sigmas[:-1], sigmas[1:]
+    stds = np.sqrt(after**2 * (before**2 - after**2) / before**2) if ancestral else np.zeros_like(after)
     return Euler(
         timesteps=float32(timesteps[first:]),
-        alphas_cumprod=float32(alphas_of(sigmas[:-1])),
-        sigmas=float32(sigmas[:-1]),
-        next_sigmas=float32(sigmas[1:]),
-        init_noise_sigma=float32(largest),
+        alphas_cumprod=float32(alphas_of(before)),
+        sigmas=float32(before),
+        next_sigmas=float32(np.sqrt(after**2 - stds**2)),
+        stds=float32(stds),
+        init_noise_sigma=float32(np.asarray(largest)),
         prediction_type=schedule.prediction_type,
+        is_stochastic=ancestral,
     )

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, SamplerState, check_settings, float32
+from utilgen_jax.diffusion.samplers.sampler import GaussianSampler, SamplerState, clipping_range, float32
 from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, check_num_steps, clean_and_noise
 from utilgen_jax.errors import InputError
 
-_SUPPORTED = {"clip_sample": (False,), "thresholding": (False,)}
 _SIGMA_DATA = 0.5
 
 
@@ -34,17 +33,16 @@ class LCM(GaussianSampler):
     ) -> tuple[jax.Array, jax.Array]:
         """See `GaussianSampler.transition`."""
         clean, _ = clean_and_noise(self.prediction_type, prediction, state.latents, self.alphas_cumprod[index])
-        denoised = self.clean_weights[index] * clean + self.skip_weights[index] * state.latents
+        denoised = self.clean_weights[index] * self.clip(clean) + self.skip_weights[index] * state.latents
         next_alpha = self.next_alphas_cumprod[index]
         return jnp.sqrt(next_alpha) * denoised, jnp.sqrt(1.0 - next_alpha)
 
 
 def make_lcm(schedule: NoiseSchedule, num_steps: int, first: int) -> LCM:
     """See `make_sampler`; the timesteps are a subset of the `original_inference_steps` of the distillation."""
-    check_settings(schedule, "lcm", _SUPPORTED)
-    original_steps = schedule.settings.get("original_inference_steps", 50)
+    original_steps = schedule.settings["original_inference_steps"]
     total = schedule.num_train_timesteps
-    if not 1 <= original_steps <= total:
+    if original_steps > total:
         raise InputError(
             f"scheduler_config.json: original_inference_steps={original_steps} must be between 1 and {total}"
         )
@@ -53,7 +51,7 @@ def make_lcm(schedule: NoiseSchedule, num_steps: int, first: int) -> LCM:
     chosen = np.floor(np.linspace(0, original_steps, num_steps, endpoint=False)).astype(int)
     timesteps = distilled[::-1][chosen][first:].astype(np.int32)
     alphas = alphas_at(schedule, timesteps)
-    scaled = timesteps * float(schedule.settings.get("timestep_scaling", 10.0))
+    scaled = timesteps * float(schedule.settings["timestep_scaling"])
     return LCM(
         timesteps=jnp.asarray(timesteps),
         alphas_cumprod=float32(alphas),
@@ -62,4 +60,5 @@ def make_lcm(schedule: NoiseSchedule, num_steps: int, first: int) -> LCM:
         clean_weights=float32(scaled / np.sqrt(scaled**2 + _SIGMA_DATA**2)),
         prediction_type=schedule.prediction_type,
         is_stochastic=len(timesteps) > 1,
+        clip_range=clipping_range(schedule),
     )

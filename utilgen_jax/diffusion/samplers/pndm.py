@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState, check_settings, float32
+from utilgen_jax.diffusion.samplers.sampler import Sampler, SamplerState, float32
 from utilgen_jax.diffusion.schedules import NoiseSchedule, alphas_at, clean_and_noise, diffuse, inference_timesteps
 
-# PNDM's first Runge-Kutta steps, which Stable Diffusion's checkpoints skip, are not supported.
-_SUPPORTED = {"skip_prk_steps": (True,)}
 # Adams-Bashforth weights of the predictions of this call and up to three earlier ones (equation 12). The second call
 # repeats the first step with the mean of both predictions, a Heun step in place of Runge-Kutta.
 _WEIGHTS = np.array(
@@ -64,7 +62,6 @@ class PNDM(Sampler):
 
 def make_pndm(schedule: NoiseSchedule, num_steps: int, first: int) -> PNDM:
     """See `make_sampler`; the number of denoiser calls is the number of steps plus one."""
-    check_settings(schedule, "pndm", _SUPPORTED)
     timesteps = inference_timesteps(schedule, num_steps)
     stride = schedule.num_train_timesteps // num_steps
     timesteps = np.concatenate([timesteps[:2], timesteps[1:]])[first:]
@@ -74,7 +71,7 @@ def make_pndm(schedule: NoiseSchedule, num_steps: int, first: int) -> PNDM:
         timesteps=jnp.asarray(timesteps),
         alphas_cumprod=float32(alphas_at(schedule, timesteps)),
         step_alphas_cumprod=float32(alphas_at(schedule, starts)),
-        next_alphas_cumprod=float32(alphas_at(schedule, ends, default_alpha_to_one=False)),
+        next_alphas_cumprod=float32(alphas_at(schedule, ends)),
         weights=float32(_WEIGHTS[np.minimum(np.arange(len(timesteps)), 4)]),
         prediction_type=schedule.prediction_type,
     )

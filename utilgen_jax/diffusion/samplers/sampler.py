@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,6 @@ import numpy as np
 from flax import struct
 
 from utilgen_jax.diffusion.schedules import NoiseSchedule, diffuse
-from utilgen_jax.errors import InputError
 
 
 @struct.dataclass
@@ -38,6 +35,7 @@ class Sampler(abc.ABC):
         prediction_type: output of the denoiser, one of `schedules.PREDICTION_TYPES`.
         init_noise_sigma: standard deviation of the initial latents, float32 scalar.
         is_stochastic: whether `step` needs noise.
+        clip_range: largest absolute value of predicted clean latents, which are clipped to it; None without clipping.
     """
 
     timesteps: jax.Array
@@ -45,6 +43,7 @@ class Sampler(abc.ABC):
     prediction_type: str = struct.field(pytree_node=False)
     init_noise_sigma: jax.Array | float = 1.0
     is_stochastic: bool = struct.field(pytree_node=False, default=False)
+    clip_range: float | None = struct.field(pytree_node=False, default=None)
 
     @property
     def num_calls(self) -> int:
@@ -67,6 +66,10 @@ class Sampler(abc.ABC):
         """Returns the denoiser's input at step `index`, of variance about one: float32 [B, h, w, C]."""
         del index
         return state.latents
+
+    def clip(self, clean: jax.Array) -> jax.Array:
+        """Returns predicted clean latents, clipped if the sampler does so."""
+        return clean if self.clip_range is None else jnp.clip(clean, -self.clip_range, self.clip_range)
 
     @abc.abstractmethod
     def step(
@@ -100,20 +103,9 @@ class GaussianSampler(Sampler):
         return SamplerState(mean if noise is None else mean + std * noise)
 
 
-def check_settings(schedule: NoiseSchedule, sampler: str, supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises InputError if `scheduler_config.json` has a setting that the sampler does not support.
-
-    Args:
-        schedule: noise schedule with the settings.
-        sampler: name of the sampler, for the message.
-        supported: {field: supported values}; fields may be missing in the settings.
-    """
-    for name, values in supported.items():
-        if name in schedule.settings and schedule.settings[name] not in values:
-            raise InputError(
-                f"scheduler_config.json: {name}={schedule.settings[name]!r} is not supported by the sampler "
-                f"{sampler!r}; only {' or '.join(map(repr, values))} is"
-            )
+def clipping_range(schedule: NoiseSchedule) -> float | None:
+    """Returns the range of clean latents in the settings `clip_sample` and `clip_sample_range`; None without."""
+    return float(schedule.settings["clip_sample_range"]) if schedule.settings["clip_sample"] else None
 
 
 def float32(table: np.ndarray) -> jax.Array:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax import checkpoints
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.finetune.denoising import (
@@ -18,7 +17,7 @@ from utilgen_jax.generator.finetune.denoising import (
     train_by_denoising,
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
-from utilgen_jax.generator.tokens import add_tokens, with_rows
+from utilgen_jax.generator.tokens import add_tokens, tokenize_prompts, with_rows
 from utilgen_jax.runtime.saved_state import SavedState
 
 
@@ -29,7 +28,7 @@ def class_tokens(num_classes: int) -> list[str]:
 
 def initial_embeds(sd: StableDiffusion, class_names: Sequence[str]) -> jax.Array:
     """The start of training: the mean of the embeddings of each class name's own tokens, float32 [K, D]."""
-    input_ids = checkpoints.tokenize(sd.tokenizer, class_names)
+    input_ids = tokenize_prompts(sd, class_names)
     tokenizer = sd.tokenizer
     is_word = ~np.isin(input_ids, [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
     embeds = sd.text_encoder.apply(sd.variables("text_encoder"), jnp.asarray(input_ids), method="embed_tokens")
@@ -68,7 +67,7 @@ def train_textual_inversion(
         Float32 [K, D], for `tokens.add_tokens`.
     """
     sd = add_tokens(sd, class_tokens(len(prompts)), initial)
-    input_ids = jnp.asarray(checkpoints.tokenize(sd.tokenizer, prompts))
+    input_ids = jnp.asarray(tokenize_prompts(sd, prompts))
     task = DenoisingTask(token_loss, input_ids, examples, prior)
     return train_by_denoising(sd, task, initial, config, key, on_step, saved)
 

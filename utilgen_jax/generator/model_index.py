@@ -1,0 +1,67 @@
+"""What `model_index.json` says of a checkpoint: the classes of its components, and which of them are supported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from utilgen_jax.checkpoints.checkpoint_folder import read_json
+from utilgen_jax.errors import InputError
+
+INDEX = "model_index.json"
+
+# Component -> the supported classes; None: any, as it is not of use here or as its own file tells what it is.
+_SUPPORTED: Mapping[str, tuple[str, ...] | None] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": None,
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "image_normalizer": ("StableUnCLIPImageNormalizer",),
+    "image_noising_scheduler": None,
+    "feature_extractor": None,
+    "safety_checker": None,
+}
+_UNCLIP = "image_normalizer"  # the component that only unCLIP has
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelIndex:
+    """A checkpoint's index.
+
+    Attributes:
+        classes: the class of each component that it has.
+        is_unclip: whether images condition it, as in Stable Diffusion 2.1-unCLIP.
+    """
+
+    classes: Mapping[str, str]
+    is_unclip: bool
+
+
+def read_model_index(folder: Path) -> ModelIndex:
+    """Reads a checkpoint's index; a folder that has none is what its components say.
+
+    Raises:
+        InputError: it names a component that is not supported, without which images would be others than torch's.
+    """
+    path = folder / INDEX
+    index = read_json(path) if path.is_file() else {}
+    classes = {
+        name: str(entry[1])
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+    }
+    unknown = {name: kind for name, kind in classes.items() if name not in _SUPPORTED}
+    if unknown:
+        named = ", ".join(f"{name} ({kind})" for name, kind in unknown.items())
+        raise InputError(
+            f"{path}: {named}: not supported, and images would be made without it. To use the other components, open "
+            "the folder in torch by StableDiffusionPipeline.from_pretrained and write it with save_pretrained"
+        )
+    for name, kind in classes.items():
+        supported = _SUPPORTED[name]
+        if supported is not None and kind not in supported:
+            raise InputError(f"{path}: {name} is a {kind}, which is not supported; {' or '.join(supported)} is")
+    return ModelIndex(classes, _UNCLIP in classes if classes else (folder / _UNCLIP).is_dir())
