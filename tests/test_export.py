@@ -7,9 +7,16 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 
 from tests.diffusers_checkpoint import write_tiny_stable_diffusion
@@ -154,6 +161,22 @@ def test_several_loras_are_merged_each_with_its_scale(checkpoint, tmp_path):
         expected = merge_lora(expected, with_scale(lora, scale))
     written = load_stable_diffusion(tmp_path / "out").params["unet"]
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-6), written, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+def test_dora_is_merged_as_peft_merges_it(checkpoint, tmp_path, capsys):
+    unet = UNet2DConditionModel.from_pretrained(checkpoint("sd15") / "unet")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, use_dora=True, target_modules=["to_q", "conv1"], init_lora_weights=False)
+    model = peft.get_peft_model(unet, config)
+    model.save_pretrained(tmp_path / "dora")
+    flags = (f"--checkpoint={checkpoint('sd15')}", f"--lora={tmp_path / 'dora'}", f"--out={tmp_path / 'out'}")
+    [message] = refusal(capsys, *flags, "--lora_only")
+    assert "DoRA, LoHa and LoKr are no plain LoRA" in message
+    assert export(*flags) == 0
+    written = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in model.merge_and_unload().state_dict().items():
+        np.testing.assert_allclose(written[name], tensor, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["controlnet", "prior"])

@@ -81,7 +81,7 @@ def export(settings: dict[str, Any]) -> Path:
     from utilgen_jax import checkpoints
     from utilgen_jax.checkpoints.lora_files import LORA_FILE, save_lora
     from utilgen_jax.errors import InputError
-    from utilgen_jax.generator.adapter_files import load_loras
+    from utilgen_jax.generator.adapter_files import load_adapter_files
     from utilgen_jax.generator.loading import read_architecture
     from utilgen_jax.generator.saving import (
         ExportSource,
@@ -99,9 +99,13 @@ def export(settings: dict[str, Any]) -> Path:
     checkpoint = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
     components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
     architecture = read_architecture(checkpoint, components=components)
-    loras = load_loras(lora_files(settings), architecture)
+    adapters = load_adapter_files(lora_files(settings), architecture)
+    if settings["lora_only"] and adapters.changes:
+        raise InputError(
+            "--lora_only: DoRA, LoHa and LoKr are no plain LoRA; without --lora_only they are merged into the weights"
+        )
     if settings["lora_only"]:
-        return save_lora(out, loras)
+        return save_lora(out, adapters.loras)
     written: list[str] = []
     with Progress("exporting", len(exported_components(checkpoint)), "component") as progress:
 
@@ -113,7 +117,7 @@ def export(settings: dict[str, Any]) -> Path:
             out,
             ExportSource(checkpoint, architecture, components, settings["variant"]),
             dtype=jnp.dtype(settings["dtype"]) if settings["dtype"] else None,
-            loras=loras,
+            adapters=adapters,
             on_written=on_written,
         )
     return out

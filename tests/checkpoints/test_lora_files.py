@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.diffusers_checkpoint import write_tiny_stable_diffusion
 from tests.torch_parity import relative_error
-from utilgen_jax.checkpoints.lora_files import LORA_FILE, load_lora, save_lora
+from utilgen_jax.checkpoints.lora_files import LORA_FILE, load_adapter, save_lora
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.config import SamplingConfig
@@ -157,7 +157,7 @@ def test_files_of_torch_are_read_as_torch_reads_them(folder, params, tmp_path, s
     save(trained, tmp_path / "lora")
     read = torch_pipeline(folder)
     read.load_lora_weights(tmp_path / "lora")
-    assert_same_factors(our_factors(load_lora(tmp_path / "lora", params)), factors_of(read))
+    assert_same_factors(our_factors(load_adapter(tmp_path / "lora", params).loras), factors_of(read))
     if save is not save_as_kohya:  # it is given other alphas
         assert_same_factors(factors_of(read), factors_of(trained))
 
@@ -165,7 +165,7 @@ def test_files_of_torch_are_read_as_torch_reads_them(folder, params, tmp_path, s
 def test_a_file_of_one_model_needs_no_prefix(folder, params, tmp_path):
     pipeline = torch_pipeline(folder, UNET_CONFIG)
     pipeline.unet.save_lora_adapter(tmp_path / "diffusers")
-    assert_same_factors(our_factors(load_lora(tmp_path / "diffusers", params)), factors_of(pipeline))
+    assert_same_factors(our_factors(load_adapter(tmp_path / "diffusers", params).loras), factors_of(pipeline))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
@@ -175,7 +175,7 @@ def test_folder_of_peft(folder, params, tmp_path):
     pipeline = torch_pipeline(folder)
     peft.get_peft_model(pipeline.text_encoder, config).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
-    assert_same_factors(our_factors(load_lora(tmp_path, params)), factors_of(pipeline))
+    assert_same_factors(our_factors(load_adapter(tmp_path, params).loras), factors_of(pipeline))
 
 
 def random_loras(params, targets):
@@ -211,7 +211,7 @@ def test_torch_reads_our_files(folder, params, tmp_path, targets):
     pipeline = torch_pipeline(folder)
     pipeline.load_lora_weights(tmp_path / "lora")
     assert_same_factors(our_factors(loras), factors_of(pipeline))
-    assert_same_factors(our_factors(load_lora(path, params)), our_factors(loras))
+    assert_same_factors(our_factors(load_adapter(path, params).loras), our_factors(loras))
 
 
 @pytest.mark.slow
@@ -235,7 +235,7 @@ def test_the_image_is_that_of_torch_in_both_directions(folder, tmp_path):
     save_as_today(trained, tmp_path / "theirs")
     expected = torch_image(trained)
     sd = load_stable_diffusion(folder)
-    loras = load_lora(tmp_path / "theirs", sd.params)
+    loras = load_adapter(tmp_path / "theirs", sd.params).loras
     condition = text_condition(sd, [prompt], loras=loras)
     sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale)
     ours = sample(sd, condition, jnp.asarray(latents), sampling, loras=loras) / 2 + 0.5
@@ -262,7 +262,13 @@ def test_all_mismatches_are_reported_at_once(params, tmp_path):
         "unet.conv_in.lora_A.weight": zeros(2, 4, 3, 3),
         "unet.conv_in.lora_B.weight": zeros(16, 2, 1, 1),
         "unet.conv_in.alpha": zeros(2),
-        "unet.conv_in.lora_magnitude_vector": zeros(16),
+        "unet.conv_out.lora_A.weight": zeros(2, 16, 3, 3),
+        "unet.conv_out.lora_B.weight": zeros(4, 2, 1, 1),
+        "unet.conv_out.lora_magnitude_vector": zeros(16),
+        "unet.time_embedding.linear_1.hada_w1_a": zeros(64, 2),
+        "unet.time_embedding.linear_2.lokr_w1": zeros(2, 2),
+        "unet.time_embedding.linear_2.lokr_w2": zeros(2, 2),
+        "unet.conv_in.lora_E": zeros(2),
         "unet.conv_inn.lora_A.weight": zeros(2, 4, 3, 3),
         "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": zeros(2, 32),
         "lora_unet_input_blocks_1_1_proj_in.lora_down.weight": zeros(2, 4),
@@ -270,14 +276,17 @@ def test_all_mismatches_are_reported_at_once(params, tmp_path):
     path = tmp_path / LORA_FILE
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(InputError, match="does not fit the model") as error:
-        load_lora(path, params)
+        load_adapter(path, params)
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert set(lines[1:]) == {
         f"{query}: its factor 'down' has shape (2, 31), the layer needs (2, 32)",
         f"{key}: its factor 'up' is missing",
         f"{value}: its factor 'up' has shape (32, 3), the layer needs (32, 2)",
         "unet.conv_in: its alpha has shape (2,), not one number",
-        "unknown key: unet.conv_in.lora_magnitude_vector",
+        "unet.conv_out: its magnitude has shape (16,), the layer needs (4,)",
+        "unet.time_embedding.linear_1: its factor 'hada_w1_b' is missing",
+        "unet.time_embedding.linear_2: its factors make a weight (4, 4), the layer has (64, 64)",
+        "unknown key: unet.conv_in.lora_E",
         "the model has no such layer: unet.conv_inn.lora_A.weight",
         "the model has no such layer: text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
         "the model has no such layer: lora_unet_input_blocks_1_1_proj_in.lora_down.weight",
@@ -293,7 +302,7 @@ def test_a_projection_may_be_stored_as_linear_layer_or_convolution(params, tmp_p
     for index, (shape_down, shape_up) in enumerate([((2, 32), (32, 2)), ((2, 32, 1, 1), (32, 2, 1, 1))]):
         tensors = {f"{name}.lora_A.weight": down.reshape(shape_down), f"{name}.lora_B.weight": up.reshape(shape_up)}
         safetensors.torch.save_file(tensors, tmp_path / f"{index}.safetensors")
-        stored.append(our_factors(load_lora(tmp_path / f"{index}.safetensors", params)))
+        stored.append(our_factors(load_adapter(tmp_path / f"{index}.safetensors", params).loras))
     assert_same_factors(*stored)
     assert stored[0][name][0].shape == (2, 32, 1, 1)
 
@@ -301,16 +310,16 @@ def test_a_projection_may_be_stored_as_linear_layer_or_convolution(params, tmp_p
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
 def test_files_that_are_no_lora_are_refused(params, tmp_path):
     with pytest.raises(InputError, match="0 safetensors files"):
-        load_lora(tmp_path, params)
+        load_adapter(tmp_path, params)
     with pytest.raises(InputError, match="no such file"):
-        load_lora(tmp_path / "lora.safetensors", params)
+        load_adapter(tmp_path / "lora.safetensors", params)
     with pytest.raises(InputError, match="pickle"):
-        load_lora(tmp_path / "pytorch_lora_weights.bin", params)
+        load_adapter(tmp_path / "pytorch_lora_weights.bin", params)
     path = tmp_path / LORA_FILE
     safetensors.torch.save_file({}, path)
     with pytest.raises(InputError, match="has no tensors"):
-        load_lora(path, params)
+        load_adapter(path, params)
     for text in ("{", "[1]"):
         safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"lora_adapter_metadata": text})
         with pytest.raises(InputError, match="lora_adapter_metadata is not (a )?JSON"):
-            load_lora(tmp_path, params)
+            load_adapter(tmp_path, params)

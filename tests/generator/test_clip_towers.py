@@ -33,7 +33,7 @@ def folder(tmp_path_factory, checkpoint):
     torch.manual_seed(0)
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
     CLIPModel(config).eval().save_pretrained(folder)
-    settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25]}
+    settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25], "size": 16, "crop_size": 16}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 

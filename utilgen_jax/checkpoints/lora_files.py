@@ -1,8 +1,7 @@
 """Reads and writes LoRA files: `pytorch_lora_weights.safetensors` of diffusers, and files of peft and kohya."""
 
+import dataclasses
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from safetensors import safe_open
 
 from utilgen_jax.checkpoints import torch_names
-from utilgen_jax.checkpoints.checkpoint_folder import read_json
+from utilgen_jax.checkpoints.adapter_config import METADATA, PEFT_FILE, AdapterConfig, read_adapter_config
 from utilgen_jax.checkpoints.lora_names import COMPONENTS, Layer, read_keys, without_text_prefix
 from utilgen_jax.checkpoints.safetensors_io import TensorFiles, open_file, write_tensors
+from utilgen_jax.checkpoints.weight_changes import (
+    PRODUCT_FACTORS,
+    DoraChange,
+    ProductChange,
+    WeightChange,
+    missing_factors,
+)
 from utilgen_jax.checkpoints.weight_files import PICKLES
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.lora import Lora, layer_shapes
@@ -25,11 +30,21 @@ from utilgen_jax.runtime.sharding import to_host
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
-_PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_METADATA = "lora_adapter_metadata"
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """What a file adds to a model, by component.
+
+    Attributes:
+        loras: plain low-rank terms, float32.
+        changes: what DoRA, LoHa and LoKr make of weights, by the linen path of the layer.
+    """
+
+    loras: dict[str, Lora]
+    changes: dict[str, dict[tuple[str, ...], WeightChange]]
 
 
-def load_lora(path: Path | str, params: Mapping[str, Any]) -> dict[str, Lora]:
+def load_adapter(path: Path | str, params: Mapping[str, Any]) -> AdapterFile:
     """Reads a LoRA file for the layers of a model; see `lora_names` for the supported keys.
 
     A layer's alpha is its tensor `alpha`, or else that in the file's header (diffusers) or in `adapter_config.json`
@@ -40,35 +55,44 @@ def load_lora(path: Path | str, params: Mapping[str, Any]) -> dict[str, Lora]:
         params: {component: parameters}, as arrays or `jax.ShapeDtypeStruct`; only the UNet and the text encoder can
             have a LoRA.
 
-    Returns:
-        {component: Lora}, float32, of the components in the file.
-
     Raises:
         InputError: the file is missing; or keys are unknown, layers are missing in the model, or factors have wrong
             shapes (lists all).
     """
     path = _find(Path(path).expanduser())
-    tensors, metadata = open_file(path), _read_metadata(path)
+    tensors, config = open_file(path), read_adapter_config(path)
     layers = {component: layer_shapes(params[component]) for component in COMPONENTS if component in params}
     found, problems = read_keys(tensors.shapes, layers)
-    factors: dict[str, dict] = {layer.component: {} for layer in found}
-    scales: dict[str, dict] = {layer.component: {} for layer in found}
+    factors: dict[str, dict] = {}
+    scales: dict[str, dict] = {}
+    changes: dict[str, dict] = {}
     for layer, keys in found.items():
         scope, kernel_shape = layers[layer.component][layer.name]
         try:
+            if not keys.keys().isdisjoint(PRODUCT_FACTORS):
+                product = _read_product(tensors, keys, config, layer)
+                product.check(torch_names.torch_shape(kernel_shape, "kernel"))
+                changes.setdefault(layer.component, {})[scope] = product
+                continue
             down, up = _read_factors(tensors, keys, kernel_shape)
-            scale = _read_scale(tensors, keys, down.shape[-1], metadata, layer)
+            scale = _read_scale(tensors, keys, down.shape[-1], config, layer)
+            if "magnitude" in keys:
+                dora = _read_dora(tensors, keys["magnitude"], down, up, scale)
+                changes.setdefault(layer.component, {})[scope] = dora
+                continue
         except InputError as error:
             problems.append(f"{layer.component}.{layer.name}: {error}")
             continue
-        factors[layer.component] |= {(*scope, "down"): jnp.asarray(down), (*scope, "up"): jnp.asarray(up)}
-        scales[layer.component][*scope, "scale"] = jnp.float32(scale)
+        its_factors = {(*scope, "down"): jnp.asarray(down), (*scope, "up"): jnp.asarray(up)}
+        factors.setdefault(layer.component, {}).update(its_factors)
+        scales.setdefault(layer.component, {})[*scope, "scale"] = jnp.float32(scale)
     if problems:
         lines = "\n  ".join(problems)
         raise InputError(f"{path}: this LoRA does not fit the model; is it of another Stable Diffusion?\n  {lines}")
     if not found:
         raise InputError(f"{path}: has no tensors")
-    return {name: Lora(unflatten_dict(factors[name]), unflatten_dict(scales[name])) for name in factors}
+    loras = {name: Lora(unflatten_dict(factors[name]), unflatten_dict(scales[name])) for name in factors}
+    return AdapterFile(loras, changes)
 
 
 def save_lora(path: Path | str, loras: Mapping[str, Lora]) -> Path:
@@ -104,7 +128,7 @@ def save_lora(path: Path | str, loras: Mapping[str, Lora]) -> Path:
         metadata |= {f"{component}.{field}": value for field, value in _peft_config(ranks, alphas).items()}
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, metadata={_METADATA: json.dumps(metadata, indent=2, sort_keys=True)})
+        write_tensors(path, tensors, metadata={METADATA: json.dumps(metadata, indent=2, sort_keys=True)})
     return path
 
 
@@ -112,29 +136,13 @@ def _find(path: Path) -> Path:
     if not path.is_dir():
         return path
     files = sorted(path.glob("*.safetensors"))
-    named = [path / name for name in (LORA_FILE, _PEFT_FILE) if path / name in files]
+    named = [path / name for name in (LORA_FILE, PEFT_FILE) if path / name in files]
     pickled = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
     if named or len(files) == 1:
         return (named or files)[0]
     if not files and pickled:
         return pickled[0]  # to be refused with advice
     raise InputError(f"{path}: has {len(files)} safetensors files and none is called {LORA_FILE}; name the file")
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """Reads peft's config of the LoRA, whose fields may be prefixed by the component; empty if there is none."""
-    config = path.with_name(_PEFT_CONFIG)
-    if path.name == _PEFT_FILE and config.is_file():
-        return read_json(config)
-    with safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(_METADATA, "{}")
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: its {_METADATA} is not JSON ({error}); save it again with diffusers") from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"{path}: its {_METADATA} is not a JSON object; save it again with diffusers")
-    return metadata
 
 
 def _read_factors(
@@ -161,25 +169,37 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
-def _read_scale(
-    tensors: TensorFiles, keys: Mapping[str, str], rank: int, metadata: Mapping[str, Any], layer: Layer
-) -> float:
-    if "alpha" in keys:
-        tensor = tensors.read(keys["alpha"])
-        if tensor.size != 1:
-            raise InputError(f"its alpha has shape {tensor.shape}, not one number")
-        return tensor.item() / rank
+def _read_scale(tensors: TensorFiles, keys: Mapping[str, str], rank: int, config: AdapterConfig, layer: Layer) -> float:
+    if "alpha" not in keys:
+        return config.scale(layer, rank)
+    tensor = tensors.read(keys["alpha"])
+    if tensor.size != 1:
+        raise InputError(f"its alpha has shape {tensor.shape}, not one number")
+    return tensor.item() / rank
 
-    def setting(name: str, default: Any) -> Any:
-        value = metadata.get(f"{layer.component}.{name}", metadata.get(name))
-        return default if value is None else value
 
-    names = (layer.name, without_text_prefix(layer.name))
-    patterns = setting("alpha_pattern", {}).items()
-    # peft's rule for matching patterns with layers.
-    matching = (alpha for pattern, alpha in patterns if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names))
-    alpha = next(matching, setting("lora_alpha", rank))
-    return alpha / (math.sqrt(rank) if setting("use_rslora", False) else rank)
+def _read_product(tensors: TensorFiles, keys: Mapping[str, str], config: AdapterConfig, layer: Layer) -> ProductChange:
+    """Reads the factors of a LoHa or LoKr layer."""
+    if "magnitude" in keys:
+        raise InputError("DoRA of LoHa or LoKr is not supported")
+    if absent := missing_factors(list(keys)):
+        raise InputError(f"its factor '{absent[0]}' is missing")
+    factors = {name: tensors.read(key).astype(np.float32) for name, key in keys.items() if name != "alpha"}
+    change = ProductChange(factors, 1.0)
+    if "alpha" in keys and change.rank is None:
+        return change  # LyCORIS: full matrices have no alpha
+    rank = change.rank or config.of_layer(layer, ("r",), "rank_pattern", 1)
+    return dataclasses.replace(change, scale=_read_scale(tensors, keys, rank, config, layer))
+
+
+def _read_dora(tensors: TensorFiles, key: str, down: np.ndarray, up: np.ndarray, scale: float) -> DoraChange:
+    """Reads the lengths of a DoRA layer, whose factors have linen's layout."""
+    magnitude, features = tensors.read(key).astype(np.float32), up.shape[-1]
+    rows = {(features,), (features, 1), (features, 1, 1, 1), (1, features, 1, 1)}
+    if magnitude.shape not in rows:
+        raise InputError(f"its magnitude has shape {magnitude.shape}, the layer needs ({features},)")
+    product = torch_names.to_torch_layout(down @ up.reshape(up.shape[-2:]), "kernel")
+    return DoraChange(product, magnitude.reshape(-1), scale)
 
 
 def _peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:

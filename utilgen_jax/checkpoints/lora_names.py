@@ -9,9 +9,12 @@ A key is the name of a layer and of one of its factors. Examples of all styles:
     text_encoder.text_model.encoder.layers.0.self_attn.out_proj.lora_linear_layer.down.weight       diffusers
     text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.down.weight             diffusers, old
     lora_te_text_model_encoder_layers_0_self_attn_out_proj.lora_down.weight                kohya's scripts
+    base_model.model.mid_block.attentions.0.proj_in.hada_w1_a                              peft's LoHa; LoKr: lokr_w1
+    lora_unet_mid_block_attentions_0_proj_in.hada_w1_a                                     LyCORIS'
 
 Files of a single component may omit its name; peft's have `base_model.model.` instead. transformers 5 omits
-`text_model.`. A layer may also have a scalar `<layer>.alpha`.
+`text_model.`. A layer may also have a scalar `<layer>.alpha`, and with DoRA a vector `lora_magnitude_vector` or
+`dora_scale`.
 """
 
 import re
@@ -23,9 +26,11 @@ COMPONENTS = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<layer>.+?)"
-    r"(?:(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<factor>A|B|down|up)\.weight|\.(?P<alpha>alpha))"
+    r"(?:(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<factor>A|B|down|up)\.weight|"
+    r"\.(?P<magnitude>dora_scale|lora_magnitude_vector)(?:\.weight)?|"
+    r"\.(?P<other>alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)))"
 )
-_PARTS = {"A": "down", "down": "down", "B": "up", "up": "up", "alpha": "alpha"}
+_FACTORS = {"A": "down", "down": "down", "B": "up", "up": "up"}
 _OLD_ATTENTION = {"to_out.0": "to_out", "q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 _TEXT_PREFIX = "text_model."
 
@@ -52,7 +57,8 @@ def read_keys(
         layers: {component: torch names of its layers}.
 
     Returns:
-        {layer: {'down', 'up' or 'alpha': key}}, and a message for each unknown key or layer.
+        {layer: {'down', 'up', 'alpha', 'magnitude', or the name of a factor of LoHa or LoKr: key}}, and a message for
+        each unknown key or layer.
     """
     known = {
         spelling: Layer(component, name)
@@ -70,7 +76,8 @@ def read_keys(
         elif layer is None:
             problems.append(f"the model has no such layer: {key}")
         else:
-            found.setdefault(layer, {})[_PARTS[match["factor"] or match["alpha"]]] = key
+            part = _FACTORS[match["factor"]] if match["factor"] else match["other"] or "magnitude"
+            found.setdefault(layer, {})[part] = key
     return found, problems
 
 

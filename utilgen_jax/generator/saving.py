@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from utilgen_jax import __version__, checkpoints
 from utilgen_jax.checkpoints.checkpoint_folder import WEIGHTED_COMPONENTS, read_json
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.adapter_files import AdapterFiles
 from utilgen_jax.generator.loading import component_folders, load_params
 from utilgen_jax.generator.model_index import INDEX, read_model_index
 from utilgen_jax.generator.stable_diffusion import Architecture
-from utilgen_jax.models.lora import Lora, merge_lora
+from utilgen_jax.models.lora import merge_lora
 from utilgen_jax.runtime.atomic_write import replace_folder
 
 # diffusers leaves keys alone that begin with an underscore.
@@ -66,7 +67,7 @@ def write_diffusers_folder(
     source: ExportSource,
     *,
     dtype: jnp.dtype | None = None,
-    loras: Mapping[str, Lora] | None = None,
+    adapters: AdapterFiles | None = None,
     on_written: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Writes the `exported_components` and their `model_index.json`.
@@ -77,7 +78,7 @@ def write_diffusers_folder(
         out: the folder; an earlier export is replaced.
         source: the checkpoint.
         dtype: weights are cast to it; None keeps each as it is stored.
-        loras: {component: Lora} to merge into the weights.
+        adapters: what is merged into the weights.
         on_written: called with the name of each component that is done.
 
     Raises:
@@ -91,8 +92,9 @@ def write_diffusers_folder(
             folder = folders.get(name, source.folder / name)
             if name in WEIGHTED_COMPONENTS:
                 config, params = _load(source.architecture, name, folder, source.variant)
-                if loras and name in loras:
-                    params = merge_lora(params, loras[name])
+                if adapters is not None:
+                    params = adapters.changed(name, params)
+                    params = merge_lora(params, adapters.loras[name]) if name in adapters.loras else params
                 checkpoints.save_component(partial / name, config, params, dtype)
             else:
                 _copy_texts(folder, partial / name)

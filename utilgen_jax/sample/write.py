@@ -19,7 +19,7 @@ from utilgen_jax.config.schema import ConfigError
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers import make_sampler, sampler_name
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.adapter_files import load_loras
+from utilgen_jax.generator.adapter_files import load_adapter_files
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
@@ -86,7 +86,7 @@ def _open(
     )
     architecture = read_architecture(folder, dtype, vae_dtype, components=components)
     sampling, image_inputs = plan(architecture, settings, inputs)
-    loras = load_loras(lora_files(settings), architecture) or None
+    adapters = load_adapter_files(lora_files(settings), architecture)
     sd = load_stable_diffusion(
         folder,
         param_dtype,
@@ -94,9 +94,10 @@ def _open(
         variant=settings["variant"],
         architecture=architecture,
     )
+    sd = sd.with_params(**{name: adapters.changed(name, sd.params[name]) for name in adapters.changes})
     for file in settings["embeds"] or ():
         sd = add_learned_embeds(sd, Path(file).expanduser())
-    return sd, loras, sampling, image_inputs
+    return sd, adapters.loras or None, sampling, image_inputs
 
 
 def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -> tuple[SamplingConfig, ImageInputs]:
