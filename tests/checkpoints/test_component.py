@@ -312,6 +312,48 @@ def test_broken_folder_is_named(unclip, damage, named, message):
     assert str(unclip / "vae") in str(caught.value) and named in str(caught.value)
 
 
+def test_numbers_that_are_not_finite_are_named(unclip):
+    path = weight_file(unclip / "vae")
+    tensors = load_file(path)
+    name = "decoder.conv_out.bias"
+    for dtype in (torch.float32, torch.bfloat16):
+        for value in (float("nan"), float("-inf")):
+            save_file(
+                {key: tensor.to(dtype) for key, tensor in (tensors | {name: torch.full((3,), value)}).items()}, path
+            )
+            with pytest.raises(InputError, match=f"{name} holds NaN or infinity: the file is damaged"):
+                checkpoints.load_component(unclip / "vae")
+    save_file(tensors | {name: torch.full((3,), 1e6)}, path)
+    checkpoints.load_component(unclip / "vae", jnp.bfloat16)
+    with pytest.raises(InputError, match=f"{name} has numbers that float16 cannot hold; use float32"):
+        checkpoints.load_component(unclip / "vae", jnp.float16)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_a_prefix_of_all_names_is_named(unclip, prefix):
+    path = weight_file(unclip / "vae")
+    params = checkpoints.load_component(unclip / "vae")[1]
+    save_file({prefix + name: tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(InputError, match=f"the names of its tensors begin with '{prefix}'") as refusal:
+        checkpoints.load_component(unclip / "vae", expected=params)
+    assert len(str(refusal.value).splitlines()) == 2
+
+
+def test_a_long_list_of_mismatches_is_cut_short(unclip):
+    params = checkpoints.load_component(unclip / "vae")[1]
+    with pytest.raises(InputError, match=r"  \.\.\. and \d+ more$") as refusal:
+        checkpoints.load_component(unclip / "unet", expected=params)
+    assert len(str(refusal.value).splitlines()) == 42
+
+
+def test_a_variant_that_is_not_chosen_by_itself_is_named(unclip):
+    path = weight_file(unclip / "vae")
+    path.rename(path.with_name("diffusion_pytorch_model.ema.safetensors"))
+    with pytest.raises(InputError, match="weights of the variant 'ema' alone; choose it by --variant=ema"):
+        checkpoints.load_component(unclip / "vae")
+    checkpoints.load_component(unclip / "vae", variant="ema")
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         checkpoints.load_component(tmp_path / "nowhere")

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from safetensors.numpy import load_file, save_file
 
 from utilgen_jax import checkpoints
@@ -37,8 +39,21 @@ def test_files_of_the_web_ui_are_named_as_their_token(tmp_path):
 def test_pickles_are_refused_with_advice(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
     for path in (tmp_path / name, tmp_path):
-        with pytest.raises(InputError, match=rf"{name}: a pickle.*safetensors\.torch\.save_file"):
+        with pytest.raises(InputError, match=rf"{name}: a pickle.*\n.*\n  safetensors\.torch\.save_file"):
             checkpoints.load_learned_embeds(path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_two_lines_of_the_advice_convert_a_pickle(tmp_path, nested):
+    tensors = {"<cat>": torch.tensor(ROWS)}
+    torch.save({"state_dict": tensors} if nested else tensors, tmp_path / "learned_embeds.bin")
+    with pytest.raises(InputError) as refusal:
+        checkpoints.load_learned_embeds(tmp_path)
+    _, *lines = str(refusal.value).splitlines()
+    exec("\n".join(line.strip() for line in lines), {"torch": torch, "safetensors": safetensors})
+    token, embeds = checkpoints.load_learned_embeds(tmp_path)
+    assert token == "<cat>"
+    np.testing.assert_array_equal(embeds, ROWS)
 
 
 @pytest.mark.parametrize("tensors", [{"<a>": ROWS, "<b>": ROWS}, {"<a>": ROWS[None]}, {}])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from safetensors.numpy import load_file, save_file
 
 from tests.torch_parity import relative_error
@@ -294,6 +294,12 @@ def test_a_token_that_the_text_encoder_has_no_row_for_is_named(copy_of):
         encode_prompts(sd, ["a photo of <cat>"])
     with pytest.raises(InputError, match=f"tokenizer: knows {size + 1} tokens"):
         add_learned_embeds(sd, ("<dog>", np.zeros(32)))
+
+
+def test_an_autoencoder_of_another_class_is_named(checkpoint, tmp_path):
+    AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path}/config.json: vae is a AutoencoderTiny, which is not supported"):
+        read_architecture(checkpoint("sd15"), components={"vae": tmp_path})
 
 
 def test_a_broken_config_is_named(copy_of):

@@ -11,6 +11,7 @@ import pytest
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import text_condition
 from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.sampling import (
     check_finite_images,
     decode_latents,
@@ -95,11 +96,12 @@ def test_only_a_image_can_be_started_from_half_way(loaded):
         sample(sd, condition, jnp.zeros((1, 8, 8, 4)), dataclasses.replace(SAMPLING, strength=0.5))
 
 
-def test_images_that_are_not_finite_are_named():
+def test_images_that_are_not_finite_are_named(checkpoint):
+    full, half = (read_architecture(checkpoint("sd15"), dtype) for dtype in (jnp.float32, jnp.bfloat16))
     images = np.zeros((3, 2, 2, 3), np.float32)
-    check_finite_images(images)
+    check_finite_images(images, half)
     images[1, 0, 1, 2] = np.inf
-    with pytest.raises(FloatingPointError, match="image 5 holds NaN or infinity.*float32"):
-        check_finite_images(images, first=4)
-    with pytest.raises(InputError, match="image 1 holds"):
-        check_finite_images(images, error=InputError)
+    with pytest.raises(FloatingPointError, match="image 5 holds NaN or infinity. Half precision.*compute in float32"):
+        check_finite_images(images, half, first=4)
+    with pytest.raises(InputError, match="image 1 holds NaN or infinity. All was computed in float32: the weights"):
+        check_finite_images(images, full, error=InputError)

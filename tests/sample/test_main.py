@@ -333,6 +333,7 @@ MISTAKES = {
     "broken image": (["--init_image=broken.png"], ["--init_image: broken.png: the image cannot be decoded"]),
     "steps": (["--steps=1001", "--scheduler=ddim"], ["sampling steps must be between 1 and"]),
     "strength": (["--init_image=photo.png", "--strength=0.01"], ["--scheduler=pndm: strength=0.01 of 30"]),
+    "no strength": (["--init_image=photo.png", "--strength=0"], ["--strength=0: would leave --init_image as it is"]),
     "eta": (["--eta=0.5"], ["--scheduler=pndm: eta=0.5 is only for the scheduler 'ddim'"]),
     "seed": (["--seed=2147483647", "--num=2"], ["--seed=2147483647: the last image's seed would pass 2147483647"]),
     "checkpoint": (["--checkpoint=."], ["has no model_index.json"]),

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from utilgen_jax.checkpoints.published import PUBLISHED, RETIRED
-from utilgen_jax.checkpoints.weight_files import PICKLE_ADVICE, PICKLES, choose_weight_files, has_variant
+from utilgen_jax.checkpoints.weight_files import PICKLES, choose_weight_files, has_variant, pickle_advice
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.hub import list_files
 
@@ -120,7 +120,9 @@ def _choose_weights(where: str, files: Collection[str], prefixes: Sequence[str],
         if not weights:
             pickled += [prefix + name for name in sorted(names) if "/" not in name and Path(name).suffix in PICKLES]
     if pickled:
-        raise InputError(f"{where}: has no safetensors file in place of {', '.join(pickled)}; {PICKLE_ADVICE}")
+        raise InputError(
+            f"{where}: has no safetensors file in place of {', '.join(pickled)}: {pickle_advice(pickled[0])}"
+        )
     if variant and not any(has_variant(name, variant) for name in chosen):
         found = ", ".join(chosen) or "none"
         raise InputError(f"{where}: has no weights of variant {variant!r}; leave the variant out (found: {found})")

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from utilgen_jax.checkpoints import torch_names
 from utilgen_jax.checkpoints.checkpoint_folder import read_json
@@ -15,6 +16,8 @@ from utilgen_jax.checkpoints.weight_files import DIFFUSERS_STEM, TRANSFORMERS_ST
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.sharding import place, to_host
+
+_MOST_LISTED = 40  # mismatches in a message
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 # torch name -> (linen path, linen shape)
@@ -52,8 +55,8 @@ def load_component(
         to the expected shape.
 
     Raises:
-        InputError: a file is missing, damaged, pickled, or outside the folder; or parameters are missing, unexpected or
-            have wrong shapes (lists all with torch names and shapes).
+        InputError: a file is missing, damaged, pickled, or outside the folder; a number is not finite; or parameters
+            are missing, unexpected or have wrong shapes (lists them with torch names and shapes).
     """
     folder = Path(folder)
     config = load_config(folder)
@@ -69,8 +72,16 @@ def load_component(
     for name, stored in stored_names.items():
         path, shape = targets[name]
         tensor = torch_names.to_linen_layout(files.read(stored), path[-1]).reshape(shape)
-        if dtype is not None and jnp.issubdtype(tensor.dtype, jnp.floating):
-            tensor = tensor.astype(dtype)
+        if jnp.issubdtype(tensor.dtype, jnp.floating):
+            _check_finite(
+                tensor, f"{folder}: {stored} holds NaN or infinity: the file is damaged, or its training failed"
+            )
+            if dtype is not None and tensor.dtype != dtype:
+                with np.errstate(over="ignore"):
+                    tensor = tensor.astype(dtype)
+                _check_finite(
+                    tensor, f"{folder}: {stored} has numbers that {jnp.dtype(dtype)} cannot hold; use float32"
+                )
         scope = params
         for piece in path[:-1]:
             scope = scope.setdefault(piece, {})
@@ -104,6 +115,16 @@ def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: 
     write_text(folder / "config.json", json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
 
 
+def _check_finite(tensor: np.ndarray, message: str) -> None:
+    # ml_dtypes' bfloat16 is slow to test by itself; it is the first half of a float32.
+    if tensor.dtype == jnp.bfloat16:
+        finite = bool(((tensor.view(np.uint16) & 0x7F80) != 0x7F80).all())
+    else:
+        finite = bool(np.isfinite(tensor).all())
+    if not finite:
+        raise InputError(message)
+
+
 def _own_targets(shapes: Mapping[str, tuple[int, ...]]) -> Targets:
     targets = {}
     for name, shape in shapes.items():
@@ -123,9 +144,14 @@ def checked_targets(
         refusal: first line of the error message.
 
     Raises:
-        InputError: tensors are missing, unexpected or have wrong shapes; lists all with torch names and shapes.
+        InputError: tensors are missing, unexpected or have wrong shapes; lists them with torch names and shapes.
     """
     targets = {torch_names.to_torch_name(path): (path, tuple(leaf.shape)) for path, leaf in leaves.items()}
+    if prefix := _common_prefix(shapes, targets):
+        raise InputError(
+            f"{refusal}:\n  the names of its tensors begin with {prefix!r}, as a wrapper of torch has saved them; save "
+            f"the model that it wraps, or take the prefix from the names"
+        )
     problems = [f"missing {name}" for name in targets if name not in shapes]
     problems += [f"unexpected {name}" for name in shapes if name not in targets]
     for name, (path, shape) in targets.items():
@@ -135,9 +161,21 @@ def checked_targets(
         if _matrix(shapes[name]) != _matrix(model_shape):
             problems.append(f"{name} has shape {shapes[name]}, the model {model_shape}")
     if problems:
-        lines = "\n  ".join(problems)
+        more = [f"... and {len(problems) - _MOST_LISTED} more"] if len(problems) > _MOST_LISTED else []
+        lines = "\n  ".join([*problems[:_MOST_LISTED], *more])
         raise InputError(f"{refusal}:\n  {lines}")
     return targets
+
+
+def _common_prefix(shapes: Mapping[str, Any], targets: Mapping[str, Any]) -> str:
+    """The prefix without which the names would be the model's, such as `_orig_mod.` or `module.`; '' if none is."""
+    first = next(iter(shapes), "")
+    pieces = first.split(".")
+    for number in range(1, len(pieces)):
+        prefix = ".".join(pieces[:number]) + "."
+        if first.removeprefix(prefix) in targets and all(name.startswith(prefix) for name in shapes):
+            return "" if first in targets else prefix
+    return ""
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:

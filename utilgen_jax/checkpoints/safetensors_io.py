@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from utilgen_jax.checkpoints.checkpoint_folder import read_json
 from utilgen_jax.checkpoints.weight_files import (
     DIFFUSERS_STEM,
-    PICKLE_ADVICE,
     PICKLES,
     TRANSFORMERS_STEM,
     choose_weight_files,
+    other_variants,
+    pickle_advice,
 )
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import replace_file
@@ -87,7 +88,12 @@ def open_component(folder: Path, variant: str | None = None) -> TensorFiles:
         return TensorFiles(_read_index(path) if path.suffix == ".json" else _read_header(path))
     pickled = sorted(name for name in names if Path(name).suffix in PICKLES)
     if pickled:
-        raise InputError(f"{folder}: has only {', '.join(pickled)}; {PICKLE_ADVICE}")
+        raise InputError(f"{folder / pickled[0]}: {pickle_advice(str(folder / pickled[0]))}")
+    if variants := other_variants(names):
+        raise InputError(
+            f"{folder}: has weights of the variant {' and '.join(map(repr, variants))} alone; choose it by "
+            f"--variant={variants[0]}, or leave the variant out of the file's name"
+        )
     expected = f"{DIFFUSERS_STEM}.safetensors or {TRANSFORMERS_STEM}.safetensors"
     raise InputError(f"{folder}: no weights; expected {expected} (pickled .bin files are neither read nor downloaded)")
 
@@ -95,7 +101,7 @@ def open_component(folder: Path, variant: str | None = None) -> TensorFiles:
 def open_file(path: Path) -> TensorFiles:
     """Opens a safetensors file; InputError if it is missing, damaged or a pickle."""
     if path.suffix in PICKLES:
-        raise InputError(f"{path}: {PICKLE_ADVICE}")
+        raise InputError(f"{path}: {pickle_advice(str(path))}")
     return TensorFiles(_read_header(path))
 
 

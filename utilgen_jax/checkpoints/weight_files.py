@@ -2,21 +2,43 @@
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-PICKLE_ADVICE = (
-    "a pickle, which can run arbitrary code and is not supported; use a checkpoint with safetensors files, or load "
-    "this one in torch and save it with `save_pretrained` or safetensors.torch.save_file"
-)
+# What transformers calls a pickle whose tensors it now keeps in `model.safetensors`.
+_TRANSFORMERS_PICKLE = "pytorch_model"
 
 _STEMS = (DIFFUSERS_STEM, TRANSFORMERS_STEM)
 # For repositories without files in full precision.
 _FALLBACK_VARIANT = "fp16"
 # The variant of a shard may be before or after its number.
 _SHARD = r"(?:\.(?P<before>\w+))?-\d+-of-\d+(?:\.(?P<after>\w+))?\.safetensors"
+
+
+def pickle_advice(name: str) -> str:
+    """What to do with a pickle of this path: two lines of Python that make a safetensors file of it."""
+    path = Path(name)
+    stem = TRANSFORMERS_STEM if path.stem == _TRANSFORMERS_PICKLE else path.stem
+    target = str(path.with_name(f"{stem}.safetensors"))
+    return (
+        "a pickle, which can run arbitrary code and is not read. If you trust it, convert it where torch is:\n"
+        f"  tensors = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
+        f"  safetensors.torch.save_file(tensors.get('state_dict', tensors), {target!r})"
+    )
+
+
+def other_variants(names: Collection[str]) -> list[str]:
+    """Returns the variants of the safetensors files that `choose_weight_files` chooses only by name, such as 'ema'."""
+    found = {
+        match[1]
+        for name in names
+        for stem in _STEMS
+        if (match := re.fullmatch(rf"{re.escape(stem)}\.([\w-]+)(?:-\d+-of-\d+)?\.safetensors", name))
+    }
+    return sorted(found - {_FALLBACK_VARIANT})
 
 
 def choose_weight_files(names: Collection[str], variant: str | None = None) -> list[str]:

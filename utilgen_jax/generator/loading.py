@@ -14,7 +14,7 @@ from utilgen_jax import checkpoints
 from utilgen_jax.diffusion.scheduler_fields import as_stable_diffusion
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.model_index import ModelIndex, read_model_index
+from utilgen_jax.generator.model_index import ModelIndex, check_class, read_model_index
 from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, StableDiffusion, expected_params
 from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, read_preprocessor
 from utilgen_jax.types import Params
@@ -98,6 +98,7 @@ def read_architecture(
             own_dtype = jnp.dtype(vae_dtype or dtype) if name == "vae" else jnp.dtype(dtype)
             settings = {"gradient_checkpointing": gradient_checkpointing} if name in ("unet", "vae") else {}
             config = checkpoints.load_config(folders[name])
+            check_class(folders[name] / "config.json", name, config.get("_class_name"))
             if name == "unet" and not index.is_unclip:
                 config = _with_sample_size(config)
             modules[name] = MODULES[name].from_config(config, dtype=own_dtype, **settings)

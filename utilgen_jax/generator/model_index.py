@@ -40,6 +40,13 @@ class ModelIndex:
     is_unclip: bool
 
 
+def check_class(path: Path, component: str, class_name: str | None) -> None:
+    """Raises InputError if a component's class, as its own file or the index tells it, is not supported."""
+    supported = _SUPPORTED[component]
+    if class_name is not None and supported is not None and class_name not in supported:
+        raise InputError(f"{path}: {component} is a {class_name}, which is not supported; {' or '.join(supported)} is")
+
+
 def read_model_index(folder: Path) -> ModelIndex:
     """Reads a checkpoint's index; a folder that has none is what its components say.
 
@@ -61,7 +68,5 @@ def read_model_index(folder: Path) -> ModelIndex:
             "the folder in torch by StableDiffusionPipeline.from_pretrained and write it with save_pretrained"
         )
     for name, kind in classes.items():
-        supported = _SUPPORTED[name]
-        if supported is not None and kind not in supported:
-            raise InputError(f"{path}: {name} is a {kind}, which is not supported; {' or '.join(supported)} is")
+        check_class(path, name, kind)
     return ModelIndex(classes, _UNCLIP in classes if classes else (folder / _UNCLIP).is_dir())

@@ -176,12 +176,26 @@ def _guidance(
 
 
 def check_finite_images(
-    images: np.ndarray, first: int = 0, error: type[ValueError | ArithmeticError] = FloatingPointError
+    images: np.ndarray,
+    architecture: Architecture,
+    first: int = 0,
+    error: type[ValueError | ArithmeticError] = FloatingPointError,
 ) -> None:
-    """Raises `error` if an image of [B, H, W, C] is not finite; `first` is the number of the batch's first image."""
+    """Raises `error` if an image is not finite.
+
+    Args:
+        images: [B, H, W, C].
+        architecture: tells whether they were computed in half precision, which the message then blames.
+        first: number of the batch's first image.
+        error: the exception.
+    """
     broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
-    if broken.size:
-        raise error(
-            f"image {first + broken[0]} holds NaN or infinity. Half precision overflows in some checkpoints: "
-            "compute in float32, first of all the autoencoder"
-        )
+    if not broken.size:
+        return
+    in_full = all(getattr(module, "dtype", jnp.float32) == jnp.float32 for module in architecture.modules.values())
+    advice = (
+        "All was computed in float32: the weights, a LoRA, a learned token or the starting noise are too large"
+        if in_full
+        else "Half precision overflows in some checkpoints: compute in float32, first of all the autoencoder"
+    )
+    raise error(f"image {first + broken[0]} holds NaN or infinity. {advice}")

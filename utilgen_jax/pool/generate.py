@@ -113,7 +113,7 @@ def generate_batches(
             num_differentiable_steps=None,
         )
         images = to_host(generated)[: stop - start]
-        check_finite_images(images, start)
+        check_finite_images(images, sd.architecture, start)
         yield images
 
 

@@ -63,7 +63,7 @@ def define_flags() -> flags.FlagValues:
     whole("width", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
     text("latents", None, ".npy file of starting noise, float32 [num, h, w, channels], in place of the seeds'")
     text("init_image", None, "image to start from, scaled (not cropped) to height and width")
-    number("strength", 0.8, "how far to go from --init_image: 0 not at all, 1 as if from noise", 0.0, 1.0)
+    number("strength", 0.8, "how far to go from --init_image: near 0 hardly at all, 1 as if from noise", 0.0, 1.0)
     text("image_prompt", None, "image to generate variations of, with an unCLIP checkpoint; its middle square is seen")
     whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the images differ more", 0)
     define_lora_flags(values)
@@ -99,6 +99,8 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
         for name, other in needs.items()
         if name in given and not settings[other]
     ]
+    if settings["strength"] == 0:
+        problems.append("--strength=0: would leave --init_image as it is; give more than 0")
     problems += lora_problems(settings)
     problems += [
         f"--embeds: {file} does not exist" for file in settings["embeds"] or [] if not Path(file).expanduser().exists()

@@ -79,5 +79,5 @@ def generate_images(
             sd, own, latents, sampling, loras=loras, keys=step_keys(seeds[rows]), clean_latents=clean_latents
         )
         finished = np.asarray(images)[: number - start]
-        check_finite_images(finished, start, InputError)
+        check_finite_images(finished, sd.architecture, start, InputError)
         yield finished
