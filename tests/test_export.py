@@ -108,6 +108,18 @@ def test_torch_generates_our_image_from_a_folder_with_a_merged_lora(checkpoint, 
     assert relative_error(ours, torch_image(checkpoint("sd15"))) > 1e-2
 
 
+def test_a_unet_that_a_training_script_left(checkpoint, tmp_path):
+    trained = UNet2DConditionModel.from_pretrained(checkpoint("sd15") / "unet")
+    with torch.no_grad():
+        trained.conv_out.bias.fill_(0.3)
+    trained.save_pretrained(tmp_path / "checkpoint-500" / "unet")  # as accelerate's hook of the scripts does
+    flags = (f"--unet={tmp_path / 'checkpoint-500' / 'unet'}", f"--out={tmp_path / 'out'}")
+    assert export(f"--checkpoint={checkpoint('sd15')}", *flags) == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    theirs = trained.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in pipeline.unet.state_dict().items())
+
+
 def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(checkpoint("sd15"), half)

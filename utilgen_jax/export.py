@@ -3,6 +3,7 @@
   python -m utilgen_jax.export --checkpoint=glyphs --out=exported
   python -m utilgen_jax.export --checkpoint=sd21 --dtype=float16 \\
       --lora=pytorch_lora_weights.safetensors --lora_scale=0.8 --out=exported
+  python -m utilgen_jax.export --checkpoint=model.safetensors --configs=sd15 --out=exported
   python -m utilgen_jax.export --checkpoint=FOLDER --lora=old_lora.safetensors --lora_only --out=exported_lora
 
 The folder gets `model_index.json` and all components, for `DiffusionPipeline.from_pretrained`. LoRAs are merged into
@@ -16,13 +17,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from utilgen_jax.config import command_line
 from utilgen_jax.config.lora_flags import define_lora_flags, lora_files, lora_problems
 from utilgen_jax.config.schema import choice_problems
+from utilgen_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from utilgen_jax.checkpoints.single_file import SingleFile
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,10 +39,15 @@ def define_flags() -> flags.FlagValues:
     def text(name: str, help: str) -> None:
         flags.DEFINE_string(name, None, help, flag_values=values)
 
-    text("checkpoint", "'glyphs' (the embedded one), a folder in diffusers' format, or a hub id owner/name")
+    text(
+        "checkpoint",
+        "'glyphs' (the embedded one), a folder in diffusers' format, a hub id owner/name, or a single file",
+    )
+    text("configs", "of a --checkpoint that is a single file: folder, name or hub id with its configs and tokenizer")
     text("revision", "branch, tag or commit of a hub id")
     text("variant", "variant of the weights to read, such as fp16")
     text("vae", "folder or hub id of an autoencoder to use instead of the checkpoint's")
+    text("unet", "folder or hub id of a UNet trained alone, such as checkpoint-500/unet, to use instead of its own")
     define_lora_flags(values)
     flags.DEFINE_boolean("lora_only", False, "write only the LoRA file, no checkpoint", flag_values=values)
     text("dtype", f"dtype of the written weights: {', '.join(_DTYPES)}; default: as stored")
@@ -60,7 +70,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     if settings["lora_only"] and not settings["lora"]:
         problems.append("--lora_only: requires --lora")
     if settings["lora_only"]:
-        problems += [f"--{name}: has no effect with --lora_only" for name in ("dtype", "vae") if settings[name]]
+        problems += [f"--{name}: has no effect with --lora_only" for name in ("dtype", "unet", "vae") if settings[name]]
     return problems + command_line.folder_problems("out", settings["out"])
 
 
@@ -80,7 +90,6 @@ def export(settings: dict[str, Any]) -> Path:
 
     from utilgen_jax import checkpoints
     from utilgen_jax.checkpoints.lora_files import LORA_FILE, save_lora
-    from utilgen_jax.errors import InputError
     from utilgen_jax.generator.adapter_files import load_adapter_files
     from utilgen_jax.generator.loading import read_architecture
     from utilgen_jax.generator.saving import (
@@ -96,8 +105,10 @@ def export(settings: dict[str, Any]) -> Path:
         raise InputError(f"--out: {out / LORA_FILE} already exists; choose another folder, or remove it")
     if not settings["lora_only"]:
         check_export_target(out)
-    checkpoint = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
-    components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
+    checkpoint, single_file = _find(settings)
+    components = {
+        name: checkpoints.resolve_component(settings[name]) for name in ("unet", "vae") if settings[name] is not None
+    }
     architecture = read_architecture(checkpoint, components=components)
     adapters = load_adapter_files(lora_files(settings), architecture)
     if settings["lora_only"] and adapters.changes:
@@ -115,12 +126,31 @@ def export(settings: dict[str, Any]) -> Path:
 
         write_diffusers_folder(
             out,
-            ExportSource(checkpoint, architecture, components, settings["variant"]),
+            ExportSource(checkpoint, architecture, components, settings["variant"], single_file),
             dtype=jnp.dtype(settings["dtype"]) if settings["dtype"] else None,
             adapters=adapters,
             on_written=on_written,
         )
     return out
+
+
+def _find(settings: dict[str, Any]) -> tuple[Path, SingleFile | None]:
+    """The folder of the checkpoint; of a single file that of its configs, and the file."""
+    from utilgen_jax import checkpoints
+    from utilgen_jax.checkpoints.single_file import SingleFile
+
+    file = Path(settings["checkpoint"]).expanduser()
+    if not file.is_file():
+        if settings["configs"]:
+            raise InputError(f"--configs: is of use where --checkpoint is a file, and {file} is none")
+        return checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"]), None
+    single_file = SingleFile(file)
+    configs = settings["configs"] or (None if single_file.is_version_2 else "sd15")
+    if configs is None:
+        raise InputError(
+            f"--configs: {file} is of Stable Diffusion 2; say --configs=sd21, or sd21-768 if it predicts v"
+        )
+    return checkpoints.resolve_checkpoint(configs, settings["revision"], configs_only=True), single_file
 
 
 def run(argv: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -340,6 +341,8 @@ MISTAKES = {
     "variant": (["--variant=fp16"], ["has no weights of variant 'fp16'"]),
     "hub": (["--checkpoint=owner/name", "--revision=main"], ["owner/name: not on this machine, and the Hugging Face"]),
     "vae": (["--vae=photo.png"], ["photo.png: a checkpoint is a folder in diffusers' format"]),
+    "unet": (["--unet=."], ["has no config.json, so it is no component in diffusers' format"]),
+    "training": (["--checkpoint=training"], ["training: has a UNet but no model_index.json", "--unet=training/unet"]),
     "lora": (["--lora=noise.npy"], ["noise.npy"]),
     "scales": (
         ["--lora=noise.npy", "--lora=nan.npy", "--lora_scale=0.5"],
@@ -366,6 +369,7 @@ def test_a_mistake_is_told(checkpoint, tmp_path, monkeypatch, capsys, name):
         np.save(f"{file}.npy", array)
     arguments, messages = MISTAKES[name]
     folder = checkpoint("sd15")
+    shutil.copytree(folder / "unet", "training/unet")
     capsys.readouterr()  # what torch tells when it writes it
     errors = errors_of(capsys, f"--checkpoint={folder}", "--prompt=a", "--out=out", *arguments)
     for message in messages:

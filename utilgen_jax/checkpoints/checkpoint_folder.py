@@ -88,7 +88,10 @@ def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
         choose(str(folder), files)
         return folder
     if folder.exists():
-        raise InputError(f"{folder}: a checkpoint is a folder in diffusers' format, this is a file")
+        raise InputError(
+            f"{folder}: a checkpoint is a folder in diffusers' format, this is a file; `python -m utilgen_jax.export "
+            f"--checkpoint={folder} --out=FOLDER` makes one of a whole checkpoint in latent-diffusion's names"
+        )
     if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).is_dir():
         raise InputError(
             f"{name}: no such folder; use a folder in diffusers' format, a hub id 'owner/name', or one of "
@@ -98,6 +101,11 @@ def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
 
 
 def _checkpoint_weights(where: str, files: Collection[str], variant: str | None, configs_only: bool) -> list[str]:
+    if _INDEX not in files and f"unet/{_CONFIG}" in files:
+        raise InputError(
+            f"{where}: has a UNet but no {_INDEX}, as training scripts leave it; give the checkpoint that the training "
+            f"began with, and --unet={where}/unet to `sample` or `export`"
+        )
     if _INDEX not in files:
         raise InputError(f"{where}: has no {_INDEX}, so it is no checkpoint in diffusers' format")
     prefixes = [f"{component}/" for component in WEIGHTED_COMPONENTS]

@@ -11,7 +11,8 @@ import numpy as np
 
 from utilgen_jax.checkpoints import torch_names
 from utilgen_jax.checkpoints.checkpoint_folder import read_json
-from utilgen_jax.checkpoints.safetensors_io import open_component, write_tensors
+from utilgen_jax.checkpoints.safetensors_io import TensorFiles, open_component, write_tensors
+from utilgen_jax.checkpoints.single_file import ComponentTensors, SingleFile
 from utilgen_jax.checkpoints.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
@@ -35,6 +36,7 @@ def load_component(
     sharding_for: ShardingFor | None = None,
     expected: Mapping | None = None,
     variant: str | None = None,
+    single_file: SingleFile | None = None,
 ) -> tuple[dict, dict]:
     """Loads a component with linen names and layouts, one tensor at a time to save host memory.
 
@@ -48,6 +50,7 @@ def load_component(
         expected: the model's parameters, nested dicts of `jax.ShapeDtypeStruct`, which are compared with the files
             before tensors are read. None accepts all tensors of the files.
         variant: preferred files, e.g. 'fp16'.
+        single_file: file to take the weights from instead; needs `expected`.
 
     Returns:
         (config, params): the parsed `config.json`; jax arrays, nested as `expected`. Projections are linear layers
@@ -60,13 +63,19 @@ def load_component(
     """
     folder = Path(folder)
     config = load_config(folder)
-    files = open_component(folder, variant)
+    files: TensorFiles | ComponentTensors = (
+        open_component(folder, variant)
+        if single_file is None or expected is None
+        else single_file.component(folder.name, config, map(torch_names.to_torch_name, torch_names.flatten(expected)))
+    )
+    where = folder if single_file is None else single_file.path
     stored_names = {name: stored for stored, name in torch_names.current_names(files.shapes).items()}
     shapes = {name: files.shapes[stored] for name, stored in stored_names.items()}
     if expected is None:
         targets = _own_targets(shapes)
     else:
-        refusal = f"{folder}: the weights do not fit the model that its config describes"
+        whose = "" if single_file is None else f" of {folder.name}"
+        refusal = f"{where}: the weights{whose} do not fit the model that its config describes"
         targets = checked_targets(shapes, torch_names.flatten(expected), refusal)
     params: dict = {}
     for name, stored in stored_names.items():

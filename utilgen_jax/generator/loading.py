@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from utilgen_jax import checkpoints
+from utilgen_jax.checkpoints.single_file import SingleFile
 from utilgen_jax.diffusion.scheduler_fields import as_stable_diffusion
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
@@ -172,9 +173,13 @@ def load_params(
     dtype: jnp.dtype | None = jnp.float32,
     sharding_for: ShardingFor | None = None,
     variant: str | None = None,
+    single_file: SingleFile | None = None,
 ) -> Params:
-    """Loads one component's weights, checked by name against its module; see `load_stable_diffusion`."""
-    return checkpoints.load_component(folder, dtype, sharding_for, expected_params(module), variant)[1]
+    """Loads one component's weights, checked by name against its module; see `load_stable_diffusion`.
+
+    With a `single_file` the folder holds the config alone.
+    """
+    return checkpoints.load_component(folder, dtype, sharding_for, expected_params(module), variant, single_file)[1]
 
 
 def load_image_normalizer(folder: Path, architecture: Architecture) -> Params:

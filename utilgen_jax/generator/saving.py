@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from utilgen_jax import __version__, checkpoints
 from utilgen_jax.checkpoints.checkpoint_folder import WEIGHTED_COMPONENTS, read_json
+from utilgen_jax.checkpoints.single_file import SingleFile
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter_files import AdapterFiles
 from utilgen_jax.generator.loading import component_folders, load_params
@@ -54,12 +55,14 @@ class ExportSource:
         architecture: its architecture, read with the same `components`.
         components: see `load_stable_diffusion`.
         variant: see `load_stable_diffusion`.
+        single_file: has the weights of UNet, autoencoder and text encoder; the folder holds their configs.
     """
 
     folder: Path
     architecture: Architecture
     components: Mapping[str, Path] | None = None
     variant: str | None = None
+    single_file: SingleFile | None = None
 
 
 def write_diffusers_folder(
@@ -91,7 +94,7 @@ def write_diffusers_folder(
         for name in names:
             folder = folders.get(name, source.folder / name)
             if name in WEIGHTED_COMPONENTS:
-                config, params = _load(source.architecture, name, folder, source.variant)
+                config, params = _load(source, name, folder)
                 if adapters is not None:
                     params = adapters.changed(name, params)
                     params = merge_lora(params, adapters.loras[name]) if name in adapters.loras else params
@@ -107,11 +110,13 @@ def write_diffusers_folder(
         (partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load(architecture: Architecture, name: str, folder: Path, variant: str | None) -> tuple[dict[str, Any], Any]:
-    module = getattr(architecture, name, None)
+def _load(source: ExportSource, name: str, folder: Path) -> tuple[dict[str, Any], Any]:
+    module = getattr(source.architecture, name, None)
     if module is None:  # unCLIP's statistics of image embeddings, which are no module
-        return checkpoints.load_component(folder, variant=variant)
-    return checkpoints.load_config(folder), load_params(folder, module, None, variant=variant)
+        return checkpoints.load_component(folder, variant=source.variant)
+    single_file = None if name in (source.components or {}) else source.single_file
+    params = load_params(folder, module, None, variant=source.variant, single_file=single_file)
+    return checkpoints.load_config(folder), params
 
 
 def _copy_texts(source: Path, target: Path) -> None:

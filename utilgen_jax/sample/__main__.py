@@ -51,6 +51,7 @@ def define_flags() -> flags.FlagValues:
     text("revision", None, "of a hub id: branch, tag or commit")
     text("variant", None, "weights to prefer where a checkpoint has several, such as fp16")
     text("vae", None, "folder or hub id of an autoencoder published alone, in place of the checkpoint's")
+    text("unet", None, "folder or hub id of a UNet trained alone, such as checkpoint-500/unet, in place of its own")
     flags.DEFINE_multi_string("prompt", None, "what to generate", flag_values=values)
     text("negative_prompt", "", "what to stay away from")
     whole("num", None, "images of each prompt; default 4, or as many as --latents holds", 1)

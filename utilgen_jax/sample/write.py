@@ -80,7 +80,9 @@ def _open(
 ) -> tuple[StableDiffusion, Mapping[str, Lora] | None, SamplingConfig, ImageInputs]:
     """Opens checkpoint, LoRA and learned token; checks everything that it can before the weights are loaded."""
     folder = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"])
-    components = {"vae": checkpoints.resolve_component(settings["vae"])} if settings["vae"] else None
+    components = {
+        name: checkpoints.resolve_component(settings[name]) for name in ("unet", "vae") if settings[name] is not None
+    }
     dtype, param_dtype, vae_dtype = (
         jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype", "vae_dtype")
     )
