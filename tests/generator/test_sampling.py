@@ -37,6 +37,9 @@ def generate_images(sd, prompts, seeds):
 def test_latents_are_those_of_each_seed(loaded):
     sd = loaded("sd15")
     latents = initial_latents(sd.architecture, np.array([5, 2**31 - 1]), (24, 20))
+    expected = [jax.random.normal(jax.random.key(seed), latents.shape[1:]) for seed in (5, 2**31 - 1)]
+    np.testing.assert_array_equal(latents, expected)
+    assert np.abs(initial_latents(sd.architecture, [5 + 2**32], (24, 20)) - latents[:1]).max() > 0.5
     assert latents.shape == (2, 12, 10, 4) and latents.dtype == jnp.float32
     for row, seed in zip(latents, (5, 2**31 - 1), strict=True):
         np.testing.assert_array_equal(row, jax.random.normal(jax.random.key(seed), (12, 10, 4)))

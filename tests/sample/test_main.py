@@ -26,6 +26,8 @@ from safetensors.torch import save_file
 
 from tests.diffusers_checkpoint import write_tiny_stable_diffusion
 from tests.torch_parity import relative_error
+from utilgen_jax.generator.loading import load_stable_diffusion
+from utilgen_jax.generator.weighted_prompts import encode_weighted_prompts
 from utilgen_jax.sample.__main__ import main
 
 PROMPT, NEGATIVE = "the photo of the digit 7", "blurred"
@@ -259,6 +261,61 @@ def test_a_image_follows_from_its_prompt_and_seed(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_layers_of_the_text_encoder_are_skipped_and_guidance_is_rescaled(checkpoint, latents, tmp_path):
+    flags = ["--clip_skip=1", "--guidance_rescale=0.7"]
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd21"), latents), *flags)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd21"))
+    # As transformers 4 called it; diffusers still looks for its final norm there.
+    vars(pipeline.text_encoder).setdefault("text_model", pipeline.text_encoder)
+    theirs = torch_images(pipeline, latents=to_torch(LATENTS), clip_skip=1, guidance_rescale=0.7)
+    assert_same_images(ours, theirs)
+    for one in ({"clip_skip": 1}, {"guidance_rescale": 0.7}):
+        assert relative_error(torch_images(pipeline, latents=to_torch(LATENTS), **one), theirs) > 3 * TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unet", [{"time_cond_proj_dim": 8}, {"mid_block_type": None}])
+def test_a_latent_consistency_model_and_a_unet_without_middle(latents, tmp_path, unet):
+    folder = write_tiny_stable_diffusion(tmp_path / "checkpoint", **unet)
+    ours = generate_images(tmp_path / "out", *settings(folder, latents))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    assert_same_images(ours, torch_images(pipeline, latents=to_torch(LATENTS)))
+
+
+@pytest.mark.slow
+def test_seeds_of_64_bits(checkpoint, tmp_path):
+    flags = [f"--checkpoint={checkpoint('sd15')}", "--prompt=a", "--steps=1", "--scheduler=ddim"]
+    last = 2**64 - 1
+    images = generate_images(tmp_path / "a", *flags, "--num=2", f"--seed={last - 1}")
+    record = json.loads((tmp_path / "a" / "sample.json").read_text())
+    assert [row["seed"] for row in record["images"]] == [last - 1, last]
+    low = generate_images(tmp_path / "b", *flags, "--num=1", f"--seed={2**32 - 1}")
+    assert np.abs(images[1] - low[0]).max() > 0.05
+    again = generate_images(tmp_path / "c", *flags, "--num=1", f"--seed={last}")
+    np.testing.assert_allclose(again[0], images[1], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_weighted_prompts_of_any_length(checkpoint, latents, tmp_path):
+    """From the states that torch's text encoder gives of each part."""
+    prompt = "(the photo:1.3) of " + "the digit " * 60 + "[7]"
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint("sd15"))
+    sd = load_stable_diffusion(checkpoint("sd15"))
+    embeds = encode_weighted_prompts(sd, [prompt, NEGATIVE])
+    assert embeds.shape[1] == 2 * 77
+    theirs = pipeline(
+        prompt_embeds=torch.tensor(np.array(embeds[:1])).repeat(2, 1, 1),
+        negative_prompt_embeds=torch.tensor(np.array(embeds[1:])).repeat(2, 1, 1),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        output_type="np",
+        latents=to_torch(LATENTS),
+    ).images
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents, prompt), "--weighted_prompts")
+    assert_same_images(ours, theirs)
+
+
+@pytest.mark.slow
 def test_lower_precision_is_near(checkpoint, latents, tmp_path):
     dtypes = ["--dtype=bfloat16", "--weights_dtype=float16", "--vae_dtype=float32"]
     ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents), *dtypes)
@@ -336,7 +393,8 @@ MISTAKES = {
     "strength": (["--init_image=photo.png", "--strength=0.01"], ["--scheduler=pndm: strength=0.01 of 30"]),
     "no strength": (["--init_image=photo.png", "--strength=0"], ["--strength=0: would leave --init_image as it is"]),
     "eta": (["--eta=0.5"], ["--scheduler=pndm: eta=0.5 is only for the scheduler 'ddim'"]),
-    "seed": (["--seed=2147483647", "--num=2"], ["--seed=2147483647: the last image's seed would pass 2147483647"]),
+    "seed": ([f"--seed={2**64 - 1}", "--num=2"], [f"the last image's seed would pass {2**64 - 1}"]),
+    "clip_skip": (["--clip_skip=3"], ["--clip_skip=3: the text encoder has 2 layers"]),
     "checkpoint": (["--checkpoint=."], ["has no model_index.json"]),
     "variant": (["--variant=fp16"], ["has no weights of variant 'fp16'"]),
     "hub": (["--checkpoint=owner/name", "--revision=main"], ["owner/name: not on this machine, and the Hugging Face"]),

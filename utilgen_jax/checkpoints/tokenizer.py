@@ -76,6 +76,14 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> np.ndarray:
     return np.asarray(encoded["input_ids"], np.int32)
 
 
+def token_ids(tokenizer: "CLIPTokenizer", text: str) -> list[int]:
+    """Returns the token ids of a text of any length, without start and end tokens."""
+    ids: list[int] = tokenizer(
+        _expand_learned_tokens(tokenizer, text), add_special_tokens=False, verbose=False
+    ).input_ids
+    return ids
+
+
 def beyond_limit(tokenizer: "CLIPTokenizer", prompt: str) -> str:
     """Returns the part of a prompt that `tokenize` truncates; '' if it fits."""
     ids = tokenizer(_expand_learned_tokens(tokenizer, prompt), verbose=False).input_ids

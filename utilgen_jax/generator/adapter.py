@@ -20,7 +20,7 @@ from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.difficulty_token import add_difficulty, append_difficulty
 from utilgen_jax.generator.inputs import SampleInputs
-from utilgen_jax.generator.sampling import sample, sample_beside
+from utilgen_jax.generator.sampling import sample, sample_beside, unet_with_guidance
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import Lora, init_lora, merge_lora
@@ -206,8 +206,9 @@ def apply_adapter(adapter: Adapter, sample_inputs: SampleInputs) -> tuple[Condit
 
 def adapter_denoiser(sd: StableDiffusion, adapter: Adapter, condition: Condition, guidance_scale: float) -> Denoiser:
     """The UNet with the adapter's LoRA and classifier-free guidance, for a condition from `apply_adapter`."""
+    apply_unet, guidance_scale = unet_with_guidance(sd, adapter_loras(adapter), guidance_scale)
     return guided(
-        partial(sd.unet.apply, sd.variables("unet", adapter_loras(adapter))),
+        apply_unet,
         condition.prompt_embeds,
         condition.negative_prompt_embeds,
         condition.class_labels,

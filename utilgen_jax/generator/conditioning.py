@@ -14,6 +14,7 @@ from flax import struct
 from utilgen_jax.diffusion.schedules import add_noise
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.clip_towers import image_tower_of
+from utilgen_jax.generator.seeds import folded_keys, normal_of_keys, seed_keys
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import tokenize_prompts
 from utilgen_jax.models.embeddings import timestep_embedding
@@ -43,17 +44,30 @@ class Condition:
     feedback: Feedback | None = None
 
 
-@jax.jit
-def encode_tokens(sd: StableDiffusion, input_ids: jax.Array, loras: Mapping[str, Lora] | None = None) -> jax.Array:
-    """CLIP text states of token ids int [B, T]: float [B, T, D]; with the LoRA of 'text_encoder', if there is one."""
-    return sd.text_encoder.apply(sd.variables("text_encoder", loras), input_ids).last_hidden_state
+@partial(jax.jit, static_argnames="clip_skip")
+def encode_tokens(
+    sd: StableDiffusion, input_ids: jax.Array, loras: Mapping[str, Lora] | None = None, clip_skip: int = 0
+) -> jax.Array:
+    """CLIP text states of token ids: float [B, T, D].
+
+    Args:
+        sd: the checkpoint.
+        input_ids: int [B, T].
+        loras: low-rank terms by component; that of 'text_encoder' is used.
+        clip_skip: number of last layers that are left out.
+    """
+    variables = sd.variables("text_encoder", loras)
+    if clip_skip:
+        return sd.text_encoder.apply(variables, input_ids, clip_skip, method="skipping")
+    return sd.text_encoder.apply(variables, input_ids).last_hidden_state
 
 
-def encode_prompts(sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None) -> jax.Array:
+def encode_prompts(
+    sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None, clip_skip: int = 0
+) -> jax.Array:
     """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
     distinct = sorted(set(prompts))
-    input_ids = tokenize_prompts(sd, distinct)
-    embeds = encode_tokens(sd, jnp.asarray(input_ids), loras)
+    embeds = encode_tokens(sd, jnp.asarray(tokenize_prompts(sd, distinct)), loras, clip_skip)
     return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
 
 
@@ -129,19 +143,9 @@ def image_class_labels(
     Args:
         sd: an unCLIP checkpoint.
         image_embeds: float [B, E], or [1, E] for all.
-        seeds: int [B], 0 .. 2**31 - 1.
+        seeds: int [B], 0 .. 2**64 - 1.
         noise_level: see `noise_image_embeds`.
     """
-    noise = draw_image_noise(jnp.asarray(seeds, jnp.int32), image_embeds.shape[1:])
+    noise = normal_of_keys(folded_keys(seed_keys(seeds), _IMAGE_NOISE), image_embeds.shape[1:])
     levels = jnp.full(len(noise), noise_level, jnp.int32)
     return noise_image_embeds(sd, jnp.broadcast_to(image_embeds, noise.shape), levels, noise)
-
-
-@partial(jax.jit, static_argnums=1)
-def draw_image_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The noise on unCLIP's image embeddings, each image's from its own seed: float32 [B, *shape] of int [B]."""
-
-    def draw(seed: jax.Array) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), _IMAGE_NOISE), shape)
-
-    return jax.vmap(draw)(seeds)

@@ -36,6 +36,7 @@ class SamplingConfig:
         height, width: pixels, where an image need not be square; 0: `image_size`. No config field.
         strength: part of the way from noise that is walked where images start from others, in (0, 1]. No config field.
         eta: noise of 'ddim' steps, 0 none, 1 as in DDPM. No config field.
+        guidance_rescale: see `samplers.guided`. No config field.
     """
 
     scheduler: str = setting("ddim", "sampler; 'checkpoint' takes the checkpoint's own", choices=SCHEDULERS)
@@ -48,6 +49,7 @@ class SamplingConfig:
     width: int = 0
     strength: float = 1.0
     eta: float = 0.0
+    guidance_rescale: float = 0.0
 
     @property
     def size(self) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from utilgen_jax.data.augment.random_resized_crop import random_resized_crop
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition, encode_images, image_class_labels
 from utilgen_jax.generator.sampling import encode_to_latents
+from utilgen_jax.generator.seeds import folded_keys, seed_keys
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 
 # (first [B, ...], second [B, ...], PRNG keys [B]) -> their mix, and how much of it is of the first: λ [B]
@@ -33,7 +34,7 @@ _AUGMENTATION = 3  # folded into an image's seed, for which `sampling` and `cond
 
 def augmentation_keys(seeds: np.ndarray) -> jax.Array:
     """PRNG keys [B] of mixing and dropout, each from its image's own seed, int [B]."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), _AUGMENTATION))(jnp.asarray(seeds, jnp.int32))
+    return folded_keys(seed_keys(seeds), _AUGMENTATION)
 
 
 def mixup_pairs(first: jax.Array, second: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -172,7 +173,7 @@ def condition_on_images(
         strategy: see `find_mix_strategy`.
         first: float32 [B, S, S, 3] in [-1, 1]; without an image encoder S is the side of the images to generate.
         second: the same; each of the class of its first.
-        seeds: int [B], 0 .. 2**31 - 1; all that is random follows from an image's own.
+        seeds: int [B], 0 .. 2**64 - 1; all that is random follows from an image's own.
         noise_level: of the noise on image embeddings, see `conditioning.noise_image_embeds`; 0 in the paper.
 
     Returns:

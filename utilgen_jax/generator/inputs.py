@@ -63,7 +63,7 @@ def make_sample_inputs(
         sd: the checkpoint.
         prompts: M, one an image.
         labels: int [M], their classes.
-        seeds: int [M], 0 .. 2**31 - 1; all that is random in an image follows from its own.
+        seeds: int [M], 0 .. 2**64 - 1; all that is random in an image follows from its own.
         sampling: gives size and negative prompt.
         rows: int [M], in the adapter's tables; None: the labels, for tables with a row a class.
     """

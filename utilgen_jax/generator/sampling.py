@@ -22,8 +22,10 @@ from utilgen_jax.diffusion.samplers import (
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
+from utilgen_jax.generator.seeds import folded_keys, normal_of_keys, seed_keys
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 from utilgen_jax.models.autoencoder import mode, sample_posterior
+from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
 from utilgen_jax.runtime.sharding import split_batch
 
@@ -33,24 +35,18 @@ def initial_latents(architecture: Architecture, seeds: np.ndarray, size: tuple[i
 
     Args:
         architecture: gives the latents' channels and scale.
-        seeds: int [B], 0 .. 2**31 - 1.
+        seeds: int [B], 0 .. 2**64 - 1.
         size: height and width of the images in pixels.
 
     Returns:
         Float32 [B, h, w, C].
     """
-    return _normal(jnp.asarray(seeds, jnp.int32), architecture.latent_shape(size))
+    return normal_of_keys(seed_keys(seeds), architecture.latent_shape(size))
 
 
-@partial(jax.jit, static_argnames="shape")
-def _normal(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
-
-
-@jax.jit
 def step_keys(seeds: np.ndarray) -> jax.Array:
     """PRNG keys [B] for `sample`, each from its image's own seed, int [B]."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(seeds, jnp.int32))
+    return folded_keys(seed_keys(seeds), 1)
 
 
 def decode_latents(sd: StableDiffusion, latents: jax.Array) -> jax.Array:
@@ -112,7 +108,7 @@ def sample(
     )
     feedback, condition = condition.feedback, dataclasses.replace(condition, feedback=None)
     condition, latents, clean_latents, keys = split_batch((condition, latents, clean_latents, keys))
-    denoise = guided(*_guidance(sd, condition, sampling, loras))
+    denoise = guided(*_guidance(sd, condition, sampling, loras), sampling.guidance_rescale)
     latents = run_sampler(
         denoise if feedback is None else feedback.guide(sd, denoise),
         sampler,
@@ -165,14 +161,31 @@ def sample_beside(
 def _guidance(
     sd: StableDiffusion, condition: Condition, sampling: SamplingConfig, loras: Mapping[str, Lora] | None
 ) -> tuple[ApplyUNet, jax.Array, jax.Array, jax.Array | None, float]:
-    """The arguments of `guided`."""
+    """The arguments of `guided`, without its rescaling."""
+    apply_unet, guidance_scale = unet_with_guidance(sd, loras, sampling.guidance_scale)
     return (
-        partial(sd.unet.apply, sd.variables("unet", loras)),
+        apply_unet,
         condition.prompt_embeds,
         condition.negative_prompt_embeds,
         condition.class_labels,
-        sampling.guidance_scale,
+        guidance_scale,
     )
+
+
+def unet_with_guidance(
+    sd: StableDiffusion, loras: Mapping[str, Lora] | None, guidance_scale: float
+) -> tuple[ApplyUNet, float]:
+    """The UNet with its weights, and the guidance that is left to do.
+
+    A latent consistency model is told the scale by an embedding (Luo et al. 2023, arXiv:2310.04378), and left alone.
+    """
+    apply_unet = partial(sd.unet.apply, sd.variables("unet", loras))
+    width = getattr(sd.unet, "time_cond_proj_dim", None)
+    if width is None:
+        return apply_unet, guidance_scale
+    scale = jnp.full(1, 1000.0 * (guidance_scale - 1.0))
+    embedding = timestep_embedding(scale, width, flip_sin_to_cos=False, freq_shift=1)
+    return partial(apply_unet, timestep_cond=embedding), 1.0
 
 
 def check_finite_images(

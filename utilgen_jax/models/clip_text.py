@@ -110,6 +110,10 @@ class CLIPTextTransformer(nn.Module):
         """See `CLIPTextModel.embed_tokens`."""
         return self.embeddings.tokens(input_ids)
 
+    def skipping(self, input_ids: jax.Array, clip_skip: int) -> jax.Array:
+        """See `CLIPTextModel.skipping`."""
+        return self.final_layer_norm(self(input_ids).hidden_states[-(clip_skip + 1)])
+
     def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
         """See `CLIPTextModel.__call__`."""
         length = input_ids.shape[1]
@@ -182,6 +186,10 @@ class CLIPTextModel(nn.Module):
     def embed_tokens(self, input_ids: jax.Array) -> jax.Array:
         """Returns the token embeddings [B, T, D] of ids int [B, T], to which learned offsets are added."""
         return self.text_model.embed_tokens(input_ids)
+
+    def skipping(self, input_ids: jax.Array, clip_skip: int) -> jax.Array:
+        """Returns the states of ids int [B, T] without the last `clip_skip` layers, after the final layer norm."""
+        return self.text_model.skipping(input_ids, clip_skip)
 
     def __call__(self, input_ids: jax.Array, inputs_embeds: jax.Array | None = None) -> CLIPTextOutput:
         """Encodes prompts.

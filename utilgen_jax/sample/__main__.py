@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from utilgen_jax.sample.inputs import Inputs
 
 _DTYPES = ("float32", "bfloat16", "float16")
-_LAST_SEED = 2**31 - 1
+_LAST_SEED = 2**64 - 1
 
 
 def define_flags() -> flags.FlagValues:
@@ -59,6 +59,16 @@ def define_flags() -> flags.FlagValues:
     text("scheduler", "checkpoint", f"{', '.join(SCHEDULERS)}; the last is what the checkpoint's files name")
     whole("steps", 30, "denoising steps", 1)
     number("guidance_scale", 7.5, "of classifier-free guidance; 1 or less is none, as turbo checkpoints want", 0.0)
+    number(
+        "guidance_rescale",
+        0.0,
+        "how far guidance leaves the contrast as it was: 0 none, 0.7 for v-prediction",
+        0.0,
+        1.0,
+    )
+    whole("clip_skip", 0, "last layers of the text encoder to skip; 1 is 'clip skip 2' of web interfaces", 0)
+    about = "read (word:1.2) and [word] as weights, and encode a prompt of any length, as web interfaces do"
+    flags.DEFINE_boolean("weighted_prompts", False, about, flag_values=values)
     number("eta", 0.0, "noise of ddim's steps: 0 none, 1 as in ddpm", 0.0, 1.0)
     whole("height", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
     whole("width", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)

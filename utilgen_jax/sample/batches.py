@@ -10,28 +10,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.generator.conditioning import Condition, encode_images, image_class_labels, text_condition
+from utilgen_jax.generator.conditioning import (
+    Condition,
+    embeds_condition,
+    encode_images,
+    encode_prompts,
+    image_class_labels,
+)
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import check_finite_images, encode_to_latents, initial_latents, sample, step_keys
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.weighted_prompts import encode_weighted_prompts
 from utilgen_jax.models.lora import Lora
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-    """What images start from besides prompts and seeds, as the generator takes it; None for what is not given.
+    """What images start from besides seeds, as the generator takes it; None for what is not given.
 
     Attributes:
         latents: starting noise in place of the seeds', float32 [N, h, w, C].
         init_image: image to start from, float32 [height, width, 3] in [-1, 1].
         image_prompt: image that conditions an unCLIP checkpoint, float32 [H, W, 3] in [-1, 1], any size.
         noise_level: of the noise on its embedding, see `conditioning.noise_image_embeds`.
+        weighted_prompts: whether prompts are read as `weighted_prompts` does.
+        clip_skip: see `conditioning.encode_tokens`.
     """
 
     latents: np.ndarray | None = None
     init_image: np.ndarray | None = None
     image_prompt: np.ndarray | None = None
     noise_level: int = 0
+    weighted_prompts: bool = False
+    clip_skip: int = 0
 
 
 def generate_images(
@@ -47,7 +58,7 @@ def generate_images(
     Args:
         sd: the checkpoint.
         prompts: N, one an image.
-        seeds: int [N], 0 .. 2**31 - 1. All that is random in an image follows from its own.
+        seeds: int [N], 0 .. 2**64 - 1. All that is random in an image follows from its own.
         sampling: of all images.
         inputs: what they start from besides; None for nothing.
         loras: low-rank terms by component.
@@ -60,7 +71,13 @@ def generate_images(
     """
     inputs = inputs or ImageInputs()
     number, batch_size = len(prompts), min(sampling.batch_size, len(prompts))
-    condition = text_condition(sd, prompts, sampling.negative_prompt, loras)
+    if inputs.weighted_prompts:
+        all_embeds = encode_weighted_prompts(sd, [*prompts, sampling.negative_prompt], loras, inputs.clip_skip)
+        embeds, negative = all_embeds[:-1], all_embeds[-1:]
+    else:  # as in diffusers, no layers are skipped for the negative prompt
+        embeds = encode_prompts(sd, prompts, loras, inputs.clip_skip)
+        negative = encode_prompts(sd, [sampling.negative_prompt], loras)
+    condition = embeds_condition(sd, embeds, negative)
     if inputs.image_prompt is not None:
         embeds = encode_images(sd, jnp.asarray(inputs.image_prompt)[None])
         labels = image_class_labels(sd, embeds, seeds, inputs.noise_level)

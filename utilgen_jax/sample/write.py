@@ -47,12 +47,14 @@ def write_images(settings: dict[str, Any], inputs: Inputs) -> None:
     """
     sd, loras, sampling, image_inputs = _open(settings, inputs)
     for prompt in dict.fromkeys([*settings["prompt"], settings["negative_prompt"]]):
+        if settings["weighted_prompts"]:
+            break  # of any length
         if rest := checkpoints.beyond_limit(sd.tokenizer, prompt):
             message = f"the prompt is too long for the text encoder, which does not see: {rest!r}"
             print(f"warning: {message}", file=sys.stderr)
     number, times = settings["num"], len(settings["prompt"])
     prompts = [prompt for prompt in settings["prompt"] for _ in range(number)]
-    seeds = np.tile(np.arange(settings["seed"], settings["seed"] + number), times)
+    seeds = np.tile(np.uint64(settings["seed"]) + np.arange(number, dtype=np.uint64), times)
     if inputs.latents is not None:
         image_inputs = dataclasses.replace(image_inputs, latents=np.tile(inputs.latents, (times, 1, 1, 1)))
     folder = ImageFolder(settings["out"])
@@ -143,6 +145,9 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
     noising = architecture.image_noising_schedule
     if noising is not None and settings["noise_level"] >= noising.num_train_timesteps:
         problems.append(f"--noise_level={settings['noise_level']}: must be below {noising.num_train_timesteps}")
+    layers = architecture.text_encoder.num_hidden_layers
+    if settings["clip_skip"] > layers:
+        problems.append(f"--clip_skip={settings['clip_skip']}: the text encoder has {layers} layers")
     noise_settings = {"strength": settings["strength"] if settings["init_image"] else 1.0, "eta": settings["eta"]}
     try:
         if settings["scheduler"] == "checkpoint":
@@ -156,6 +161,7 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
         scheduler=settings["scheduler"],
         steps=settings["steps"],
         guidance_scale=settings["guidance_scale"],
+        guidance_rescale=settings["guidance_rescale"],
         negative_prompt=settings["negative_prompt"],
         batch_size=settings["batch_size"],
         height=height,
@@ -166,4 +172,6 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
         init_image=None if inputs.init_image is None else scale_image(inputs.init_image, height, width),
         image_prompt=None if inputs.image_prompt is None else to_float(np.asarray(inputs.image_prompt)),
         noise_level=settings["noise_level"],
+        weighted_prompts=settings["weighted_prompts"],
+        clip_skip=settings["clip_skip"],
     )

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from utilgen_jax.diffusion.samplers import UNetInputs, guided, guided_beside
 
@@ -26,6 +28,17 @@ def test_guidance_moves_from_the_unconditional_to_the_conditional_prediction(wit
     denoise = guided(apply_fake_unet, embeds, negative, labels, 5.0)
     expected = unconditional + 5.0 * (conditional - unconditional)
     np.testing.assert_allclose(denoise(latents, jnp.int32(7)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_rescaling_is_that_of_diffusers(rescale):
+    rng = np.random.default_rng(4)
+    unconditional, conditional = rng.normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
+    apply_unet = lambda *_: jnp.concatenate([unconditional, conditional])
+    denoise = guided(apply_unet, jnp.ones((3, 5, 6)), jnp.ones((3, 5, 6)), None, 5.0, rescale)
+    output = torch.tensor(unconditional + 5.0 * (conditional - unconditional))
+    expected = rescale_noise_cfg(output, torch.tensor(conditional), guidance_rescale=rescale)
+    np.testing.assert_allclose(denoise(jnp.ones((3, 2, 2, 4)), jnp.int32(7)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

@@ -41,6 +41,7 @@ def guided(
     negative_prompt_embeds: jax.Array,
     class_labels: jax.Array | None,
     guidance_scale: float,
+    guidance_rescale: float = 0.0,
 ) -> Denoiser:
     """Makes a denoiser with classifier-free guidance (Ho & Salimans 2022), with both branches in a batch of 2B.
 
@@ -51,6 +52,8 @@ def guided(
         class_labels: unCLIP image embeddings with noise levels, float [B, E], or None; zero in the unconditional
             branch.
         guidance_scale: guidance scale; without guidance (1 or less) only the conditional branch is computed.
+        guidance_rescale: how far the standard deviation of each output is brought back to that of the conditional
+            branch, from 0 to 1 (Lin et al. 2023, arXiv:2305.08891, section 3.4).
 
     Returns:
         A denoiser for `run_sampler`.
@@ -58,7 +61,7 @@ def guided(
 
     def denoise(latents: jax.Array, timestep: jax.Array) -> jax.Array:
         inputs = _branches(latents, timestep, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale)
-        return _guide(inputs.predict(apply_unet), guidance_scale)
+        return _guide(inputs.predict(apply_unet), guidance_scale, guidance_rescale)
 
     return denoise
 
@@ -109,8 +112,12 @@ def _branches(
     )
 
 
-def _guide(outputs: jax.Array, guidance_scale: float) -> jax.Array:
+def _guide(outputs: jax.Array, guidance_scale: float, guidance_rescale: float = 0.0) -> jax.Array:
     if guidance_scale <= 1.0:
         return outputs
     unconditional, conditional = jnp.split(outputs, 2)
-    return unconditional + guidance_scale * (conditional - unconditional)
+    output = unconditional + guidance_scale * (conditional - unconditional)
+    if guidance_rescale == 0.0:
+        return output
+    before, after = (jnp.std(each, axis=(1, 2, 3), ddof=1, keepdims=True) for each in (conditional, output))
+    return output * (guidance_rescale * before / after + 1 - guidance_rescale)
