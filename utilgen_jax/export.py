@@ -109,7 +109,7 @@ def export(settings: dict[str, Any]) -> Path:
     components = {
         name: checkpoints.resolve_component(settings[name]) for name in ("unet", "vae") if settings[name] is not None
     }
-    architecture = read_architecture(checkpoint, components=components)
+    architecture = read_architecture(checkpoint, components=components, may_inpaint=True)
     adapters = load_adapter_files(lora_files(settings), architecture)
     if settings["lora_only"] and adapters.changes:
         raise InputError(

@@ -29,7 +29,7 @@ def normal(seed, *shape, scale=1.0):
 class ToyUNet:
     """Predicts tanh of latents and mean text state, each times a matrix, which may have a LoRA."""
 
-    in_channels = CHANNELS
+    in_channels = out_channels = CHANNELS
     class_embed_type = None
 
     def apply(self, variables, latents, timesteps, embeds, class_labels=None):

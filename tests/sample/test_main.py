@@ -15,10 +15,12 @@ from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableUnCLIPImg2ImgPipeline,
 )
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -143,6 +145,23 @@ def test_from_a_image(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(img2img, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
     monkeypatch.setattr(img2img, "randn_tensor", lambda *_, **__: to_torch(noise))
     assert_same_images(ours, torch_images(pipeline, image=[image] * 2, strength=0.6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [None, 0.6])
+def test_inpainting(latents, tmp_path, monkeypatch, strength):
+    folder = write_tiny_stable_diffusion(tmp_path / "checkpoint", in_channels=9)
+    image, mask = write_image(tmp_path / "photo.png", 16, 16), Image.new("L", (32, 32))
+    mask.paste(255, (8, 4, 27, 20))
+    mask.save(tmp_path / "mask.png")
+    flags = [f"--init_image={tmp_path / 'photo.png'}", f"--mask_image={tmp_path / 'mask.png'}"]
+    flags += [f"--strength={strength}"] if strength else []
+    ours = generate_images(tmp_path / "out", *settings(folder, latents), *flags)
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder)
+    monkeypatch.setattr(inpaint, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
+    monkeypatch.setattr(inpaint, "randn_tensor", lambda *_, **__: to_torch(LATENTS))
+    arguments = {"mask_image": [mask] * 2, "strength": strength or 1.0, "height": 16, "width": 16}
+    assert_same_images(ours, torch_images(pipeline, image=[image] * 2, **arguments))
 
 
 @pytest.mark.slow
@@ -392,6 +411,8 @@ MISTAKES = {
     "steps": (["--steps=1001", "--scheduler=ddim"], ["sampling steps must be between 1 and"]),
     "strength": (["--init_image=photo.png", "--strength=0.01"], ["--scheduler=pndm: strength=0.01 of 30"]),
     "no strength": (["--init_image=photo.png", "--strength=0"], ["--strength=0: would leave --init_image as it is"]),
+    "mask": (["--init_image=photo.png", "--mask_image=photo.png"], ["is not for inpainting; leave the mask out"]),
+    "mask alone": (["--mask_image=photo.png"], ["--mask_image: is of use with --init_image only"]),
     "eta": (["--eta=0.5"], ["--scheduler=pndm: eta=0.5 is only for the scheduler 'ddim'"]),
     "seed": ([f"--seed={2**64 - 1}", "--num=2"], [f"the last image's seed would pass {2**64 - 1}"]),
     "clip_skip": (["--clip_skip=3"], ["--clip_skip=3: the text encoder has 2 layers"]),

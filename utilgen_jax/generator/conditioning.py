@@ -35,6 +35,7 @@ class Condition:
         negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
         class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no image conditions; None
             where the UNet has no class embedding.
+        masked: what a UNet for inpainting also sees, [B, h, w, 1 + C], see `mask_image`; None for any other.
         feedback: a classifier that leads the sampler, or None.
     """
 
@@ -42,6 +43,7 @@ class Condition:
     negative_prompt_embeds: jax.Array
     class_labels: jax.Array | None
     feedback: Feedback | None = None
+    masked: jax.Array | None = None
 
 
 @partial(jax.jit, static_argnames="clip_skip")

@@ -66,6 +66,7 @@ def read_architecture(
     vae_dtype: jnp.dtype | None = None,
     gradient_checkpointing: str = "none",
     components: Mapping[str, Path] | None = None,
+    may_inpaint: bool = False,
 ) -> Architecture:
     """Reads a checkpoint's configs, tokenizer and schedules, but no weights.
 
@@ -76,6 +77,7 @@ def read_architecture(
         gradient_checkpointing: what the UNet's and the autoencoder's backward passes compute again, see
             `UNet2DConditionModel`.
         components: folders to take components from instead, see `load_stable_diffusion`.
+        may_inpaint: whether the UNet may be one that sees a mask.
 
     Raises:
         InputError: a component is missing, broken, of an unsupported kind, or does not fit the others.
@@ -103,7 +105,7 @@ def read_architecture(
             if name == "unet" and not index.is_unclip:
                 config = _with_sample_size(config)
             modules[name] = MODULES[name].from_config(config, dtype=own_dtype, **settings)
-    _check_fit(folder, modules)
+    _check_fit(folder, modules, may_inpaint)
     image_noising_schedule = None
     if index.is_unclip:
         image_noising_schedule = load_schedule(_scheduler_config(folder, "image_noising_scheduler", index))
@@ -148,11 +150,12 @@ def component_folders(folder: Path, components: Mapping[str, Path] | None) -> di
     return {name: folder / name for name in MODULES} | dict(components or {})
 
 
-def _check_fit(folder: Path, modules: dict[str, Any]) -> None:
+def _check_fit(folder: Path, modules: dict[str, Any], may_inpaint: bool) -> None:
     """Raises InputError if components do not fit each other, as in checkpoints for other tasks than generation."""
     unet, channels = modules["unet"], modules["vae"].latent_channels
+    with_mask = 2 * channels + 1
     needs = {
-        "in_channels": (channels, "its vae's latent_channels"),
+        "in_channels": (with_mask if may_inpaint and unet.in_channels == with_mask else channels, "its vae's latents"),
         "out_channels": (channels, "its vae's latent_channels"),
         "cross_attention_dim": (modules["text_encoder"].hidden_size, "its text_encoder's hidden_size"),
     }
@@ -163,7 +166,8 @@ def _check_fit(folder: Path, modules: dict[str, Any]) -> None:
         if getattr(unet, field) != needed:
             raise InputError(
                 f"{folder / 'unet' / 'config.json'}: {field}={getattr(unet, field)} should be {needed}, {whose}; "
-                "checkpoints for inpainting, depth or upscaling cannot be used, those that generate can"
+                "checkpoints for depth or upscaling cannot be used, those that generate can, and those for inpainting "
+                "in `sample` and `export`"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,12 +165,34 @@ def _guidance(
     """The arguments of `guided`, without its rescaling."""
     apply_unet, guidance_scale = unet_with_guidance(sd, loras, sampling.guidance_scale)
     return (
-        apply_unet,
+        apply_unet if condition.masked is None else partial(_apply_with_mask, apply_unet, condition.masked),
         condition.prompt_embeds,
         condition.negative_prompt_embeds,
         condition.class_labels,
         guidance_scale,
     )
+
+
+def _apply_with_mask(apply_unet: ApplyUNet, masked: jax.Array, latents: jax.Array, *others: Any) -> jax.Array:
+    """The UNet's output for latents [N B, h, w, C], whose N branches see the same masks [B, h, w, 1 + C]."""
+    masked = jnp.tile(masked, (len(latents) // len(masked), 1, 1, 1)).astype(latents.dtype)
+    return apply_unet(jnp.concatenate([latents, masked], axis=-1), *others)
+
+
+def mask_image(sd: StableDiffusion, image: jax.Array, mask: jax.Array) -> jax.Array:
+    """What a UNet for inpainting sees besides noisy latents, as in diffusers: `Condition.masked`.
+
+    Args:
+        sd: a checkpoint for inpainting.
+        image: float [B, H, W, 3] in [-1, 1].
+        mask: float [B, H, W, 1], 1 where the image is to be generated anew, 0 where it is to stay.
+
+    Returns:
+        The mask at the latents' size, and the latents of the image without what it covers: float [B, h, w, 1 + C].
+    """
+    factor = sd.architecture.vae_scale_factor
+    latents = encode_to_latents(sd, image * (mask < 0.5))
+    return jnp.concatenate([mask[:, ::factor, ::factor].astype(latents.dtype), latents], axis=-1)
 
 
 def unet_with_guidance(

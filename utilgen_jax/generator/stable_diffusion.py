@@ -93,7 +93,12 @@ class Architecture:
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """The shape (h, w, C) of the latents of an image of (height, width) pixels."""
         height, width = size
-        return height // self.vae_scale_factor, width // self.vae_scale_factor, self.unet.in_channels
+        return height // self.vae_scale_factor, width // self.vae_scale_factor, self.unet.out_channels
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet also sees a mask and the latents of the image around it, see `conditioning.mask_image`."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
 
     def check_image_size(self, image_size: int) -> None:
         """Raises InputError if images of this side are not a whole number of latents."""

@@ -44,7 +44,9 @@ def define_flags() -> flags.FlagValues:
     def whole(name: str, default: int | None, help: str, lower: int, upper: int | None = None) -> None:
         flags.DEFINE_integer(name, default, help, lower_bound=lower, upper_bound=upper, flag_values=values)
 
-    def number(name: str, default: float, help: str, lower: float | None = None, upper: float | None = None) -> None:
+    def number(
+        name: str, default: float | None, help: str, lower: float | None = None, upper: float | None = None
+    ) -> None:
         flags.DEFINE_float(name, default, help, lower_bound=lower, upper_bound=upper, flag_values=values)
 
     text("checkpoint", None, "'glyphs' (the embedded one), a folder in diffusers' format, or a hub id owner/name")
@@ -74,7 +76,9 @@ def define_flags() -> flags.FlagValues:
     whole("width", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
     text("latents", None, ".npy file of starting noise, float32 [num, h, w, channels], in place of the seeds'")
     text("init_image", None, "image to start from, scaled (not cropped) to height and width")
-    number("strength", 0.8, "how far to go from --init_image: near 0 hardly at all, 1 as if from noise", 0.0, 1.0)
+    about = "how far to go from --init_image: near 0 hardly at all, 1 as if from noise; default 0.8, with a mask 1"
+    number("strength", None, about, 0.0, 1.0)
+    text("mask_image", None, "for a checkpoint for inpainting: white where --init_image is to be generated anew")
     text("image_prompt", None, "image to generate variations of, with an unCLIP checkpoint; its middle square is seen")
     whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the images differ more", 0)
     define_lora_flags(values)
@@ -104,7 +108,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     choices = {"scheduler": SCHEDULERS, "dtype": _DTYPES, "weights_dtype": _DTYPES, "vae_dtype": _DTYPES}
     for name, valid in choices.items():
         problems += choice_problems(name, settings[name], valid)
-    needs = {"strength": "init_image", "noise_level": "image_prompt"}
+    needs = {"strength": "init_image", "mask_image": "init_image", "noise_level": "image_prompt"}
     problems += [
         f"--{name}: is of use with --{other} only"
         for name, other in needs.items()
@@ -129,6 +133,7 @@ def read_inputs(settings: dict[str, Any]) -> tuple[Inputs, list[str]]:
     readers: dict[str, Callable[[Path, str], Any]] = {
         "latents": read_latents,
         "init_image": open_image,
+        "mask_image": open_image,
         "image_prompt": open_image,
     }
     contents, problems = {}, []

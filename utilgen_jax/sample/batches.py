@@ -18,7 +18,14 @@ from utilgen_jax.generator.conditioning import (
     image_class_labels,
 )
 from utilgen_jax.generator.config import SamplingConfig
-from utilgen_jax.generator.sampling import check_finite_images, encode_to_latents, initial_latents, sample, step_keys
+from utilgen_jax.generator.sampling import (
+    check_finite_images,
+    encode_to_latents,
+    initial_latents,
+    mask_image,
+    sample,
+    step_keys,
+)
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.weighted_prompts import encode_weighted_prompts
 from utilgen_jax.models.lora import Lora
@@ -31,6 +38,7 @@ class ImageInputs:
     Attributes:
         latents: starting noise in place of the seeds', float32 [N, h, w, C].
         init_image: image to start from, float32 [height, width, 3] in [-1, 1].
+        mask: for a checkpoint for inpainting, 1 where `init_image` is to be generated anew, float32 [height, width, 1].
         image_prompt: image that conditions an unCLIP checkpoint, float32 [H, W, 3] in [-1, 1], any size.
         noise_level: of the noise on its embedding, see `conditioning.noise_image_embeds`.
         weighted_prompts: whether prompts are read as `weighted_prompts` does.
@@ -39,6 +47,7 @@ class ImageInputs:
 
     latents: np.ndarray | None = None
     init_image: np.ndarray | None = None
+    mask: np.ndarray | None = None
     image_prompt: np.ndarray | None = None
     noise_level: int = 0
     weighted_prompts: bool = False
@@ -83,7 +92,11 @@ def generate_images(
         labels = image_class_labels(sd, embeds, seeds, inputs.noise_level)
         condition = dataclasses.replace(condition, class_labels=labels)
     clean_latents = None
-    if inputs.init_image is not None:
+    if inputs.init_image is not None and inputs.mask is not None:
+        masked = mask_image(sd, jnp.asarray(inputs.init_image)[None], jnp.asarray(inputs.mask)[None])
+        condition = dataclasses.replace(condition, masked=jnp.repeat(masked, number, axis=0))
+    # As in diffusers, a mask's images of full strength begin from noise alone.
+    if inputs.init_image is not None and (inputs.mask is None or sampling.strength < 1):
         clean_latents = jnp.repeat(encode_to_latents(sd, inputs.init_image[None]), batch_size, axis=0)
     for start in range(0, number, batch_size):
         rows = np.arange(start, start + batch_size).clip(max=number - 1)

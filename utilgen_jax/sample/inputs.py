@@ -19,11 +19,13 @@ class Inputs:
     Attributes:
         latents: starting noise, float32 [N, h, w, C].
         init_image: RGB image to start from.
+        mask_image: RGB image, white where a checkpoint for inpainting is to generate and black where not.
         image_prompt: RGB image that conditions an unCLIP checkpoint.
     """
 
     latents: np.ndarray | None = None
     init_image: Image.Image | None = None
+    mask_image: Image.Image | None = None
     image_prompt: Image.Image | None = None
 
 
@@ -62,3 +64,13 @@ def scale_image(image: Image.Image, height: int, width: int) -> np.ndarray:
         Float32 [height, width, 3] in [-1, 1].
     """
     return to_float(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
+
+
+def scale_mask(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """A mask, scaled as diffusers does: Lanczos to that size, then grey, then black or white.
+
+    Returns:
+        Float32 [height, width, 1], 0 or 1.
+    """
+    grey = image.resize((width, height), Image.Resampling.LANCZOS).convert("L")
+    return (np.asarray(grey)[..., None] / 255.0 >= 0.5).astype(np.float32)

@@ -27,10 +27,11 @@ from utilgen_jax.generator.tokens import add_learned_embeds
 from utilgen_jax.models.lora import Lora
 from utilgen_jax.report.progress import Progress, format_duration
 from utilgen_jax.sample.batches import ImageInputs, generate_images
-from utilgen_jax.sample.inputs import Inputs, image_size, scale_image
+from utilgen_jax.sample.inputs import Inputs, image_size, scale_image, scale_mask
 from utilgen_jax.sample.output import ImageFolder
 
 _DEFAULT_NUM = 4
+_DEFAULT_STRENGTH = 0.8
 _DEFAULT_SAMPLE_SIZE = 64  # latents a side where a checkpoint does not say, as in diffusers
 
 
@@ -88,7 +89,7 @@ def _open(
     dtype, param_dtype, vae_dtype = (
         jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype", "vae_dtype")
     )
-    architecture = read_architecture(folder, dtype, vae_dtype, components=components)
+    architecture = read_architecture(folder, dtype, vae_dtype, components=components, may_inpaint=True)
     sampling, image_inputs = plan(architecture, settings, inputs)
     adapters = load_adapter_files(lora_files(settings), architecture)
     sd = load_stable_diffusion(
@@ -142,13 +143,22 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
             f"--image_prompt: {settings['checkpoint']} has no image_encoder; an unCLIP checkpoint has, others can "
             "start from an image with --init_image"
         )
+    if architecture.is_inpainting and inputs.mask_image is None:
+        problems.append(
+            f"--mask_image: {settings['checkpoint']} is for inpainting; give --init_image, and --mask_image with white "
+            "where it is to be generated anew"
+        )
+    if inputs.mask_image is not None and not architecture.is_inpainting:
+        problems.append(f"--mask_image: {settings['checkpoint']} is not for inpainting; leave the mask out")
     noising = architecture.image_noising_schedule
     if noising is not None and settings["noise_level"] >= noising.num_train_timesteps:
         problems.append(f"--noise_level={settings['noise_level']}: must be below {noising.num_train_timesteps}")
     layers = architecture.text_encoder.num_hidden_layers
     if settings["clip_skip"] > layers:
         problems.append(f"--clip_skip={settings['clip_skip']}: the text encoder has {layers} layers")
-    noise_settings = {"strength": settings["strength"] if settings["init_image"] else 1.0, "eta": settings["eta"]}
+    if settings["strength"] is None:
+        settings["strength"] = _DEFAULT_STRENGTH if inputs.init_image is not None and inputs.mask_image is None else 1.0
+    noise_settings = {"strength": settings["strength"], "eta": settings["eta"]}
     try:
         if settings["scheduler"] == "checkpoint":
             settings["scheduler"] = sampler_name(architecture.schedule.settings)
@@ -169,6 +179,7 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
         **noise_settings,
     )
     return sampling, ImageInputs(
+        mask=None if inputs.mask_image is None else scale_mask(inputs.mask_image, height, width),
         init_image=None if inputs.init_image is None else scale_image(inputs.init_image, height, width),
         image_prompt=None if inputs.image_prompt is None else to_float(np.asarray(inputs.image_prompt)),
         noise_level=settings["noise_level"],
