@@ -17,6 +17,7 @@ SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
+    "clip_sample": False,
 }
 CLASSES, WORDS, WIDTH, CHANNELS, SIDE = 3, 2, 4, 2, 4
 

@@ -11,6 +11,7 @@ from utilgen_jax.checkpoints.tokenizer import TOKENIZER_FIELDS
 from utilgen_jax.diffusion.scheduler_fields import SCHEDULERS, class_settings
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.autoencoder import AUTOENCODER_FIELDS, AutoencoderKL
+from utilgen_jax.models.autoencoder_tiny import TINY_FIELDS, AutoencoderTiny
 from utilgen_jax.models.clip_text import TEXT_FIELDS, CLIPTextModel
 from utilgen_jax.models.clip_vision import (
     PREPROCESSOR_FIELDS,
@@ -31,6 +32,7 @@ def arguments(kind):
 # What is read -> its table, the fields that the other library writes with their defaults, and our reader.
 FILES = {
     "unet": (UNET_FIELDS, arguments(diffusers.UNet2DConditionModel), UNet2DConditionModel.from_config),
+    "vae (TAESD)": (TINY_FIELDS, arguments(diffusers.AutoencoderTiny), AutoencoderTiny.from_config),
     "vae": (AUTOENCODER_FIELDS, arguments(diffusers.AutoencoderKL), AutoencoderKL.from_config),
     "text_encoder": (TEXT_FIELDS, transformers.CLIPTextConfig().to_dict(), CLIPTextModel.from_config),
     "image_encoder": (

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DPMSolverMultistepScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -145,6 +146,21 @@ def test_from_a_image(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(img2img, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
     monkeypatch.setattr(img2img, "randn_tensor", lambda *_, **__: to_torch(noise))
     assert_same_images(ours, torch_images(pipeline, image=[image] * 2, strength=0.6))
+
+
+@pytest.mark.slow
+def test_taesd(checkpoint, latents, tmp_path):
+    torch.manual_seed(0)
+    blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    vae = AutoencoderTiny(**blocks, num_encoder_blocks=(1, 2), num_decoder_blocks=(2, 1))
+    vae.save_pretrained(tmp_path / "taesd")
+    image = write_image(tmp_path / "photo.png", 16, 16)
+    flags = [f"--vae={tmp_path / 'taesd'}", f"--init_image={tmp_path / 'photo.png'}", "--strength=0.6"]
+    ours = generate_images(tmp_path / "out", *settings(checkpoint("sd15"), latents), *flags)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(checkpoint("sd15"), vae=vae)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(img2img, "randn_tensor", lambda *_, **__: to_torch(LATENTS))
+        assert_same_images(ours, torch_images(pipeline, image=[image] * 2, strength=0.6))
 
 
 @pytest.mark.slow

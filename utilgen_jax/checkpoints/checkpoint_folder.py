@@ -101,7 +101,7 @@ def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
 
 
 def _checkpoint_weights(where: str, files: Collection[str], variant: str | None, configs_only: bool) -> list[str]:
-    if _INDEX not in files and f"unet/{_CONFIG}" in files:
+    if _INDEX not in files and f"unet/{_CONFIG}" in files and f"vae/{_CONFIG}" not in files:
         raise InputError(
             f"{where}: has a UNet but no {_INDEX}, as training scripts leave it; give the checkpoint that the training "
             f"began with, and --unet={where}/unet to `sample` or `export`"

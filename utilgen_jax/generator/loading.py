@@ -16,7 +16,13 @@ from utilgen_jax.diffusion.scheduler_fields import as_stable_diffusion
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.model_index import ModelIndex, check_class, read_model_index
-from utilgen_jax.generator.stable_diffusion import MODULES, Architecture, StableDiffusion, expected_params
+from utilgen_jax.generator.stable_diffusion import (
+    MODULES,
+    OTHER_MODULES,
+    Architecture,
+    StableDiffusion,
+    expected_params,
+)
 from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, read_preprocessor
 from utilgen_jax.types import Params
 
@@ -101,10 +107,12 @@ def read_architecture(
             own_dtype = jnp.dtype(vae_dtype or dtype) if name == "vae" else jnp.dtype(dtype)
             settings = {"gradient_checkpointing": gradient_checkpointing} if name in ("unet", "vae") else {}
             config = checkpoints.load_config(folders[name])
-            check_class(folders[name] / "config.json", name, config.get("_class_name"))
+            class_name = config.get("_class_name", index.classes.get(name, ""))
+            check_class(folders[name] / "config.json", name, class_name)
             if name == "unet" and not index.is_unclip:
                 config = _with_sample_size(config)
-            modules[name] = MODULES[name].from_config(config, dtype=own_dtype, **settings)
+            module = OTHER_MODULES.get(class_name, MODULES[name])
+            modules[name] = module.from_config(config, dtype=own_dtype, **settings)
     _check_fit(folder, modules, may_inpaint)
     image_noising_schedule = None
     if index.is_unclip:

@@ -14,7 +14,7 @@ INDEX = "model_index.json"
 # Component -> the supported classes; None: any, as it is not of use here or as its own file tells what it is.
 _SUPPORTED: Mapping[str, tuple[str, ...] | None] = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": None,
@@ -40,10 +40,10 @@ class ModelIndex:
     is_unclip: bool
 
 
-def check_class(path: Path, component: str, class_name: str | None) -> None:
-    """Raises InputError if a component's class, as its own file or the index tells it, is not supported."""
+def check_class(path: Path, component: str, class_name: str) -> None:
+    """Raises InputError if a component's class, as its own file or the index tells it, is known and not supported."""
     supported = _SUPPORTED[component]
-    if class_name is not None and supported is not None and class_name not in supported:
+    if class_name and supported is not None and class_name not in supported:
         raise InputError(f"{path}: {component} is a {class_name}, which is not supported; {' or '.join(supported)} is")
 
 

@@ -15,6 +15,7 @@ from flax import struct
 from utilgen_jax.diffusion.schedules import NoiseSchedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.autoencoder import AutoencoderKL
+from utilgen_jax.models.autoencoder_tiny import AutoencoderTiny
 from utilgen_jax.models.clip_text import CLIPTextModel
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
 from utilgen_jax.models.difficulty import DifficultyEncoder
@@ -29,6 +30,8 @@ MODULES: dict[str, Any] = {
     "vae": AutoencoderKL,
     "image_encoder": CLIPVisionModelWithProjection,
 }
+# Class of diffusers -> that of its module, where it is another than the component's.
+OTHER_MODULES: dict[str, Any] = {"AutoencoderTiny": AutoencoderTiny}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +182,7 @@ def example_arguments(module: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
             width = module.projection_class_embeddings_input_dim
             shapes.append(jax.ShapeDtypeStruct((1, width), jnp.float32))
         return tuple(shapes)
-    if isinstance(module, AutoencoderKL):
+    if isinstance(module, AutoencoderKL | AutoencoderTiny):
         size = 2 ** (len(module.block_out_channels) - 1)
         return (jax.ShapeDtypeStruct((1, size, size, module.in_channels), jnp.float32),)
     if isinstance(module, DifficultyEncoder):
