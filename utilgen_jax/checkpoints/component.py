@@ -125,12 +125,13 @@ def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: 
 
 
 def _check_finite(tensor: np.ndarray, message: str) -> None:
-    # ml_dtypes' bfloat16 is slow to test by itself; it is the first half of a float32.
-    if tensor.dtype == jnp.bfloat16:
-        finite = bool(((tensor.view(np.uint16) & 0x7F80) != 0x7F80).all())
-    else:
-        finite = bool(np.isfinite(tensor).all())
-    if not finite:
+    # As integers, infinity and NaN are the largest of either sign; this takes no memory, and a tenth of the time of
+    # `isfinite`, of which ml_dtypes' is slower still.
+    bits = 8 * tensor.dtype.itemsize
+    infinity = int(np.array(np.inf, tensor.dtype).view(f"u{tensor.dtype.itemsize}"))
+    positive = tensor.view(f"i{tensor.dtype.itemsize}").max(initial=0)
+    negative = tensor.view(f"u{tensor.dtype.itemsize}").max(initial=0)
+    if positive >= infinity or negative >= infinity + 2 ** (bits - 1):
         raise InputError(message)
 
 
