@@ -37,8 +37,8 @@ from utilgen_jax.types import OnStep, Params
 from utilgen_jax.valuation.config import ValuationConfig
 
 PREDICTION_BATCH_SIZE = 500
-# An agreement that weights without a meaning may have, and right ones where the held-out shots are few.
-_CHANCE = -0.05
+# Right weights may agree a little less than not at all, where the held-out shots are few.
+_LEAST_AGREEMENT = -0.05
 
 # Inputs of `joint`'s weight network; the prompts' attributes come after them where there are any.
 JOINT_FEATURES = ("loss", "margin", "entropy", "class")
@@ -86,8 +86,8 @@ class PoolValues:
 
     @property
     def contradictory(self) -> bool:
-        """Whether the weights contradict what the images do, by more than chance, so that nothing was learnt."""
-        return self.agreement is not None and self.agreement < _CHANCE
+        """Whether the weights clearly contradict what the images do, so that nothing was learnt."""
+        return self.agreement is not None and self.agreement < _LEAST_AGREEMENT
 
 
 def cross_fit(
