@@ -32,6 +32,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
 
 
+@pytest.fixture(autouse=True)
+def told_warnings(monkeypatch):
+    """Each test is told all warnings, also those that an earlier one was told."""
+    if "utilgen_jax.runtime.notes" in sys.modules:
+        monkeypatch.setattr(sys.modules["utilgen_jax.runtime.notes"], "_told", set())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_a_module():
     """Compiled programs are forgotten with their module; those of all tests would take 8 GB a process."""

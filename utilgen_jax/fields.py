@@ -19,6 +19,7 @@ class Field:
         maximum: largest value allowed (numbers) or None.
         choices: all values allowed (of a tuple: of each entry); empty means any.
         may_change: a run may be continued with another value, because it does not alter what is computed.
+        is_path: it is, or may be, a path: `~` stands for the home folder.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Field:
     maximum: float | None = None
     choices: tuple[Any, ...] = ()
     may_change: bool = False
+    is_path: bool = False
 
 
 def setting(
@@ -38,9 +40,17 @@ def setting(
     maximum: float | None = None,
     choices: tuple[Any, ...] = (),
     may_change: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """Declares a field of a config section; see `Field` for the arguments."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "may_change": may_change}
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices,
+        "may_change": may_change,
+        "is_path": is_path,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

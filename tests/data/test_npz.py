@@ -8,6 +8,8 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 5, 5), dtype=np.uint8)
 LABELS = np.array([0, 1, 0, 1, 2, 2])
 NAMES = ("a", "b", "c")
+TRAIN = dict(x_train=IMAGES, y_train=LABELS)
+RGB = np.repeat(IMAGES[..., None], 3, axis=-1)
 
 
 def _write(tmp_path, **arrays):
@@ -34,10 +36,10 @@ def test_rgb_is_read_and_scaled(tmp_path):
 
 
 def test_test_is_test_else_val(tmp_path):
-    train = dict(x_train=IMAGES, y_train=LABELS, x_val=IMAGES[:2], y_val=LABELS[:2])
-    assert npz.load(_write(tmp_path, **train), 5, 1, NAMES).test.ids == ("val/00000", "val/00001")
-    sources = npz.load(_write(tmp_path, **train, x_test=IMAGES[1:2], y_test=LABELS[1:2]), 5, 1, NAMES)
-    assert sources.test.ids == ("test/00000",)
+    train = dict(x_train=IMAGES, y_train=LABELS, x_val=IMAGES[:5], y_val=LABELS[:5])
+    assert npz.load(_write(tmp_path, **train), 5, 1, NAMES).test.ids[:2] == ("val/00000", "val/00001")
+    sources = npz.load(_write(tmp_path, **train, x_test=IMAGES[1:6], y_test=LABELS[1:6]), 5, 1, NAMES)
+    assert sources.test.ids == tuple(f"test/0000{number}" for number in range(5))
 
 
 def test_the_file_can_name_its_classes(tmp_path):
@@ -45,6 +47,26 @@ def test_the_file_can_name_its_classes(tmp_path):
     assert npz.load(path, 5, 1).train.class_names == NAMES
     with pytest.raises(InputError, match="set config.data.class_names"):
         npz.load(_write(tmp_path, x_train=IMAGES, y_train=LABELS), 5, 1)
+
+
+def test_class_names_may_be_bytes(tmp_path):
+    path = _write(tmp_path, **TRAIN, class_names=np.array([b"a", "ä".encode(), b"c"]))
+    assert npz.load(path, 5, 1).train.class_names == ("a", "ä", "c")
+
+
+def test_classes_without_test_images_are_told(tmp_path, capsys):
+    path = _write(tmp_path, **TRAIN, x_test=IMAGES[:4], y_test=LABELS[:4])
+    npz.load(path, 5, 1, NAMES)
+    assert capsys.readouterr().err == f"warning: {path}: x_test has no images of 1 of 3 classes (c)\n"
+
+
+def test_arrays_that_are_not_used_are_told_in_one_line(tmp_path, capsys):
+    unused = dict(x_val=IMAGES, y_val=LABELS, weights=LABELS)
+    path = _write(tmp_path, **TRAIN, x_test=IMAGES, y_test=LABELS, **unused)
+    npz.load(path, 5, 1, NAMES)
+    assert capsys.readouterr().err == f"warning: {path}: not used: 3 arrays (weights, x_val, y_val)\n"
+    npz.load(_write(tmp_path, **TRAIN, class_names=np.array(NAMES)), 5, 1)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,17 @@ def test_the_file_can_name_its_classes(tmp_path):
         (dict(x_train=IMAGES, y_train=np.eye(3, dtype=int)[LABELS]), r"y_train has shape \(6, 3\)"),
         (dict(x_train=IMAGES, y_train=LABELS / 2), "y_train is float64; labels must be integers"),
         (dict(x_train=IMAGES, y_train=LABELS + 1), "has label 3, outside 0..2"),
+        (dict(x_train=np.uint8(7), y_train=LABELS), r"x_train has shape \(\)"),
+        (dict(x_train=IMAGES[:, :0], y_train=LABELS), r"x_train has shape \(6, 0, 5, 1\)"),
+        (dict(x_train=IMAGES, y_train=LABELS + 2**40), "y_train holds 1099511627778; labels are numbers of classes"),
+        (dict(**TRAIN, x_test=IMAGES), "has x_test but no y_test; add it, or remove x_test"),
+        (dict(**TRAIN, val_labels=LABELS), "has val_labels but no val_images; add it"),
+        (dict(**TRAIN, train_images=IMAGES, train_labels=LABELS), "has x_train and train_images; remove one"),
+        (dict(**TRAIN, x_test=RGB, y_test=LABELS), "x_test has 3 channels and x_train has 1; make them the same"),
+        (dict(**TRAIN, class_names=np.arange(3)), r"class_names is int64 \(3,\); it should be an array of K strings"),
+        (dict(**TRAIN, class_names=np.array(["a", "a", "b"])), "class_names holds an empty name, or one twice: a, a"),
+        (dict(**TRAIN, class_names=np.array([b"\xff", b"b", b"c"])), "class_names is not UTF-8"),
+        (dict(**TRAIN, class_names=np.array(["a", "b"])), "has label 2, outside 0..1"),
         (dict(x_train=IMAGES, y_train=LABELS.astype(object)), "cannot be read as a .npz file of plain arrays"),
     ],
 )

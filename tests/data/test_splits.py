@@ -169,3 +169,25 @@ def test_crops_of_a_subset_are_those_of_its_images():
     split, of_subset = few_shot(sources, 1, seed=3), few_shot(chosen, 1, seed=3)
     crops = [each.crops(4, 1, 3, True, np.random.default_rng(1)) for each in (split, of_subset)]
     np.testing.assert_array_equal(*crops)
+
+
+def test_test_images_that_are_copies_of_shots_are_counted(capsys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 16, 16, 1), dtype=np.uint8)
+    others = rng.integers(0, 256, (6, 16, 16, 1), dtype=np.uint8)
+    labels = np.arange(8, dtype=np.int32) % 2
+    others[2], others[5] = images[3], images[4]
+    others[1] = np.roll(images[0].reshape(4, 4, 4, 4, 1), 1, axis=1).reshape(16, 16, 1)  # alike once scaled down
+    train = ArraySource("made", ("a", "b"), labels, tuple(f"train/{n}" for n in range(8)), images, 4, 1)
+    test = ArraySource("made", ("a", "b"), labels[:6], tuple(f"test/{n}" for n in range(6)), others, 4, 1)
+    split = few_shot(Sources(train, test), shots=0, seed=0)
+    np.testing.assert_array_equal(split.real.images[0], split.test.images[1])
+    assert capsys.readouterr().err == (
+        "warning: made: 2 of 6 test images are copies of few-shot images, such as test/2 of train/3; they make "
+        "accuracies too high\n"
+    )
+
+
+def test_a_split_without_copies_is_read_without_a_word(capsys):
+    few_shot(UNDIVIDED, shots=2, seed=0)
+    assert capsys.readouterr().err == ""

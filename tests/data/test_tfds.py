@@ -162,6 +162,15 @@ def test_damaged_files_are_refused(tmp_path, damage):
         tfds.load("made_up", data_dir, 8, 3)
 
 
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe", b'{"name": 3}'])
+def test_broken_json_is_told(tmp_path, file, content):
+    data_dir = _write(tmp_path, {"train": TRAIN})
+    (tmp_path / "made_up" / "1.0.0" / file).write_bytes(content)
+    with pytest.raises(InputError, match="made_up"):
+        tfds.load("made_up", data_dir, 8, 3)
+
+
 @pytest.mark.parametrize("name", ["huggingface:mnist", "../made_up", "", "a b", "made_up/x=1,y=2"])
 def test_names_that_could_run_code_from_elsewhere_are_refused(tmp_path, name):
     with pytest.raises(InputError, match="config.data.name"):

@@ -18,7 +18,9 @@ class ClassifierConfig:
 
     name: str = setting("small_cnn", "the network", choices=CLASSIFIERS)
     width: int = setting(32, "channels of small_cnn's first layer, units of mlp's hidden layers", minimum=1)
-    pretrained: str = setting("", "torch weights to start from, .safetensors or .npz; empty: random weights")
+    pretrained: str = setting(
+        "", "torch weights to start from, .safetensors or .npz; empty: random weights", is_path=True
+    )
     trainable: str = setting("all", "'head': only the last layer, on frozen features", choices=("all", "head"))
     normalization: str = setting("none", "of channels; 'imagenet' as in torchvision", choices=NORMALIZATIONS)
     dtype: str = setting("float32", "type of the classifier's activations", choices=("float32", "bfloat16"))

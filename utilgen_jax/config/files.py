@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from utilgen_jax.errors import InputError, nearest
+from utilgen_jax.runtime.paths import expand
 
 _PACKAGE = Path(__file__).parent.parent
 # In an installed wheel and in a checkout: setup.py packs the checkout's folder.
@@ -27,7 +28,7 @@ def find_config(file: str) -> Path:
     Raises:
         InputError: there is no such file or name.
     """
-    path = Path(file).expanduser()
+    path = Path(expand(file))
     if path.is_file():
         return path
     packaged = _packaged()

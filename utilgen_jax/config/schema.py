@@ -26,6 +26,7 @@ from utilgen_jax.methods import METHODS, SECTIONS
 from utilgen_jax.pool.config import PoolConfig
 from utilgen_jax.prompts.config import PromptConfig
 from utilgen_jax.runtime.config import ParallelConfig
+from utilgen_jax.runtime.paths import normalized
 from utilgen_jax.valuation.config import ValuationConfig
 
 Section = TypeVar("Section")
@@ -81,6 +82,8 @@ FIELDS: Mapping[str, Field] = {
     )
     for field in fields
 }
+
+_UNKNOWN = Field("", None, "")
 
 # Old section or field -> new one; an old name is refused with the new one in the message.
 RENAMED: Mapping[str, str] = {
@@ -311,6 +314,8 @@ def from_json(text: str) -> dict[str, Any]:
 def diff_configs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists the fields that differ, with both values, but for those that a continued run may change.
 
+    Paths are the same however they are written; what lies there is the matter of `experiment.inputs`.
+
     Args:
         before: {dotted path: value}, see `flatten`.
         now: the same of another config.
@@ -320,8 +325,11 @@ def diff_configs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """
     lines = []
     for path in dict.fromkeys([*FIELDS, *now, *before]):
-        may_change = path in FIELDS and FIELDS[path].may_change
-        if not may_change and before.get(path) != now.get(path):
-            texts = [repr(values[path]) if path in values else "absent" for values in (before, now)]
+        field = FIELDS.get(path, _UNKNOWN)
+        values = [side.get(path) for side in (before, now)]
+        if field.is_path:
+            values = [normalized(value) if isinstance(value, str) else value for value in values]
+        if not field.may_change and values[0] != values[1]:
+            texts = [repr(side[path]) if path in side else "absent" for side in (before, now)]
             lines.append(f"config.{path}: {texts[0]} before, {texts[1]} now")
     return lines

@@ -19,10 +19,11 @@ from utilgen_jax.config.schema import (
 from utilgen_jax.data.words import word_problems
 from utilgen_jax.errors import nearest
 from utilgen_jax.fields import Field
+from utilgen_jax.runtime.paths import expand, is_without_home
 
 
 def checked(config: ConfigDict) -> Config:
-    """Makes the typed `Config` of a valid ConfigDict, each value in its field's own type (a list becomes a tuple).
+    """Makes the typed `Config` of a valid ConfigDict: a list becomes a tuple, `~` of a path the home folder.
 
     Raises:
         ConfigError: lists every problem that `validate` finds.
@@ -31,7 +32,8 @@ def checked(config: ConfigDict) -> Config:
     if problems:
         raise ConfigError(problems)
     values = flatten(config)
-    return build_config({path: type(field.default)(values[path]) for path, field in FIELDS.items()})
+    typed = {path: type(field.default)(values[path]) for path, field in FIELDS.items()}
+    return build_config({path: expand(value) if FIELDS[path].is_path else value for path, value in typed.items()})
 
 
 def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
@@ -78,6 +80,8 @@ def _field_problem(field: Field, value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be finite, got {value}"
     for entry in value if many else (value,):
+        if field.is_path and is_without_home(entry):
+            return f"there is no such home folder, {entry!r}"
         if field.choices and entry not in field.choices:
             near = f"; the nearest is {nearest(entry, field.choices)!r}" if isinstance(entry, str) else ""
             return f"must be one of {', '.join(map(repr, field.choices))}, got {entry!r}{near}"

@@ -15,7 +15,9 @@ class DataConfig:
 
     source: str = setting("digits", "where images come from", choices=SOURCES)
     name: str = setting("digits", "of the data set (tfds, hf); for other sources the name shown in tables")
-    path: str = setting("", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file; hf: local folder")
+    path: str = setting(
+        "", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file; hf: local folder", is_path=True
+    )
     image_column: str = setting("", "hf: of the images; empty: found by its type")
     label_column: str = setting("", "hf: of the labels; empty: found by its type")
     shots: int = setting(2, "labelled images a class, the others are test or unused; 0: all of train", minimum=0)
@@ -25,8 +27,12 @@ class DataConfig:
     class_names: tuple[str, ...] = setting(
         (), "words for the prompts, by label; several of a class as 'crane bird|crane'; empty: the data set's own"
     )
-    classes_file: str = setting("", "text file with the classes to use, one a line: its name in the data set, words")
+    classes_file: str = setting(
+        "", "text file with the classes to use, one a line: its name in the data set, words", is_path=True
+    )
     max_classes: int = setting(0, "use only so many classes, the first ones; 0: all", minimum=0)
-    exclude: str = setting("", "text file with ids of train images to leave out, e.g. those the generator was taught")
+    exclude: str = setting(
+        "", "text file with ids of train images to leave out, e.g. those the generator was taught", is_path=True
+    )
     label_noise: float = setting(0.0, "fraction of the shots' labels to draw at random", minimum=0.0, maximum=1.0)
     max_test: int = setting(0, "use at most so many test images; 0: all", minimum=0)

@@ -21,6 +21,7 @@ from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import open_image
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import hub
+from utilgen_jax.runtime.paths import expand
 
 # owner/name, with a configuration, with a revision
 _NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -54,10 +55,22 @@ class HfSource(SizedSource):
 
     def open(self, index: int) -> Image.Image:
         """See `ImageSource.open`."""
-        where = f"{self.name}: {self.ids[index]}"
-        return open_image(self._file(self.images[index], where), where, self.channels)
+        return open_image(self._file(index), f"{self.name}: {self.ids[index]}", self.channels)
 
-    def _file(self, image: Mapping[str, Any] | None, where: str) -> Path | BinaryIO:
+    def encoded(self, index: int) -> bytes:
+        """See `ImageSource.encoded`."""
+        file = self._file(index)
+        try:
+            return file.read_bytes() if isinstance(file, Path) else file.read()
+        except OSError as error:
+            raise InputError(f"{file}: the image cannot be read ({error.strerror})") from error
+
+    def _file(self, index: int) -> Path | BinaryIO:
+        where = f"{self.name}: {self.ids[index]}"
+        try:
+            image: Mapping[str, Any] | None = self.images[index]
+        except Exception as error:  # of many kinds, where a file is damaged
+            raise InputError(f"{where}: cannot be read: {_one_line(error)}") from error
         if image and image["bytes"] is not None:
             return io.BytesIO(image["bytes"])
         if not image or not image["path"] or self.folder is None:
@@ -85,13 +98,24 @@ def load(name: str, path: str, image_size: int, channels: int, columns: tuple[st
         InputError: `datasets` is missing; the data set is, or cannot be read; or it has no image or label column.
     """
     try:
-        import datasets  # optional and slow to import
+        import datasets  # noqa: F401  optional and slow to import
     except ImportError as error:
         raise InputError(f"config.data.source='hf': {error}; pip install 'utilgen_jax[hf]'") from error
     splits = _open_folder(path) if path else _open_repository(name)
     where = path or name
     if "train" not in splits:
         raise InputError(f"{where}: has no split 'train'; its splits: {', '.join(splits) or 'none'}")
+    try:
+        return _sources(where, splits, path, image_size, channels, columns)
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds, where files are damaged
+        raise InputError(f"{where}: cannot be read: {_one_line(error)}") from error
+
+
+def _sources(where: str, splits: Any, path: str, image_size: int, channels: int, columns: tuple[str, str]) -> Sources:
+    import datasets
+
     features = splits["train"].features
     image = _choose(where, "image", columns[0], [key for key in features if isinstance(features[key], datasets.Image)])
     labelled = [key for key in features if isinstance(features[key], datasets.ClassLabel)]
@@ -108,7 +132,7 @@ def load(name: str, path: str, image_size: int, channels: int, columns: tuple[st
         if split_name != "train" and (labels < 0).all():  # a test split whose labels are secret
             return None
         ids = tuple(f"{split_name}/{index:05d}" for index in range(len(labels)))
-        folder = Path(path).expanduser() if path else None
+        folder = Path(expand(path)) if path else None
         return HfSource(where, class_names, labels, ids, table[image], folder, image_size, channels)
 
     train = split("train")
@@ -119,7 +143,7 @@ def load(name: str, path: str, image_size: int, channels: int, columns: tuple[st
 def _open_folder(path: str) -> Any:
     import datasets
 
-    folder = Path(path).expanduser()
+    folder = Path(expand(path))
     if not folder.is_dir():
         raise InputError(f"config.data.path={path!r} should be a folder of Parquet, Arrow or WebDataset files")
     try:
@@ -152,7 +176,7 @@ def _open_repository(name: str) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _choose(where: str, kind: str, wanted: str, candidates: Sequence[str]) -> str:

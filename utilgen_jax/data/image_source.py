@@ -7,6 +7,7 @@ from typing import Protocol, Self
 import numpy as np
 from PIL import Image
 
+from utilgen_jax.data.decoding import decode_all
 from utilgen_jax.data.images import fit_image
 from utilgen_jax.errors import InputError
 
@@ -46,7 +47,7 @@ class ImageSource(Protocol):
             uint8 [n, H, W, C], with the size and channels of the source.
 
         Raises:
-            InputError: an image cannot be decoded.
+            InputError: images cannot be decoded; names them.
         """
         ...
 
@@ -56,6 +57,10 @@ class ImageSource(Protocol):
 
     def open(self, index: int) -> Image.Image:
         """Decodes an image at its original size, grey or RGB; InputError if it cannot be decoded."""
+        ...
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of an image as it is stored; InputError if they cannot be read."""
         ...
 
 
@@ -105,10 +110,12 @@ class SizedSource:
     """What sources that scale each image themselves have in common; for frozen dataclasses.
 
     Attributes:
+        name: for messages.
         image_size: side in pixels of the images read.
         channels: channels of the images read, 1 or 3.
     """
 
+    name: str
     image_size: int
     channels: int
 
@@ -116,11 +123,18 @@ class SizedSource:
         """See `ImageSource.open`."""
         raise NotImplementedError
 
+    def encoded(self, index: int) -> bytes:
+        """See `ImageSource.encoded`."""
+        raise NotImplementedError
+
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
         out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
-        for row, index in enumerate(indices):
-            out[row] = fit_image(self.open(int(index)), self.image_size, self.channels)
+
+        def decode(row: int) -> None:
+            out[row] = fit_image(self.open(int(indices[row])), self.image_size, self.channels)
+
+        decode_all(self.name, len(indices), decode)
         return out
 
     def at(self, image_size: int, channels: int) -> Self:
@@ -150,12 +164,15 @@ def random_crops(
         middle = source.read(rows)
         return np.concatenate([middle, middle[:, :, ::-1]]) if is_flipped else middle
     out = np.empty((number, len(rows), source.image_size, source.image_size, source.channels), np.uint8)
-    for place, row in enumerate(rows):
-        image = source.open(int(row))
+
+    def decode(place: int) -> None:
+        image = source.open(int(rows[place]))
         for crop in out[:, place]:
             crop[:] = fit_image(image, source.image_size, source.channels, rng.random())
             if is_flipped and rng.random() < 0.5:
                 crop[:] = crop[:, ::-1].copy()
+
+    decode_all(source.name, len(rows), decode)
     return out.reshape(-1, *out.shape[2:])
 
 
@@ -185,3 +202,7 @@ class ArraySource(SizedSource):
         """See `ImageSource.open`."""
         pixels = self.images[index]
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    def encoded(self, index: int) -> bytes:
+        """See `ImageSource.encoded`."""
+        return str(self.images.shape[1:]).encode() + self.images[index].tobytes()

@@ -12,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
+from utilgen_jax.data.decoding import decode_all, is_counted, note
+from utilgen_jax.data.pixel_range import to_8_bits
 from utilgen_jax.errors import InputError
 
+# Formats whose further frames are images too, not previews, layers or sizes of the first one.
+_ANIMATED = ("GIF", "TIFF", "PNG", "WEBP", "AVIF", "FLI", "DCX")
 # Rec. 601 luma, as in Pillow's convert("L").
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -73,10 +77,12 @@ def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
 
 
 def plain_image(image: Image.Image, channels: int) -> Image.Image:
-    """Converts an image to 8-bit grey (Rec. 601 luma) or RGB; scales 16-bit grey, composes transparency on white."""
-    if image.mode.startswith("I"):
-        # Pillow's convert clips 16-bit grey to 255 instead of scaling it.
-        image = Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8))
+    """Converts an image to 8-bit grey (Rec. 601 luma) or RGB; scales deeper grey, composes transparency on white.
+
+    Raises:
+        InputError: the range of the values is unknown, see `pixel_range.to_8_bits`.
+    """
+    image = to_8_bits(image)  # Pillow's convert clips to 255 instead of scaling
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -113,10 +119,18 @@ def open_image(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Im
         channels: 1 or 3.
 
     Raises:
-        InputError: the file cannot be read or decoded.
+        InputError: the file cannot be read or decoded, or the range of its values is unknown.
     """
+    if not is_counted():  # what is to be told of it is told here
+        opened: list[Image.Image] = []
+        decode_all(where, 1, lambda _: opened.append(open_image(file, where, channels)))
+        return opened[0]
     try:
         with Image.open(file) as image:
-            return plain_image(ImageOps.exif_transpose(image), channels)
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                note("have several frames, of which the first one is read")
+            return plain_image(ImageOps.exif_transpose(to_8_bits(image)), channels)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     except Exception as error:  # Pillow's decoders raise various exceptions on broken files.
         raise InputError(f"{where}: the image cannot be decoded ({error}); replace or remove it") from error

@@ -12,6 +12,7 @@ import numpy as np
 
 from utilgen_jax.data.image_source import ImageSource, Sources, random_crops
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.notes import warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         Decoded images: `real` with one image of each class in turn, `test` in the order of the source.
 
     Raises:
-        InputError: shots or max_test is negative, or a class has too few images.
+        InputError: shots or max_test is negative, a class has too few images, or images cannot be decoded.
     """
     if shots < 0 or max_test < 0:
         raise InputError(f"shots={shots} and max_test={max_test} must not be negative")
@@ -135,7 +136,14 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         # Image r of a class of n has position (r + 1/2) / n: any prefix of this order is stratified.
         position = (rank[candidates] + 0.5) / class_sizes[test.labels[candidates]]
         candidates = np.sort(candidates[np.argsort(position, kind="stable")[:max_test]])
-    return FewShotSplit(_read(train, chosen), _read(test, candidates), train)
+    split = FewShotSplit(*_read_all(train, chosen, test, candidates), train)
+    copies = _copies(split, chosen, test, candidates)
+    if copies:
+        warn(
+            f"{train.name}: {len(copies)} of {len(candidates)} test images are copies of few-shot images, such as "
+            f"{copies[0][0]} of {copies[0][1]}; they make accuracies too high"
+        )
+    return split
 
 
 def cross_fit_folds(labels: np.ndarray, num_folds: int, seed: int) -> list[Fold]:
@@ -179,6 +187,38 @@ def _rank_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         rank[np.random.default_rng((seed, int(label))).permutation(members)] = np.arange(len(members))
     return rank
+
+
+def _copies(split: FewShotSplit, shots: np.ndarray, test: ImageSource, candidates: np.ndarray) -> list[tuple[str, str]]:
+    """The test images with the pixels of a few-shot image, whatever their names and files: ids of both."""
+    place_of = {image.tobytes(): place for place, image in enumerate(split.real.images)}
+    same = [
+        (place, place_of[image.tobytes()])
+        for place, image in enumerate(split.test.images)
+        if image.tobytes() in place_of
+    ]
+    # What was scaled down alike need not be the same: the originals are compared.
+    originals = {shot: np.asarray(split.source.open(int(shots[shot]))) for shot in {shot for _, shot in same}}
+    return [
+        (split.test.ids[place], split.real.ids[shot])
+        for place, shot in same
+        if np.array_equal(np.asarray(test.open(int(candidates[place]))), originals[shot])
+    ]
+
+
+def _read_all(
+    train: ImageSource, chosen: np.ndarray, test: ImageSource, candidates: np.ndarray
+) -> tuple[LabelledImages, LabelledImages]:
+    """Reads both splits; InputError names the broken images of both."""
+    read, problems = [], []
+    for source, indices in ((train, chosen), (test, candidates)):
+        try:
+            read.append(_read(source, indices))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return read[0], read[1]
 
 
 def _read(source: ImageSource, indices: np.ndarray) -> LabelledImages:

@@ -55,6 +55,10 @@ class Subset:
         """See `ImageSource.open`."""
         return self.source.open(int(self.indices[index]))
 
+    def encoded(self, index: int) -> bytes:
+        """See `ImageSource.encoded`."""
+        return self.source.encoded(int(self.indices[index]))
+
     def at(self, image_size: int, channels: int) -> "Subset":
         """See `ImageSource.at`."""
         return dataclasses.replace(self, source=self.source.at(image_size, channels))

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from utilgen_jax.data.decoding import decode_all
 from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import fit_image, open_image
 from utilgen_jax.errors import InputError
@@ -39,18 +40,26 @@ class TfdsSource(SizedSource):
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [n, image_size, image_size, channels]; see `ImageSource.read`."""
         out = np.empty((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
-        for start in range(0, len(indices), _RECORDS_AT_ONCE):
-            chunk = [int(index) for index in indices[start : start + _RECORDS_AT_ONCE]]
-            for row, record in enumerate(self.records.__getitems__(chunk)):
-                where = f"{self.name}: {self.ids[chunk[row]]}"
-                image = open_image(io.BytesIO(record["image"]), where, self.channels)
-                out[start + row] = fit_image(image, self.image_size, self.channels)
+        chunk: list[Any] = []
+
+        def decode(row: int) -> None:
+            if row % _RECORDS_AT_ONCE == 0:
+                chunk[:] = self.records.__getitems__([int(index) for index in indices[row : row + _RECORDS_AT_ONCE]])
+            where = f"{self.name}: {self.ids[int(indices[row])]}"
+            image = open_image(io.BytesIO(chunk[row % _RECORDS_AT_ONCE]["image"]), where, self.channels)
+            out[row] = fit_image(image, self.image_size, self.channels)
+
+        decode_all(self.name, len(indices), decode)
         return out
 
     def open(self, index: int) -> Image.Image:
         """See `ImageSource.open`."""
         record = self.records[index]
         return open_image(io.BytesIO(record["image"]), f"{self.name}: {self.ids[index]}", self.channels)
+
+    def encoded(self, index: int) -> bytes:
+        """See `ImageSource.encoded`."""
+        return self.records[index]["image"]
 
 
 def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
@@ -85,12 +94,19 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:  # AssertionError: a missing version
         raise InputError(f"tensorflow-datasets has no {name!r} in {location}; {prepare}") from error
+    except Exception as error:  # of many kinds, on broken JSON
+        raise InputError(f"{name!r} in {location} cannot be read: {_one_line(error)}; {prepare}") from error
     if "train" not in builder.info.splits:
         # Several processes would prepare it side by side.
         if importlib.util.find_spec("tensorflow") is None or jax.process_count() > 1:
             raise InputError(f"{name!r} is not prepared in {location}; {prepare}")
         builder = _prepare(name, data_dir, location)
-    features = dict(builder.info.features.items())
+    try:
+        features = dict(builder.info.features.items())
+    except Exception as error:
+        raise InputError(
+            f"{name!r} in {location}: its features cannot be read: {_one_line(error)}; {prepare}"
+        ) from error
     if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
         features.get("label"), tfds.features.ClassLabel
     ):
@@ -111,8 +127,9 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
             labels = _read_labels(records)
         except NotImplementedError as error:
             raise InputError(f"{name!r} in {location} is not prepared as ArrayRecord; {prepare}") from error
-        except (RuntimeError, OSError, IndexError, ValueError) as error:
-            raise InputError(f"{name!r} in {location}: {split_name} cannot be read: {error}; {prepare}") from error
+        except Exception as error:  # of many kinds, on damaged files
+            message = f"{name!r} in {location}: {split_name} cannot be read: {_one_line(error)}; {prepare}"
+            raise InputError(message) from error
         return TfdsSource(
             name=name,
             class_names=tuple(features["label"].names),
@@ -137,8 +154,12 @@ def _prepare(name: str, data_dir: str, location: str) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # of many kinds: no connection, a full disk, files to be downloaded by hand
-        raise InputError(f"{name!r} cannot be prepared in {location}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{name!r} cannot be prepared in {location}: {_one_line(error)}") from error
     return builder
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _read_labels(records: Any) -> np.ndarray:

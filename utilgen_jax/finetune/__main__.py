@@ -6,7 +6,8 @@
   python -m utilgen_jax.finetune --checkpoint=sd15 --images=FOLDER --prompt="a photo of <my-cat>" --token="<my-cat>" \\
       --initial=cat --steps=3000 --learning_rate=5e-4 --out=my_cat
 
-FOLDER holds images (png, jpg, jpeg, bmp, webp), or a folder of images for each class, whose name stands for {class}.
+FOLDER holds images, of any format that Pillow decodes, or a folder of images for each class, whose name stands for
+{class}.
 --out gets pytorch_lora_weights.safetensors, with --per_class one in a folder for each class, or with --token
 learned_embeds.safetensors: files that diffusers opens, and `python -m utilgen_jax.sample` by --lora and --embeds.
 Images are cropped to squares from their originals; the batches hold no others. A training that was cut off continues

@@ -61,7 +61,9 @@ class SamplingConfig:
 class GeneratorConfig(SamplingConfig):
     """The section `generator`: which checkpoint, and how it is sampled."""
 
-    checkpoint: str = setting("glyphs", "glyphs (embedded), sd15, sd21, ..., a diffusers folder, or a hub id")
+    checkpoint: str = setting(
+        "glyphs", "glyphs (embedded), sd15, sd21, ..., a diffusers folder, or a hub id", is_path=True
+    )
     revision: str = setting("", "branch, tag or commit of a hub id; empty: its main branch")
     dtype: str = setting("float32", "type of the generator's activations", choices=("float32", "bfloat16"))
     gradient_checkpointing: str = setting(
@@ -95,7 +97,9 @@ class PerImageConfig:
     sampler_steps: int = setting(4, "denoising steps to the image whose utility is measured", minimum=1, maximum=1000)
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
     clip_weight: float = setting(0.5, "weight of the CLIP distance to the class prompt (λ in UtilGen)", minimum=0.0)
-    clip: str = setting("", "hub id or folder of the CLIP that measures it; empty: the checkpoint's own image encoder")
+    clip: str = setting(
+        "", "hub id or folder of the CLIP that measures it; empty: the checkpoint's own image encoder", is_path=True
+    )
     micro_batch_size: int = setting(0, "images of a batch that are worked on at a time; 0: all", minimum=0)
     inversion_steps: int = setting(1, "golden noise: DDIM steps taken forth and back, of generator.steps", minimum=1)
     denoising_guidance: float = setting(0.0, "golden noise: guidance forth; 0: generator.guidance_scale", minimum=0.0)

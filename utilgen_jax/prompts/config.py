@@ -32,4 +32,6 @@ class PromptConfig:
         False, "of several words of a class, use those whose images classifiers of the shots take for the class"
     )
     images_per_word: int = setting(20, "images of each word from which words are chosen", minimum=1)
-    captions: str = setting("glyphs", "'glyphs', 'tones', 'blip2', a captioner's hub id or folder, or a *.jsonl file")
+    captions: str = setting(
+        "glyphs", "'glyphs', 'tones', 'blip2', a captioner's hub id or folder, or a *.jsonl file", is_path=True
+    )
