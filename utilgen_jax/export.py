@@ -100,7 +100,7 @@ def export(settings: dict[str, Any]) -> Path:
     )
     from utilgen_jax.report.progress import Progress
 
-    out = Path(settings["out"]).expanduser()
+    out = Path(settings["out"])
     if settings["lora_only"] and (out / LORA_FILE).exists():
         raise InputError(f"--out: {out / LORA_FILE} already exists; choose another folder, or remove it")
     if not settings["lora_only"]:

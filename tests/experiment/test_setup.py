@@ -50,3 +50,21 @@ def test_the_synthetic_part_can_be_set_but_methods_see_the_shots(tmp_path, setti
     config = read_config(DIGITS, [("classifier.synthetic_fraction", setting)])
     experiment = set_up(config, tmp_path, None, methods_of(config))
     assert experiment.classifier_config.synthetic_fraction == pytest.approx(expected)
+
+
+def test_classes_that_share_a_prompt_are_told(tmp_path, capsys, make_experiment):
+    make_experiment(data__max_classes=0, data__class_names="one,two,Sea_lion,sea lion,five,six,Six,eight,nine,ten")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert told == [
+        "warning: 4 classes share their prompt with another class, such as 'a photo of the digit sea lion' (Sea_lion, "
+        "sea lion); their synthetic images are alike; give them other names by config.data.class_names"
+    ]
+
+
+def test_names_that_are_no_prompts_matter_only_where_something_is_synthetic(tmp_path):
+    names = ",".join(f"n0144076{digit}" for digit in range(10))
+    prepared(tmp_path / "real", class_names=names)
+    config = read_config(DIGITS.replace("real", "vanilla"), [("data.class_names", names)])
+    with pytest.raises(InputError, match="'n01440760' is a WordNet id"):
+        set_up(config, tmp_path / "vanilla", None, methods_of(config))
+    assert not (tmp_path / "vanilla").exists()

@@ -24,6 +24,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def run(argv: Sequence[str]) -> None:
     for name in ("config", "workdir"):
         if not values[name].value:
             problems.append(f"--{name}: required, e.g. --config=configs/digits.py --workdir=runs/compare")
+    problems += command_line.folder_problems("workdir", values["workdir"].value)
     if not values["config"].value:
         raise command_line.ConfigError(problems)
     regimes = list(dict.fromkeys(values["regimes"].value or []))
@@ -201,7 +203,7 @@ def _selected_methods(values: flags.FlagValues, problems: list[str]) -> list[str
 
 
 def run_all(config: Config, workdir: Path, plan: Plan) -> None:
-    """Runs what is not done yet, and prints the progress.
+    """Checks all that the runs read, then runs what is not done yet, and prints the progress.
 
     Args:
         config: config shared by all runs.
@@ -211,12 +213,25 @@ def run_all(config: Config, workdir: Path, plan: Plan) -> None:
     """
     import jax
 
+    from utilgen_jax.compare.check import check_plan
+    from utilgen_jax.experiment.workdir import check_config, open_workdir
+    from utilgen_jax.runtime.folder_lock import check_unlocked, locked_folder
+
+    check_unlocked(workdir)
+    # The runs of a folder share stages, so their configs may differ only in the fields that `plan` sets.
+    check_config(workdir, config)
+    check_plan(config, workdir, plan)
+    with locked_folder(workdir) if jax.process_index() == 0 else nullcontext():
+        open_workdir(workdir, config)
+        _run_waiting(config, workdir, plan)
+
+
+def _run_waiting(config: Config, workdir: Path, plan: Plan) -> None:
+    import jax
+
     from utilgen_jax import pipeline
-    from utilgen_jax.experiment.workdir import open_workdir
     from utilgen_jax.report import format_duration
 
-    # The runs of a folder share stages, so their configs may differ only in the fields that `plan` sets.
-    open_workdir(workdir, config)
     waiting = [entry for entry in plan if read_done(config, workdir, entry) is None]
     seconds: list[float] = []
     for number, entry in enumerate(waiting):

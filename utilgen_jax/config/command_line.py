@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from utilgen_jax.config import protocols
+from utilgen_jax.config.console import as_message, lasting_streams
 from utilgen_jax.config.files import config_names, find_config
 from utilgen_jax.config.protocols import PROTOCOLS
 from utilgen_jax.config.schema import (
@@ -33,8 +34,25 @@ from utilgen_jax.config.schema import (
 )
 from utilgen_jax.config.validation import checked, validate
 from utilgen_jax.errors import InputError, nearest
+from utilgen_jax.runtime.paths import expand, is_without_home
 
 PREFIX = "--config."
+# Flags of any command whose values are, or may be, paths.
+PATH_FLAGS = (
+    "checkpoint",
+    "data_path",
+    "embeds",
+    "image_prompt",
+    "images",
+    "init_image",
+    "join",
+    "latents",
+    "lora",
+    "out",
+    "vae",
+    "weights",
+    "workdir",
+)
 
 
 def common_flags(workdir_help: str | None) -> flags.FlagValues:
@@ -57,6 +75,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
 
     Returns:
         Overrides (field path, text), from `--config.a.b=text` or `--config.a.b text`; and problems, one message each.
+        In the flags' paths the home folder stands for `~`.
     """
     overrides: list[tuple[str, str]] = []
     problems: list[str] = []
@@ -89,7 +108,21 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
         problems.append(f"{word}: no such flag; the nearest is --{nearest(name, flag_values)}{fields}")
         if not equals and words and not words[0].startswith("-"):
             words.pop(0)  # its value
+    for name in PATH_FLAGS:
+        if name in flag_values:
+            _expand_paths(flag_values[name], problems)
     return overrides, problems
+
+
+def _expand_paths(flag: flags.Flag, problems: list[str]) -> None:
+    """Puts the home folder in place of `~` in a flag's value, one path or several."""
+    several = flag.value if isinstance(flag.value, list) else []
+    paths = [flag.value] if isinstance(flag.value, str) else several
+    problems += [f"--{flag.name}={path}: there is no such home folder" for path in paths if is_without_home(path)]
+    if isinstance(flag.value, str):
+        flag.value = expand(flag.value)
+    elif several:
+        flag.value = [expand(path) for path in several]
 
 
 def define_protocol(values: flags.FlagValues) -> None:
@@ -143,10 +176,26 @@ def read_settings(
 
 
 def folder_problems(flag: str, folder: str | None) -> list[str]:
-    """Says of a flag's value, if it is given, that no folder can be made there because a file is in the way."""
-    if folder and any(part.exists() and not part.is_dir() for part in (Path(folder), *Path(folder).parents)):
-        return [f"--{flag}: {folder} is, or lies under, a file; give a folder"]
-    return []
+    """Says of a flag's value, if it is given, why no folder can be made there or nothing be written into it."""
+    if not folder:
+        return []
+    try:
+        problem = _folder_problem(Path(folder))
+    except (OSError, ValueError) as error:  # a name that is too long or no name, a folder above that may not be entered
+        problem = getattr(error, "strerror", None) or str(error)
+    return [f"--{flag}: {folder} {problem}"] if problem else []
+
+
+def _folder_problem(folder: Path) -> str:
+    for part in (folder, *folder.parents):
+        if part.is_symlink() and not part.exists():
+            return f"is, or lies under, a link to {os.readlink(part)}, which does not exist; give a folder"
+        if part.exists() and not part.is_dir():
+            return "is, or lies under, a file; give a folder"
+    existing = next(part for part in (folder, *folder.parents) if part.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"cannot be written: {existing} is read-only for you; give another folder"
+    return ""
 
 
 def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: Sequence[str] = ()) -> Config:
@@ -264,19 +313,27 @@ def exit_status(
 ) -> int:
     """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told.
 
-    Also 0 where the reader has left, as in `--help | head`.
+    A reader who has left, as in `--help | head`, ends no command. What else cannot be written to standard output is an
+    error once all is done. Other exceptions, which are bugs, are raised.
     """
-    try:
-        command()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still to be written at exit must not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except InputError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+    with lasting_streams() as (out, _):
+        try:
+            command()
+        except KeyboardInterrupt:
+            print(f"interrupted: {interrupted}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            message = as_message(error)
+            if message is None:
+                raise
+            return _bad_input(message)
+        out.flush()
+        if out.error is not None and not isinstance(out.error, BrokenPipeError):
+            return _bad_input(f"standard output cannot be written: {out.error}")
+        return 0
+
+
+def _bad_input(message: str) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2

@@ -22,6 +22,7 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold, cross_fit_folds
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
+from utilgen_jax.experiment.inputs import Fingerprints, check_inputs, note_inputs, of_checkpoint
 from utilgen_jax.experiment.joint import JointSteps
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.logging import log_stage
@@ -30,13 +31,14 @@ from utilgen_jax.experiment.results import print_table, write_results
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.values import ValueSteps
 from utilgen_jax.experiment.words import WordPool, WordSteps
-from utilgen_jax.experiment.workdir import versions, write_summary
+from utilgen_jax.experiment.workdir import open_workdir, versions, write_summary
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.pool.storage import Pool, PoolRecord, read_pool, update_records
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.metrics import MetricsWriter
+from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.runtime.threads import run_at_once
 from utilgen_jax.types import OnStep
@@ -107,7 +109,7 @@ class GeneratorSource:
 
 @dataclasses.dataclass
 class Experiment:
-    """A run's settings, input and steps; `setup.set_up` makes it. A context manager: its mesh, its metrics.
+    """A run's settings, input and steps; `setup.set_up` makes it. A context manager: its folder, its mesh, its metrics.
 
     Attributes:
         config: checked.
@@ -115,7 +117,7 @@ class Experiment:
         split: few-shot and test images.
         folds: of the few-shot images, for cross-fitting; empty where nothing is synthetic.
         words: of the classes.
-        word_prompts: the class prompt with each word, P in all.
+        word_prompts: the class prompt with each word, P in all; none where nothing is synthetic.
         generator_source: see `generator`; None where nothing is synthetic.
         classifier: trained on each method's images.
         classifier_config: its training on real and synthetic images, with the synthetic fraction that suits the shots;
@@ -123,6 +125,7 @@ class Experiment:
         mesh: of devices.
         workdir: the run's folder.
         shared: for a run that is part of a comparison.
+        inputs: fingerprints of all that is read.
         classifiers, adapters, pools, values, joint, word_choice: the cached steps.
     """
 
@@ -138,6 +141,7 @@ class Experiment:
     mesh: jax.sharding.Mesh
     workdir: Path
     shared: SharedDirs | None
+    inputs: Fingerprints = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Makes the steps."""
@@ -153,6 +157,11 @@ class Experiment:
 
     def __enter__(self) -> Experiment:
         with ExitStack() as stack:
+            if self.is_first:
+                stack.enter_context(locked_folder(self.workdir))
+            open_workdir(self.workdir, self.config)
+            for folder, inputs in self._input_notes():
+                note_inputs(folder, inputs)
             stack.enter_context(jax.set_mesh(self.mesh))
             self.metrics = stack.enter_context(MetricsWriter(self.workdir, enabled=self.is_first))
             self._stack = stack.pop_all()
@@ -160,6 +169,19 @@ class Experiment:
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
+
+    def check_folders(self) -> None:
+        """Raises InputError where the folders hold a run of other input; writes nothing."""
+        for folder, inputs in self._input_notes():
+            check_inputs(folder, inputs)
+
+    def _input_notes(self) -> list[tuple[Path, Fingerprints]]:
+        """The folders whose content follows from the input, and which part of it."""
+        if self.shared is None:
+            return [(self.workdir, self.inputs)]
+        stages = dict.fromkeys((self.shared.stages, self.shared.real_stages or self.shared.stages))
+        pools = [(self.shared.shotless_pools, of_checkpoint(self.inputs))] if self.generator_source else []
+        return [*((folder, self.inputs) for folder in stages), *pools]
 
     @property
     def is_first(self) -> bool:
@@ -325,13 +347,15 @@ class Experiment:
             summary["words"] = self.word_choice.table(data.pool, data.values)
         # A stage: every process runs it.
         difficulty = None if self.shared else self.classifiers.real_difficulty()
+        page = None
         if self.is_first and difficulty is not None:
             page = write_results(self.workdir, config, summary, self.split.real, pool, difficulty, data.values)
+        if self.is_first:
+            # The last file: a summary says that the run is whole. Only then is anything printed, which may fail.
+            write_summary(self.workdir, summary)
+        if page is not None:
             print_table(summary)
             print(f"report: {page}")
-        if self.is_first:
-            # Last: a summary says that the run is whole.
-            write_summary(self.workdir, summary)
         return summary
 
     def _note_values(self, pool: GeneratedPool, values: PoolValues) -> Pool:

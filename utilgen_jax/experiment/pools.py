@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.long_tail import fill_counts
+from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter, ClassAdapters
@@ -261,7 +263,8 @@ class PoolSteps:
         name = _stage_name(spec, records[-1].round or 0)
         experiment.stages.run(name, dict, work, experiment.shotless_folder(spec))
         # A run that was cut off may have grown the pool further.
-        pool = read_pool(folder, experiment.split.real.class_names).first(len(records))
+        with self._repairable(spec, round_number):
+            pool = read_pool(folder, experiment.split.real.class_names).first(len(records))
         return GeneratedPool(spec, pool, adapter if isinstance(adapter, Adapter) else Adapter(), round_number)
 
     def _generate(
@@ -310,7 +313,8 @@ class PoolSteps:
         """Copies a pool, as that of another spec."""
         experiment = self.experiment
         experiment.stages.run(_stage_name(spec, 0), dict, partial(self._adopt, spec, pool))
-        copied = read_pool(experiment.pool_folder(spec), experiment.split.real.class_names)
+        with self._repairable(spec, 0):
+            copied = read_pool(experiment.pool_folder(spec), experiment.split.real.class_names)
         return GeneratedPool(spec, copied, pool.adapter)
 
     def _adopt(self, spec: PoolSpec, pool: GeneratedPool) -> dict[str, np.ndarray]:
@@ -328,11 +332,25 @@ class PoolSteps:
         experiment = self.experiment
         if not experiment.is_first:
             wait_for_all("the first process has opened the pool")
-        writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
+        with self._repairable(spec, round_number):
+            writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
         if experiment.is_first:
             wait_for_all("the first process has opened the pool")
         wait_for_all("every process has opened the pool")
         return writer
+
+    @contextmanager
+    def _repairable(self, spec: PoolSpec, round_number: int) -> Iterator[None]:
+        """Adds to what is wrong with a pool's folder how to go on."""
+        experiment = self.experiment
+        folder = experiment.pool_folder(spec, round_number)
+        stages = experiment.shotless_folder(spec) or (experiment.shared.stages if experiment.shared else None)
+        file = (stages or experiment.workdir / "checkpoints") / f"{_stage_name(spec, round_number)}.safetensors"
+        try:
+            yield
+        except InputError as error:
+            remove = f"{folder} and {file}" if file.exists() else str(folder)
+            raise InputError(f"{error}; to go on, remove {remove}: the same command makes the pool again") from error
 
     def show_difficulty(self, spec: PoolSpec, adapter: Adapter) -> None:
         """Draws two sheets of what a difficulty encoder has learnt, for the report of a run of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.classifier.config import ClassifierConfig, synthetic_fraction
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.config.schema import Config
+from utilgen_jax.data.image_source import Sources
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
 from utilgen_jax.data.sources import load_source
@@ -22,34 +24,48 @@ from utilgen_jax.data.words import class_words
 from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, SharedDirs
-from utilgen_jax.experiment.workdir import open_workdir
+from utilgen_jax.experiment.inputs import fingerprint_files, fingerprint_split
+from utilgen_jax.experiment.workdir import check_config
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.prompts.words import ClassWords
+from utilgen_jax.runtime.folder_lock import check_unlocked
+from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.sharding import make_mesh, replicate
 
 
-def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Sequence[Method]) -> Experiment:
-    """Reads all input, checks it, and opens the workdir.
+def set_up(
+    config: Config,
+    workdir: Path,
+    shared: SharedDirs | None,
+    methods: Sequence[Method],
+    split: FewShotSplit | None = None,
+) -> Experiment:
+    """Reads all input and checks it and the workdir; the experiment's block writes.
 
     Args:
         config: checked.
         workdir: the run's folder.
         shared: for a run that is part of a comparison.
         methods: "real" first; the last is the one that the run is about.
+        split: what `read_split` returns, where it has been read before.
 
     Raises:
-        InputError: data, checkpoint or workdir do not suit; nothing has been written then.
+        InputError: data, checkpoint or workdir do not suit, or another process uses the workdir.
     """
-    split = _read_split(config)
+    check_unlocked(workdir)
+    check_config(workdir, config)
+    split = split or read_split(config, load_source(config.data))
     real = split.real
     words = ClassWords(class_words(config.data.class_names, real.class_names))
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
     pools = [method.pool for method in methods if method.pool is not None]
-    folds, generator = [], None
+    folds, generator, word_prompts = [], None, []
     if pools:
+        word_prompts = class_prompts(config.prompts.template, words.names)
+        _warn_of_shared_prompts(word_prompts, words, real.class_names)
         folds = cross_fit_folds(real.labels, config.valuation.folds, config.seed)
         checkpoint = resolve_checkpoint(config.generator.checkpoint, config.generator.revision or None)
         generator = GeneratorSource(checkpoint, _read_architecture(config, checkpoint, pools))
@@ -62,24 +78,44 @@ def set_up(config: Config, workdir: Path, shared: SharedDirs | None, methods: Se
         split=split,
         folds=folds,
         words=words,
-        word_prompts=class_prompts(config.prompts.template, words.names),
+        word_prompts=word_prompts,
         generator_source=generator,
         classifier=classifier,
         classifier_config=classifier_config(config, real),
         mesh=mesh,
         workdir=workdir,
         shared=shared,
+        inputs={
+            **fingerprint_split(split),
+            **fingerprint_files(config, None if generator is None else generator.checkpoint),
+        },
     )
+    experiment.check_folders()
     for pool in pools:
         pool.check(experiment)
     if any(pool.captions for pool in pools):
         experiment.pools.check_captions()
-    open_workdir(workdir, config)
     return experiment
 
 
-def _read_split(config: Config) -> FewShotSplit:
-    split = few_shot(load_source(config.data), config.data.shots, config.seed, config.data.max_test)
+def _warn_of_shared_prompts(prompts: Sequence[str], words: ClassWords, class_names: Sequence[str]) -> None:
+    """Warns of classes that the generator cannot tell apart, as tokenizers know no capitals."""
+    classes = defaultdict(set)
+    for prompt, label in zip(prompts, words.labels, strict=True):
+        classes[" ".join(prompt.lower().split())].add(int(label))
+    shared = {prompt: labels for prompt, labels in classes.items() if len(labels) > 1}
+    if shared:
+        prompt, labels = next(iter(shared.items()))
+        names = ", ".join(class_names[label] for label in sorted(labels))
+        warn(
+            f"{len(set().union(*shared.values()))} classes share their prompt with another class, such as {prompt!r} "
+            f"({names}); their synthetic images are alike; give them other names by config.data.class_names"
+        )
+
+
+def read_split(config: Config, sources: Sources) -> FewShotSplit:
+    """Reads the few-shot and the test images of a run; InputError if they do not suit."""
+    split = few_shot(sources, config.data.shots, config.seed, config.data.max_test)
     if config.data.imbalance_factor > 1:
         split = dataclasses.replace(split, real=_long_tail(split.real, config))
     if config.data.label_noise > 0:

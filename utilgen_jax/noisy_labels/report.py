@@ -16,12 +16,15 @@ from utilgen_jax.data.image_source import ImageSource
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.splits import LabelledImages, stratified_order
 from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.inputs import Fingerprints, fingerprint_images, note_inputs
 from utilgen_jax.experiment.logging import log_stage
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.workdir import versions, write_summary
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.noisy_labels.train import NoisyData, NoisyTrainingConfig, train_and_evaluate
 from utilgen_jax.runtime.atomic_write import write_text
+from utilgen_jax.runtime.folder_lock import check_unlocked, locked_folder
+from utilgen_jax.runtime.paths import normalized
 
 _WIDTH = 32  # width of small_cnn and mlp
 _LOG_EVERY = 50
@@ -41,10 +44,18 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
     Raises:
         InputError: the data cannot be read or are too few, or the folder holds a run with other settings.
     """
+    check_unlocked(workdir)
     with named_as_flags():
         data = read_data(settings)
         module = build_classifier(settings["classifier"], data.num_classes, _WIDTH, settings["image_size"])
-    _open(workdir, settings)
+    with locked_folder(workdir):
+        return _run(settings, workdir, data, module)
+
+
+def _run(settings: dict[str, Any], workdir: Path, data: NoisyData, module: Any) -> tuple[str, dict[str, Any]]:
+    images = {"training": data.train, "validation": data.validation, "test": data.test}
+    inputs = [fingerprint_images(kind, each) for kind, each in images.items()]
+    _open(workdir, settings, {name: digest for each in inputs for name, digest in each.items()})
     config = NoisyTrainingConfig(**{name: settings[name] for name in NoisyTrainingConfig.__dataclass_fields__})
     stages = StageCache(workdir / "stages")
     results = {}
@@ -154,28 +165,30 @@ def _cells(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _open(workdir: Path, settings: dict[str, Any]) -> None:
-    """Creates the folder and writes the settings, or checks that an existing run has the same settings.
+def _open(workdir: Path, settings: dict[str, Any], inputs: Fingerprints) -> None:
+    """Creates the folder and writes the settings, or checks that an existing run has the same settings and images.
 
     Raises:
-        InputError: the run has other settings, or its config.json cannot be read.
+        InputError: the run has other settings or images, or its config.json cannot be read.
     """
     file = workdir / "config.json"
     if file.is_file():
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
             # Weightings may be added, and a folder may have been moved.
-            fixed = [name for name in settings if name not in ("weightings", "workdir")]
+            fixed = [name for name in settings if name not in ("weightings", "workdir", "data_path")]
             differing = [
                 f"--{name}: {before[name]} before, {settings[name]} now"
                 for name in fixed
                 if before[name] != settings[name]
             ]
+            if normalized(before["data_path"]) != normalized(settings["data_path"]):
+                differing.append(f"--data_path: {before['data_path']} before, {settings['data_path']} now")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not the settings of this command ({error!r}); choose another folder") from error
         if differing:
             raise InputError("\n  ".join([f"--workdir: {workdir} holds a run with other settings:", *differing]))
-    workdir.mkdir(parents=True, exist_ok=True)
+    note_inputs(workdir, inputs)
     write_text(file, json.dumps(settings, indent=2) + "\n")
 
 

@@ -26,6 +26,7 @@ from utilgen_jax.pretraining.domain import glyph_domain
 from utilgen_jax.pretraining.images import image_domain
 from utilgen_jax.pretraining.pretrain import pretrain
 from utilgen_jax.report.progress import format_duration
+from utilgen_jax.runtime.folder_lock import locked_folder
 
 
 def define_flags() -> flags.FlagValues:
@@ -55,6 +56,7 @@ def run(argv: Sequence[str]) -> None:
         print(command_line.help_text(__doc__ or "", values))
         return
     settings = values.flag_values_dict()
+    problems += command_line.folder_problems("out", settings["out"])
     out, seed, shrink = Path(settings["out"]), settings["seed"], settings["shrink"]
     if not settings["config"]:
         if overrides:
@@ -66,7 +68,8 @@ def run(argv: Sequence[str]) -> None:
         config = command_line.read_config(settings["config"], overrides, problems)
         domain, training_ids = image_domain(config, settings["share"], seed)
     start = time.monotonic()
-    pretrain(out, domain, seed, shrink, training_ids)
+    with locked_folder(out):
+        pretrain(out, domain, seed, shrink, training_ids)
     print(f"written: {out} ({format_duration(time.monotonic() - start)}).")
 
 

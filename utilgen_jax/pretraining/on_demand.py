@@ -11,6 +11,7 @@ import jax
 from utilgen_jax.config.schema import Config
 from utilgen_jax.errors import InputError
 from utilgen_jax.pretraining.layout import TRAINING_IMAGES, is_whole
+from utilgen_jax.runtime.folder_lock import locked_folder
 
 SHARE, SEED = 0.5, 0  # of `python -m utilgen_jax.pretraining`
 _TIME = "about 50 minutes on 2 processor cores"
@@ -45,4 +46,5 @@ def pretrain_if_missing(config: Config, shrink: int = 1) -> None:
         raise InputError(f"config.generator.checkpoint={out} is not there; later: {command}")
     data = dataclasses.replace(config.data, exclude="")
     domain, training_ids = image_domain(dataclasses.replace(config, data=data), SHARE, SEED)
-    pretrain(out, domain, SEED, shrink, training_ids)
+    with locked_folder(out):
+        pretrain(out, domain, SEED, shrink, training_ids)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from utilgen_jax.errors import InputError
-from utilgen_jax.runtime.atomic_write import cut_partial_line
+from utilgen_jax.runtime.atomic_write import cut_partial_line, named_in_errors
 
 FILE_NAME = "metrics.jsonl"
+_FLUSH_SECONDS = 30.0  # of TensorBoard's files
 _RESERVED = ("step", "stage", "time")
 
 
@@ -30,14 +31,14 @@ class MetricsWriter:
         self._file, self._lock = None, threading.Lock()
         if not enabled:
             return
-        from tensorboardX import SummaryWriter  # slow to import
-
         folder = Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / FILE_NAME).exists():
-            cut_partial_line(folder / FILE_NAME)
-        self._file = open(folder / FILE_NAME, "a", buffering=1, encoding="utf-8", newline="\n")
-        self._tensorboard = SummaryWriter(logdir=str(folder / "tensorboard"))
+        self._path, self._events_folder = folder / FILE_NAME, folder / "tensorboard"
+        self._events_folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            cut_partial_line(self._path)
+        self._file = open(self._path, "a", buffering=1, encoding="utf-8", newline="\n")
+        with named_in_errors(self._events_folder):
+            self._events = _Events(self._events_folder)
 
     def write(self, step: int, stage: str, **scalars: Any) -> None:
         """Writes the scalars of one step.
@@ -59,22 +60,58 @@ class MetricsWriter:
             return
         row = {"step": int(step), "stage": stage, "time": round(time.time(), 3), **numbers}
         with self._lock:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            for name, number in numbers.items():
-                self._tensorboard.add_scalar(f"{stage}/{name}".replace(" ", "_"), number, int(step))
+            with named_in_errors(self._path):
+                self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            with named_in_errors(self._events_folder):
+                for name, number in numbers.items():
+                    self._events.add(f"{stage}/{name}".replace(" ", "_"), number, int(step))
 
     def close(self) -> None:
         """Closes both outputs; a second call does nothing."""
         if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
-            self._file = None
+            file, self._file = self._file, None
+            try:
+                with named_in_errors(self._path):
+                    file.close()
+            finally:
+                with named_in_errors(self._events_folder):
+                    self._events.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if exception[0] is None:  # else this is the same full disk again
+                raise
+
+
+class _Events:
+    """Appends scalars to a file of TensorBoard's, in this thread: tensorboardX's own writer loses errors in another.
+
+    Args:
+        folder: for the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import
+
+        self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+
+    def add(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str], stage: str | None = None) -> list[dict[str, Any]]:

@@ -8,10 +8,13 @@ same file overwrites it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
 
 
 def write_text(path: Path, text: str, fsync: bool = False) -> None:
@@ -35,7 +38,11 @@ def replace_file(path: Path, fsync: bool = False) -> Iterator[Path]:
     """
     partial = _partial(path)
     try:
-        yield partial
+        with named_in_errors(path):
+            partial.touch()
+            mode = partial.stat().st_mode  # as the umask has it
+            yield partial
+            os.chmod(partial, mode)  # some writers, such as safetensors', make files for their owner alone
         if fsync:
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
@@ -70,9 +77,29 @@ def replace_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Adds the path to an error of the system that lacks it, as that of a full disk; an OSError also of a Rust library.
+
+    Args:
+        path: what is written in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def append_text(path: Path, text: str) -> None:
     """Appends text, UTF-8, and forces it to the disk. An interruption may leave a part: see `cut_partial_line`."""
-    with open(path, "ab") as file:
+    with named_in_errors(path), open(path, "ab") as file:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,166 @@
+"""What a run reads beside its config, as fingerprints in `inputs.json`: a run goes on with the same input alone.
+
+Files are hashed whole, but of a safetensors file of more than 16 MiB the size, the header and 64 blocks of 64 KiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jax
+
+from utilgen_jax.checkpoints.weight_files import choose_weight_files
+from utilgen_jax.config.schema import FIELDS, Config, flatten
+from utilgen_jax.data.splits import FewShotSplit, LabelledImages
+from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import write_text
+
+FILE = "inputs.json"
+CHECKPOINT = "config.generator.checkpoint"
+_NAMES = "class names"
+_TEXT_FILES = (".json", ".txt", ".model")
+_WEIGHTS = ".safetensors"
+_UNREAD = ("safety_checker",)  # component of published checkpoints
+_SAMPLED_FROM, _BLOCKS, _BLOCK = 16 * 2**20, 64, 2**16
+_SHOWN = 10
+
+Fingerprints = Mapping[str, str]  # name of an input, as messages say it -> digest
+
+
+def fingerprint_split(split: FewShotSplit) -> Fingerprints:
+    """The fingerprints of the few-shot and test images as the classifier sees them.
+
+    And of the few-shot images' originals, which generators see at other sizes.
+    """
+    rows = {name: row for row, name in enumerate(split.source.ids)}
+    found = {
+        _NAMES: _digest(name.encode() for name in split.real.class_names),
+        "originals of the few-shot images": _digest(split.source.encoded(rows[name]) for name in split.real.ids),
+    }
+    return {**found, **fingerprint_images("few-shot", split.real), **fingerprint_images("test", split.test)}
+
+
+def fingerprint_images(kind: str, images: LabelledImages) -> Fingerprints:
+    """The fingerprints of images in memory: of their ids, labels and pixels."""
+    return {
+        f"ids of the {kind} images": _digest(name.encode() for name in images.ids),
+        f"labels of the {kind} images": _digest([images.labels.tobytes()]),
+        f"pixels of the {kind} images": _digest([str(images.images.shape).encode(), images.images.tobytes()]),
+    }
+
+
+def fingerprint_files(config: Config, checkpoint: Path | None) -> Fingerprints:
+    """The fingerprints of the files and folders that the config's fields name, and of the checkpoint's files.
+
+    Names that are no path, such as hub ids of captioners, have none.
+
+    Args:
+        config: of the run.
+        checkpoint: the generator's folder; None where nothing is synthetic.
+    """
+    found = {}
+    # Of the data set the images are fingerprinted, as far as they are read.
+    values, others = flatten(config), ("data.path", "generator.checkpoint")
+    fields = [path for path, field in FIELDS.items() if field.is_path and values[path] and path not in others]
+    places = {f"config.{path}": Path(values[path]) for path in fields}
+    if checkpoint is not None:
+        places[CHECKPOINT] = checkpoint
+    for field, place in places.items():
+        if place.is_file():
+            found[field] = fingerprint_file(place)
+        elif place.is_dir():
+            found |= {f"{field}: {file.relative_to(place)}": fingerprint_file(file) for file in _files_of(place)}
+    return found
+
+
+def of_checkpoint(fingerprints: Fingerprints) -> Fingerprints:
+    """Those that pools depend on in which few-shot images have no part."""
+    return {name: each for name, each in fingerprints.items() if name == _NAMES or name.startswith(CHECKPOINT)}
+
+
+def check_inputs(folder: Path, now: Fingerprints) -> None:
+    """Checks that what was read before into a folder, if anything was, is as it is now.
+
+    Raises:
+        InputError: something differs, which is named; or the note of it is damaged.
+    """
+    before = _read(folder)
+    differing = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    gone = [name for name in before if name not in now and name.startswith(CHECKPOINT)]
+    if differing or gone:
+        lines = [f"{name}: other content now" for name in differing] + [f"{name}: not there now" for name in gone]
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        raise InputError(
+            f"{folder} holds results of other input; take another --workdir, remove this one, or bring back what was "
+            "read before. What differs:\n  " + "\n  ".join(lines[:_SHOWN] + more)
+        )
+
+
+def note_inputs(folder: Path, now: Fingerprints) -> None:
+    """Checks what was read before into a folder, and notes what is read now; see `check_inputs`."""
+    check_inputs(folder, now)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FILE, json.dumps({**_read(folder), **now}, indent=2, ensure_ascii=False) + "\n")
+
+
+def fingerprint_file(file: Path) -> str:
+    """Returns a digest of a file's content; see the module for large ones."""
+    try:
+        size = file.stat().st_size
+        if file.suffix == _WEIGHTS and size > _SAMPLED_FROM:
+            return _digest(_samples(file, size))
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, _new_hash).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _samples(file: Path, size: int) -> Iterable[bytes]:
+    """Size, header, and blocks at equal distances, the first and the last among them."""
+    yield str(size).encode()
+    with file.open("rb") as opened:
+        length = min(int.from_bytes(opened.read(8), "little"), size)
+        yield opened.read(length)
+        for block in range(_BLOCKS):
+            opened.seek(block * (size - _BLOCK) // (_BLOCKS - 1))
+            yield opened.read(_BLOCK)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a model that are read: texts, and of each component the chosen weights."""
+    files = []
+    for part in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in _UNREAD)):
+        names = [entry.name for entry in part.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+        weights = choose_weight_files(names)
+        texts = [name for name in names if name.endswith(_TEXT_FILES) and ".index." not in name]
+        files += [part / name for name in sorted({*weights, *texts})]
+    return files
+
+
+def _read(folder: Path) -> dict[str, str]:
+    file = folder / FILE
+    if not file.is_file():
+        return {}
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(before, dict) or not all(isinstance(digest, str) for digest in before.values()):
+            raise ValueError("not an object of texts")
+    except ValueError as error:
+        raise InputError(f"{file}: cannot be read ({error}); remove {folder}, or take another --workdir") from error
+    return before
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    hashed = _new_hash()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little"))
+        hashed.update(part)
+    return hashed.hexdigest()
+
+
+def _new_hash() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
