@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from utilgen_jax.config.console import as_message
 from utilgen_jax.pool.storage import METADATA, PoolRecord, PoolWriter, read_pool
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
+from utilgen_jax.report.plots import plot_difficulty
+from utilgen_jax.runtime import orbax_checkpoint
 from utilgen_jax.runtime.atomic_write import append_text, replace_file, write_bytes
 from utilgen_jax.runtime.folder_lock import LOCK, locked_folder
 
@@ -101,6 +103,28 @@ def test_a_pool_and_it_goes_on(tmp_path, full):
     assert len(writer) == 2
     writer.append(images[2:], records[2:])
     assert len(read_pool(tmp_path).labels) == 4 and (tmp_path / METADATA).read_bytes().count(b"\n") == 4
+
+
+def test_a_trainings_state_and_no_thread_writes_a_traceback(tmp_path, full, caplog, capfd):
+    state = {"x": np.random.default_rng(0).random(LIMIT)}
+    full()
+    with pytest.raises(OSError) as caught:
+        orbax_checkpoint.save(tmp_path / "state", state)
+    assert caught.value.filename == str(tmp_path / "state")
+    full(False)
+    assert caplog.text == "" and "Traceback" not in capfd.readouterr().err
+    orbax_checkpoint.save(tmp_path / "state", state)
+    np.testing.assert_array_equal(orbax_checkpoint.restore(tmp_path / "state", state)["x"], state["x"])
+
+
+def test_a_figure(tmp_path, full):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            plot_difficulty(np.array([0.1, 0.2]), np.array([0.3]), tmp_path / "a.png")
+    finally:
+        full(False)
+    assert caught.value.filename == str(tmp_path / "a.png") and os.listdir(tmp_path) == []
 
 
 def test_a_lock(tmp_path, full):

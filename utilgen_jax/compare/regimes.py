@@ -18,16 +18,16 @@ NOTE = (
 
 
 def write_regimes(folder: Path, runs: Mapping[str, Sequence[Run]], methods: Sequence[str]) -> None:
-    """Prints the map and writes it as `regimes.md`.
+    """Writes the map as `regimes.md` and prints it.
 
     Args:
         folder: for the file.
         runs: of each regime, finished ones.
         methods: in display order.
     """
-    print(f"\n{regime_table(runs, methods, report.format_table)}\n\n{NOTE}")
     text = regime_table(runs, methods, report.format_markdown_table)
     write_text(folder / "regimes.md", f"{text}\n\n{NOTE}\n")
+    print(f"\n{regime_table(runs, methods, report.format_table)}\n\n{NOTE}")
     print(f"written: {folder}/regimes.md")
 
 

@@ -36,7 +36,7 @@ _NOTE = f"{_CURVE_NOTE} Seconds are the sum over the stages of a run; stages tha
 
 
 def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run], plan: Sequence[PlannedRun]) -> None:
-    """Prints the comparison, and writes it as `compare.md`, `compare.json` and `compare.png` or `curve.png`.
+    """Writes the comparison as `compare.md`, `compare.json` and `compare.png` or `curve.png`, then prints it.
 
     Args:
         folder: output folder.
@@ -49,11 +49,11 @@ def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run]
     finished = {run.entry for run in runs}
     missing = [entry for entry in plan if entry not in finished]
     columns = _columns(settings, runs)
-    for form, write in (
-        (report.format_table, print),
-        (report.format_markdown_table, lambda text: write_text(folder / "compare.md", text + "\n")),
-    ):
-        write("\n\n".join([*_page(columns, methods, form), *_missing_text(missing, len(plan))]))
+    text, markdown = (
+        "\n\n".join([*_page(columns, methods, form), *_missing_text(missing, len(plan))])
+        for form in (report.format_table, report.format_markdown_table)
+    )
+    write_text(folder / "compare.md", markdown + "\n")
     content = {"config": settings, "runs": [dataclasses.asdict(run) for run in runs]}
     if sizes_of(runs):
         content["curve"] = {
@@ -70,6 +70,7 @@ def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run]
         figures += [_plot(columns[column], methods, folder / f"compare_{column}.png") for column in others]
     content["missing"] = [entry._asdict() for entry in missing]
     write_text(folder / "compare.json", json.dumps(content, indent=2) + "\n")
+    print(text)  # when all is on disk
     print(f"written: {folder}/compare.md, compare.json, {', '.join(figure.name for figure in figures)}")
 
 

@@ -36,6 +36,7 @@ from utilgen_jax.prompts.captions import caption_labelled_images, check_captions
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
+from utilgen_jax.runtime.atomic_write import replace_file
 from utilgen_jax.runtime.distributed import wait_for_all
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.types import Params
@@ -366,7 +367,8 @@ class PoolSteps:
         for name, sheet in sheets.items() if experiment.is_first else ():
             folder = experiment.workdir / "report"
             folder.mkdir(parents=True, exist_ok=True)
-            sheet.save(folder / f"{name}.png")
+            with replace_file(folder / f"{name}.png") as partial:
+                sheet.save(partial, "png")
         return {"num_sheets": np.array(len(sheets))}
 
 

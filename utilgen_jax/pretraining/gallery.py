@@ -14,6 +14,7 @@ from utilgen_jax.generator.sampling import initial_latents, sample
 from utilgen_jax.pretraining.domain import Domain
 from utilgen_jax.pretraining.sizes import IMAGE_SIZE
 from utilgen_jax.report.contact_sheet import contact_sheet
+from utilgen_jax.runtime.atomic_write import replace_file
 
 
 def write_gallery(folder: Path, domain: Domain, num_steps: int = 25, guidance_scale: float = 2.0) -> Path:
@@ -31,5 +32,6 @@ def write_gallery(folder: Path, domain: Domain, num_steps: int = 25, guidance_sc
     images = np.asarray((jnp.concatenate(rows) + 1.0) * 127.5).round().astype(np.uint8)
     titles = [ending or "(class alone)" for ending in domain.endings]
     sheet = contact_sheet(images, len(domain.prompts), row_titles=titles, column_titles=[*domain.prompts])
-    sheet.save(folder / "gallery.png")
+    with replace_file(folder / "gallery.png") as partial:
+        sheet.save(partial, "png")
     return folder / "gallery.png"

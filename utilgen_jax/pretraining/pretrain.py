@@ -28,6 +28,7 @@ from utilgen_jax.pretraining.gallery import write_gallery
 from utilgen_jax.pretraining.layout import TRAINING, TRAINING_IMAGES, is_done
 from utilgen_jax.pretraining.tokenizer import write_tokenizer
 from utilgen_jax.pretraining.unet import EncodedImages, train_unet
+from utilgen_jax.runtime.atomic_write import write_text
 
 
 def pretrain(out: Path, domain: Domain, seed: int, shrink: int, training_ids: Sequence[str] | None = None) -> None:
@@ -42,7 +43,7 @@ def pretrain(out: Path, domain: Domain, seed: int, shrink: int, training_ids: Se
     """
     if training_ids is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / TRAINING_IMAGES).write_text("".join(f"{each}\n" for each in training_ids), encoding="utf-8")
+        write_text(out / TRAINING_IMAGES, "".join(f"{each}\n" for each in training_ids))
     write_tokenizer(out / "tokenizer", domain.words)
     tokenizer = checkpoints.load_tokenizer(out / "tokenizer")
     text_config = sizes.text_encoder_config(len(tokenizer), tokenizer.model_max_length, tokenizer.eos_token_id)
@@ -73,7 +74,7 @@ def pretrain(out: Path, domain: Domain, seed: int, shrink: int, training_ids: Se
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _shrunk(training: sizes.Training, shrink: int) -> sizes.Training:

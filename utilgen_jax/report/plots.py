@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from utilgen_jax.runtime.atomic_write import replace_file
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -302,5 +304,7 @@ def _save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # No date in the SVG: equal figures give equal files.
-    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    kind = target.suffix.removeprefix(".")
+    with replace_file(target) as partial:
+        figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return target

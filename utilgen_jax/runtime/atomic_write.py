@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
+# As Rust writes it, and TensorStore: "(os error 28)", "[os_error_code='28']".
+_OS_ERROR = re.compile(r"os[ _]error(?:_code)?[ =']+(\d+)")
 
 
 def write_text(path: Path, text: str, fsync: bool = False) -> None:
@@ -79,7 +80,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Adds the path to an error of the system that lacks it, as that of a full disk; an OSError also of a Rust library.
+    """Adds the path to an error of the system that lacks it, as that of a full disk.
+
+    An error of the system that a library in Rust or C++ has met becomes an OSError.
 
     Args:
         path: what is written in the block.

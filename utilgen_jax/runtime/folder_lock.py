@@ -58,20 +58,28 @@ def check_unlocked(folder: Path) -> None:
 def _acquire(folder: Path) -> int:
     """Locks the folder's file, which is made; returns its descriptor."""
     path = folder / LOCK
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(file, folder, fcntl.LOCK_EX)
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-                with named_in_errors(path):
-                    os.truncate(file, 0)
-                    os.write(file, json.dumps(holder).encode())
+                _write_holder(file, path)
                 return file
         except BaseException:
             os.close(file)
             raise
         os.close(file)  # of one who has just ended
+
+
+def _write_holder(file: int, path: Path) -> None:
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        with named_in_errors(path):
+            os.truncate(file, 0)
+            os.write(file, json.dumps(holder).encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _lock(file: int, folder: Path, kind: int) -> None:

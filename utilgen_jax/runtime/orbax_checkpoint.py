@@ -5,7 +5,10 @@ stopped in the middle of `save` finds the old one. Works with several processes 
 shared folder) and on buckets (`gs://...`).
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.atomic_write import named_in_errors
 from utilgen_jax.types import PyTree
 
 if TYPE_CHECKING:
@@ -28,8 +32,19 @@ def save(folder: Path | str, tree: PyTree) -> None:
     """
     import orbax.checkpoint as ocp
 
-    with _manager(folder) as manager:
+    with named_in_errors(Path(folder)), _without_logs(), _manager(folder) as manager:
         manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(jax.tree.map(_unwrap_key, tree)))
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keeps orbax from writing the tracebacks of its threads: what fails in them is raised too."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def restore(folder: Path | str, like: PyTree) -> PyTree:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.report.contact_sheet import contact_sheet
+from utilgen_jax.runtime.atomic_write import named_in_errors
 
 _MIN_GRID_SIDE = 128  # pixels; smaller images are enlarged in the grid by a whole factor
 
@@ -36,7 +37,9 @@ class ImageFolder:
     def append(self, images: np.ndarray) -> None:
         """Writes `000.png`, `001.png`, ... of float [B, H, W, 3] in [-1, 1], counting on from the last call."""
         for image in images:
-            Image.fromarray(to_uint8(image)).save(self.folder / self._file_name(len(self)))
+            file = self.folder / self._file_name(len(self))
+            with named_in_errors(file):
+                Image.fromarray(to_uint8(image)).save(file)
             self._images.append(image)
 
     def finish(self, columns: int, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
