@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -142,7 +142,6 @@ def compare(config: Config, workdir: Path, plan: Plan, joined_files: Sequence[Pa
 
     from utilgen_jax.compare.join import shared_settings
     from utilgen_jax.compare.report import write_comparison
-    from utilgen_jax.compare.statistics import run_of
     from utilgen_jax.runtime import distributed
 
     joined = _joined_runs(joined_files, config, plan)
@@ -153,8 +152,7 @@ def compare(config: Config, workdir: Path, plan: Plan, joined_files: Sequence[Pa
             run_all(config, workdir, own)
     if jax.process_index() != 0:
         return []
-    found = [(entry, read_done(config, workdir, entry)) for entry in own]
-    runs = [run_of(summary, entry.images_per_shot) for entry, summary in found if summary is not None]
+    runs = [run for entry in own if (run := read_done(config, workdir, entry)) is not None]
     runs += joined.values()
     if not runs:
         raise InputError(f"--workdir: {workdir} has none of these runs; leave --norun out to run them")
@@ -246,12 +244,14 @@ def _run_waiting(config: Config, workdir: Path, plan: Plan) -> None:
         seconds.append(time.monotonic() - start)
 
 
-def read_done(config: Config, workdir: Path, entry: PlannedRun) -> dict[str, Any] | None:
-    """Returns the summary of a run, or None if it is not done.
+def read_done(config: Config, workdir: Path, entry: PlannedRun) -> "Run | None":
+    """Returns a run, or None if it is not done.
 
     Raises:
         InputError: the run has another config, or its summary is damaged.
     """
+    from utilgen_jax.compare.join import checked
+    from utilgen_jax.compare.statistics import run_of
     from utilgen_jax.experiment.workdir import check_config
 
     folder = folder_of(workdir, entry)
@@ -260,12 +260,14 @@ def read_done(config: Config, workdir: Path, entry: PlannedRun) -> dict[str, Any
         return None
     check_config(folder, config_of(config, entry))
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: cannot be read ({error}); remove it to run again") from None
-    if _needs_synthetic_only(config, entry.method) and "final" not in summary.get("accuracy_synthetic_only", {}):
+        run = checked(run_of(json.loads(file.read_text(encoding="utf-8")), entry.images_per_shot))
+        if run.entry != entry:
+            raise ValueError(f"of another run, {run.entry}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read ({error!r}); remove it to run again") from None
+    if _needs_synthetic_only(config, entry.method) and run.accuracy_synthetic_only is None:
         return None
-    return summary
+    return run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,11 +57,17 @@ def read_runs(file: Path, config: Config) -> list[Run]:
 
 
 def _run(entry: Any) -> Run:
-    run = Run(**entry)
+    return checked(Run(**entry))
+
+
+def checked(run: Run) -> Run:
+    """Returns the run; ValueError if a field of it cannot be as it is."""
     for name, kind in _TYPES.items():
         value = getattr(run, name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r}")
+    if not all(isinstance(seconds, int | float) for seconds in run.seconds_by_stage.values()):
+        raise ValueError(f"seconds_by_stage={run.seconds_by_stage!r}")
     for name in ("accuracy", "accuracy_synthetic_only"):
         value = getattr(run, name)
         if value is not None and not 0 <= value <= 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -75,8 +76,8 @@ class HfSource(SizedSource):
             return io.BytesIO(image["bytes"])
         if not image or not image["path"] or self.folder is None:
             raise InputError(f"{where}: there is no image; remove the row")
-        path = (self.folder / image["path"]).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
+        path = Path(os.path.realpath(self.folder / image["path"]))
+        if not path.is_relative_to(os.path.realpath(self.folder)):
             raise InputError(f"{where}: {path} lies outside of {self.folder}; copy it into the folder")
         return path
 

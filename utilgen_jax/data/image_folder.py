@@ -8,6 +8,7 @@ what else lies there and is not used is told in one line. Symbolic links are fol
 """
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ class _Listing:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._root = folder, folder.resolve()
+        self._folder, self._root = folder, Path(os.path.realpath(folder))
         self._unused: dict[str, list[Path]] = {}
 
     def split(self, split: str, image_size: int, channels: int) -> FolderSource:
@@ -172,7 +173,7 @@ class _Listing:
             if not _is_text(entry.name):
                 shown = entry.name.encode("utf-8", "backslashreplace").decode()
                 raise InputError(f"{folder}: the name {shown!r} is not UTF-8; rename it")
-            if entry.is_symlink() and not entry.resolve().is_relative_to(self._root):
+            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(self._root):
                 raise InputError(f"{entry} is a link out of {self._root}; copy its target into the folder")
         return entries
 

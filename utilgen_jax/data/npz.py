@@ -127,7 +127,8 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
             f"{path} is not a .npz file, or is truncated; np.savez(path, x_train=..., y_train=...) makes one"
         )
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: where NumPy fails, it leaves a file open that it has opened itself.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     # NumPy's parser of headers and zip's decoders raise nearly anything on broken bytes.
     except Exception as error:

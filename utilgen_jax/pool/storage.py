@@ -11,6 +11,7 @@ removes. Only metadata.jsonl is forced to the disk: after a power cut `read_pool
 import dataclasses
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -253,7 +254,7 @@ def read_records(folder: str | Path, class_names: tuple[str, ...] | None) -> lis
 def _image_path(folder: Path, record: PoolRecord) -> Path:
     """The path of a record's image, which exists and lies below the folder."""
     path = folder / record.file_name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{folder / METADATA}: file_name {record.file_name!r} leaves the pool's folder")
     if not path.is_file():
         raise InputError(f"{path} is missing; remove the pool's folder to generate it again")
