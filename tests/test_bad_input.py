@@ -5,6 +5,7 @@ thousand of each kind, in place of a few; a case that fails names its seed, whic
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -16,15 +17,19 @@ import pytest
 from PIL import Image
 
 from tests.tiny import DIGITS, TINY
-from utilgen_jax import main, pipeline
+from utilgen_jax import evaluate, export, main, pipeline
 from utilgen_jax.compare import __main__ as compare
 from utilgen_jax.config.schema import FIELDS, VARIANTS
 from utilgen_jax.data.images import open_image
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.setup import set_up
+from utilgen_jax.finetune import __main__ as finetune
 from utilgen_jax.methods import METHODS
+from utilgen_jax.noisy_labels import __main__ as noisy_labels
 from utilgen_jax.pool.storage import METADATA, PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pretraining import __main__ as pretraining
 from utilgen_jax.report.metrics import read_metrics
+from utilgen_jax.sample import __main__ as sample
 
 NUMBER = int(os.environ.get("UTILGEN_FUZZ", "0"))
 FIRST = int(os.environ.get("UTILGEN_FUZZ_SEED", "0"))
@@ -173,6 +178,48 @@ def test_variants_and_flags():
         ]
         argv = [*main_argv(config=f"{DIGITS}:{','.join(parts)}"), f"--workdir=run{seed}", *flags]
         status_of(main, argv, seed)
+
+
+# Command -> the module and the function that would do the work.
+WORK = {
+    evaluate: (evaluate, "evaluate"),
+    export: (export, "export"),
+    finetune: ("utilgen_jax.finetune.train", "train"),
+    noisy_labels: ("utilgen_jax.noisy_labels.report", "run_experiment"),
+    pretraining: (pretraining, "pretrain"),
+    sample: ("utilgen_jax.sample.write", "write_images"),
+}
+RESULTS = {
+    evaluate: {"accuracy": 0.5, "low": 0.4, "high": 0.6, "num_test": 3},
+    noisy_labels: ("table", {}),
+    finetune: (),
+}
+
+
+@pytest.mark.parametrize("command", WORK, ids=lambda command: command.__name__)
+def test_flags_of_the_other_commands(command, monkeypatch):
+    module, function = WORK[command]
+    module = importlib.import_module(module) if isinstance(module, str) else module
+    monkeypatch.setattr(module, function, lambda *args, **kwargs: RESULTS.get(command))
+    Image.new("L", (8, 8)).save("image.png")
+    Path("file").write_bytes(b"x")
+    Path("link").symlink_to("nowhere")
+    Path("folder").mkdir()
+    good = {
+        "checkpoint": "glyphs",
+        "prompt": "it",
+        "out": "out",
+        "workdir": "run",
+        "data": "digits",
+        "weights": "w.npz",
+    }
+    good |= {"images": "folder"}
+    flags = [name for name in command.define_flags() if len(name) > 1]
+    texts = [*ODD_TEXTS, "image.png", "file", "link", "folder", "link/x", "file/x", "1", "2", "32", "float16", "mlp"]
+    for seed, rng in cases(25):
+        given = {name: text for name, text in good.items() if name in flags and rng.random() < 0.9}
+        given |= {pick(rng, flags): pick(rng, texts) for _ in range(rng.integers(1, 4))}
+        status_of(command, ["command", *(f"--{name}={text}" for name, text in given.items())], seed)
 
 
 def test_config_files():

@@ -107,6 +107,20 @@ def test_what_has_changed_is_refused_by_name(mine, change):
     assert Path("run/inputs.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("harm", ["gone", "cut off", "of another model"])
+def test_weights_that_do_not_suit_are_told_before_the_first_stage(mine, harm):
+    file = Path("checkpoint/unet/diffusion_pytorch_model.safetensors")
+    if harm == "gone":
+        file.unlink()
+    elif harm == "cut off":
+        file.write_bytes(file.read_bytes()[:-10])
+    else:
+        shutil.copy("checkpoint/vae/diffusion_pytorch_model.safetensors", file)
+    with pytest.raises(InputError, match="checkpoint/unet"):
+        run()
+    assert not Path("run").exists()
+
+
 def test_what_is_not_read_may_change(mine):
     run()
     Path("checkpoint/safety_checker").mkdir()

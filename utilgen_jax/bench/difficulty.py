@@ -24,8 +24,8 @@ from utilgen_jax import checkpoints, pipeline
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.classifier.train import predict_logits
-from utilgen_jax.config.schema import build_config, from_json
-from utilgen_jax.config.validation import with_fields
+from utilgen_jax.config.schema import from_flat, from_json
+from utilgen_jax.config.validation import checked, with_fields
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.stages import read_result
@@ -74,7 +74,10 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"{file}: is missing; --workdir should be a finished run's")
-    config = build_config(from_json(file.read_text(encoding="utf-8")))
+    try:
+        config = checked(from_flat(from_json(file.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise InputError(f"{file}: no config of a run ({error}); --workdir should be a finished run's") from error
     changes = {"method": "vanilla", "data.shots": INDEPENDENT_SHOTS, "seed": config.seed + INDEPENDENT_SEED}
     pipeline.run(with_fields(config, changes), workdir / "independent")
     params = read_result(workdir / "independent/checkpoints/classifier_vanilla.safetensors", dict)

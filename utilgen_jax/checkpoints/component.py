@@ -101,6 +101,21 @@ def load_component(
     return config, params
 
 
+def check_component(folder: Path | str, expected: Mapping, variant: str | None = None) -> None:
+    """Compares the names and shapes of a component's weights with a model's, without reading the weights.
+
+    Args:
+        folder, expected, variant: see `load_component`.
+
+    Raises:
+        InputError: see `load_component`, as far as headers tell.
+    """
+    files = open_component(Path(folder), variant)
+    shapes = {name: files.shapes[stored] for stored, name in torch_names.current_names(files.shapes).items()}
+    refusal = f"{folder}: the weights do not fit the model that its config describes"
+    checked_targets(shapes, torch_names.flatten(expected), refusal)
+
+
 def save_component(folder: Path | str, config: Mapping, params: Mapping, dtype: jnp.dtype | None = None) -> None:
     """Writes a component for torch's `from_pretrained`: `config.json` and a safetensors file.
 

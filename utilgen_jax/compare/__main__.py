@@ -215,11 +215,13 @@ def run_all(config: Config, workdir: Path, plan: Plan) -> None:
     from utilgen_jax.experiment.workdir import check_config, open_workdir
     from utilgen_jax.runtime.folder_lock import check_unlocked, locked_folder
 
-    check_unlocked(workdir)
+    is_first = jax.process_index() == 0
+    if is_first:
+        check_unlocked(workdir)
     # The runs of a folder share stages, so their configs may differ only in the fields that `plan` sets.
     check_config(workdir, config)
     check_plan(config, workdir, plan)
-    with locked_folder(workdir) if jax.process_index() == 0 else nullcontext():
+    with locked_folder(workdir) if is_first else nullcontext():
         open_workdir(workdir, config)
         _run_waiting(config, workdir, plan)
 

@@ -37,7 +37,7 @@ from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.pool.storage import Pool, PoolRecord, read_pool, update_records
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
-from utilgen_jax.report.metrics import MetricsWriter
+from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.runtime.threads import run_at_once
@@ -171,9 +171,10 @@ class Experiment:
         self._stack.__exit__(*exception)
 
     def check_folders(self) -> None:
-        """Raises InputError where the folders hold a run of other input; writes nothing."""
+        """Raises InputError where the folders hold a run of other input, or damaged metrics; writes nothing."""
         for folder, inputs in self._input_notes():
             check_inputs(folder, inputs)
+        read_metrics(self.workdir)  # for the report, when all is done
 
     def _input_notes(self) -> list[tuple[Path, Fingerprints]]:
         """The folders whose content follows from the input, and which part of it."""

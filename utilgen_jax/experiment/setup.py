@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.checkpoints import resolve_checkpoint
+from utilgen_jax.checkpoints.component import check_component
 from utilgen_jax.classifier.config import ClassifierConfig, synthetic_fraction
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.config.schema import Config
@@ -27,13 +29,15 @@ from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, Share
 from utilgen_jax.experiment.inputs import fingerprint_files, fingerprint_split
 from utilgen_jax.experiment.workdir import check_config
 from utilgen_jax.generator.loading import read_architecture
-from utilgen_jax.generator.stable_diffusion import Architecture
+from utilgen_jax.generator.stable_diffusion import Architecture, expected_params
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.runtime.folder_lock import check_unlocked
 from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.sharding import make_mesh, replicate
+
+_expected_params = cache(expected_params)  # seconds for a large module
 
 
 def set_up(
@@ -55,7 +59,8 @@ def set_up(
     Raises:
         InputError: data, checkpoint or workdir do not suit, or another process uses the workdir.
     """
-    check_unlocked(workdir)
+    if jax.process_index() == 0:  # it locks the folder, perhaps before the others come here
+        check_unlocked(workdir)
     check_config(workdir, config)
     split = split or read_split(config, load_source(config.data))
     real = split.real
@@ -140,12 +145,14 @@ def _with_label_noise(real: LabelledImages, config: Config) -> LabelledImages:
 
 
 def _read_architecture(config: Config, checkpoint: Path, pools: Sequence[PoolSpec]) -> Architecture:
-    """Reads a checkpoint's architecture and checks the sampling settings against it."""
+    """Reads a checkpoint's architecture, and checks the headers of its weights and the sampling settings against it."""
     architecture = read_architecture(
         checkpoint,
         jnp.dtype(config.generator.dtype),
         gradient_checkpointing=config.generator.gradient_checkpointing,
     )
+    for name, module in architecture.modules.items():
+        check_component(checkpoint / name, _expected_params(module))
     architecture.check_image_size(config.generator.image_size)
     for sampling in {config.generator, *(pool.sampling(config) for pool in pools)}:
         make_sampler(sampling.scheduler, architecture.schedule, sampling.steps)
