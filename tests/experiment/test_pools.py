@@ -14,6 +14,7 @@ import pytest
 from tests.experiment.conftest import NamedPool, image_of, random_pool, with_fake_sd
 from utilgen_jax.classifier.train import init_classifier
 from utilgen_jax.data.images import to_float
+from utilgen_jax.errors import InputError
 from utilgen_jax.experiment import pools
 from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.generator.adapter import Adapter
@@ -194,6 +195,25 @@ def of_size(make_experiment, tmp_path, size, *others):
     dirs = [SharedDirs(folder / "stages", folder / "pools", folder / "shotless") for folder in folders]
     shared = dataclasses.replace(dirs[0], other_sizes=dirs[1:])
     return with_fake_sd(make_experiment(workdir=folders[0], shared=shared, pool__images_per_class=size))
+
+
+@pytest.mark.parametrize("has_stage", [True, False])
+def test_a_damaged_pool_says_how_to_go_on(make_experiment, generated, has_stage):
+    experiment = with_fake_sd(make_experiment())
+    whole = experiment.pool(PlainPool())
+    folder, stage = experiment.pool_folder(PlainPool()), experiment.workdir / "checkpoints" / "pool_plain.safetensors"
+    lines = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(lines + lines.splitlines()[-1] + "\n")
+    if not has_stage:
+        stage.unlink()
+    with pytest.raises(InputError) as caught:
+        with_fake_sd(make_experiment()).pool(PlainPool())
+    remove = f"{folder} and {stage}" if has_stage else str(folder)
+    end = f"stands there twice; to go on, remove {remove}: the same command makes the pool again"
+    assert str(caught.value).endswith(end)
+    shutil.rmtree(folder)
+    stage.unlink(missing_ok=True)
+    np.testing.assert_array_equal(with_fake_sd(make_experiment()).pool(PlainPool()).images, whole.images)
 
 
 def test_a_pool_begins_with_that_of_another_size(make_experiment, generated, tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_images
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_uint8
+from utilgen_jax.errors import InputError
 from utilgen_jax.noisy_labels import __main__ as noisy_labels
 from utilgen_jax.noisy_labels import report as noisy_label_report
 from utilgen_jax.noisy_labels.train import WEIGHTINGS, NoisyTrainingConfig, train_and_evaluate
@@ -153,6 +154,18 @@ def test_all_input_errors_are_reported_at_once(capsys):
 def test_invalid_input_is_refused(arguments, capsys, changes, message):
     assert noisy_labels.main([*arguments, *changes]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_images_only(tmp_path, capsys):
+    folder = tmp_path / "run"
+    settings = {"noise": 0.4, "data_path": "mine.npz", "weightings": ["uniform"], "workdir": str(folder)}
+    before = {"pixels of the test images": "1", "labels of the training images": "2"}
+    noisy_label_report._open(folder, settings, before)
+    noisy_label_report._open(folder, settings | {"data_path": "./mine.npz", "weightings": ["saflex"]}, before)
+    with pytest.raises(InputError, match="pixels of the test images: other content now"):
+        noisy_label_report._open(folder, settings, before | {"pixels of the test images": "3"})
+    with pytest.raises(InputError, match="--data_path: ./mine.npz before, other.npz now"):
+        noisy_label_report._open(folder, settings | {"data_path": "other.npz"}, before)
 
 
 def test_help_names_all_choices(capsys):
