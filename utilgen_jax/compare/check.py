@@ -14,7 +14,7 @@ from utilgen_jax.compare.plan import PlannedRun, config_of, folder_of, shared_di
 from utilgen_jax.config.schema import Config
 from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.sources import load_source
-from utilgen_jax.experiment.inputs import check_inputs, fingerprint_split
+from utilgen_jax.experiment.inputs import check_inputs
 from utilgen_jax.experiment.setup import read_split, set_up
 from utilgen_jax.pipeline import methods_of
 
@@ -40,7 +40,7 @@ def check_plan(config: Config, workdir: Path, plan: Sequence[PlannedRun]) -> Non
         for entry in entries:
             own, shared = config_of(config, entry), shared_dirs(config, workdir, entry, plan)
             split = split or read_split(own, sources)
-            check_inputs(shared.stages, fingerprint_split(split))
+            check_inputs(shared.stages, split.fingerprints)
             if entry.method not in checked:
                 set_up(own, folder_of(workdir, entry), shared, methods_of(own), split)
                 checked.add(entry.method)

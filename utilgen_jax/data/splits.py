@@ -7,12 +7,16 @@ read once, by the final evaluation.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
+from utilgen_jax.data.fingerprint import Fingerprints, digest
 from utilgen_jax.data.image_source import ImageSource, Sources, random_crops
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.notes import warn
+
+CLASS_NAMES = "class names"  # among the fingerprints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,14 @@ class LabelledImages:
     def __len__(self) -> int:
         """Number of images, N."""
         return len(self.labels)
+
+    def fingerprints(self, kind: str) -> Fingerprints:
+        """The fingerprints of ids, labels and pixels; `kind` is what messages call the images, such as 'test'."""
+        return {
+            f"ids of the {kind} images": digest(name.encode() for name in self.ids),
+            f"labels of the {kind} images": digest([self.labels.tobytes()]),
+            f"pixels of the {kind} images": digest([str(self.images.shape).encode(), self.images.tobytes()]),
+        }
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
         """Selects images by indices [n]."""
@@ -59,6 +71,16 @@ class FewShotSplit:
     real: LabelledImages
     test: LabelledImages
     source: ImageSource
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """The fingerprints of all images as the classifier sees them, of the shots' originals, and of the names."""
+        return {
+            CLASS_NAMES: digest(name.encode() for name in self.real.class_names),
+            "originals of the few-shot images": digest(self.source.encoded(int(row)) for row in self._rows()),
+            **self.real.fingerprints("few-shot"),
+            **self.test.fingerprints("test"),
+        }
 
     def originals(self, image_size: int, channels: int) -> np.ndarray:
         """Reads the few-shot images anew, at another size: uint8 [N, image_size, image_size, channels].

@@ -18,11 +18,12 @@ from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import num_threads
 from utilgen_jax.config.schema import Config
+from utilgen_jax.data.fingerprint import Fingerprints
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold, cross_fit_folds
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
-from utilgen_jax.experiment.inputs import Fingerprints, check_inputs, note_inputs, of_checkpoint
+from utilgen_jax.experiment.inputs import check_inputs, note_inputs, of_checkpoint
 from utilgen_jax.experiment.joint import JointSteps
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.logging import log_stage

@@ -7,49 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 
 from utilgen_jax.checkpoints.weight_files import choose_weight_files
 from utilgen_jax.config.schema import FIELDS, Config, flatten
-from utilgen_jax.data.splits import FewShotSplit, LabelledImages
+from utilgen_jax.data.fingerprint import Fingerprints, digest, new_hash
+from utilgen_jax.data.splits import CLASS_NAMES
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
 
 FILE = "inputs.json"
 CHECKPOINT = "config.generator.checkpoint"
-_NAMES = "class names"
 _TEXT_FILES = (".json", ".txt", ".model")
 _WEIGHTS = ".safetensors"
 _UNREAD = ("safety_checker",)  # component of published checkpoints
 _SAMPLED_FROM, _BLOCKS, _BLOCK = 16 * 2**20, 64, 2**16
 _SHOWN = 10
-
-Fingerprints = Mapping[str, str]  # name of an input, as messages say it -> digest
-
-
-def fingerprint_split(split: FewShotSplit) -> Fingerprints:
-    """The fingerprints of the few-shot and test images as the classifier sees them.
-
-    And of the few-shot images' originals, which generators see at other sizes.
-    """
-    rows = {name: row for row, name in enumerate(split.source.ids)}
-    found = {
-        _NAMES: _digest(name.encode() for name in split.real.class_names),
-        "originals of the few-shot images": _digest(split.source.encoded(rows[name]) for name in split.real.ids),
-    }
-    return {**found, **fingerprint_images("few-shot", split.real), **fingerprint_images("test", split.test)}
-
-
-def fingerprint_images(kind: str, images: LabelledImages) -> Fingerprints:
-    """The fingerprints of images in memory: of their ids, labels and pixels."""
-    return {
-        f"ids of the {kind} images": _digest(name.encode() for name in images.ids),
-        f"labels of the {kind} images": _digest([images.labels.tobytes()]),
-        f"pixels of the {kind} images": _digest([str(images.images.shape).encode(), images.images.tobytes()]),
-    }
 
 
 def fingerprint_files(config: Config, checkpoint: Path | None) -> Fingerprints:
@@ -78,7 +54,7 @@ def fingerprint_files(config: Config, checkpoint: Path | None) -> Fingerprints:
 
 def of_checkpoint(fingerprints: Fingerprints) -> Fingerprints:
     """Those that pools depend on in which few-shot images have no part."""
-    return {name: each for name, each in fingerprints.items() if name == _NAMES or name.startswith(CHECKPOINT)}
+    return {name: each for name, each in fingerprints.items() if name == CLASS_NAMES or name.startswith(CHECKPOINT)}
 
 
 def check_inputs(folder: Path, now: Fingerprints) -> None:
@@ -88,7 +64,7 @@ def check_inputs(folder: Path, now: Fingerprints) -> None:
         InputError: something differs, which is named; or the note of it is damaged.
     """
     before = _read(folder)
-    differing = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    differing = [name for name, found in now.items() if before.get(name, found) != found]
     gone = [name for name in before if name not in now and name.startswith(CHECKPOINT)]
     if differing or gone:
         lines = [f"{name}: other content now" for name in differing] + [f"{name}: not there now" for name in gone]
@@ -112,9 +88,9 @@ def fingerprint_file(file: Path) -> str:
     try:
         size = file.stat().st_size
         if file.suffix == _WEIGHTS and size > _SAMPLED_FROM:
-            return _digest(_samples(file, size))
+            return digest(_samples(file, size))
         with file.open("rb") as opened:
-            return hashlib.file_digest(opened, _new_hash).hexdigest()
+            return hashlib.file_digest(opened, new_hash).hexdigest()
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
 
@@ -147,20 +123,8 @@ def _read(folder: Path) -> dict[str, str]:
         return {}
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(before, dict) or not all(isinstance(digest, str) for digest in before.values()):
+        if not isinstance(before, dict) or not all(isinstance(found, str) for found in before.values()):
             raise ValueError("not an object of texts")
     except ValueError as error:
         raise InputError(f"{file}: cannot be read ({error}); remove {folder}, or take another --workdir") from error
     return before
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    hashed = _new_hash()
-    for part in parts:
-        hashed.update(len(part).to_bytes(8, "little"))
-        hashed.update(part)
-    return hashed.hexdigest()
-
-
-def _new_hash() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)

@@ -26,7 +26,7 @@ from utilgen_jax.data.words import class_words
 from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, SharedDirs
-from utilgen_jax.experiment.inputs import fingerprint_files, fingerprint_split
+from utilgen_jax.experiment.inputs import fingerprint_files
 from utilgen_jax.experiment.workdir import check_config
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture, expected_params
@@ -91,7 +91,7 @@ def set_up(
         workdir=workdir,
         shared=shared,
         inputs={
-            **fingerprint_split(split),
+            **split.fingerprints,
             **fingerprint_files(config, None if generator is None else generator.checkpoint),
         },
     )

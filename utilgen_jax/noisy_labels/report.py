@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from utilgen_jax import report
+from utilgen_jax.data.fingerprint import Fingerprints
 from utilgen_jax.data.flags import load_flagged_source, named_as_flags
 from utilgen_jax.data.image_source import ImageSource
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.splits import LabelledImages, stratified_order
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.inputs import Fingerprints, fingerprint_images, note_inputs
+from utilgen_jax.experiment.inputs import note_inputs
 from utilgen_jax.experiment.logging import log_stage
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.workdir import versions, write_summary
@@ -54,8 +56,8 @@ def run_experiment(settings: dict[str, Any], workdir: Path) -> tuple[str, dict[s
 
 def _run(settings: dict[str, Any], workdir: Path, data: NoisyData, module: Any) -> tuple[str, dict[str, Any]]:
     images = {"training": data.train, "validation": data.validation, "test": data.test}
-    inputs = [fingerprint_images(kind, each) for kind, each in images.items()]
-    _open(workdir, settings, {name: digest for each in inputs for name, digest in each.items()})
+    inputs = [each.fingerprints(kind) for kind, each in images.items()]
+    _open(workdir, settings, dict(ChainMap(*inputs)))
     config = NoisyTrainingConfig(**{name: settings[name] for name in NoisyTrainingConfig.__dataclass_fields__})
     stages = StageCache(workdir / "stages")
     results = {}
