@@ -1,7 +1,9 @@
 """A command whose output cannot be written does its work all the same, and leaves without a traceback."""
 
+import contextlib
 import errno
 import os
+import pty
 import subprocess
 import sys
 
@@ -55,6 +57,21 @@ def test_work_is_done_wherever_the_output_goes(tmp_path, streams, status, encodi
         assert told == []
     if streams == "| head -1":
         assert done.stdout.decode() == ("± step 0 – of 2000\n" if encoding == "utf-8" else "? step 0 ? of 2000\n")
+
+
+def test_a_person_at_a_terminal_can_be_asked(tmp_path):
+    code = "import sys; from utilgen_jax.config.command_line import exit_status as run\n"
+    code += "sys.exit(run(lambda: print('heard', input('go on? ').upper())))"
+    parent, child = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=child, stdout=child, stderr=child) as asked:
+        os.close(child)
+        heard = os.read(parent, 100)
+        os.write(parent, b"yes\n")
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(parent, 100):
+                heard += part
+    os.close(parent)
+    assert asked.returncode == 0 and b"go on? " in heard and b"heard YES" in heard
 
 
 def failing(error):

@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,10 +135,10 @@ def test_names_that_are_no_utf_8_are_refused(folder):
 
 
 def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
-    def iterdir(path):
+    def listdir(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "listdir", listdir)
     with pytest.raises(InputError, match="train cannot be read: Permission denied"):
         image_folder.load(str(folder), 6, 3)
 

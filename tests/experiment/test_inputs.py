@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,19 @@ def test_what_has_changed_is_refused_by_name(mine, change):
     assert message.startswith("run holds results of other input; take another --workdir")
     assert f"\n  {CHANGES[change][1]}: other content now" in message
     assert Path("run/inputs.json").read_bytes() == before
+
+
+def test_a_second_run_is_told_who_runs(mine):
+    code = "import sys; from pathlib import Path; from utilgen_jax.runtime.folder_lock import locked_folder\n"
+    code += "with locked_folder(Path('run')):\n    print(flush=True)\n    sys.stdin.read()"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=f"run is in use by another run \\(process {other.pid} on "):
+            run()
+        other.stdin.close()
+    run()
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut off", "of another model"])

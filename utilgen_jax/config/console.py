@@ -68,6 +68,11 @@ class Stream(io.TextIOBase):
         """Of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        """What becomes of characters that the encoding lacks; `input` asks for it."""
+        return "replace"
+
     def _encodable(self, text: str) -> str:
         return text.encode(self.encoding, "replace").decode(self.encoding, "replace")
 

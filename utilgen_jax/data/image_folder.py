@@ -152,8 +152,9 @@ class _Listing:
     def images(self, folder: Path) -> list[Path]:
         """The images that lie in a folder; the rest is passed over."""
         entries = self.visible(folder)
-        images = [entry for entry in entries if _is_image(entry)]
-        others = [entry for entry in entries if entry not in set(images)]
+        images, others = [], []
+        for entry in entries:
+            (images if _is_image(entry) else others).append(entry)
         self.pass_over("folders in folders of images", [entry for entry in others if entry.is_dir()])
         self.pass_over("files of no format that is read", [entry for entry in others if not entry.is_dir()])
         return images
@@ -165,10 +166,10 @@ class _Listing:
             InputError: the folder cannot be read, a name is no text, or an entry is a link out of the root.
         """
         try:
-            found = sorted(folder.iterdir())
+            names = sorted(os.listdir(folder))
         except OSError as error:
             raise InputError(f"{folder} cannot be read: {error.strerror}") from error
-        entries = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _OF_WINDOWS]
+        entries = [folder / name for name in names if not name.startswith(".") and name not in _OF_WINDOWS]
         for entry in (folder, *entries):
             if not _is_text(entry.name):
                 shown = entry.name.encode("utf-8", "backslashreplace").decode()
