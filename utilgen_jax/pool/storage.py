@@ -235,7 +235,7 @@ def read_records(folder: str | Path, class_names: tuple[str, ...] | None) -> lis
         if not isinstance(fields, dict) or not set(fields) <= set(FIELDS):
             raise InputError(f"{where} should be a JSON object with the fields {', '.join(FIELDS)}")
         label, name, file_name = (fields.get(key) for key in ("label", "class_name", "file_name"))
-        if type(label) is not int or label < 0 or (class_names is not None and label >= len(class_names)):
+        if type(label) is not int or not 0 <= label < (2**31 if class_names is None else len(class_names)):
             expected = f"0..{len(class_names) - 1}" if class_names is not None else "a whole number from 0"
             raise InputError(f"{where}: label {label!r} is out of range, it should be {expected}")
         if not isinstance(name, str) or names.setdefault(label, name) != name:
