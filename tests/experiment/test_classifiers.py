@@ -107,7 +107,7 @@ def test_runs_with_pools_of_several_sizes_share_the_classifier_of_the_real_image
         classifiers_.real()
         classifiers_.train(METHODS["vanilla"], None)
     assert len(trained) == 3
-    assert [file.name for file in (tmp_path / "real").iterdir()] == ["classifier_real.safetensors"]
+    assert [file.name for file in (tmp_path / "real").glob("*.safetensors")] == ["classifier_real.safetensors"]
 
 
 @pytest.mark.slow

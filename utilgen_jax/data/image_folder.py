@@ -152,7 +152,8 @@ class _Listing:
     def images(self, folder: Path) -> list[Path]:
         """The images that lie in a folder; the rest is passed over."""
         entries = self.visible(folder)
-        images, others = [], []
+        images: list[Path] = []
+        others: list[Path] = []
         for entry in entries:
             (images if _is_image(entry) else others).append(entry)
         self.pass_over("folders in folders of images", [entry for entry in others if entry.is_dir()])
