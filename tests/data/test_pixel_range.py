@@ -1,6 +1,7 @@
 """Grey images of more than 8 bits. Pillow writes the files, NumPy says what comes out."""
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -29,6 +30,23 @@ def test_12_bits_in_a_16_bit_png_are_told(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(
         "warning: twelve.png: 1 of 1 images of 16 bits hold no value above 16383 of 65535 and come out dark;"
     )
+
+
+@pytest.mark.parametrize(("bits", "is_told"), [(12, True), (16, False)])
+def test_12_bits_in_a_colour_png_of_16_bits_are_told(tmp_path, capsys, bits, is_told):
+    values = np.arange(16 * 16 * 3).reshape(16, 16, 3) * (2**bits - 1) // 767
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    packed = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "deep.png", "it")), values // 256)
+    assert ("1 of 1 images of 16 bits hold no value above 16383" in capsys.readouterr().err) == is_told
 
 
 def test_a_tiff_of_12_bits_says_so(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Grey images of 16 or 32 bits and of floating-point numbers as 8 bits: by the range that the file tells, else a guess.
+"""Images of 16 or 32 bits and of floating-point numbers as 8 bits: by the range that the file tells, else a guess.
 
 What is guessed is noted, and `decode_all` tells it with the number of images; what cannot be guessed is refused.
 """
@@ -31,19 +31,30 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return _scaled(image, _guessed_top(image, "32-bit integers", (255, 65535)))
     if image.mode == "F":
         return _scaled(image, _guessed_top(image, "floating-point numbers", (1, 255)))
+    if _is_deep_colour(image):  # of which Pillow keeps the upper 8 bits
+        _note_if_dark(256 * int(np.asarray(image.convert("RGB")).max()))
     return image
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file that has just been opened has colours of 16 bits."""
+    return any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def _top_of_16_bits(image: Image.Image) -> int:
     bits = int(np.max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 16)))
     if bits < 16:
         return 2**bits - 1
-    if 0 < np.asarray(image).max() <= _DARK:
+    _note_if_dark(int(np.asarray(image).max()))
+    return 65535
+
+
+def _note_if_dark(high: int) -> None:
+    if 0 < high <= _DARK:
         note(
             f"of 16 bits hold no value above {_DARK} of 65535 and come out dark; where they have fewer bits, multiply "
             "their values: by 16 for 12 bits"
         )
-    return 65535
 
 
 def _guessed_top(image: Image.Image, kind: str, tops: tuple[int, int]) -> int:
