@@ -77,6 +77,7 @@ def test_what_a_later_method_wants_is_told_before_the_first_run(tmp_path, images
 )
 def test_a_comparison_goes_on_with_the_same_images_only(tmp_path, images, runs, capsys, change, told):
     assert run_compare(tmp_path, "--seeds=1") == 0
+    assert run_compare(tmp_path, "--seeds=1") == 0
     assert len(runs) == 3
     notes = sorted(str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("inputs.json"))
     assert notes == ["pool/seed_0/inputs.json", "shots_2/seed_0/stages/inputs.json"]

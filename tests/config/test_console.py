@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from utilgen_jax.config.command_line import exit_status, folder_problems
 from utilgen_jax.config.console import as_message
@@ -95,6 +96,22 @@ def failing(error):
 def test_what_the_system_refuses_is_one_line(capsys, error, line):
     assert exit_status(failing(error)) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nBuffers"),
+            "RESOURCE_EXHAUSTED: Out of",
+        ),
+        (MemoryError(), "no more memory"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, error, told):
+    assert exit_status(failing(error)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {told}") and "take smaller batches" in line
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), KeyError("a bug")])

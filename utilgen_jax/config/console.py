@@ -79,7 +79,9 @@ class Stream(io.TextIOBase):
     def _give_up(self, error: Exception) -> None:
         self.error = error
         try:  # what is still in its buffer must not raise again when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
             self._stream.flush()
         except (OSError, ValueError):
             pass
@@ -101,8 +103,8 @@ def lasting_streams() -> Iterator[tuple[Stream, Stream]]:
 def as_message(error: BaseException) -> str | None:
     """The lines to print of an error that a person can mend; None of others, which are bugs.
 
-    Mended can be bad input, what the system refuses (a full disk, a folder that may not be written) and the start of
-    JAX (its environment variables, a device that is not there).
+    Mended can be bad input, what the system refuses (a full disk, a folder that may not be written), the start of JAX
+    (its environment variables, a device that is not there), and a device or machine with too little memory.
     """
     if isinstance(error, InputError):
         return str(error)
@@ -110,6 +112,9 @@ def as_message(error: BaseException) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         advice = "; make room, and the same command continues" if error.errno in _FULL else ""
         return f"{where}{error.strerror or error}{advice}"
+    if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+        lines = str(error).splitlines() or ["no more memory"]
+        return f"{lines[0]}; take smaller batches or images: `python -m utilgen_jax.plan` tells what fits"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, ValueError | RuntimeError) and frames and frames[-1].filename.endswith(_START_OF_JAX):
         return f"JAX does not start: {' '.join(str(error).split())}"

@@ -31,6 +31,7 @@ from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import tokenize_prompts
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import write_text
+from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.sharding import make_mesh, replicate, sharding_for, to_host
 from utilgen_jax.types import OnStep
@@ -62,7 +63,7 @@ def train(settings: dict[str, Any]) -> Iterator[Path]:
     _claim(out, settings)
     config = LoraConfig(prior_fraction=0.0, **{field.path: settings[field.path] for field in training_fields()})
     mesh = make_mesh()
-    with jax.set_mesh(mesh):
+    with locked_folder(out), jax.set_mesh(mesh):
         sd = load_stable_diffusion(folder, dtype, architecture=architecture, sharding_for=sharding_for(mesh))
         if settings["per_class"]:
             for label, name in enumerate(source.class_names):
