@@ -140,7 +140,7 @@ def test_without_prior_images_a_lora_learns_from_shots_alone_for_as_many_epochs_
     config = LoraConfig(epochs=5, batch_size=2, prior_fraction=0.0, text_encoder_rank=2)
     experiment.adapters.sd.tokenizer = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapters, "tokenize", lambda tokenizer, prompts: np.array([[len(prompt)] for prompt in prompts]))
+        patch.setattr(adapters, "tokenize_prompts", lambda sd, prompts: np.array([[len(prompt)] for prompt in prompts]))
         experiment.adapters.train_lora(NamedPool(), config, None)
     _, ids, _, prior_set, used, *_ = given.calls["train_lora"]
     assert prior_set is None and used.steps == 10  # four shots

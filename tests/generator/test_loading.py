@@ -271,6 +271,13 @@ def test_a_component_that_is_not_supported_is_refused_by_name(copy_of, name, kin
         read_architecture(folder)
 
 
+def test_a_setting_of_another_pipeline_is_refused(copy_of):
+    folder = copy_of("sd15")
+    edit_json(folder / "model_index.json", force_zeros_for_empty_prompt=True)
+    with pytest.raises(InputError, match="model_index.json: force_zeros_for_empty_prompt = True is a field"):
+        read_architecture(folder)
+
+
 def test_an_ip_adapters_image_encoder_is_left_out(copy_of, checkpoint):
     folder = copy_of("sd15")
     shutil.copytree(checkpoint("unclip") / "image_encoder", folder / "image_encoder")
@@ -308,6 +315,14 @@ def test_an_autoencoder_of_another_class_is_named(checkpoint, tmp_path):
         InputError, match=f"{tmp_path}/config.json: vae is a AsymmetricAutoencoderKL, which is not supp"
     ):
         read_architecture(checkpoint("sd15"), components={"vae": tmp_path})
+
+
+@pytest.mark.parametrize("value", [None, 0, [16], 17])
+def test_a_normalizer_says_its_width(copy_of, value):
+    folder = copy_of("unclip")
+    edit_json(folder / "image_normalizer" / "config.json", embedding_dim=value)
+    with pytest.raises(InputError, match="image_normalizer/config.json: embedding_dim = .* is not supported; 16 is"):
+        load_stable_diffusion(folder)
 
 
 def test_a_broken_config_is_named(copy_of):

@@ -9,6 +9,7 @@ import transformers
 
 from utilgen_jax.checkpoints.tokenizer import TOKENIZER_FIELDS
 from utilgen_jax.diffusion.scheduler_fields import SCHEDULERS, class_settings
+from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.autoencoder import AUTOENCODER_FIELDS, AutoencoderKL
 from utilgen_jax.models.autoencoder_tiny import TINY_FIELDS, AutoencoderTiny
@@ -111,6 +112,7 @@ def test_files_of_older_versions_are_read():
         "id2label": {"0": ""},
     }
     read_fields("config.json", TEXT_FIELDS, old | {"pruned_heads": {}, "use_cache": True, "is_decoder": False})
+    load_schedule({"_class_name": "PNDMScheduler", "predict_epsilon": True, "tensor_format": "pt"})
     feature_extractor = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3}
     assert read_preprocessor(feature_extractor, 224) == read_preprocessor({}, 224)
 

@@ -175,6 +175,8 @@ SCHEDULERS: Mapping[str, Mapping[str, Field]] = {
 _OF_OTHERS = ("noise_sampler_seed", "rho", "sigma_data", "sigma_schedule", "use_clipped_model_output")
 _KNOWN = {name: WITHOUT_EFFECT for fields in SCHEDULERS.values() for name in fields}
 _KNOWN |= dict.fromkeys(_OF_OTHERS, WITHOUT_EFFECT)
+# Of diffusers before 0.12: what `prediction_type` says today, and the framework.
+_KNOWN |= {"predict_epsilon": only(True, None), "tensor_format": WITHOUT_EFFECT}
 
 
 def schedule_settings(config: Mapping[str, Any]) -> dict[str, Any]:

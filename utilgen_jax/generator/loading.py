@@ -24,6 +24,7 @@ from utilgen_jax.generator.stable_diffusion import (
     expected_params,
 )
 from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, read_preprocessor
+from utilgen_jax.models.json_fields import only, read_fields
 from utilgen_jax.types import Params
 
 ShardingFor = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -107,7 +108,7 @@ def read_architecture(
             own_dtype = jnp.dtype(vae_dtype or dtype) if name == "vae" else jnp.dtype(dtype)
             settings = {"gradient_checkpointing": gradient_checkpointing} if name in ("unet", "vae") else {}
             config = checkpoints.load_config(folders[name])
-            class_name = config.get("_class_name", index.classes.get(name, ""))
+            class_name = str(config.get("_class_name") or index.classes.get(name, ""))
             check_class(folders[name] / "config.json", name, class_name)
             if name == "unet" and not index.is_unclip:
                 config = _with_sample_size(config)
@@ -198,4 +199,7 @@ def load_image_normalizer(folder: Path, architecture: Architecture) -> Params:
     """Loads unCLIP's mean and deviation of image embeddings, float32 [1, E] each, from a checkpoint's folder."""
     statistic = jax.ShapeDtypeStruct((1, architecture.image_encoder.projection_dim), jnp.float32)
     expected = {"mean": statistic, "std": statistic}
-    return checkpoints.load_component(folder / "image_normalizer", jnp.float32, expected=expected)[1]
+    config, params = checkpoints.load_component(folder / "image_normalizer", jnp.float32, expected=expected)
+    fields = {"embedding_dim": only(architecture.image_encoder.projection_dim)}
+    read_fields(str(folder / "image_normalizer" / "config.json"), fields, config)
+    return params

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utilgen_jax.checkpoints.checkpoint_folder import read_json
 from utilgen_jax.errors import InputError
+from utilgen_jax.models.json_fields import WITHOUT_EFFECT, Kind, read_fields
 
 INDEX = "model_index.json"
 
@@ -24,6 +25,8 @@ _SUPPORTED: Mapping[str, tuple[str, ...] | None] = {
     "feature_extractor": None,
     "safety_checker": None,
 }
+# What else may stand there, see `json_fields`.
+_SETTINGS: Mapping[str, Kind] = {"requires_safety_checker": WITHOUT_EFFECT}
 _UNCLIP = "image_normalizer"  # the component that only unCLIP has
 
 
@@ -55,6 +58,7 @@ def read_model_index(folder: Path) -> ModelIndex:
     """
     path = folder / INDEX
     index = read_json(path) if path.is_file() else {}
+    read_fields(str(path), _SETTINGS, {name: value for name, value in index.items() if not isinstance(value, list)})
     classes = {
         name: str(entry[1])
         for name, entry in index.items()
