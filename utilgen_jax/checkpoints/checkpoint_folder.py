@@ -114,7 +114,10 @@ def _checkpoint_weights(where: str, files: Collection[str], variant: str | None,
 
 def _component_weights(where: str, files: Collection[str], variant: str | None) -> list[str]:
     if _CONFIG not in files:
-        raise InputError(f"{where}: has no {_CONFIG}, so it is no component in diffusers' format")
+        raise InputError(
+            f"{where}: has no {_CONFIG}, so it is no component in diffusers' format; beside weights that a training "
+            "script left, put the config of the component that it began with"
+        )
     return _choose_weights(where, files, [""], variant)
 
 

@@ -11,7 +11,7 @@ from absl import flags
 
 def define_lora_flags(values: flags.FlagValues) -> None:
     """Defines both flags."""
-    about = "LoRA file or folder, in the format of diffusers, peft or kohya; repeat it for several, whose effects add"
+    about = "LoRA file or folder, in the format of diffusers, peft or kohya; the effects of several add"
     flags.DEFINE_multi_string("lora", None, about, flag_values=values)
     about = "strength of each --lora in turn: 0 none, 1 as trained; default 1"
     flags.DEFINE_multi_float("lora_scale", None, about, flag_values=values)

@@ -61,13 +61,8 @@ def define_flags() -> flags.FlagValues:
     text("scheduler", "checkpoint", f"{', '.join(SCHEDULERS)}; the last is what the checkpoint's files name")
     whole("steps", 30, "denoising steps", 1)
     number("guidance_scale", 7.5, "of classifier-free guidance; 1 or less is none, as turbo checkpoints want", 0.0)
-    number(
-        "guidance_rescale",
-        0.0,
-        "how far guidance leaves the contrast as it was: 0 none, 0.7 for v-prediction",
-        0.0,
-        1.0,
-    )
+    about = "how far the contrast is brought back to that without guidance: 0 not at all, 1 wholly"
+    number("guidance_rescale", 0.0, about, 0.0, 1.0)
     whole("clip_skip", 0, "last layers of the text encoder to skip; 1 is 'clip skip 2' of web interfaces", 0)
     about = "read (word:1.2) and [word] as weights, and encode a prompt of any length, as web interfaces do"
     flags.DEFINE_boolean("weighted_prompts", False, about, flag_values=values)
@@ -82,7 +77,7 @@ def define_flags() -> flags.FlagValues:
     text("image_prompt", None, "image to generate variations of, with an unCLIP checkpoint; its middle square is seen")
     whole("noise_level", 0, "of the noise on --image_prompt's embedding; more lets the images differ more", 0)
     define_lora_flags(values)
-    about = "textual inversion file (learned_embeds.safetensors), whose token then works in prompts; repeat for several"
+    about = "textual inversion file (learned_embeds.safetensors), whose token then works in prompts"
     flags.DEFINE_multi_string("embeds", None, about, flag_values=values)
     text("dtype", "float32", f"to compute in: {', '.join(_DTYPES)}")
     text("weights_dtype", None, "to keep the weights in; default --dtype")
