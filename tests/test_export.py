@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
@@ -118,6 +119,18 @@ def test_a_unet_that_a_training_script_left(checkpoint, tmp_path):
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out")
     theirs = trained.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in pipeline.unet.state_dict().items())
+
+
+def test_an_autoencoder_of_another_class_is_opened_as_such(checkpoint, tmp_path):
+    blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    taesd = AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    taesd.save_pretrained(tmp_path / "taesd")
+    out = tmp_path / "out"
+    assert export(f"--checkpoint={checkpoint('sd15')}", f"--vae={tmp_path / 'taesd'}", f"--out={out}") == 0
+    opened = DiffusionPipeline.from_pretrained(out).vae
+    assert type(opened) is AutoencoderTiny
+    assert all(torch.equal(tensor, taesd.state_dict()[name]) for name, tensor in opened.state_dict().items())
+    assert type(load_stable_diffusion(out).vae).__name__ == "AutoencoderTiny"
 
 
 def test_dtype_variant_and_another_autoencoder(checkpoint, tmp_path):

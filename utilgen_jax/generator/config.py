@@ -56,6 +56,11 @@ class SamplingConfig:
         """Height and width in pixels."""
         return self.height or self.image_size, self.width or self.image_size
 
+    @property
+    def num_calls(self) -> int:
+        """Calls of the UNet an image, from pure noise: 'heun' makes two a step but the last, 'pndm' one more."""
+        return self.steps + {"heun": self.steps - 1, "pndm": int(self.steps > 1)}.get(self.scheduler, 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig(SamplingConfig):

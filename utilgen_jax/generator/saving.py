@@ -103,6 +103,9 @@ def write_diffusers_folder(
                 _copy_texts(folder, partial / name)
             on_written(name)
         index = read_json(source.folder / INDEX)
+        for name, folder in (source.components or {}).items():
+            if class_name := checkpoints.load_config(folder).get("_class_name"):
+                index[name] = ["diffusers", class_name]
         index |= {name: [None, None] for name, kind in index.items() if isinstance(kind, list) and name not in names}
         if "safety_checker" in index:
             index["requires_safety_checker"] = False

@@ -77,7 +77,7 @@ class RunSize:
 
 # Program -> its calls.
 _CALLS: Mapping[str, Callable[[RunSize], float]] = {
-    "unet": lambda size: size.pools * size.batches(size.pool_size) * size.config.generator.steps,
+    "unet": lambda size: size.pools * size.batches(size.pool_size) * size.config.generator.num_calls,
     "sample": lambda size: size.batches(size.pools * size.pool_size),
     "guided_sample": lambda size: size.batches((1 - size.pools) * size.pool_size) if size.pools < 1 else 0,
     "per_image": lambda size: size.batches(size.pool_size),

@@ -13,6 +13,7 @@ from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.diffusion.samplers import SAMPLERS, invert, make_sampler, run_sampler, run_sampler_beside
 from utilgen_jax.diffusion.schedules import load_schedule
 from utilgen_jax.errors import InputError
+from utilgen_jax.generator.config import SamplingConfig
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 NOISE = jax.random.normal(jax.random.key(0), (3, 2, 2, 4))
@@ -181,8 +182,12 @@ def test_steps_without_gradients_store_nothing_and_few_with_gradients_are_unroll
     assert scan.params["length"] == 5 and scan.params["num_carry"] == len(scan.outvars)
 
 
-def test_the_config_offers_every_sampler():
+def test_the_config_offers_every_sampler_and_knows_its_calls():
     assert FIELDS["generator.scheduler"].choices == (*SAMPLERS, "checkpoint")
+    for name in SAMPLERS:
+        for steps in (1, 2, 7):
+            config = SamplingConfig(scheduler=name, steps=steps)
+            assert make_sampler(name, load_schedule(CONFIG), steps).num_calls == config.num_calls
 
 
 @pytest.mark.parametrize(
