@@ -30,7 +30,7 @@ options:
   bash launch/tpu_pod.sh delete
 
 The data and the workdir must lie on a disk that every worker sees, such as a mounted bucket or Filestore. After a preemption:
-delete, create, setup, and the same run again, which continues after its last finished stage.
+delete, create, setup, and the same run again, which continues where it was last saved.
 USAGE
 }
 

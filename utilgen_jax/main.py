@@ -4,8 +4,8 @@
   python -m utilgen_jax.main --config=configs/digits.py:method=vanilla,shots=5 --workdir=runs/vanilla
   python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_images --workdir=runs/mine
 
-Rerunning a command on its workdir continues after the last finished stage. Exit status: 0 done, 2 bad input,
-130 interrupted.
+Rerunning a command on its workdir continues where it was last saved: config.checkpoint_every_minutes ago at most, or at
+the step at which SIGTERM came. Exit status: 0 done, 2 bad input, 130 interrupted, 143 terminated.
 """
 
 import sys
@@ -73,7 +73,7 @@ def default_workdir(spec: str, config: Config) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command, also the console script `utilgen`, and returns its exit status; argv=None is sys.argv."""
-    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv))
+    return command_line.training_exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 if __name__ == "__main__":

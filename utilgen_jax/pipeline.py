@@ -1,6 +1,6 @@
 """A run on one page: each method's training data, its classifier, its accuracy; then summary and report.
 
-The result of each step is on disk; a run that is started again continues after the last finished one.
+The result of each step is on disk; a run that is started again continues where it was cut off.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.models.norms import FrozenBatchNorm
 from utilgen_jax.runtime import sharding
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.cross_fit import cross_fit
 
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=6, max_shift=0)
@@ -60,7 +61,7 @@ def features(examples):
 
 
 def train(classifier, *examples):
-    return train_classifier(classifier, CONFIG, *examples, jax.random.key(0), lambda step, loss: None)
+    return train_classifier(classifier, CONFIG, *examples, jax.random.key(0), TrainingLoop())
 
 
 def assert_close(found, expected, **tolerance):
@@ -131,7 +132,7 @@ def test_the_lookahead_goes_through_frozen_parts(toy):
     folds = cross_fit_folds(toy[0].labels, 2, 0)
 
     def value(classifier, real, pool):
-        arguments = real, pool, folds, jax.random.key(0), lambda *told, **scalars: None
+        arguments = real, pool, folds, jax.random.key(0), TrainingLoop()
         return cross_fit(classifier, CONFIG, VALUATION, "loss_network", *arguments)
 
     found, expected = value(HEAD_ONLY, *toy), value(ON_FEATURES, *map(features, toy))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
+from tests.cut_off import assert_goes_on
 from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.bilevel.examples import labelled
 from utilgen_jax.classifier.config import ClassifierConfig
@@ -22,14 +23,21 @@ from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.models.classifiers import SmallCNN
 from utilgen_jax.runtime import sharding
 from utilgen_jax.runtime.schedules import warmup_cosine
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 draw = jax.jit(draw_batch, static_argnums=0)
 
 
-def train(real, synthetic=None, seed=0, module=None, on_step=lambda step, loss: None, teachers=None, **changes):
+def train(real, synthetic=None, seed=0, module=None, loop=None, teachers=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     return train_classifier(
-        Classifier(module or TinyClassifier()), config, real, synthetic, jax.random.key(seed), on_step, teachers
+        Classifier(module or TinyClassifier()),
+        config,
+        real,
+        synthetic,
+        jax.random.key(seed),
+        loop or TrainingLoop(),
+        teachers,
     )
 
 
@@ -64,7 +72,13 @@ def test_balanced_softmax_learns_a_class_that_only_synthetic_images_show():
     real, (synthetic, _) = draw_set(4, seed=0)[0], draw_set(10, seed=1)
     known = real.take(np.flatnonzero(np.asarray(real.labels) != 3))
     losses = []
-    train(known, synthetic, loss="balanced_softmax", steps=2, on_step=lambda step, loss: losses.append(float(loss)))
+    train(
+        known,
+        synthetic,
+        loss="balanced_softmax",
+        steps=2,
+        loop=TrainingLoop(lambda step, loss: losses.append(float(loss))),
+    )
     assert np.isfinite(losses).all()
 
 
@@ -88,7 +102,7 @@ def test_mixed_images_teach_too_and_weight_zero_stays_without_influence(mixing):
             weighted,
             mixing=mixing,
             steps=3,
-            on_step=lambda step, loss, reported=reported: reported.append(float(loss)),
+            loop=TrainingLoop(lambda step, loss, reported=reported: reported.append(float(loss))),
         )
     assert losses[0] == losses[1]
 
@@ -101,7 +115,7 @@ def initial_params(*seeds):
 
 def first_loss(*arguments, **changes):
     losses = []
-    train(*arguments, steps=1, on_step=lambda step, loss: losses.append(float(loss)), **changes)
+    train(*arguments, steps=1, loop=TrainingLoop(lambda step, loss: losses.append(float(loss))), **changes)
     return losses[0]
 
 
@@ -195,7 +209,7 @@ def test_the_loss_is_the_weighted_mean_of_the_batch():
     synthetic, _ = draw_set(5, seed=1)
     synthetic = dataclasses.replace(synthetic, weights=np.linspace(0, 2, 20, dtype=np.float32))
     seen = []
-    train(real, synthetic, seed=4, steps=3, on_step=lambda step, loss: seen.append((step, float(loss))))
+    train(real, synthetic, seed=4, steps=3, loop=TrainingLoop(lambda step, loss: seen.append((step, float(loss)))))
     assert [step for step, _ in seen] == [1, 2, 3]
 
     key = jax.random.key(4)
@@ -227,7 +241,7 @@ def test_it_learns_an_easy_problem(module):
     real, _ = draw_set(4, seed=0)
     test, _ = draw_set(50, seed=2)
     losses = []
-    params = train(real, module=module, on_step=lambda step, loss: losses.append(float(loss)))
+    params = train(real, module=module, loop=TrainingLoop(lambda step, loss: losses.append(float(loss))))
     assert accuracy(params, test, module) > 0.95
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
@@ -320,7 +334,11 @@ def losses_of_the_small_cnn() -> list[float]:
         shots = draw_set(30, seed=0)[0]
         real = sharding.replicate(labelled(shots.inputs, shots.labels, 10))
         train(
-            real, module=SmallCNN(10, 8), steps=6, batch_size=64, on_step=lambda step, loss: losses.append(float(loss))
+            real,
+            module=SmallCNN(10, 8),
+            steps=6,
+            batch_size=64,
+            loop=TrainingLoop(lambda step, loss: losses.append(float(loss))),
         )
     return losses
 
@@ -356,3 +374,17 @@ def test_sgd_has_momentum_and_weight_decay_as_torchs_has():
         updates, state = optimizer.update(3 * params**2, state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, weight.detach().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_training_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, optimizer):
+    real, synthetic = draw_set(4, seed=0)[0], draw_set(8, seed=1)[0]
+    changes = {"steps": 6, "mixing": "cutmix", "optimizer": optimizer}
+    assert_goes_on(lambda loop: train(real, synthetic, loop=loop, **changes), tmp_path, cut_after=4)
+
+
+def test_on_several_devices_too(tmp_path):
+    real, synthetic = draw_set(4, seed=0)[0], draw_set(8, seed=1)[0]
+    with jax.set_mesh(sharding.make_mesh(fsdp=2)):
+        real, synthetic = sharding.replicate((real, synthetic))
+        assert_goes_on(lambda loop: train(real, synthetic, loop=loop, steps=5), tmp_path, cut_after=3)

@@ -35,6 +35,7 @@ from utilgen_jax.methods.datadream import DataDreamConfig, DataDreamPool
 from utilgen_jax.methods.difficulty import DifficultyConfig
 from utilgen_jax.methods.utilgen import UtilGenPool
 from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.cross_fit import make_weighting, predict_weights
 
 TOKENS = UtilGenPool(dpo=False, prompts=False, noise=False)
@@ -52,10 +53,6 @@ def with_prompts(pool, prompts):
 def assert_equal(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, expected))
-
-
-def no_log(*arguments, **scalars):
-    """Logs nothing."""
 
 
 # What the trainings are given. Encoders and trainings take no time: latents are the images themselves.
@@ -122,7 +119,7 @@ def test_lora_learns_from_shots_and_prior_images(given):
     experiment, prior = given.make(), random_pool(7)
     config = LoraConfig(steps=3)
     adapter = experiment.adapters.train_lora(NamedPool(), config, prior)
-    sd, embeds, shots, prior_set, used, key, on_step = given.calls["train_lora"]
+    sd, embeds, shots, prior_set, used, key, loop = given.calls["train_lora"]
     assert sd.name == "sd" and used is config and same_key(key, experiment, Key.LORA)
     np.testing.assert_array_equal(embeds, states(sd, experiment.word_prompts))
     assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels)
@@ -166,7 +163,7 @@ def test_crops_stand_in_for_the_shots_with_labels_and_difficulties(given):
 def test_each_class_has_a_lora_of_its_shots_alone(given, monkeypatch):
     experiment, prior, seen = given.make("datadream"), random_pool(6), []
 
-    def train(sd, prompts, shots, prior_set, config, key, on_step):
+    def train(sd, prompts, shots, prior_set, config, key, loop):
         seen.append(
             (np.unique(shots.labels).tolist(), np.unique(prior_set.labels).tolist(), config.steps, len(prompts))
         )
@@ -200,7 +197,7 @@ def test_difficulties_go_with_their_images_easy_and_hard_ones_equally_often(give
 def test_class_tokens_learn_from_the_template_with_the_token(given):
     experiment, prior = given.make("utilgen", prompts__template="one {class}"), random_pool(5)
     experiment.adapters.learn_class_tokens(prior)
-    sd, prompts, initial, shots, prior_set, config, key, on_step = given.calls["train_textual_inversion"]
+    sd, prompts, initial, shots, prior_set, config, key, loop = given.calls["train_textual_inversion"]
     assert sd.name == "sd" and prompts == ["one <class-0>", "one <class-1>"] and initial == ("embeds of", "zero", "one")
     assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels)
     assert is_set_of(prior_set, to_float(prior.images), prior.labels)
@@ -235,7 +232,7 @@ def test_dpo_pairs_useful_images_of_a_class_with_useless_ones(given, round_numbe
     pool = with_prompts(random_pool(8, TOKENS, adapter=reference, round=round_number), ["longer", "a", "bcd", None])
     weights = np.array([0.8, 0.1, 0.6, 0.2, 0.4, 0.9, 0.2, 0.3])
     adapter = experiment.adapters.train_dpo(TOKENS, pool, weights)
-    sd, start, pairs, config, key, on_step = given.calls["train_dpo"]
+    sd, start, pairs, config, key, loop = given.calls["train_dpo"]
     assert sd.name == "sd_with_tokens" and start is reference and config == experiment.config.section(DpoConfig)
     assert same_key(key, experiment, Key.DPO, round_number)
     # Class 0 is 0, 2, 4, 6; class 1 is 1, 3, 5, 7.
@@ -330,7 +327,7 @@ def test_a_lora_is_the_librarys(generator):
     shots = encoded(sd, to_float(experiment.generator_shots), experiment.split.real.labels)
     prior_set = encoded(sd, to_float(prior.images), prior.labels)
     embeds = encode_prompts(sd, ["a photo of the digit zero", "a photo of the digit one"])
-    expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), no_log)
+    expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), TrainingLoop())
     assert_equal(experiment.adapters.train_lora(NamedPool(), config, prior), expected)
     # Other prior images make another LoRA.
     other = experiment.adapters.train_lora(NamedPool("other"), config, random_pool(7))
@@ -347,7 +344,7 @@ def test_a_difficulty_encoder_is_the_librarys(generator, monkeypatch):
     prior_set = encoded(sd, to_float(prior.images), prior.labels, of_prior).take(np.arange(24) % 5)
     shots = encoded(sd, to_float(experiment.generator_shots), experiment.split.real.labels, of_shots)
     embeds = encode_prompts(sd, experiment.word_prompts)
-    expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), no_log)
+    expected = train_lora(sd, embeds, shots, prior_set, config, key_of(3), TrainingLoop())
     assert expected.difficulty_encoder is not None
     found = experiment.adapters.train_lora(NamedPool(), config, prior, (of_shots, of_prior))
     assert_equal(found, expected)
@@ -366,7 +363,7 @@ def test_class_tokens_are_the_librarys(generator):
         encoded(sd, to_float(prior.images), prior.labels),
         config,
         key_of(5),
-        no_log,
+        TrainingLoop(),
     )
     for run in (experiment, generator("utilgen")):
         run.adapters.learn_class_tokens(prior)
@@ -390,7 +387,7 @@ def test_dpo_is_the_librarys(generator):
         winners=jnp.array([6, 7]),
         losers=jnp.array([0, 1]),
     )
-    expected = train_dpo(sd, Adapter(), replicate(pairs), config, jax.random.fold_in(key_of(6), 1), no_log)
+    expected = train_dpo(sd, Adapter(), replicate(pairs), config, jax.random.fold_in(key_of(6), 1), TrainingLoop())
     assert_equal(experiment.adapters.train_dpo(NamedPool(), pool, weights), expected)
 
 

@@ -18,6 +18,7 @@ from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.methods import METHODS, Method
 from utilgen_jax.pool.plan import in_rounds
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.saflex import SaflexClassifier
 
@@ -27,7 +28,7 @@ def trained(monkeypatch):
     """The arguments of each training, which takes no time; parameters say which training they are of."""
     calls = []
 
-    def train(classifier, config, real, synthetic, key, on_step, teachers=None):
+    def train(classifier, config, real, synthetic, key, loop, teachers=None):
         calls.append((classifier, config, real, synthetic, key, teachers))
         return {"layer": {"bias": np.full(2, len(calls), np.float32)}}
 
@@ -117,7 +118,7 @@ def test_training_is_the_librarys(make_experiment):
     params = experiment.classifiers.train(METHODS["vanilla"], synthetic)
     key = jax.random.fold_in(jax.random.key(0), 1)
     expected = train_classifier(
-        experiment.classifier, experiment.classifier_config, experiment.real, synthetic, key, lambda step, loss: None
+        experiment.classifier, experiment.classifier_config, experiment.real, synthetic, key, TrainingLoop()
     )
     jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, expected))
 
@@ -126,7 +127,7 @@ def test_saflex_trains_with_the_experiments_shots_folds_and_settings(make_experi
     experiment = make_experiment("saflex", saflex__memory=0.25, classifier__mixing="cutmix")
     calls, synthetic = [], experiment.examples(random_pool(6))
 
-    def train(classifier, program, shots, pool, key, on_step):
+    def train(classifier, program, shots, pool, key, loop):
         calls.append((classifier, program, shots, pool, key))
         found = np.linspace(0, 1, 6, dtype=np.float32)
         return SaflexClassifier({"layer": {"bias": np.ones(2, np.float32)}}, found, np.stack([found, 1 - found], 1))
@@ -149,7 +150,7 @@ def test_saflex_trains_with_the_experiments_shots_folds_and_settings(make_experi
 def test_a_classifier_practises_on_the_first_folds_other_shots(make_experiment, monkeypatch):
     calls, start = [], {"layer": {"bias": np.zeros(2, np.float32)}}
 
-    def train(classifier, config, patience, examples, params, key, on_step):
+    def train(classifier, config, patience, examples, params, key, loop):
         calls.append((config, patience, examples, params, key))
         return Practised({"layer": {"bias": np.ones(2, np.float32)}}, np.array([0.5, 0.75], np.float32))
 
@@ -208,7 +209,7 @@ def test_cross_fitted_difficulty_takes_the_experiments_folds(make_experiment, mo
     experiment = make_experiment("difficulty")
     calls, pool = [], random_pool(6)
 
-    def measure(classifier, config, real, synthetic, folds, key, on_step):
+    def measure(classifier, config, real, synthetic, folds, key, loop):
         calls.append((classifier, config, real, folds, key))
         return np.full(len(real), 0.25, np.float32), np.linspace(0, 1, len(synthetic), dtype=np.float32)
 

@@ -66,10 +66,9 @@ def test_training_is_logged_under_the_stage_that_is_computed(make_experiment):
     experiment = make_experiment(log_every_steps=2)
 
     def compute():
-        with experiment.log(3) as on_step:
-            for step in (1, 2, 3):
-                on_step(step, jax.numpy.float32(step))
-        return {"value": np.zeros(1)}
+        with experiment.training_loop(3) as loop:
+            state = loop.run(np.zeros(1), 3, lambda state, step: (state + 1, {"loss": jax.numpy.float32(step + 1)}))
+        return {"value": state}
 
     experiment.stages.run("the_stage", dict, compute)
     entries = [json.loads(line) for line in (experiment.workdir / "metrics.jsonl").read_text().splitlines()]

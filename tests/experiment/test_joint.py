@@ -71,7 +71,7 @@ def test_without_the_gate_the_compiled_update_is_the_same(given):
 def test_training_gets_shots_pool_and_prompts_with_their_features(given):
     experiment, plain = given.make(), random_pool(8)
     experiment.joint.train(NamedPool(), plain, None, ("lora",))
-    classifier, program, sd, data, folds, start, key, on_step = given.calls["train_jointly"]
+    classifier, program, sd, data, folds, start, key, loop = given.calls["train_jointly"]
     assert classifier is experiment.classifier and folds is experiment.folds and start is None
     assert sd == "the checkpoint"
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(experiment.key(Key.JOINT)))

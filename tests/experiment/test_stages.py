@@ -11,7 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.stages import StageCache, read_result, step
+from utilgen_jax.runtime import termination
+from utilgen_jax.runtime.state_folder import Saving
 from utilgen_jax.runtime.threads import run_at_once
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -166,3 +169,47 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     assert StageCache(folder).run("train", dict, result)["count"] == 3
     assert not folder.exists()
+
+
+def counted(stages, seen, cut_after=9):
+    """A stage of five steps that ends after `cut_after`; adds the steps that it does to `seen`."""
+
+    def on_step(step, loss):
+        seen.append(step)
+        if step == cut_after:
+            raise KeyboardInterrupt
+
+    def compute():
+        loop = TrainingLoop(on_step, stages.saved)
+        return loop.run({"x": np.zeros(1)}, 5, lambda state, step: ({"x": 3 * state["x"] + step}, {"loss": 0.0}))
+
+    return stages.run("train", dict, compute)
+
+
+def test_a_stage_that_was_cut_off_goes_on_and_leaves_nothing_beside_its_result(tmp_path, capsys):
+    saving, seen = Saving(every_seconds=0.0), []
+    with pytest.raises(KeyboardInterrupt):
+        counted(StageCache(tmp_path, saving), seen, cut_after=4)
+    assert [file.name for file in tmp_path.iterdir()] == ["train.partial"]
+    result = counted(StageCache(tmp_path, saving), seen)
+    assert seen == [1, 2, 3, 4, 4, 5] and "train: goes on after step 3 of 5" in capsys.readouterr().err
+    np.testing.assert_array_equal(result["x"], counted(StageCache(tmp_path / "other"), [])["x"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "train.safetensors"]
+
+
+def test_a_state_beside_a_result_goes(tmp_path):
+    StageCache(tmp_path).run("train", dict, result)
+    (tmp_path / "train.partial").mkdir()  # killed just before it was removed
+    StageCache(tmp_path).run("train", dict, never)
+    assert [file.name for file in tmp_path.iterdir()] == ["train.safetensors"]
+
+
+def test_no_state_without_a_stage(tmp_path):
+    with pytest.raises(RuntimeError, match="no stage is computed"):
+        StageCache(tmp_path).saved  # noqa: B018
+
+
+def test_after_sigterm_no_stage_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(termination._requested, "is_set", lambda: True)
+    with pytest.raises(termination.Terminated):
+        StageCache(tmp_path).run("train", dict, never)

@@ -147,7 +147,7 @@ def predicted(monkeypatch):
     """The calls of the ensemble, which takes images of 'zero' and 'l' for their class and 'one' for both."""
     calls = []
 
-    def predict(classifier, config, real, images, keys, on_step):
+    def predict(classifier, config, real, images, keys, loop):
         calls.append((config, real, len(keys)))
         # Classes in turn, the words of each in turn, as far as a class has any left: 6 images of zero, 9 of one.
         own = {0: [0.9, 0.2], 1: [0.5, 0.1, 0.7]}

@@ -14,7 +14,7 @@ from tests.diffusers_checkpoint import write_tiny_stable_diffusion
 from utilgen_jax.finetune import train as training
 from utilgen_jax.finetune.__main__ import main
 from utilgen_jax.generator.loading import load_stable_diffusion
-from utilgen_jax.runtime.saved_state import SavedState
+from utilgen_jax.runtime.state_folder import Saving, StateFolder
 from utilgen_jax.sample.__main__ import main as sample
 
 SMALL = ("--image_size=16", "--batch_size=2", "--rank=2", "--learning_rate=0.05")
@@ -113,7 +113,7 @@ def test_a_token_opens_in_diffusers_and_in_our_sampler(checkpoint, photos, tmp_p
 def test_a_training_that_was_cut_off_continues_with_the_same_bits(checkpoint, photos, tmp_path, monkeypatch, capsys):
     arguments = ("--prompt=a {class}", "--steps=6")
     assert run(checkpoint, photos, tmp_path / "whole", *arguments) == 0
-    monkeypatch.setattr(training, "_saved", lambda out: SavedState(out / "training", every_seconds=0.0))
+    monkeypatch.setattr(training, "_states", lambda out: StateFolder(out / "training", Saving(every_seconds=0.0)))
     told = training._told
 
     def cut(progress, steps):

@@ -8,6 +8,7 @@ from tests.toy_images import CONFIG, TinyClassifier, draw_set
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.joint.gate import Gate, compare_pools
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
 @pytest.mark.parametrize(("gains", "is_open"), [([0.1, 0.3, 0.2], True), ([0.5, -0.4, 0.0], False), ([-1, -2], False)])
@@ -33,7 +34,7 @@ def test_right_images_are_preferred_to_wrong_ones_and_neither_to_itself():
             pools,
             folds,
             jax.random.key(0),
-            lambda step, loss: seen.append(step),
+            TrainingLoop(lambda step, loss: seen.append(step)),
         )
 
     gate = compare(wrong, right)

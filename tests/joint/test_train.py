@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.cut_off import assert_goes_on
 from tests.generator import toy
 from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data
 from tests.toy_images import NUM_CLASSES
@@ -16,6 +17,7 @@ from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.joint.program import LEVELS
 from utilgen_jax.joint.step import first_inputs
 from utilgen_jax.joint.train import num_steps, predict_weights, train_jointly
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 PARTS = {
     "weights": lambda result: result.weighting["network"],
@@ -25,11 +27,13 @@ PARTS = {
 }
 
 
-def train(seed=0, joint=None, start=None, on_step=lambda step, loss, *rest, **scalars: None, data=None, **changes):
+def train(seed=0, joint=None, start=None, loop=None, data=None, **changes):
     data = make_data() if data is None else data
     program = dataclasses.replace(PROGRAM, joint=joint or JOINT, **changes)
     folds = cross_fit_folds(np.asarray(data.real.labels), 2, 0)
-    return train_jointly(CLASSIFIER, program, toy.make_toy(), data, folds, start, jax.random.key(seed), on_step)
+    return train_jointly(
+        CLASSIFIER, program, toy.make_toy(), data, folds, start, jax.random.key(seed), loop or TrainingLoop()
+    )
 
 
 def start_of(result, level):
@@ -106,7 +110,7 @@ def test_it_can_start_from_another_adapter(trained):
 def test_steps_are_told_plain_ones_first_and_every_mth_is_of_both_levels():
     seen = []
     joint = dataclasses.replace(JOINT, steps=8, outer_every=2)
-    train(joint=joint, on_step=lambda step, loss, *rest, **scalars: seen.append((step, "penalty" in scalars)))
+    train(joint=joint, loop=TrainingLoop(lambda step, loss, **scalars: seen.append((step, "penalty" in scalars))))
     plain = 2 * JOINT.plain_steps
     assert [step for step, _ in seen] == list(range(1, plain + 9))
     assert num_steps(dataclasses.replace(PROGRAM, joint=joint), 2) == plain + 8
@@ -136,3 +140,10 @@ def test_useless_images_get_small_weights_and_their_attribute_becomes_less_proba
     assert weights.shape == losses.shape == (2, len(data.pool))
     is_wrong = np.asarray(data.pool.attributes)[:, 1] == 1
     assert (weights[:, ~is_wrong].mean(1) > weights[:, is_wrong].mean(1) + 0.1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut_after", [3, 7])
+def test_an_update_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, cut_after):
+    # Two folds of two plain steps, then the joint ones.
+    assert_goes_on(lambda loop: train(loop=loop), tmp_path, cut_after)

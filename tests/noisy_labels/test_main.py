@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cut_off import assert_goes_on
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_images
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_uint8
 from utilgen_jax.errors import InputError
 from utilgen_jax.noisy_labels import __main__ as noisy_labels
 from utilgen_jax.noisy_labels import report as noisy_label_report
+from utilgen_jax.noisy_labels.draws import pack, unpack
 from utilgen_jax.noisy_labels.train import WEIGHTINGS, NoisyTrainingConfig, train_and_evaluate
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 NAMES = "one,two,three,four"
 CLASSES = np.arange(400) % NUM_CLASSES
@@ -89,26 +92,33 @@ def test_weightings_detect_wrong_labels_and_a_second_run_resumes(arguments, tmp_
     assert "--noise: 0.4 before, 0.3 now" in message and "--seed: 0 before, 1 now" in message
 
 
-@pytest.mark.slow
-def test_only_uniform_trains_on_the_validation_images(monkeypatch):
-    images = to_uint8(draw_images(CLASSES[:64], 0))
+def small_data(images):
     labels = CLASSES[:64].astype(np.int32)
     names = tuple(NAMES.split(","))
     everything = noisy_label_report.LabelledImages(images, labels, tuple(map(str, range(64))), names)
-    data = noisy_label_report.NoisyData(
+    return noisy_label_report.NoisyData(
         train=everything.take(range(32)),
         is_wrong=np.zeros(32, bool),
         validation=everything.take(range(32, 64)),
         test=everything.take(range(8)),
     )
-    seen = []
-    monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
+
+
+def short_training(**changes):
     rates = {"learning_rate": 0.1, "weight_decay": 0.0, "outer_learning_rate": 1e-3}
     sizes = {"steps": 4, "plain_steps": 0, "batch_size": 16, "validation_batch_size": 16, "outer_every": 1}
-    config = NoisyTrainingConfig(**sizes, **rates, label_probability=0.5, temperature=0.5, augment="none", seed=0)
+    others = {"label_probability": 0.5, "temperature": 0.5, "augment": "none", "seed": 0}
+    return NoisyTrainingConfig(**sizes | rates | others | changes)
+
+
+@pytest.mark.slow
+def test_only_uniform_trains_on_the_validation_images(monkeypatch):
+    images = to_uint8(draw_images(CLASSES[:64], 0))
+    data, config, seen = small_data(images), short_training(), []
+    monkeypatch.setitem(AUGMENTATIONS, "none", lambda images, rng: seen.extend(images) or images)
     for name, expected in (("uniform", images), ("loss_network", images[:32])):
         seen.clear()
-        train_and_evaluate(TinyClassifier(), name, config, data, lambda *arguments, **scalars: None)
+        train_and_evaluate(TinyClassifier(), name, config, data, TrainingLoop())
         assert {image.tobytes() for image in seen} == {image.tobytes() for image in expected}
 
 
@@ -172,3 +182,21 @@ def test_help_names_all_choices(capsys):
     assert noisy_labels.main(["noisy_labels", "--help"]) == 0
     text = capsys.readouterr().out
     assert not [name for name in (*WEIGHTINGS, *AUGMENTATIONS) if name not in text]
+
+
+@pytest.mark.parametrize("name", ["loss_network", "saflex"])
+def test_a_training_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, name):
+    data = small_data(to_uint8(draw_images(CLASSES[:64], 0)))
+    # Two batches an epoch: the order of one that has begun is kept, and where NumPy's generators stand.
+    config = short_training(steps=6, plain_steps=1, outer_every=2, augment="flip_crop")
+    assert_goes_on(lambda loop: train_and_evaluate(TinyClassifier(), name, config, data, loop), tmp_path, cut_after=4)
+
+
+def test_a_generator_goes_on_where_it_stood():
+    rng = np.random.default_rng((3, 1))
+    rng.integers(5, size=3, dtype=np.int32)  # leaves half of a 64-bit number for the next
+    again = unpack(pack(rng))
+    assert (
+        rng.integers(2**31, size=5, dtype=np.int32).tolist() == again.integers(2**31, size=5, dtype=np.int32).tolist()
+    )
+    assert rng.random() == again.random()

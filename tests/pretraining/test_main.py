@@ -55,7 +55,7 @@ def test_the_command_makes_a_checkpoint_and_continues_after_an_interruption(run,
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "train_unet", interrupt)
         assert run(f"--out={out}", "--shrink=10", "--seed=1") == 130
-    assert "continues after the last finished stage" in capsys.readouterr().err
+    assert "continues where it was last saved" in capsys.readouterr().err
     finished = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     parts = {"text_encoder", "text_projection", "image_encoder", "vae", "image_normalizer"}
     assert {path.parent.name for path in finished} == parts

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from tests import toy_images
+from tests.cut_off import assert_goes_on
 from tests.toy_images import NUM_CLASSES, VALUATION, TinyClassifier, draw_images, draw_set
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.model import Classifier
@@ -15,6 +16,7 @@ from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
 from utilgen_jax.runtime import sharding
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.cross_fit import agreement, cross_fit, predict_weights
 
 # So many steps are never done: valuation has its own numbers.
@@ -30,12 +32,14 @@ def value(
     seed=0,
     config=CONFIG,
     valuation=VALUATION,
-    on_step=lambda step, loss, *rest, **scalars: None,
+    loop=None,
     weighting="loss_network",
 ):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
     settings = config, valuation, weighting
-    return cross_fit(Classifier(TinyClassifier()), *settings, real, pool, folds, jax.random.key(seed), on_step)
+    return cross_fit(
+        Classifier(TinyClassifier()), *settings, real, pool, folds, jax.random.key(seed), loop or TrainingLoop()
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +59,7 @@ def toy():
 def valued(toy):
     """The toy pool's value, and what each step reported."""
     seen = []
-    return value(*toy, on_step=lambda step, loss, *rest, **scalars: seen.append((step, float(loss), scalars))), seen
+    return value(*toy, loop=TrainingLoop(lambda step, loss, **scalars: seen.append((step, float(loss), scalars)))), seen
 
 
 @pytest.mark.slow
@@ -158,7 +162,7 @@ def test_a_fold_starts_from_a_classifier_of_its_shots_and_the_pool(toy):
     result = value(real, pool, folds, valuation=valuation)
     config, key = dataclasses.replace(CONFIG, steps=7), jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1)
     train = real.take(folds[1].train_indices)
-    expected = train_classifier(Classifier(TinyClassifier()), config, train, pool, key, lambda step, loss: None)
+    expected = train_classifier(Classifier(TinyClassifier()), config, train, pool, key, TrainingLoop())
     jax.tree.map(
         lambda found, kernel: np.testing.assert_allclose(found[1], kernel, atol=1e-5),
         result.fold_models["classifier"],
@@ -233,3 +237,10 @@ def test_a_feature_network_sees_the_attributes():
     valuation = dataclasses.replace(VALUATION, steps=100, hidden=50, learning_rate=0.005)
     result = value(real, pool, config=config, valuation=valuation, weighting="feature_network")
     assert roc_auc_score(~is_wrong, result.weights) > 0.95
+
+
+@pytest.mark.parametrize("cut_after", [4, 8, 11])
+def test_a_valuation_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, cut_after):
+    real, pool = draw_set(4, seed=0)[0], draw_set(8, seed=1)[0]
+    # Two folds: two plain steps of each, then four of each in turn that learn weights.
+    assert_goes_on(lambda loop: value(real, pool, loop=loop), tmp_path, cut_after)

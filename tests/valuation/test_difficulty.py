@@ -12,6 +12,7 @@ from utilgen_jax.bilevel.examples import labelled
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.splits import cross_fit_folds
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.difficulty import balanced_resample, cross_fitted_difficulty, difficulty
 
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=5)
@@ -62,9 +63,9 @@ def toy():
     return draw_set(3, seed=0)[0], labelled(draw_images(labels, seed=1), labels, NUM_CLASSES)
 
 
-def measure(toy, num_folds, config=CONFIG, on_step=lambda step, loss: None):
+def measure(toy, num_folds, config=CONFIG, loop=None):
     folds = cross_fit_folds(np.asarray(toy[0].labels), num_folds, 0)
-    return cross_fitted_difficulty(CLASSIFIER, config, *toy, folds, KEY, on_step)
+    return cross_fitted_difficulty(CLASSIFIER, config, *toy, folds, KEY, loop or TrainingLoop())
 
 
 def images_of(examples):
@@ -75,7 +76,7 @@ def images_of(examples):
 def test_no_image_is_measured_by_a_classifier_that_was_trained_on_it(toy, num_folds, monkeypatch):
     trained, measured = [], []
 
-    def train(classifier, config, real, synthetic, key, on_step):
+    def train(classifier, config, real, synthetic, key, loop):
         trained.append(images_of(real.inputs) | images_of(synthetic.inputs))
         return len(trained) - 1
 
@@ -106,9 +107,7 @@ def test_cross_fitted_difficulties_by_hand(toy):
     expected_real, expected_pool = np.zeros(12), np.zeros(22)
     for number, fold in enumerate(folds):
         others = pool.take(np.flatnonzero(fold_of_pool != number))
-        params = train_classifier(
-            CLASSIFIER, CONFIG, real.take(fold.train_indices), others, KEY, lambda step, loss: None
-        )
+        params = train_classifier(CLASSIFIER, CONFIG, real.take(fold.train_indices), others, KEY, TrainingLoop())
         for part, expected, chosen in (
             (real, expected_real, fold.validation_indices),
             (pool, expected_pool, np.flatnonzero(fold_of_pool == number)),
@@ -126,5 +125,5 @@ def test_cross_fitted_difficulties_by_hand(toy):
 
 def test_steps_are_counted_over_the_folds(toy):
     seen = []
-    measure(toy, 2, dataclasses.replace(CONFIG, steps=2), lambda step, loss: seen.append(step))
+    measure(toy, 2, dataclasses.replace(CONFIG, steps=2), TrainingLoop(lambda step, loss: seen.append(step)))
     assert seen == [1, 2, 3, 4]

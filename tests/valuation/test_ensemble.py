@@ -7,10 +7,12 @@ import pytest
 from scipy.special import softmax
 
 from tests import toy_images
+from tests.cut_off import assert_goes_on
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.config import EnsembleConfig
 from utilgen_jax.valuation.ensemble import ensemble_labels, ensemble_steps
 from utilgen_jax.valuation.noise_transition import class_posterior
@@ -27,15 +29,15 @@ def toy():
     return draw_set(3, seed=0)[0], draw_set(8, seed=1, wrong=0.25)[0].take(IN_TURN)
 
 
-def label(toy, ensemble, config=CONFIG, on_step=lambda step, loss: None):
-    return ensemble_labels(CLASSIFIER, config, ensemble, *toy, KEY, on_step)
+def label(toy, ensemble, config=CONFIG, loop=None):
+    return ensemble_labels(CLASSIFIER, config, ensemble, *toy, KEY, loop or TrainingLoop())
 
 
 def say(real, others, images, member, config=CONFIG):
     """What a classifier of the real and other images says of images, float32 [N, K]."""
     config = dataclasses.replace(config, mixing="none")
     key = jax.random.fold_in(KEY, member)
-    params = train_classifier(CLASSIFIER, config, real, others, key, lambda step, loss: None)
+    params = train_classifier(CLASSIFIER, config, real, others, key, TrainingLoop())
     return softmax(predict_logits(CLASSIFIER, params, images.inputs, 500), axis=-1)
 
 
@@ -96,5 +98,10 @@ def test_an_image_is_not_labelled_by_a_classifier_that_was_trained_on_it(toy, mo
 def test_steps_are_counted_over_the_members(toy):
     seen, config = [], dataclasses.replace(CONFIG, steps=2)
     ensemble = EnsembleConfig(members=2, pool_members=2)
-    label(toy, ensemble, config, lambda step, loss: seen.append(step))
+    label(toy, ensemble, config, TrainingLoop(lambda step, loss: seen.append(step)))
     assert seen == list(range(1, 21)) and ensemble_steps(config, ensemble) == 20
+
+
+def test_ensembles_that_were_cut_off_go_on_with_the_same_bits(toy, tmp_path):
+    ensemble, config = EnsembleConfig(members=1, pool_members=1), dataclasses.replace(CONFIG, steps=3)
+    assert_goes_on(lambda loop: label(toy, ensemble, config, loop), tmp_path, cut_after=11)

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests import toy_images
+from tests.cut_off import assert_goes_on
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_images, draw_set
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import WeightingInputs, saflex
@@ -15,6 +16,7 @@ from utilgen_jax.classifier.dataset import StepKey, draw_batch, draw_synthetic, 
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.data.splits import Fold, cross_fit_folds
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.cross_fit import smoothed
 from utilgen_jax.valuation.saflex import SaflexProgram, train_saflex
@@ -25,12 +27,10 @@ DEFAULTS = SaflexConfig()
 LABELS = np.repeat(np.arange(NUM_CLASSES), 6)
 
 
-def train(
-    real, pool, config=CONFIG, settings=DEFAULTS, folds=None, seed=0, on_step=lambda step, loss, *rest, **scalars: None
-):
+def train(real, pool, config=CONFIG, settings=DEFAULTS, folds=None, seed=0, loop=None):
     folds = cross_fit_folds(real.labels, 2, 0) if folds is None else folds
     program, key = SaflexProgram(config, settings), jax.random.key(seed)
-    return train_saflex(CLASSIFIER, program, (real, folds), pool, key, on_step)
+    return train_saflex(CLASSIFIER, program, (real, folds), pool, key, loop or TrainingLoop())
 
 
 def largest_difference(first, second):
@@ -64,7 +64,7 @@ def test_wrong_labels_are_found_and_the_classifier_is_better_for_it(memory):
     accuracy = {
         name: (predict_logits(CLASSIFIER, params, test.inputs, 400).argmax(-1) == test.labels).mean()
         for name, params in {
-            "plain": train_classifier(CLASSIFIER, only, real, pool, jax.random.key(0), lambda step, loss: None),
+            "plain": train_classifier(CLASSIFIER, only, real, pool, jax.random.key(0), TrainingLoop()),
             "saflex": train(real, pool, only, SaflexConfig(memory=memory)).params,
         }.items()
     }
@@ -76,13 +76,13 @@ def test_plain_steps_are_those_of_all_methods(toy, changes):
     config = dataclasses.replace(CONFIG, **changes)
     losses = []
 
-    def on_step(step, loss, *rest, **scalars):
+    def on_step(step, loss, **scalars):
         losses.append(float(loss))
 
-    found = train(*toy, config, SaflexConfig(plain_fraction=1.0), on_step=on_step)
+    found = train(*toy, config, SaflexConfig(plain_fraction=1.0), loop=TrainingLoop(on_step))
     expected = []
     params = train_classifier(
-        CLASSIFIER, config, *toy, jax.random.key(0), lambda step, loss: expected.append(float(loss))
+        CLASSIFIER, config, *toy, jax.random.key(0), TrainingLoop(lambda step, loss: expected.append(float(loss)))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.params, params)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -198,3 +198,10 @@ def test_all_settings_of_the_classifiers_training_are_obeyed(toy):
         assert name == "plain" or largest_difference(each.params, found["plain"].params) > 1e-4
     assert largest_difference(found["plain"], train(*toy, CONFIG, settings)) == 0
     assert largest_difference(found["plain"], train(*toy, CONFIG, settings, seed=1)) > 1e-3
+
+
+@pytest.mark.parametrize("cut_after", [2, 4])
+def test_a_training_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, cut_after):
+    real, pool = draw_set(4, seed=0)[0], draw_set(8, seed=1)[0]
+    settings = SaflexConfig(plain_fraction=0.5)
+    assert_goes_on(lambda loop: train(real, pool, settings=settings, loop=loop), tmp_path, cut_after)

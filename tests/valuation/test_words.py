@@ -9,6 +9,7 @@ from tests import toy_images
 from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_set
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.ensemble import predict_by_ensemble
 from utilgen_jax.valuation.words import choose_words
 
@@ -21,11 +22,12 @@ def test_predictions_are_the_mean_of_classifiers_of_the_shots():
     keys = jax.random.split(jax.random.key(7), 2)
     parts = []
     for key in keys:
-        params = train_classifier(CLASSIFIER, CONFIG, real, None, key, lambda step, loss: None)
+        params = train_classifier(CLASSIFIER, CONFIG, real, None, key, TrainingLoop())
         parts.append(softmax(predict_logits(CLASSIFIER, params, pool.inputs, 500), axis=-1))
     assert np.abs(parts[0] - parts[1]).max() > 0.01
     steps = []
-    found = predict_by_ensemble(CLASSIFIER, CONFIG, real, pool.inputs, keys, lambda step, loss: steps.append(step))
+    loop = TrainingLoop(lambda step, loss: steps.append(step))
+    found = predict_by_ensemble(CLASSIFIER, CONFIG, real, pool.inputs, keys, loop)
     assert found.shape == (8 * NUM_CLASSES, NUM_CLASSES) and found.dtype == np.float32
     np.testing.assert_allclose(found, np.mean(parts, 0), atol=1e-6)
     assert steps == [*range(1, 25)]

@@ -34,6 +34,7 @@ from utilgen_jax.generator.sampling import decode_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.utility import influence_utility
 from utilgen_jax.prompts.templates import class_prompts
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import Params
 
 NUM_CLASSES = 10
@@ -107,7 +108,7 @@ class GlyphDomain:
         fold = cross_fit_folds(real.labels, 2, seed)[0]
         images = jnp.asarray(to_float(real.images))
         training = labelled(images, real.labels, NUM_CLASSES).take(fold.train_indices)
-        theta = train_classifier(self.classifier, config, training, None, jax.random.key(seed), lambda step, loss: None)
+        theta = train_classifier(self.classifier, config, training, None, jax.random.key(seed), TrainingLoop())
         chosen = fold.validation_indices
         targets = self.to_examples(images[chosen], jnp.asarray(real.labels[chosen])).targets
         return Task(self.sd, theta, Examples(images[chosen], targets))

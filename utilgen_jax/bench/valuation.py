@@ -35,7 +35,7 @@ from utilgen_jax.config.schema import Config, choice_problems
 from utilgen_jax.config.validation import with_fields
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.report.table import format_table
-from utilgen_jax.types import OnStep
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.config import EnsembleConfig, SaflexConfig
 from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit
 from utilgen_jax.valuation.ensemble import EnsembleLabels, ensemble_labels, ensemble_steps
@@ -130,8 +130,8 @@ class _Valuations:
         config, case = self.config, self.case
         ensemble = config.section(EnsembleConfig)
         with Progress(f"ensembles, seed {config.seed}", ensemble_steps(case.config, ensemble)) as progress:
-            on_step, key = _reporting(progress), jax.random.key(config.seed)
-            return ensemble_labels(case.classifier, case.config, ensemble, case.real, case.pool, key, on_step)
+            loop, key = _reporting(progress), jax.random.key(config.seed)
+            return ensemble_labels(case.classifier, case.config, ensemble, case.real, case.pool, key, loop)
 
     def cross_fit(self, name: str) -> PoolValues:
         config, case = self.config, self.case
@@ -150,8 +150,8 @@ class _Valuations:
             )
 
 
-def _reporting(progress: Progress) -> OnStep:
-    return lambda step, loss, *rest, **scalars: progress.update(step)
+def _reporting(progress: Progress) -> TrainingLoop:
+    return TrainingLoop(lambda step, loss, **scalars: progress.update(step))
 
 
 def _of_shots(found: _Valuations, name: str) -> np.ndarray:
@@ -171,8 +171,8 @@ def _soft_label(found: _Valuations, name: str) -> np.ndarray:
     program = SaflexProgram(case.config, config.section(SaflexConfig))
     shots = case.real, case.folds
     with Progress(f"{name}, seed {config.seed}", case.config.steps) as progress:
-        key, on_step = jax.random.key(config.seed), _reporting(progress)
-        trained = train_saflex(case.classifier, program, shots, case.pool, key, on_step)
+        key, loop = jax.random.key(config.seed), _reporting(progress)
+        trained = train_saflex(case.classifier, program, shots, case.pool, key, loop)
     return found.own(trained.soft_labels)
 
 

@@ -70,6 +70,11 @@ class BilevelMetrics:
         found = {"validation_loss": self.validation_loss, "penalty": self.penalty}
         return {name: value for name, value in found.items() if value is not None}
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a training tells of the step: "loss", "first_nonfinite" and the scalars."""
+        return {"loss": self.train_loss, "first_nonfinite": self.first_nonfinite, **self.scalars}
+
 
 def init_bilevel(
     params: Params,

@@ -6,6 +6,7 @@ A step of a small network is too short for XLA to divide it between cores: on tw
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -17,8 +18,9 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import train_classifier
-from utilgen_jax.runtime.threads import check_stopped, num_cores, run_at_once
-from utilgen_jax.types import OnStep, Params, counted_from
+from utilgen_jax.runtime.threads import num_cores, run_at_once
+from utilgen_jax.runtime.training_loop import TrainingLoop, tell_nothing
+from utilgen_jax.types import OnStep, Params
 
 _MOST_THREADS = 4
 # Numbers in a batch of images; above, a step is work enough for all cores, and its memory is not there twice.
@@ -40,7 +42,7 @@ class Training(NamedTuple):
 
 
 def train_classifiers(
-    classifier: Classifier, config: ClassifierConfig, trainings: Sequence[Training], on_step: OnStep
+    classifier: Classifier, config: ClassifierConfig, trainings: Sequence[Training], loop: TrainingLoop
 ) -> list[Params]:
     """Trains a classifier of each training, see `train_classifier`.
 
@@ -48,8 +50,8 @@ def train_classifiers(
         classifier: the network of all.
         config: of each training.
         trainings: independent of each other.
-        on_step: called with (steps done in all trainings, loss on the device): after each step where they run in turn;
-            where some run at once, after each step of the first of these.
+        loop: runs the steps, a part of it those of each training. It tells of the steps done in all: after each step
+            where they run in turn; where some run at once, after each step of the first of these.
 
     Returns:
         The trained parameters, in order.
@@ -57,14 +59,29 @@ def train_classifiers(
     threads = min(len(trainings), num_threads(config, trainings[0].real)) if trainings else 1
     if threads == 1:
         return [
-            train_classifier(classifier, config, *training, counted_from(number * config.steps, on_step))
+            train_classifier(classifier, config, *training, loop.part(str(number), number * config.steps))
             for number, training in enumerate(trainings)
         ]
     trained: list[Params] = []
     for start in range(0, len(trainings), threads):
-        together = trainings[start : start + threads]
-        trained += _train_at_once(classifier, config, together, counted_from(start * config.steps, on_step))
+        numbers = range(start, min(start + threads, len(trainings)))
+        of_first = _counted(loop.on_step, start * config.steps, len(numbers))
+        loops = [
+            dataclasses.replace(loop.part(str(number)), on_step=of_first if number == start else tell_nothing)
+            for number in numbers
+        ]
+        trained += run_at_once(
+            [
+                partial(train_classifier, classifier, config, *trainings[number], own)
+                for number, own in zip(numbers, loops, strict=True)
+            ]
+        )
     return trained
+
+
+def _counted(on_step: OnStep, done: int, number: int) -> OnStep:
+    """Tells of the steps of so many trainings at once, after the steps that were done before."""
+    return lambda step, loss: on_step(done + number * step, loss)
 
 
 def num_threads(config: ClassifierConfig, images: Examples) -> int:
@@ -81,22 +98,3 @@ def num_threads(config: ClassifierConfig, images: Examples) -> int:
     if not (alone and small and jax.default_backend() == "cpu"):
         return 1
     return min(num_cores(), _MOST_THREADS)
-
-
-def _train_at_once(
-    classifier: Classifier, config: ClassifierConfig, trainings: Sequence[Training], on_step: OnStep
-) -> list[Params]:
-    def listen(number: int) -> OnStep:
-        def on_own_step(step: int, loss: jax.Array) -> None:
-            check_stopped()
-            if number == 0:
-                on_step(step * len(trainings), loss)
-
-        return on_own_step
-
-    return run_at_once(
-        [
-            partial(train_classifier, classifier, config, *training, listen(number))
-            for number, training in enumerate(trainings)
-        ]
-    )

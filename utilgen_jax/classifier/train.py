@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -20,7 +20,10 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.runtime.schedules import warmup_cosine
 from utilgen_jax.runtime.sharding import init_sharded, to_host
+from utilgen_jax.runtime.training_loop import TrainingLoop, Update
 from utilgen_jax.types import Params
+
+TrainingState = tuple[Params, optax.OptState]
 
 
 def train_classifier(
@@ -29,7 +32,7 @@ def train_classifier(
     real: Examples,
     synthetic: Examples | None,
     key: jax.Array,
-    on_step: Callable[[int, jax.Array], None],
+    loop: TrainingLoop,
     teachers: Params | None = None,
 ) -> Params:
     """Trains a classifier from its initial parameters.
@@ -40,30 +43,33 @@ def train_classifier(
         real: the real images.
         synthetic: synthetic images to mix into each batch; None trains on real ones alone.
         key: PRNG key of initial weights, batches and augmentation. Methods of a comparison share it.
-        on_step: called after each step with (steps done, loss on the device).
+        loop: runs the steps.
         teachers: classifiers of the same network, their parameters stacked [T, ...], that label the images of each
-            batch, see `training_steps`; None: they keep their labels.
+            batch, see `make_update`; None: they keep their labels.
 
     Returns:
         The trained parameters; frozen ones are not among them.
     """
     params = init_classifier(classifier, real.inputs.shape[1:], jax.random.fold_in(key, 0))
-    steps = training_steps(classifier, config, params, real, synthetic, jax.random.fold_in(key, 1), teachers)
-    for step, (params, loss) in enumerate(steps, start=1):  # noqa: B007, the last step's are returned
-        on_step(step, loss)
+    update = make_update(classifier, config, real, synthetic, jax.random.fold_in(key, 1), teachers)
+    params, _ = loop.run(init_training(config, params), config.steps, update)
     return params
 
 
-def training_steps(
+def init_training(config: ClassifierConfig, params: Params) -> TrainingState:
+    """The state of a training before its first step: parameters, and the optimiser's state."""
+    return params, init_sharded(make_init_optimizer(config.optimizer), params)
+
+
+def make_update(
     classifier: Classifier,
     config: ClassifierConfig,
-    params: Params,
     real: Examples,
     synthetic: Examples | None,
     key: jax.Array,
     teachers: Params | None = None,
-) -> Iterator[tuple[Params, jax.Array]]:
-    """Trains on from parameters, whose memory it takes over.
+) -> Update[TrainingState]:
+    """Makes the steps of a training, each of which takes over the memory of the state before it.
 
     With teachers, the label of an image is what they say, in the mean, of the very image that is learnt from, shifted
     and mixed (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv 2106.05237).
@@ -71,20 +77,16 @@ def training_steps(
 
     Args:
         classifier, config, real, synthetic, teachers: see `train_classifier`.
-        params: to start from.
         key: PRNG key of batches and augmentation.
-
-    Yields:
-        The parameters after each of `config.steps` steps, which the next step takes over, and the loss on the device.
     """
     program = _read_by_the_step(config)
     if teachers is not None:
         # A balanced softmax undoes the labels' frequencies, which the teachers' opinions do not have.
         program = dataclasses.replace(program, loss="softmax")
-    optimizer_state = init_sharded(make_init_optimizer(config.optimizer), params)
     rates = _learning_rates(config.learning_rate, config.steps)
     class_counts = real.dense().targets.sum(0)
-    for step in range(config.steps):  # not a scan, see `runtime.loops`
+
+    def update(state: TrainingState, step: int) -> tuple[TrainingState, dict[str, jax.Array]]:
         batch = draw_training_batch(config, real, synthetic, key, step)
         images, targets = batch.inputs, _weighted_targets(batch)
         if config.mixing != "none":
@@ -92,9 +94,11 @@ def training_steps(
         if teachers is not None:
             targets = _teach(classifier, teachers, images, targets)
         params, optimizer_state, loss = learning_step(
-            classifier, program, params, optimizer_state, images, targets, class_counts, rates[step]
+            classifier, program, *state, images, targets, class_counts, rates[step]
         )
-        yield params, loss
+        return (params, optimizer_state), {"loss": loss}
+
+    return update
 
 
 def draw_training_batch(

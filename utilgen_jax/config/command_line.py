@@ -6,6 +6,7 @@ mistake with a traceback; here all of them are told at once, with the nearest va
 
 import importlib.util
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from utilgen_jax.config.schema import (
 from utilgen_jax.config.validation import checked, validate
 from utilgen_jax.errors import InputError, nearest
 from utilgen_jax.runtime.paths import expand, is_without_home
+from utilgen_jax.runtime.termination import STATUS, Terminated, sigterm_handled
 
 PREFIX = "--config."
 # Flags of any command whose values are, or may be, paths.
@@ -308,9 +310,7 @@ def help_text(usage: str, flag_values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def exit_status(
-    command: Callable[[], None], interrupted: str = "the same command continues after the last finished stage"
-) -> int:
+def exit_status(command: Callable[[], None], interrupted: str) -> int:
     """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told.
 
     A reader who has left, as in `--help | head`, ends no command. What else cannot be written to standard output is an
@@ -337,3 +337,15 @@ def _bad_input(message: str) -> int:
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
     return 2
+
+
+def training_exit_status(
+    command: Callable[[], None], interrupted: str = "the same command continues where it was last saved"
+) -> int:
+    """The same of a command that trains: 143 where SIGTERM has come and the state is saved, see `termination`."""
+    with sigterm_handled():
+        try:
+            return exit_status(command, interrupted)
+        except Terminated:
+            print(f"terminated: all is saved; this continues: {shlex.join(sys.orig_argv)}", file=sys.stderr, flush=True)
+            return STATUS

@@ -48,6 +48,9 @@ class Config:
     also_synthetic_only: bool = setting(True, "also test classifiers of synthetic images alone", may_change=True)
     seed: int = setting(0, "the one random seed: split, pool, classifiers", minimum=0, maximum=2**31 - 1)
     log_every_steps: int = setting(50, "training steps a line of metrics.jsonl, their mean", minimum=1, may_change=True)
+    checkpoint_every_minutes: float = setting(
+        5.0, "between two saves of a training's state; 0: after every step", minimum=0.0, may_change=True
+    )
     data: DataConfig = DataConfig()
     generator: GeneratorConfig = GeneratorConfig()
     prompts: PromptConfig = PromptConfig()

@@ -99,7 +99,7 @@ class AdapterSteps:
         experiment = self.experiment
         config = experiment.config.section(TextualInversionConfig).of_images(len(experiment.split.real))
         tokens = class_tokens(experiment.classifier_input.num_classes)
-        with experiment.log(config.steps) as on_step:
+        with experiment.training_loop(config.steps) as loop:
             embeds = train_textual_inversion(
                 self.sd,
                 class_prompts(experiment.config.prompts.template, tokens),
@@ -108,7 +108,7 @@ class AdapterSteps:
                 None if prior is None else self._denoising_set(self.sd, prior.images, prior.labels),
                 config,
                 experiment.key(Key.TEXTUAL_INVERSION),
-                on_step,
+                loop,
             )
         return np.asarray(to_host(embeds))
 
@@ -145,9 +145,9 @@ class AdapterSteps:
             rng = np.random.default_rng([experiment.config.seed, Key.LORA])
             prior_set = prior_set.take(balanced_resample(of_prior, 4 * len(of_prior), rng))
         shots = self._shots(config, difficulties=of_shots)
-        with experiment.log(config.steps) as on_step:
+        with experiment.training_loop(config.steps) as loop:
             prompts = self._training_prompts(config)
-            return train_lora(self.sd, prompts, shots, prior_set, config, experiment.key(Key.LORA), on_step)
+            return train_lora(self.sd, prompts, shots, prior_set, config, experiment.key(Key.LORA), loop)
 
     def train_class_loras(self, spec: PoolSpec, config: LoraConfig, prior: GeneratedPool | None) -> ClassAdapters:
         """Fits a LoRA to the shots of each class alone, one class after the other, each a stage.
@@ -173,9 +173,9 @@ class AdapterSteps:
             of_class = prior.labels == label
             prior_set = self._denoising_set(self.sd, prior.images[of_class], prior.labels[of_class])
         key = jax.random.fold_in(experiment.key(Key.LORA), label)
-        with experiment.log(config.steps) as on_step:
+        with experiment.training_loop(config.steps) as loop:
             prompts = self._training_prompts(config)
-            return train_lora(self.sd, prompts, self._shots(config, rows), prior_set, config, key, on_step)
+            return train_lora(self.sd, prompts, self._shots(config, rows), prior_set, config, key, loop)
 
     def _training_prompts(self, config: LoraConfig) -> jax.Array:
         """Text states of the class prompts, or their token ids for a LoRA that is of the text encoder too.
@@ -230,8 +230,8 @@ class AdapterSteps:
             losers=jnp.asarray(losers),
         )
         key = jax.random.fold_in(experiment.key(Key.DPO), pool.round)
-        with experiment.log(config.steps) as on_step:
-            return train_dpo(sd, pool.adapter, replicate(pairs), config, key, on_step)
+        with experiment.training_loop(config.steps) as loop:
+            return train_dpo(sd, pool.adapter, replicate(pairs), config, key, loop)
 
     def per_image(
         self, spec: PoolSpec, fold_models: dict[str, Params] | None, weighting: str, noise: bool

@@ -66,14 +66,14 @@ class ClassifierSteps:
 
     def _train_saflex(self, config: ClassifierConfig, synthetic: Examples) -> SaflexClassifier:
         experiment = self.experiment
-        with experiment.log(config.steps) as on_step:
+        with experiment.training_loop(config.steps) as loop:
             return train_saflex(
                 experiment.classifier,
                 SaflexProgram(config, experiment.config.section(SaflexConfig)),
                 (experiment.real, experiment.folds),
                 synthetic,
                 experiment.key(Key.CLASSIFIER),
-                on_step,
+                loop,
             )
 
     def _is_synthetic_only(self, synthetic: Examples | None) -> bool:
@@ -102,7 +102,7 @@ class ClassifierSteps:
         experiment, config = self.experiment, self.experiment.classifier_config
         fold = experiment.folds[0]
         train, held_out = (experiment.real.take(places) for places in (fold.train_indices, fold.validation_indices))
-        with experiment.log(config.steps) as on_step:
+        with experiment.training_loop(config.steps) as loop:
             practised = train_until_stall(
                 experiment.classifier,
                 config,
@@ -110,7 +110,7 @@ class ClassifierSteps:
                 (train, experiment.examples(pool), held_out),
                 start,
                 jax.random.fold_in(experiment.key(Key.PRACTICE), round_number),
-                on_step,
+                loop,
             )
         if len(practised.accuracies):
             experiment.metrics.write(round_number, "practice", held_out_accuracy=float(practised.accuracies[-1]))
@@ -122,10 +122,10 @@ class ClassifierSteps:
 
     def _train(self, config: ClassifierConfig, synthetic: Examples | None, teachers: Params | None = None) -> Params:
         experiment = self.experiment
-        with experiment.log(config.steps) as on_step:
+        with experiment.training_loop(config.steps) as loop:
             key = experiment.key(Key.CLASSIFIER)
             taught_by = None if teachers is None else replicate(teachers)
-            return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, on_step, taught_by)
+            return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, loop, taught_by)
 
     def evaluate(self, method: Method, params: Params) -> float:
         """The accuracy on the test images, which nothing but these evaluations reads."""
@@ -175,7 +175,7 @@ class ClassifierSteps:
     def _cross_fitted_difficulty(self, pool: GeneratedPool) -> dict[str, np.ndarray]:
         experiment = self.experiment
         config, folds = experiment.classifier_config, experiment.folds
-        with experiment.log(config.steps * len(folds)) as on_step:
+        with experiment.training_loop(config.steps * len(folds)) as loop:
             real, synthetic = cross_fitted_difficulty(
                 experiment.classifier,
                 config,
@@ -183,6 +183,6 @@ class ClassifierSteps:
                 experiment.examples(pool),
                 folds,
                 experiment.key(Key.CLASSIFIER),
-                on_step,
+                loop,
             )
         return {"real": real, "pool": synthetic}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from utilgen_jax.experiment.results import print_table, write_results
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.values import ValueSteps
 from utilgen_jax.experiment.words import WordPool, WordSteps
-from utilgen_jax.experiment.workdir import open_workdir, versions, write_summary
+from utilgen_jax.experiment.workdir import identity_of, open_workdir, versions, write_summary
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.pool.storage import Pool, PoolRecord, read_pool, update_records
@@ -41,8 +41,9 @@ from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.runtime.state_folder import Saving
 from utilgen_jax.runtime.threads import run_at_once
-from utilgen_jax.types import OnStep
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -146,7 +147,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Makes the steps."""
-        self.stages = StageCache(self.shared.stages if self.shared else self.workdir / "checkpoints")
+        saving = Saving(60 * self.config.checkpoint_every_minutes, identity_of(self.config))
+        self.stages = StageCache(self.shared.stages if self.shared else self.workdir / "checkpoints", saving)
         self.classifiers = ClassifierSteps(self)
         self.adapters = AdapterSteps(self)
         self.pools = PoolSteps(self)
@@ -194,9 +196,11 @@ class Experiment:
         """The PRNG key of one use of randomness."""
         return jax.random.fold_in(jax.random.key(self.config.seed), use)
 
-    def log(self, total: int) -> AbstractContextManager[OnStep]:
-        """Logs the stage that is being computed, of `total` training steps, see `logging.log_stage`."""
-        return log_stage(self.metrics, self.stages.current, total, self.config.log_every_steps)
+    @contextmanager
+    def training_loop(self, total: int) -> Iterator[TrainingLoop]:
+        """The loop of the stage that is being computed, of `total` training steps: logs them and keeps the state."""
+        with log_stage(self.metrics, self.stages.current, total, self.config.log_every_steps) as on_step:
+            yield TrainingLoop(on_step, self.stages.saved)
 
     @property
     def generator(self) -> GeneratorSource:

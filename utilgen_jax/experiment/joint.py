@@ -85,7 +85,7 @@ class JointSteps:
         self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
     ) -> JointResult:
         experiment, program = self.experiment, self.program(without)
-        with experiment.log(num_steps(program, len(experiment.folds))) as on_step:
+        with experiment.training_loop(num_steps(program, len(experiment.folds))) as loop:
             return train_jointly(
                 experiment.classifier,
                 program,
@@ -94,7 +94,7 @@ class JointSteps:
                 experiment.folds,
                 start,
                 experiment.key(Key.JOINT),
-                on_step,
+                loop,
             )
 
     def _data(self, program: JointProgram, plain: GeneratedPool) -> JointData:
@@ -155,7 +155,7 @@ class JointSteps:
         examples = experiment.examples(plain).take(np.arange(len(records)))
         adapted = dataclasses.replace(examples, inputs=experiment.classifier_input.images(np.concatenate(parts)))
         config = dataclasses.replace(experiment.classifier_config, steps=joint.gate_steps)
-        with experiment.log(2 * len(experiment.folds) * config.steps) as on_step:
+        with experiment.training_loop(2 * len(experiment.folds) * config.steps) as loop:
             return compare_pools(
                 experiment.classifier,
                 config,
@@ -163,7 +163,7 @@ class JointSteps:
                 (examples, replicate(adapted)),
                 experiment.folds,
                 experiment.key(Key.GATE),
-                on_step,
+                loop,
             )
 
     @step("value_{name}", PoolValues)

@@ -11,7 +11,6 @@ import numpy as np
 from utilgen_jax.bilevel import check_finite
 from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.report.progress import Progress
-from utilgen_jax.runtime.threads import check_stopped
 from utilgen_jax.types import OnStep
 
 # Steps that may be under way when the next one is started. Where one CPU is several devices, XLA waits for ever once a
@@ -40,7 +39,6 @@ def log_stage(metrics: MetricsWriter, stage: str, total: int, every: int) -> Ite
         def on_step(
             step: int, loss: jax.Array, first_nonfinite: Mapping[str, jax.Array] | None = None, **scalars: jax.Array
         ) -> None:
-            check_stopped()
             since_entry.append({"loss": loss, **scalars})
             if len(since_entry) > _STEPS_AHEAD:
                 jax.block_until_ready(since_entry[-1 - _STEPS_AHEAD]["loss"])

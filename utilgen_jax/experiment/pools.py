@@ -37,7 +37,7 @@ from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import replace_file
-from utilgen_jax.runtime.distributed import wait_for_all
+from utilgen_jax.runtime.distributed import check_terminated, wait_for_all
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.types import Params
 
@@ -286,9 +286,14 @@ class PoolSteps:
         if len(writer) < len(records):
             title = f"generate {spec.name}" + (f", round {round_number}" if round_number else "")
             with Progress(title, len(records), "image", initial=len(writer), enabled=experiment.is_first) as progress:
+
+                def on_images(done: int) -> None:
+                    progress.update(done)
+                    check_terminated()
+
                 sd = experiment.adapters.sd_of(spec)
                 generate_pool(
-                    sd, writer, records, adapter, sampling, progress.update, condition_on=condition_on, refine=refine
+                    sd, writer, records, adapter, sampling, on_images, condition_on=condition_on, refine=refine
                 )
         return {"num_images": np.array(len(records))}
 

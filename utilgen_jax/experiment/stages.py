@@ -1,7 +1,8 @@
-"""Cached steps: a stage is computed once, and a run that is started again continues after the last finished one.
+"""Cached steps: a stage is computed once, and a run that is started again continues where it was cut off.
 
-A stage's result is a pytree of arrays in `<folder>/<stage>.safetensors`, on disk whole or not at all. With several
-processes all run every stage and the first one writes; a stage is finished for all of them once it is on disk.
+A stage's result is a pytree of arrays in `<folder>/<stage>.safetensors`, on disk whole or not at all. While it is
+computed, its trainings keep their states in `<folder>/<stage>.partial`. With several processes all run every stage and
+the first one writes; a stage is finished for all of them once it is on disk.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from safetensors.numpy import save_file
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import replace_file
-from utilgen_jax.runtime.distributed import agree, wait_for_all
+from utilgen_jax.runtime.distributed import agree, check_terminated, wait_for_all
+from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.runtime.state_folder import Saving, StateFolder
 
 Result = TypeVar("Result")
 Self = TypeVar("Self")
 Arguments = ParamSpec("Arguments")
 Arrays = dict[str, np.ndarray]
 
-_current: ContextVar[str] = ContextVar("stage", default="")
+_current: ContextVar[StateFolder | None] = ContextVar("stage", default=None)
 
 
 class StageCache:
@@ -45,17 +48,28 @@ class StageCache:
 
     Args:
         folder: for the results; made if it does not exist.
+        saving: of the states of a stage that is computed; None: once a minute.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, saving: Saving | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self._saving = saving or Saving()
         self._folder = folder
         self._results: dict[str, Any] = {}
 
     @property
     def current(self) -> str:
         """Name of the stage that this thread computes; the innermost one."""
-        return _current.get()
+        stage = _current.get()
+        return "" if stage is None else stage.folder.stem
+
+    @property
+    def saved(self) -> SavedState:
+        """Keeps the state of that stage's training; RuntimeError where none is computed."""
+        stage = _current.get()
+        if stage is None:
+            raise RuntimeError("no stage is computed whose state there would be to save")
+        return SavedState(stage)
 
     def run(self, name: str, kind: type[Result], compute: Callable[[], Result], folder: Path | None = None) -> Result:
         """Returns a stage's result: computed, or read where an earlier run has computed it.
@@ -72,29 +86,33 @@ class StageCache:
         if name in self._results:
             return self._results[name]
         file = (folder or self._folder) / f"{name}.safetensors"
+        states = StateFolder(file.with_suffix(".partial"), self._saving)
         if agree(file.is_file()):
+            states.remove()  # of a run that was killed between its last two operations
             arrays, self.seconds[name] = _read(file)
             if jax.process_index() == 0:
                 print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
         else:
-            arrays = self._compute(name, compute, file)
+            check_terminated()
+            arrays = self._compute(name, compute, file, states)
         result = _unpack(arrays, kind)
         self._results[name] = result
         return result
 
-    def _compute(self, name: str, compute: Callable[[], Any], file: Path) -> Arrays:
-        outer = _current.set(name)
+    def _compute(self, name: str, compute: Callable[[], Any], file: Path, states: StateFolder) -> Arrays:
+        outer = _current.set(states)
         start = time.monotonic()
         try:
             arrays = _pack(compute())
         finally:
             _current.reset(outer)
-        self.seconds[name] = round(time.monotonic() - start, 2)
+        self.seconds[name] = round(states.seconds_before + time.monotonic() - start, 2)
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(file) as partial_file:
                 save_file(arrays, partial_file, metadata={"seconds": str(self.seconds[name])})
         wait_for_all(f"stage {name}")
+        states.remove()
         return arrays
 
 

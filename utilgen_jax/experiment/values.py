@@ -55,7 +55,7 @@ class ValueSteps:
         difficulty = self.difficulty(pool)
         config, valuation = experiment.classifier_config, experiment.config.valuation
         folds = experiment.weighting_folds
-        with experiment.log(valuation.total_steps(config, len(folds))) as on_step:
+        with experiment.training_loop(valuation.total_steps(config, len(folds))) as loop:
             values = cross_fit(
                 experiment.classifier,
                 config,
@@ -65,7 +65,7 @@ class ValueSteps:
                 experiment.examples(pool),
                 folds,
                 experiment.key(Key.VALUATION),
-                on_step,
+                loop,
             )
         assert values.agreement is not None
         experiment.metrics.write(pool.round, f"agreement_{name}", correlation=values.agreement)
@@ -86,7 +86,7 @@ class ValueSteps:
         """
         experiment = self.experiment
         ensemble = experiment.config.section(EnsembleConfig)
-        with experiment.log(ensemble_steps(experiment.classifier_config, ensemble)) as on_step:
+        with experiment.training_loop(ensemble_steps(experiment.classifier_config, ensemble)) as loop:
             return ensemble_labels(
                 experiment.classifier,
                 experiment.classifier_config,
@@ -94,7 +94,7 @@ class ValueSteps:
                 experiment.real,
                 experiment.examples(pool),
                 experiment.key(Key.ENSEMBLE),
-                on_step,
+                loop,
             )
 
     def show_weight_curve(self, name: str, pool_round: int, values: PoolValues) -> None:

@@ -118,14 +118,14 @@ class WordSteps:
         """
         experiment, words = self.experiment, self.experiment.words
         ensemble = experiment.config.section(EnsembleConfig)
-        with experiment.log(ensemble.members * experiment.classifier_config.steps) as on_step:
+        with experiment.training_loop(ensemble.members * experiment.classifier_config.steps) as loop:
             predicted = predict_by_ensemble(
                 experiment.classifier,
                 experiment.classifier_config,
                 experiment.real,
                 experiment.examples(pool).inputs,
                 jax.random.split(experiment.key(Key.WORDS), ensemble.members),
-                on_step,
+                loop,
             )
         own = predicted[np.arange(len(pool.labels)), pool.labels]
         of_words = words.one_hot(pool.labels, [record.word for record in pool.records])

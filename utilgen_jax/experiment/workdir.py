@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from utilgen_jax import __version__
-from utilgen_jax.config.schema import Config, diff_configs, flatten, from_json, to_json
+from utilgen_jax.config.schema import FIELDS, Config, diff_configs, flatten, from_json, to_json
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
 
@@ -49,6 +50,13 @@ def check_config(folder: Path, config: Config) -> None:
                 f"--workdir: {folder} holds a run of another config; take another folder, or remove this one. "
                 f"The fields that differ:\n  {fields}"
             )
+
+
+def identity_of(config: Config) -> dict[str, str]:
+    """What the results of a run depend on beside its states: versions, and a digest of the config."""
+    fixed = {path: value for path, value in flatten(config).items() if not FIELDS[path].may_change}
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+    return {"config": digest[:16], **versions()}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

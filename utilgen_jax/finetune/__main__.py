@@ -11,7 +11,7 @@ FOLDER holds images, of any format that Pillow decodes, or a folder of images fo
 --out gets pytorch_lora_weights.safetensors, with --per_class one in a folder for each class, or with --token
 learned_embeds.safetensors: files that diffusers opens, and `python -m utilgen_jax.sample` by --lora and --embeds.
 Images are cropped to squares from their originals; the batches hold no others. A training that was cut off continues
-with the same command. Exit status: 0 done, 2 bad input, 130 interrupted.
+with the same command. Exit status: 0 done, 2 bad input, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
     interrupted = "the same command continues where the training was last saved, a minute ago at most"
-    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+    return command_line.training_exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from utilgen_jax.data.image_folder import load_for_training
 from utilgen_jax.data.image_source import ImageSource, random_crops
 from utilgen_jax.data.images import to_float
 from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.workdir import versions
 from utilgen_jax.finetune.fields import training_fields
 from utilgen_jax.generator.adapter import adapter_loras
 from utilgen_jax.generator.conditioning import encode_prompts
@@ -34,6 +35,8 @@ from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.sharding import make_mesh, replicate, sharding_for, to_host
+from utilgen_jax.runtime.state_folder import Saving, StateFolder
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import OnStep
 
 SETTINGS = "finetune.json"
@@ -119,15 +122,15 @@ def _train_lora(
     """Trains a LoRA on some rows of a source and writes it."""
     if (out / LORA_FILE).is_file():
         return out / LORA_FILE
-    config, examples, saved = config.of_images(len(images[1])), _encode(sd, config, images, seed), _saved(out)
+    config, examples, states = config.of_images(len(images[1])), _encode(sd, config, images, seed), _states(out)
     ids = jnp.asarray(tokenize_prompts(sd, prompts))
-    states = ids if config.text_encoder_rank else encode_prompts(sd, prompts)
+    embeds = ids if config.text_encoder_rank else encode_prompts(sd, prompts)
     key = jax.random.fold_in(jax.random.key(seed), images[0].labels[images[1][0]])
     with Progress(f"LoRA {out.name}", config.steps) as progress:
-        told = _told(progress, config.steps)
-        adapter = train_lora(sd, states, examples, None, config, key, told, saved)
+        loop = TrainingLoop(_told(progress, config.steps), SavedState(states))
+        adapter = train_lora(sd, embeds, examples, None, config, key, loop)
     file = save_lora(out, adapter_loras(adapter))
-    saved.remove()
+    states.remove()
     return file
 
 
@@ -143,15 +146,15 @@ def _learn_token(
     if (out / FILE_NAME).is_file():
         return out / FILE_NAME
     token, seed = settings["token"], settings["seed"]
-    config, examples, saved = config.of_images(len(images[1])), _encode(sd, config, images, seed), _saved(out)
+    config, examples, states = config.of_images(len(images[1])), _encode(sd, config, images, seed), _states(out)
     # The library's tokens are named by their class.
     prompts = [prompt.replace(token, "<class-0>") for prompt in prompts]
     start, key = initial_embeds(sd, [settings["initial"]]), jax.random.key(seed)
     with Progress(f"token {token}", config.steps) as progress:
-        told = _told(progress, config.steps)
-        embeds = train_textual_inversion(sd, prompts, start, examples, None, config, key, told, saved)
+        loop = TrainingLoop(_told(progress, config.steps), SavedState(states))
+        embeds = train_textual_inversion(sd, prompts, start, examples, None, config, key, loop)
     file = save_learned_embeds(out, token, np.asarray(to_host(embeds)))
-    saved.remove()
+    states.remove()
     return file
 
 
@@ -170,8 +173,8 @@ def _encode(sd: StableDiffusion, config: LoraConfig, images: tuple[ImageSource, 
     return replicate(DenoisingSet(jnp.concatenate(parts), jnp.asarray(labels)))
 
 
-def _saved(out: Path) -> SavedState:
-    return SavedState(out / "training")
+def _states(out: Path) -> StateFolder:
+    return StateFolder(out / "training", Saving(identity=versions()))
 
 
 def _told(progress: Progress, steps: int) -> OnStep:

@@ -16,7 +16,7 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
-from utilgen_jax.types import OnStep
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.valuation.cross_fit import smoothed
 
 
@@ -53,7 +53,7 @@ def compare_pools(
     pools: tuple[Examples, Examples],
     folds: Sequence[Fold],
     key: jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> Gate:
     """Trains a classifier a fold on each of two pools, and compares their losses on the fold's own shots.
 
@@ -67,14 +67,14 @@ def compare_pools(
         pools: plain images, and the adapter's.
         folds: of the shots.
         key: PRNG key; both pools train from the same start.
-        on_step: called after each step with (steps done in all trainings, loss on the device).
+        loop: runs the steps, a part of it those of each training.
     """
     trainings = [
         Training(real.take(fold.train_indices), pool, jax.random.fold_in(key, number))
         for number, fold in enumerate(folds)
         for pool in pools
     ]
-    trained = iter(train_classifiers(classifier, config, trainings, on_step))
+    trained = iter(train_classifiers(classifier, config, trainings, loop))
     losses = np.zeros((2, len(real)), np.float32)
     for fold in folds:
         held_out = smoothed(config, real.take(fold.validation_indices))

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.folds import FoldStates
 from utilgen_jax.bilevel.weightings import WeightingInputs
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
@@ -26,7 +27,8 @@ from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.step import first_inputs, joint_update
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import OnStep, Params
+from utilgen_jax.runtime.training_loop import TrainingLoop
+from utilgen_jax.types import Params
 from utilgen_jax.valuation.cross_fit import PREDICTION_BATCH_SIZE, init_state, smoothed
 
 
@@ -64,7 +66,7 @@ def train_jointly(
     folds: Sequence[Fold],
     start: Adapter | None,
     key: jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> JointResult:
     """Trains all parts side by side.
 
@@ -76,8 +78,7 @@ def train_jointly(
         folds: of the shots.
         start: of the adapter, see `JointProgram.init_outer`.
         key: PRNG key.
-        on_step: called after each step with (steps done, loss on the device, further scalars of bilevel steps); there
-            are `num_steps` in all.
+        loop: runs the steps, `num_steps` in all; it tells of further scalars of the bilevel ones.
     """
     plain_config = dataclasses.replace(program.config, steps=program.joint.plain_steps)
     inputs = first_inputs(program, sd, data)
@@ -91,25 +92,28 @@ def train_jointly(
         Training(train.real, train.pool, jax.random.fold_in(jax.random.fold_in(key, 1), number))
         for number, train in enumerate(trains)
     ]
-    states = [
-        init_state(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)
-        for params in train_classifiers(classifier, plain_config, trainings, on_step)
-    ]
+    start_of_folds = FoldStates.start(
+        [
+            init_state(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)
+            for params in train_classifiers(classifier, plain_config, trainings, loop.part("plain"))
+        ]
+    )
 
-    shared: tuple[Any, Any] = outer, states[0].outer_optimizer_state
-    done = len(folds) * plain_config.steps
-    for step in range(program.joint.steps):
+    def update(states: FoldStates, step: int) -> tuple[FoldStates, dict[str, Any]]:
         number = step % len(folds)
-        state = dataclasses.replace(states[number], outer=shared[0], outer_optimizer_state=shared[1])
         is_outer = step // len(folds) % program.joint.outer_every == 0
         validation = data.real.take(folds[number].validation_indices) if is_outer else None
         step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
-        states[number], metrics = joint_update(program, classifier, state, sd, trains[number], validation, step_key)
-        shared = states[number].outer, states[number].outer_optimizer_state
-        on_step(done + step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
-    averages, weighting = jax.tree.map(to_host, ([state.ema_params for state in states], shared[0]["weighting"]))
+        own, train = states.take(number), trains[number]
+        state, metrics = joint_update(program, classifier, own, sd, train, validation, step_key)
+        return states.put(number, state), metrics.told
+
+    joint_loop = loop.part("update", len(folds) * plain_config.steps)
+    trained = joint_loop.run(start_of_folds, program.joint.steps, update)
+    averages = [fold.ema_params for fold in trained.folds]
+    averages, weighting = jax.tree.map(to_host, (averages, trained.outer["weighting"]))
     classifiers = jax.tree.map(lambda *leaves: np.stack(leaves), *averages)
-    return JointResult(shared[0]["adapter"], weighting, classifiers)
+    return JointResult(trained.outer["adapter"], weighting, classifiers)
 
 
 def num_steps(program: JointProgram, num_folds: int) -> int:

@@ -19,8 +19,9 @@ initial weights:
 It prints the test accuracy and its difference to uniform's, with a 95 % interval paired over the test images. It also
 prints the area under the ROC curve (AUC) for detecting wrong labels, on up to 2,000 training images, by three scores:
 the weight, the soft label's probability of the given label, and the loss. The last line on standard output is a JSON
-object. The folder gets config.json, metrics.jsonl, summary.json and weights.png. The same command resumes after the
-last finished weighting, and may add weightings. Exit status: 0 done, 2 bad input, 130 interrupted.
+object. The folder gets config.json, metrics.jsonl, summary.json and weights.png. The same command resumes where the
+training was last saved, a minute before it was cut off at most, and may add weightings. Exit status: 0 done, 2 bad
+input, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    interrupted = "the same command resumes after the last finished weighting"
-    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
+    interrupted = "the same command resumes where the training was last saved, a minute ago at most"
+    return command_line.training_exit_status(lambda: run(sys.argv if argv is None else argv), interrupted)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from utilgen_jax.noisy_labels.train import NoisyData, NoisyTrainingConfig, train
 from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.folder_lock import check_unlocked, locked_folder
 from utilgen_jax.runtime.paths import normalized
+from utilgen_jax.runtime.state_folder import Saving
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 _WIDTH = 32  # width of small_cnn and mlp
 _LOG_EVERY = 50
@@ -59,11 +61,12 @@ def _run(settings: dict[str, Any], workdir: Path, data: NoisyData, module: Any) 
     inputs = [each.fingerprints(kind) for kind, each in images.items()]
     _open(workdir, settings, dict(ChainMap(*inputs)))
     config = NoisyTrainingConfig(**{name: settings[name] for name in NoisyTrainingConfig.__dataclass_fields__})
-    stages = StageCache(workdir / "stages")
+    stages = StageCache(workdir / "stages", Saving(identity=versions()))
     results = {}
     with report.MetricsWriter(workdir) as metrics:
         for name in dict.fromkeys(settings["weightings"]):
-            results[name] = stages.run(name, dict, partial(_train, metrics, module, name, config, data))
+            training = partial(_train, metrics, stages, module, name, config, data)
+            results[name] = stages.run(name, dict, training)
 
     metrics_by_weighting = [
         _evaluate(name, result, results.get("uniform"), stages.seconds[name]) for name, result in results.items()
@@ -86,10 +89,15 @@ def _run(settings: dict[str, Any], workdir: Path, data: NoisyData, module: Any) 
 
 
 def _train(
-    metrics: report.MetricsWriter, module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData
+    metrics: report.MetricsWriter,
+    stages: StageCache,
+    module: Any,
+    name: str,
+    config: NoisyTrainingConfig,
+    data: NoisyData,
 ) -> dict[str, np.ndarray]:
     with log_stage(metrics, name, config.steps, _LOG_EVERY) as on_step:
-        return train_and_evaluate(module, name, config, data, on_step)
+        return train_and_evaluate(module, name, config, data, TrainingLoop(on_step, stages.saved))
 
 
 def read_data(settings: dict[str, Any]) -> NoisyData:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,9 @@ from utilgen_jax.classifier.train import init_classifier, predict_logits
 from utilgen_jax.data.augment.augmentation import AUGMENTATIONS
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.noisy_labels.draws import Draws, epoch_batch, pack, unpack
 from utilgen_jax.runtime.schedules import warmup_cosine
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import Params
 
 # Number of training images that are evaluated at the end.
@@ -103,8 +105,11 @@ WEIGHTINGS: Mapping[str, Callable[[NoisyTrainingConfig, int], Weighting]] = {
 }
 
 
+_State = tuple[bilevel.BilevelState, Draws]
+
+
 def train_and_evaluate(
-    module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData, on_step: Callable[..., None]
+    module: Any, name: str, config: NoisyTrainingConfig, data: NoisyData, loop: TrainingLoop
 ) -> dict[str, np.ndarray]:
     """Trains with one weighting from the seed's initial weights, tests, and evaluates training images.
 
@@ -116,8 +121,7 @@ def train_and_evaluate(
         name: key of `WEIGHTINGS`.
         config: training config.
         data: images.
-        on_step: called after each step with (steps done, loss on the device, `BilevelMetrics.first_nonfinite`) and the
-            latest validation loss as a keyword.
+        loop: runs the steps; it tells of `first_nonfinite` and the latest validation loss too.
 
     Returns:
         "correct", bool [T], for the test images. For the evaluated training images, [M] each: "is_wrong", bool; and
@@ -137,12 +141,12 @@ def train_and_evaluate(
     is_uniform = not weighting.needs_influence and not outer["weighting"]
     outer_every = 1 if weighting.needs_influence else config.outer_every
     train = _joined(data.train, data.validation) if is_uniform else data.train
-    rng = np.random.default_rng((config.seed, 0))
-    batches = _index_batches(len(train), config.batch_size, rng)
-    validation_rng = np.random.default_rng((config.seed, 1))
-    scalars: dict[str, Any] = {}
-    for step in range(config.steps):
-        indices = next(batches)
+    latest: dict[str, Any] = {}
+
+    def update(both: _State, step: int) -> tuple[_State, dict[str, Any]]:
+        state, draws = both
+        rng, validation_rng = unpack(draws.training), unpack(draws.validation)
+        order, indices = epoch_batch(draws.order, step, config.batch_size, rng)
         images = AUGMENTATIONS[config.augment](train.images[indices], rng)
         examples = _examples(images, train.labels[indices], data.num_classes)
         if is_uniform or step < config.plain_steps:
@@ -152,11 +156,12 @@ def train_and_evaluate(
         else:
             validation = _draw(data.validation, config.validation_batch_size, data.num_classes, validation_rng)
             state, metrics = weighted_update(state, examples, validation)
-            scalars = {"validation_loss": metrics.validation_loss}
-        on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **scalars)
+            latest.update(validation_loss=metrics.validation_loss)
+        return (state, Draws(order, pack(rng), pack(validation_rng))), {**metrics.told, **latest}
 
+    state, draws = loop.run((state, Draws.first(len(train), config.seed)), config.steps, update)
     logits = predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
-    evaluated = evaluate_samples(classifier.apply, weighting, state, data, config, validation_rng)
+    evaluated = evaluate_samples(classifier.apply, weighting, state, data, config, unpack(draws.validation))
     return {"correct": logits.argmax(-1) == data.test.labels, **evaluated}
 
 
@@ -202,13 +207,6 @@ def _joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
         first.ids + second.ids,
         first.class_names,
     )
-
-
-def _index_batches(size: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yields batches of indices, shuffled anew each epoch, without the incomplete last batch."""
-    while True:
-        order = rng.permutation(size)
-        yield from order[: size // batch_size * batch_size].reshape(-1, batch_size)
 
 
 def _examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examples:

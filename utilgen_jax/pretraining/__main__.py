@@ -9,7 +9,7 @@ resumes an interrupted run: finished components are read from the folder, the cu
 
 With --config the corpus is a share of the training images of the config's data set, captioned by class and tones. Their
 ids are written to OUT/training_images.txt; pass this file to the experiment as --config.data.exclude, so that it does
-not use them as few-shot images. Exit status: 0 done, 2 bad input, 130 interrupted.
+not use them as few-shot images. Exit status: 0 done, 2 bad input, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; argv=None is sys.argv."""
-    return command_line.exit_status(lambda: run(sys.argv if argv is None else argv))
+    return command_line.training_exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 if __name__ == "__main__":

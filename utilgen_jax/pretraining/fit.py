@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from utilgen_jax.experiment.workdir import versions
 from utilgen_jax.pretraining.sizes import Training
 from utilgen_jax.report.progress import Progress
-from utilgen_jax.runtime import orbax_checkpoint
+from utilgen_jax.runtime.saved_state import SavedState
+from utilgen_jax.runtime.state_folder import Saving, StateFolder
+from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import Params
 
 Batch = Any
 
-CHECKPOINT_EVERY_STEPS = 500
+CHECKPOINT_EVERY_SECONDS = 60.0
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
@@ -66,20 +70,22 @@ def fit(
         average = optax.incremental_update(new_params, state["average"], 1.0 - decay)
         return {"params": new_params, "average": average, "optimizer": optimizer_state}, loss
 
+    def update(state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        state, loss = train_step(state, get_batch(step), jnp.int32(step))
+        return state, {"loss": loss}
+
     state = {"params": params, "average": params, "optimizer": optimizer.init(params)}
-    start = 0
     name = checkpoint.name
-    saved = checkpoint.with_name(f"{name}_training")
-    if orbax_checkpoint.exists(saved):
-        restored = orbax_checkpoint.restore(saved, {"state": state, "step": 0})
-        state, start = restored["state"], int(restored["step"])
-    with Progress(f"pretraining: {name}", training.steps, initial=start) as progress:
-        for step in range(start, training.steps):
-            state, loss = train_step(state, get_batch(step), jnp.int32(step))
-            if (step + 1) % 50 == 0 or step + 1 == training.steps:
+    data = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(get_batch(0)))).hexdigest()
+    identity = {"training": str(training), "seed": str(seed), "data": data[:16], **versions()}
+    folder = StateFolder(checkpoint.with_name(f"{name}_training"), Saving(CHECKPOINT_EVERY_SECONDS, identity))
+    with Progress(f"pretraining: {name}", training.steps) as progress:
+
+        def on_step(step: int, loss: jax.Array) -> None:
+            if step % 50 == 0 or step == training.steps:
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"pretraining: {name}: the loss is {loss} at step {step + 1}")
-                progress.update(step + 1, loss=float(loss))
-            if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
-                orbax_checkpoint.save(saved, {"state": state, "step": step + 1})
+                    raise FloatingPointError(f"pretraining: {name}: the loss is {loss} at step {step}")
+                progress.update(step, loss=float(loss))
+
+        state = TrainingLoop(on_step, SavedState(folder)).run(state, training.steps, update)
     return state["average"] if training.ema_decay else state["params"]

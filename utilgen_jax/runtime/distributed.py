@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.termination import Terminated, is_requested
 
 _FAILURE = "utilgen_jax/failure"
 _INTERVAL = 0.5  # seconds between looks for a failure
+_BETWEEN_MEETINGS = 2.0  # seconds, about
 _PATIENCE = 20.0  # seconds that a process waits for the one that failed to end
 
 
@@ -49,6 +53,8 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
     )
     if requested == "0" or not (several or requested == "1"):
         return False
+    # It would take SIGTERM for itself, see `termination`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address=environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -81,6 +87,47 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(value))
 
 
+def is_any_terminated() -> bool:
+    """Whether SIGTERM has come to any process; all of them call this at the same place."""
+    if jax.process_count() == 1:
+        return is_requested()
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(is_requested())).any())
+
+
+def check_terminated() -> None:
+    """Raises Terminated where SIGTERM has come to any process; called wherever a run can be continued, by all."""
+    if is_any_terminated():
+        raise Terminated
+
+
+class Meetings:
+    """The steps of a loop after which several processes wait for each other, to agree on something: seconds apart.
+
+    One process alone meets after every step.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._next = 1
+        self._time = time.monotonic()
+
+    def is_one(self, step: int) -> bool:
+        """Whether all meet after this step; called after every step, by all."""
+        if jax.process_count() == 1:
+            return True
+        if step < self._next:
+            return False
+        from jax.experimental import multihost_utils
+
+        seconds = max(time.monotonic() - self._time, 1e-3)
+        apart = np.array(np.clip((step - self._step) * _BETWEEN_MEETINGS / seconds, 1, 1000), np.int32)
+        self._step, self._next = step, step + int(multihost_utils.broadcast_one_to_all(apart))
+        self._time = time.monotonic()
+        return True
+
+
 @contextmanager
 def end_together() -> Iterator[None]:
     """Ends every process of the run as soon as one of them fails within the block.
@@ -94,6 +141,8 @@ def end_together() -> Iterator[None]:
     watch = _Watch(_client())
     try:
         yield
+    except Terminated:  # so do all
+        raise
     except BaseException as error:
         watch.stop()
         if isinstance(error, jax.errors.JaxRuntimeError):

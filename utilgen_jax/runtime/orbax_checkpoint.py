@@ -29,11 +29,19 @@ def save(folder: Path | str, tree: PyTree) -> None:
     Args:
         folder: made if it does not exist.
         tree: pytree of arrays (any sharding), numbers and typed PRNG keys.
+
+    Raises:
+        InputError: it cannot be written; what was saved before stays.
     """
     import orbax.checkpoint as ocp
 
-    with named_in_errors(Path(folder)), _without_logs(), _manager(folder) as manager:
-        manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(jax.tree.map(_unwrap_key, tree)))
+    try:
+        with named_in_errors(Path(folder)), _without_logs(), _manager(folder) as manager:
+            manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(jax.tree.map(_unwrap_key, tree)))
+    except OSError:
+        raise
+    except Exception as error:  # Without space the storage layer below orbax raises errors of its own.
+        raise InputError(f"{folder}: cannot be written; make room, then run the command again. {error}") from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from flax import struct
 
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.folds import FoldStates
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network
 from utilgen_jax.classifier.config import ClassifierConfig
@@ -33,7 +34,8 @@ from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import init_sharded, to_host
-from utilgen_jax.types import OnStep, Params
+from utilgen_jax.runtime.training_loop import TrainingLoop
+from utilgen_jax.types import Params
 from utilgen_jax.valuation.config import ValuationConfig
 
 PREDICTION_BATCH_SIZE = 500
@@ -99,7 +101,7 @@ def cross_fit(
     pool: Examples,
     folds: Sequence[Fold],
     key: jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> PoolValues:
     """Learns a weighting over the folds and gives every image of the pool its mean weight.
 
@@ -112,8 +114,8 @@ def cross_fit(
         pool: the synthetic images; their weights are not read.
         folds: of the shots, see `splits.cross_fit_folds`.
         key: PRNG key.
-        on_step: called after each step with (steps done in all folds, loss on the device, `first_nonfinite` and
-            validation loss of bilevel steps).
+        loop: runs the steps; it tells of steps done in all folds, and of bilevel ones
+            `first_nonfinite` and the validation loss too.
 
     Returns:
         The values of the pool's images, without difficulty. Weights that contradict what the images do at the end have
@@ -126,33 +128,36 @@ def cross_fit(
     )
     pool = dataclasses.replace(pool, weights=jnp.ones(len(pool)))
     trains = [real.take(fold.train_indices) for fold in folds]
+    validations = [real.take(fold.validation_indices) for fold in folds]
     trainings = [
         Training(train, pool, jax.random.fold_in(jax.random.fold_in(key, 0), number))
         for number, train in enumerate(trains)
     ]
     outer = {"weighting": init_sharded(program.weighting.init, jax.random.fold_in(key, 1))}
-    states = [
-        init_state(params, program.optimizer, outer, program.outer_optimizer)
-        for params in train_classifiers(classifier, program.config, trainings, on_step)
-    ]
-    shared: tuple[Any, Any] = outer, states[0].outer_optimizer_state
-    done = len(folds) * program.config.steps
-    for step in range(len(folds) * valuation.steps):
+    start = FoldStates.start(
+        [
+            init_state(params, program.optimizer, outer, program.outer_optimizer)
+            for params in train_classifiers(classifier, program.config, trainings, loop.part("plain"))
+        ]
+    )
+
+    def update(states: FoldStates, step: int) -> tuple[FoldStates, dict[str, Any]]:
         number = step % len(folds)
-        state = dataclasses.replace(states[number], outer=shared[0], outer_optimizer_state=shared[1])
-        data = trains[number], pool, real.take(folds[number].validation_indices)
+        data = trains[number], pool, validations[number]
         step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
-        states[number], metrics = _step(classifier, program, state, data, step_key)
-        shared = states[number].outer, states[number].outer_optimizer_state
-        on_step(done + step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
-    weighting = shared[0]["weighting"]
-    values = [_value(classifier, program, state.params, weighting, pool) for state in states]
+        state, metrics = _step(classifier, program, states.take(number), data, step_key)
+        return states.put(number, state), metrics.told
+
+    bilevel_loop = loop.part("bilevel", len(folds) * program.config.steps)
+    trained = bilevel_loop.run(start, len(folds) * valuation.steps, update)
+    weighting = trained.outer["weighting"]
+    values = [_value(classifier, program, state.params, weighting, pool) for state in trained.folds]
     first = smoothed(program.config, pool.take(np.arange(min(len(pool), PREDICTION_BATCH_SIZE))))
-    held_out = [smoothed(program.config, real.take(fold.validation_indices)) for fold in folds]
+    held_out = [smoothed(program.config, validation) for validation in validations]
     utilities = [
-        _utilities(classifier, state.params, first, shots) for state, shots in zip(states, held_out, strict=True)
+        _utilities(classifier, state.params, first, shots) for state, shots in zip(trained.folds, held_out, strict=True)
     ]
-    classifiers = [jax.tree.map(to_host, state.params) for state in states]
+    classifiers = [jax.tree.map(to_host, state.params) for state in trained.folds]
     fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
     agrees = agreement(fold_weights[:, : len(first)], np.stack([to_host(of_fold) for of_fold in utilities]))
     weights = fold_weights.mean(0)

@@ -15,7 +15,7 @@ from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
-from utilgen_jax.types import OnStep
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
 def difficulty(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def cross_fitted_difficulty(
     pool: Examples,
     folds: Sequence[Fold],
     key: jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Measures the difficulty of shots and pool, each image by a classifier that was not trained on it.
 
@@ -44,7 +44,7 @@ def cross_fitted_difficulty(
         pool: synthetic images, the classes in turn.
         folds: of the shots.
         key: PRNG key, the same for each fold.
-        on_step: called after each step with (steps done in all folds, loss on the device).
+        loop: runs the steps, a part of it those of each fold.
 
     Returns:
         Float32 in [0, 1] of the shots [N] and of the pool [M].
@@ -57,7 +57,7 @@ def cross_fitted_difficulty(
         Training(real.take(fold.train_indices), pool.take(np.flatnonzero(folds_of_pool != number)), key)
         for number, fold in enumerate(folds)
     ]
-    trained = train_classifiers(classifier, config, trainings, on_step)
+    trained = train_classifiers(classifier, config, trainings, loop)
     for number, (fold, params) in enumerate(zip(folds, trained, strict=True)):
         held_out = (fold.validation_indices, np.flatnonzero(folds_of_pool == number))
         for part, values, chosen in zip(parts, measured, held_out, strict=True):

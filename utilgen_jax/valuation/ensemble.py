@@ -27,7 +27,8 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import predict_logits
 from utilgen_jax.runtime.sharding import replicate, to_host
-from utilgen_jax.types import Array, OnStep, Params, counted_from
+from utilgen_jax.runtime.training_loop import TrainingLoop
+from utilgen_jax.types import Array, Params
 from utilgen_jax.valuation.config import EnsembleConfig
 from utilgen_jax.valuation.noise_transition import ClassPosterior, class_posterior
 
@@ -73,7 +74,7 @@ def ensemble_labels(
     real: Examples,
     pool: Examples,
     key: jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> EnsembleLabels:
     """Trains the ensembles and labels the pool.
 
@@ -87,26 +88,26 @@ def ensemble_labels(
         real: the shots.
         pool: the synthetic images, with the labels that they came with; the classes in turn.
         key: PRNG key.
-        on_step: called after each step with (steps done by all members, loss on the device).
+        loop: runs the steps, a part of it those of each member.
     """
     config = dataclasses.replace(config, mixing=ensemble.mixing)
     members: list[Params] = []
 
-    def train_members(others: Sequence[Examples | None]) -> list[Params]:
+    def train_members(name: str, others: Sequence[Examples | None]) -> list[Params]:
         done = len(members)
         trainings = [
             Training(real, images, jax.random.fold_in(key, done + number)) for number, images in enumerate(others)
         ]
-        trained = train_classifiers(classifier, config, trainings, counted_from(done * config.steps, on_step))
+        trained = train_classifiers(classifier, config, trainings, loop.part(name, done * config.steps))
         members.extend(trained)
         return trained
 
-    def predict_halves(targets: np.ndarray) -> np.ndarray:
+    def predict_halves(name: str, targets: np.ndarray) -> np.ndarray:
         """What members that were trained on the other half, under these targets [N, K], say of each image."""
         predicted = np.zeros((len(pool), pool.num_classes), np.float32)
         halves = [np.flatnonzero(half_of != number % 2) for number in range(2 * ensemble.pool_members)]
         trained = train_members(
-            [dataclasses.replace(pool.take(half), targets=replicate(targets[half])) for half in halves]
+            name, [dataclasses.replace(pool.take(half), targets=replicate(targets[half])) for half in halves]
         )
         for half, member in zip(halves, trained, strict=True):
             held_out = np.setdiff1d(np.arange(len(pool)), half)
@@ -116,12 +117,12 @@ def ensemble_labels(
 
     # The pool holds the classes in turn: whole turns go to a half.
     half_of = np.arange(len(pool)) // pool.num_classes % 2
-    trained = train_members([None] * ensemble.members)
+    trained = train_members("of_shots", [None] * ensemble.members)
     said = [_predict(classifier, config, member, pool.inputs) for member in trained]
     of_shots = np.mean(said, axis=0)
-    of_pool = predict_halves(to_host(pool.dense().targets))
+    of_pool = predict_halves("of_pool", to_host(pool.dense().targets))
     relabelled = class_posterior(of_shots, to_host(pool.labels)).probabilities
-    of_relabelled = predict_halves(relabelled)
+    of_relabelled = predict_halves("of_relabelled", relabelled)
     first, last = ensemble.members, ensemble.members + 2 * ensemble.pool_members
     kinds = (_stack(kind) for kind in (members[:first], members[first:last], members[last:]))
     return EnsembleLabels(of_shots, of_pool, of_relabelled, *kinds)
@@ -137,7 +138,7 @@ def predict_by_ensemble(
     real: Examples,
     images: Array,
     keys: Sequence[jax.Array] | jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> np.ndarray:
     """Predicts the classes of images by an ensemble that is trained on the shots alone.
 
@@ -147,12 +148,12 @@ def predict_by_ensemble(
         real: the shots.
         images: as the classifier sees them, float32 [N, H, W, C].
         keys: PRNG keys of the members.
-        on_step: called after each step with (steps done by all members, loss on the device).
+        loop: runs the steps, a part of it those of each member.
 
     Returns:
         The mean of the members' probabilities, float32 [N, K].
     """
-    members = train_classifiers(classifier, config, [Training(real, None, key) for key in keys], on_step)
+    members = train_classifiers(classifier, config, [Training(real, None, key) for key in keys], loop)
     return np.mean([_predict(classifier, config, member, images) for member in members], axis=0)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,8 @@ from utilgen_jax.classifier.train import draw_training_batch, init_classifier, m
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import replicate, to_host
-from utilgen_jax.types import OnStep, Params
+from utilgen_jax.runtime.training_loop import TrainingLoop
+from utilgen_jax.types import Params
 from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.cross_fit import init_state, smoothed
 
@@ -87,13 +89,16 @@ class _PoolLabels:
     soft_labels: jax.Array
 
 
+_State = tuple[BilevelState, _PoolLabels]
+
+
 def train_saflex(
     classifier: Classifier,
     program: SaflexProgram,
     shots: tuple[Examples, Sequence[Fold]],
     pool: Examples,
     key: jax.Array,
-    on_step: OnStep,
+    loop: TrainingLoop,
 ) -> SaflexClassifier:
     """Trains a classifier as `train_classifier` does, with weights and labels of the synthetic images by SAFLEX.
 
@@ -103,8 +108,8 @@ def train_saflex(
         shots: the real images and their folds.
         pool: the synthetic images, with hard labels; their weights are not read.
         key: PRNG key, used as by `train_classifier`: the plain steps are the same.
-        on_step: called after each step with (steps done, loss on the device, `first_nonfinite`, and the validation loss
-            of steps that weigh and relabel).
+        loop: runs the steps; it tells of `first_nonfinite` too, and of the validation loss of steps that weigh and
+            relabel.
     """
     config, (real, folds) = program.config, shots
     parts = [(real.take(fold.train_indices), real.take(fold.validation_indices)) for fold in folds]
@@ -118,17 +123,21 @@ def train_saflex(
     params = init_classifier(classifier, real.inputs.shape[1:], init_key)
     state = init_state(params, make_optimizer(config), {}, optax.identity())
     class_counts = real.dense().targets.sum(0)
-    for step in range(config.steps):
+
+    def update(both: _State, step: int) -> tuple[_State, dict[str, Any]]:
+        state, found = both
         step_key = jax.random.fold_in(batch_key, step)
         if step < program.plain_steps:
             batch = draw_training_batch(config, real, pool, batch_key, step)
             state, metrics = _plain_step(classifier, program, state, (batch, class_counts), step_key)
-        else:
-            train, validation = parts[step % len(parts)]
-            batch = draw_training_batch(config, train, dataclasses.replace(pool, targets=found.labels), batch_key, step)
-            data = batch, validation, class_counts, prior
-            (state, found), metrics = _saflex_step(classifier, program, (state, found), data, step_key)
-        on_step(step + 1, metrics.train_loss, metrics.first_nonfinite, **metrics.scalars)
+            return (state, found), metrics.told
+        train, validation = parts[step % len(parts)]
+        batch = draw_training_batch(config, train, dataclasses.replace(pool, targets=found.labels), batch_key, step)
+        data = batch, validation, class_counts, prior
+        both, metrics = _saflex_step(classifier, program, both, data, step_key)
+        return both, metrics.told
+
+    state, found = loop.run((state, found), config.steps, update)
     draws = np.maximum(to_host(found.draws), 1)
     is_drawn = to_host(found.draws) > 0
     return SaflexClassifier(
@@ -155,10 +164,10 @@ def _plain_step(
 def _saflex_step(
     classifier: Classifier,
     program: SaflexProgram,
-    state: tuple[BilevelState, _PoolLabels],
+    state: _State,
     data: tuple[Examples, Examples, jax.Array, jax.Array],
     key: jax.Array,
-) -> tuple[tuple[BilevelState, _PoolLabels], BilevelMetrics]:
+) -> tuple[_State, BilevelMetrics]:
     """A step with weights and labels by the influence on shifted validation images."""
     (classifier_state, found), (batch, validation, class_counts, prior) = state, data
     validation_key = jax.random.fold_in(key, StepKey.VALIDATION)

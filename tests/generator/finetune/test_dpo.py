@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from tests.cut_off import assert_goes_on
 from tests.generator import toy
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter import Adapter, AdapterConfig, init_adapter
 from utilgen_jax.generator.finetune import dpo
 from utilgen_jax.generator.finetune.config import DpoConfig
 from utilgen_jax.generator.finetune.dpo import DpoBatch, DpoPairs, dpo_losses, preference_pairs, train_dpo
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 CONFIG = DpoConfig(steps=40, batch_size=8, learning_rate=0.02, rank=2, beta=50.0, fraction=0.25)
 
@@ -38,14 +40,14 @@ def test_winners_come_to_be_preferred_and_a_round_starts_where_the_last_ended():
     def on_step(step, loss, pair_accuracy):
         seen.append((step, float(loss), float(pair_accuracy)))
 
-    first = train_dpo(sd, Adapter(), make_pairs(), CONFIG, jax.random.key(0), on_step)
+    first = train_dpo(sd, Adapter(), make_pairs(), CONFIG, jax.random.key(0), TrainingLoop(on_step))
     steps, losses, accuracies = zip(*seen, strict=True)
     assert steps == tuple(range(1, 41))
     np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-4)
     assert np.mean(losses[-10:]) < np.log(2) - 0.05 and np.mean(accuracies[-10:]) > 0.6
 
     seen.clear()
-    second = train_dpo(sd, first, make_pairs(), CONFIG, jax.random.key(1), on_step)
+    second = train_dpo(sd, first, make_pairs(), CONFIG, jax.random.key(1), TrainingLoop(on_step))
     # The reference is where the round began.
     np.testing.assert_allclose(seen[0][1], np.log(2), rtol=1e-4)
     # It was not given away to the training step.
@@ -123,7 +125,14 @@ def test_micro_batches_change_memory_and_not_the_step(monkeypatch):
             make_pairs(),
             config,
             jax.random.key(0),
-            lambda step, loss, pair_accuracy, told=told: told.append((loss, pair_accuracy)),
+            TrainingLoop(lambda step, loss, pair_accuracy, told=told: told.append((loss, pair_accuracy))),
         )
         found.append((adapter, told))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+
+
+def test_a_training_that_was_cut_off_goes_on_with_the_same_bits(tmp_path):
+    sd, config = toy.make_toy(), dataclasses.replace(CONFIG, steps=4)
+    assert_goes_on(
+        lambda loop: train_dpo(sd, Adapter(), make_pairs(), config, jax.random.key(0), loop), tmp_path, cut_after=3
+    )

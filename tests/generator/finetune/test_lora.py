@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.cut_off import assert_goes_on
 from tests.generator.toy import CHANNELS, CLASSES, SIDE, WIDTH, WORDS, make_toy, normal
 from utilgen_jax.checkpoints import tokenize
 from utilgen_jax.diffusion.losses import denoising_loss
@@ -15,6 +16,7 @@ from utilgen_jax.generator.conditioning import encode_prompts
 from utilgen_jax.generator.finetune.config import LoraConfig
 from utilgen_jax.generator.finetune.denoising import DenoisingSet, adapter_loss
 from utilgen_jax.generator.finetune.lora import train_lora
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 SD = make_toy()
 EMBEDS = normal(1, CLASSES, WORDS, WIDTH)
@@ -27,10 +29,10 @@ def images(number=12, seed=0, centre=0.0, difficulties=None):
     return DenoisingSet(latents, jnp.arange(number) % CLASSES, difficulties)
 
 
-def fit(learn_from, prior=None, key=KEY, on_step=lambda step, loss: None, **changes):
+def fit(learn_from, prior=None, key=KEY, loop=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     prior = images(6, seed=5, difficulties=learn_from.difficulties) if prior is None else prior
-    return train_lora(SD, EMBEDS, learn_from, prior, config, key, on_step)
+    return train_lora(SD, EMBEDS, learn_from, prior, config, key, loop or TrainingLoop())
 
 
 def loss(adapter, batch, seed=7):
@@ -52,7 +54,7 @@ def test_without_an_adapter_it_is_the_checkpoints_denoising_loss():
 @pytest.mark.slow
 def test_it_learns_the_images_and_starts_from_the_checkpoint():
     batch, seen = images(centre=1.0), []
-    adapter = fit(batch, on_step=lambda step, value: seen.append((step, float(value))))
+    adapter = fit(batch, loop=TrainingLoop(lambda step, value: seen.append((step, float(value)))))
     assert [step for step, _ in seen] == list(range(1, 41))
     assert adapter.difficulty_encoder is None
     assert loss(adapter, batch) < 0.8 * loss(Adapter(), batch)
@@ -105,10 +107,15 @@ def test_the_text_encoder_has_a_lora_of_its_own_that_prompts_are_encoded_with(lo
     latents = normal(0, 4, 4, 4, 4)
     batch = DenoisingSet(latents, jnp.arange(4) % 2)
     config = dataclasses.replace(CONFIG, steps=2, text_encoder_rank=3)
-    adapter = train_lora(sd, ids, batch, None, config, KEY, lambda step, loss: None)
+    adapter = train_lora(sd, ids, batch, None, config, KEY, TrainingLoop())
     assert all(leaf.any() for leaf in jax.tree.leaves(adapter.text_encoder_lora))
     expected = encode_prompts(sd, ["a cat"], adapter_loras(adapter))
     found = encode_prompts(with_text_encoder_lora(sd, adapter), ["a cat"])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(found, encode_prompts(sd, ["a cat"]), atol=1e-4)
     assert with_text_encoder_lora(sd, Adapter()) is sd
+
+
+def test_a_training_that_was_cut_off_goes_on_with_the_same_bits(tmp_path):
+    batch = images(difficulties=jnp.linspace(0.1, 0.9, 12))
+    assert_goes_on(lambda loop: fit(batch, loop=loop, steps=4), tmp_path, cut_after=3)

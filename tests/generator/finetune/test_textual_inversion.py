@@ -12,6 +12,7 @@ from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.finetune.denoising import DenoisingSet, adapter_loss
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
 from utilgen_jax.generator.tokens import add_tokens
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 NAMES = ["a", "bb"]
 
@@ -44,7 +45,7 @@ def test_learnt_words_lower_the_loss_and_nothing_else_moves(loaded):
         images,
         config,
         jax.random.key(0),
-        lambda step, loss: None,
+        TrainingLoop(),
     )
     assert learnt.shape == initial.shape and (np.abs(learnt - initial).max(axis=1) > 0.01).all()
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, sd.params["text_encoder"]))

@@ -20,9 +20,9 @@ from utilgen_jax.generator.conditioning import embeds_condition, encode_tokens
 from utilgen_jax.generator.difficulty_token import append_difficulty
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
-from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.schedules import warmup_cosine
 from utilgen_jax.runtime.sharding import init_sharded, split_batch
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
 @struct.dataclass
@@ -162,8 +162,7 @@ def train_by_denoising(
     trained: Any,
     config: DenoisingConfig,
     key: jax.Array,
-    on_step: Callable[[int, jax.Array], None],
-    saved: SavedState | None = None,
+    loop: TrainingLoop,
 ) -> Any:
     """Trains by AdamW, gradients clipped to a norm of 1.
 
@@ -173,21 +172,19 @@ def train_by_denoising(
         trained: the start; it is not changed.
         config: steps (its epochs are come to steps before, see `of_images`), batch and learning rate.
         key: PRNG key.
-        on_step: called after each step with (steps done, loss on the device).
-        saved: keeps the state while it trains; a training that was cut off continues from there.
+        loop: runs the steps.
 
     Returns:
         The trained pytree.
     """
     state = init_sharded(lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), _make_optimizer(config)), trained)
-    if saved is not None:
-        state = saved.restored(state)
-    for step in range(int(state.step), config.steps):
+
+    def update(state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
+        del step  # the state has it
         state, mean_loss = _draw_and_update(config, state, sd, task, key)
-        on_step(step + 1, mean_loss)
-        if saved is not None:
-            saved.keep(state)
-    return state.trained
+        return state, {"loss": mean_loss}
+
+    return loop.run(state, config.steps, update).trained
 
 
 def _make_optimizer(config: DenoisingConfig) -> optax.GradientTransformation:

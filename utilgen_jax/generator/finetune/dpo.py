@@ -6,7 +6,6 @@ UtilGen's model level (arXiv 2510.24262) takes it in rounds, each on a pool of i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -26,6 +25,7 @@ from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.runtime.loops import num_parts
 from utilgen_jax.runtime.sharding import init_sharded
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
 @struct.dataclass
@@ -104,7 +104,7 @@ def train_dpo(
     pairs: DpoPairs,
     config: DpoConfig,
     key: jax.Array,
-    on_step: Callable[..., None],
+    loop: TrainingLoop,
 ) -> Adapter:
     """Trains the adapter's LoRA for one round, from the end of the round before.
 
@@ -114,8 +114,8 @@ def train_dpo(
         pairs: the pool's images and pairs.
         config: steps, batch, learning rate, rank and β.
         key: PRNG key.
-        on_step: called after each step with (steps done, loss on the device, pair_accuracy=the fraction of the batch's
-            pairs whose winner the adapter prefers more than the reference does).
+        loop: runs the steps; it tells of `pair_accuracy` too, the fraction of the batch's pairs whose winner the
+            adapter prefers more than the reference does.
 
     Returns:
         The adapter.
@@ -129,10 +129,13 @@ def train_dpo(
         lambda tree: init_train_state(jax.tree.map(jnp.copy, tree), make_dpo_optimizer(config)), adapter
     )
     batch_key = jax.random.fold_in(key, 1)
-    for step in range(config.steps):
+
+    def update(state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
+        del step  # the state has it
         state, loss, accuracy = dpo_step(config, state, reference, sd, pairs, batch_key)
-        on_step(step + 1, loss, pair_accuracy=accuracy)
-    return state.trained
+        return state, {"loss": loss, "pair_accuracy": accuracy}
+
+    return loop.run(state, config.steps, update).trained
 
 
 def make_dpo_optimizer(config: DpoConfig) -> optax.GradientTransformation:

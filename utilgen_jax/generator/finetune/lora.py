@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 
@@ -18,7 +17,7 @@ from utilgen_jax.generator.finetune.denoising import (
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import init_lora
-from utilgen_jax.runtime.saved_state import SavedState
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
 def train_lora(
@@ -28,8 +27,7 @@ def train_lora(
     prior: DenoisingSet | None,
     config: LoraConfig,
     key: jax.Array,
-    on_step: Callable[[int, jax.Array], None],
-    saved: SavedState | None = None,
+    loop: TrainingLoop,
 ) -> Adapter:
     """Fits a LoRA to images, as DataDream does, and a difficulty encoder with it if their difficulty is known.
 
@@ -45,8 +43,7 @@ def train_lora(
             config's batches hold none.
         config: rank, steps, batch and learning rate.
         key: PRNG key.
-        on_step: called after each step with (steps done, loss on the device).
-        saved: see `train_by_denoising`.
+        loop: runs the steps.
 
     Returns:
         An adapter with `unet_lora`; with a rank for it `text_encoder_lora`; with difficulties `difficulty_encoder`.
@@ -63,4 +60,4 @@ def train_lora(
         variables = encoder.init(jax.random.fold_in(init_key, 1), examples.labels[:1], examples.difficulties[:1])
         adapter = dataclasses.replace(adapter, difficulty_encoder=variables["params"])
     task = DenoisingTask(adapter_loss, prompts, examples, prior)
-    return train_by_denoising(sd, task, adapter, config, train_key, on_step, saved)
+    return train_by_denoising(sd, task, adapter, config, train_key, loop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from utilgen_jax.generator.finetune.denoising import (
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import add_tokens, tokenize_prompts, with_rows
-from utilgen_jax.runtime.saved_state import SavedState
+from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
 def class_tokens(num_classes: int) -> list[str]:
@@ -44,8 +44,7 @@ def train_textual_inversion(
     prior: DenoisingSet | None,
     config: DenoisingConfig,
     key: jax.Array,
-    on_step: Callable[[int, jax.Array], None],
-    saved: SavedState | None = None,
+    loop: TrainingLoop,
 ) -> jax.Array:
     """Learns one embedding for each class by the denoising loss; all weights stay as they are.
 
@@ -60,8 +59,7 @@ def train_textual_inversion(
             hold none.
         config: steps, batch and learning rate.
         key: PRNG key.
-        on_step: called after each step with (steps done, loss on the device).
-        saved: see `train_by_denoising`.
+        loop: runs the steps.
 
     Returns:
         Float32 [K, D], for `tokens.add_tokens`.
@@ -69,7 +67,7 @@ def train_textual_inversion(
     sd = add_tokens(sd, class_tokens(len(prompts)), initial)
     input_ids = jnp.asarray(tokenize_prompts(sd, prompts))
     task = DenoisingTask(token_loss, input_ids, examples, prior)
-    return train_by_denoising(sd, task, initial, config, key, on_step, saved)
+    return train_by_denoising(sd, task, initial, config, key, loop)
 
 
 def token_loss(
