@@ -70,7 +70,8 @@ def run_to_the_end(job: Sequence[str], workdir: Path) -> float:
 
 def interrupt(job: Sequence[str], workdir: Path, after: float, sent: signal.Signals) -> Interruption | None:
     """Runs the job and sends it a signal after so many seconds; None where it has ended before."""
-    running = run_job(job, workdir)
+    running, log = run_job(job, workdir), workdir / "log.txt"
+    begin = log.stat().st_size
     try:
         status = running.wait(timeout=after)
     except subprocess.TimeoutExpired:
@@ -80,17 +81,17 @@ def interrupt(job: Sequence[str], workdir: Path, after: float, sent: signal.Sign
         took = time.monotonic() - start
     else:
         if status:
-            return Interruption(after, _last_line(workdir), [f"the job failed with status {status}"])
+            return Interruption(after, _last_line(log, begin), [f"the job failed with status {status}"])
         return None
     problems = []
     if sent == signal.SIGTERM and status != 0:  # 0: it came to its end just then
         problems += [] if status == 143 else [f"status {status} after SIGTERM, not 143"]
         problems += [] if took < _LONGEST_LEAVE else [f"it left {took:.0f} s after SIGTERM"]
-    return Interruption(after, _last_line(workdir), problems)
+    return Interruption(after, _last_line(log, begin), problems)
 
 
-def _last_line(workdir: Path) -> str:
-    lines = (workdir / "log.txt").read_text(errors="replace").splitlines()
+def _last_line(log: Path, begin: int) -> str:
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
     return lines[-1] if lines else ""
 
 

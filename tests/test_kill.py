@@ -21,4 +21,4 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(tmp_path, monk
     job = [f"--config={DIGITS}:method=joint", *(f"--config.{name}={value}" for name, value in settings)]
     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
     # Early, so that one run takes them all.
-    assert kill.check(job, tmp_path / "runs", signals, within=0.6) == []
+    assert kill.check(job, tmp_path / "runs", signals, within=0.5) == []

@@ -1,5 +1,8 @@
 """The command line: every mistake at once, exit status 2, no traceback, no device, nothing written."""
 
+import errno
+import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -12,6 +15,7 @@ import utilgen_jax
 from utilgen_jax import main as main_lib
 from utilgen_jax.config.schema import FIELDS
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.termination import Terminated
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = f"--config={ROOT / 'configs/digits.py'}"
@@ -163,6 +167,22 @@ def test_an_interrupt_says_how_to_go_on(pipeline, capsys):
     pipeline.error = KeyboardInterrupt()
     assert main_lib.main(["main", DIGITS, "--workdir=x"]) == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+def test_sigterm_says_what_continues(pipeline, capsys):
+    pipeline.error = Terminated()
+    assert main_lib.main(["main", DIGITS, "--workdir=x"]) == 143
+    expected = f"terminated: all is saved; this continues: {shlex.join(sys.orig_argv)}"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reason", ["No space left on device", "Read-only file system", "Permission denied"])
+def test_a_disk_that_cannot_be_written_is_a_message_with_the_file(pipeline, capsys, reason):
+    number = next(number for number in errno.errorcode if os.strerror(number) == reason)
+    pipeline.error = OSError(number, reason, "x/metrics.jsonl")
+    (error,) = errors_of(capsys, DIGITS, "--workdir=x")
+    advice = "; make room, and the same command continues" if number == errno.ENOSPC else ""
+    assert error == f"x/metrics.jsonl: {reason}{advice}"
 
 
 def test_a_bug_keeps_its_traceback(pipeline):

@@ -1,13 +1,16 @@
 """A run of two processes: every method ends, and what one process leaves the other finds."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests import kill
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from tests.tiny import DIGITS, NAMES, TINY
 
@@ -103,6 +106,32 @@ sys.exit(main.main(sys.argv))
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_of_two_that_is_ended_goes_on_with_the_same_bits(tmp_path, sent):
+    command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=400"]
+    command += ["--config.checkpoint_every_minutes=0", "--config.also_synthetic_only=False"]
+    whole = start([*command, "--workdir=whole"], tmp_path)
+    assert [process.wait(timeout=300) for process in whole] == [0, 0]
+
+    processes = start([*command, "--workdir=cut"], tmp_path)
+    states = tmp_path / "cut" / "checkpoints" / "classifier_vanilla.partial" / "training"
+    deadline = time.monotonic() + 300
+    while not states.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # A scheduler tells all; SIGKILL ends one, and the other must not wait for it for ever.
+    for process in processes if sent == signal.SIGTERM else processes[1:]:
+        process.send_signal(sent)
+    statuses = [process.wait(timeout=200) for process in processes]
+    assert statuses == [143, 143] if sent == signal.SIGTERM else 0 not in statuses
+    assert states.is_dir()
+
+    again = start([*command, "--workdir=cut"], tmp_path)
+    outputs = [process.communicate(timeout=300)[0] for process in again]
+    assert [process.returncode for process in again] == [0, 0], outputs
+    assert "classifier_vanilla: goes on after step" in outputs[0]
+    assert kill.differences(tmp_path / "cut", tmp_path / "whole") == []
 
 
 @pytest.mark.parametrize("culprit", [0, 1])

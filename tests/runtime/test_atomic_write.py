@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -108,3 +109,10 @@ def test_cut_partial_line(file, content, whole):
     file.write_text(content)
     atomic_write.cut_partial_line(file)
     assert file.read_text() == whole
+
+
+def test_a_full_disk_is_told_with_the_file(file):
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        with atomic_write.replace_file(file):
+            raise OSError(errno.ENOSPC, "No space left on device")  # as `write` does
+    assert caught.value.filename == str(file)

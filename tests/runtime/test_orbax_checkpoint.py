@@ -1,5 +1,7 @@
 """Saving and restoring a run's state."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +117,17 @@ def test_missing_and_damaged_are_named(tmp_path):
             path.write_bytes(b"")
     with pytest.raises(InputError, match="state: .*cannot be restored"):
         orbax_checkpoint.restore(tmp_path / "state", {"x": np.zeros(3)})
+
+
+def test_a_disk_that_cannot_be_written_is_told_in_one_line_and_keeps_what_was_saved(tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "state"
+    orbax_checkpoint.save(folder, {"x": np.ones(3)})
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**10))
+        with pytest.raises(InputError, match=r"state: the disk is full \(8.1 MiB needed, 0.0 free\); make room"):
+            orbax_checkpoint.save(folder, {"x": np.zeros(2**20)})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file/state"):
+        orbax_checkpoint.save(tmp_path / "file" / "state", {"x": np.ones(3)})
+    assert "Traceback" not in capfd.readouterr().err
+    np.testing.assert_array_equal(orbax_checkpoint.restore(folder, {"x": np.zeros(3)})["x"], np.ones(3))

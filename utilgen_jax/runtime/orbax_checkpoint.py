@@ -7,6 +7,7 @@ shared folder) and on buckets (`gs://...`).
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from utilgen_jax.types import PyTree
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
+_ROOM = 2**17  # bytes for files beside the arrays
+
 
 def save(folder: Path | str, tree: PyTree) -> None:
     """Saves a tree in a folder, in place of what was saved there before; returns when it is on disk.
@@ -35,6 +38,7 @@ def save(folder: Path | str, tree: PyTree) -> None:
     """
     import orbax.checkpoint as ocp
 
+    _check_room(folder, tree)
     try:
         with named_in_errors(Path(folder)), _without_logs(), _manager(folder) as manager:
             manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(jax.tree.map(_unwrap_key, tree)))
@@ -94,6 +98,18 @@ def exists(folder: Path | str) -> bool:
         return False
     with _manager(folder) as manager:
         return manager.latest_step() is not None
+
+
+def _check_room(folder: Path | str, tree: PyTree) -> None:
+    """Raises InputError where a disk has no room for a tree: orbax would tell of it for each of the arrays."""
+    if "://" in str(folder):
+        return
+    path = Path(folder).absolute()
+    found = next(each for each in (path, *path.parents) if each.exists())
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree) if hasattr(leaf, "nbytes")) + _ROOM
+    if (free := shutil.disk_usage(found).free) < needed:
+        sizes = f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} free"
+        raise InputError(f"{folder}: the disk is full ({sizes}); make room, then run the command again")
 
 
 def _manager(folder: Path | str) -> "ocp.CheckpointManager":
