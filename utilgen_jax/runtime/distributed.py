@@ -18,7 +18,7 @@ from utilgen_jax.runtime.termination import Terminated, is_requested
 
 _FAILURE = "utilgen_jax/failure"
 _INTERVAL = 0.5  # seconds between looks for a failure
-_BETWEEN_MEETINGS = 2.0  # seconds, about
+_BETWEEN_MEETINGS = 0.5  # seconds, about
 _PATIENCE = 20.0  # seconds that a process waits for the one that failed to end
 
 
@@ -109,22 +109,24 @@ class Meetings:
     """
 
     def __init__(self) -> None:
-        self._step = 0
         self._next = 1
-        self._time = time.monotonic()
+        self._since: tuple[int, float] | None = None
 
     def is_one(self, step: int) -> bool:
         """Whether all meet after this step; called after every step, by all."""
         if jax.process_count() == 1:
             return True
         if step < self._next:
+            if self._since is None:  # from here on, as what a meeting brings is not a step's time
+                self._since = step, time.monotonic()
             return False
         from jax.experimental import multihost_utils
 
-        seconds = max(time.monotonic() - self._time, 1e-3)
-        apart = np.array(np.clip((step - self._step) * _BETWEEN_MEETINGS / seconds, 1, 1000), np.int32)
-        self._step, self._next = step, step + int(multihost_utils.broadcast_one_to_all(apart))
-        self._time = time.monotonic()
+        apart = 2.0
+        if self._since is not None and step > self._since[0]:
+            apart = _BETWEEN_MEETINGS * (step - self._since[0]) / max(time.monotonic() - self._since[1], 1e-3)
+        self._next = step + int(multihost_utils.broadcast_one_to_all(np.int32(np.clip(apart, 1, 1000))))
+        self._since = None
         return True
 
 
