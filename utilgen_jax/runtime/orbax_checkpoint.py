@@ -52,11 +52,15 @@ def save(folder: Path | str, tree: PyTree) -> None:
 def _without_logs() -> Iterator[None]:
     """Keeps orbax from writing the tracebacks of its threads: what fails in them is raised too."""
     logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
+
+    def nothing(record: logging.LogRecord) -> bool:  # its own for each save: threads may save at once
+        return False
+
+    logger.addFilter(nothing)
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.removeFilter(nothing)
 
 
 def restore(folder: Path | str, like: PyTree) -> PyTree:
