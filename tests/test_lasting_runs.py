@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FIELDS = (
-    "generator.steps=1",
-    "pool.images_per_class=2",
-    "classifier.steps=2",
-    "classifier.name=mlp",
-    "data.max_test=20",
-)
-COMMAND = [sys.executable, "-m", "utilgen_jax.main", f"--config={ROOT / 'configs' / 'digits.py'}:method=vanilla"]
+FIELDS = ("classifier.steps=2", "classifier.name=mlp", "data.max_test=20")
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # quick to compile, for one device
+COMMAND = [sys.executable, "-m", "utilgen_jax.main", f"--config={ROOT / 'configs' / 'digits.py'}:method=real"]
 COMMAND += [f"--config.{field}" for field in FIELDS]
 pytestmark = pytest.mark.slow
 
@@ -24,7 +19,7 @@ pytestmark = pytest.mark.slow
 def shell(cwd, before="", after=""):
     """Runs the command with something before and behind it; (exit status, standard error)."""
     command = f"set -o pipefail; {before} {' '.join(COMMAND)} --workdir=run {after}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
     done = subprocess.run(["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
