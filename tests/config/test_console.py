@@ -26,7 +26,7 @@ def work():
     Path("done").write_text("done")
     print("accuracy: 97 %")
 
-sys.exit(exit_status(work))
+sys.exit(exit_status(work, "nothing was kept"))
 """
 
 
@@ -62,7 +62,7 @@ def test_work_is_done_wherever_the_output_goes(tmp_path, streams, status, encodi
 
 def test_a_person_at_a_terminal_can_be_asked(tmp_path):
     code = "import sys; from utilgen_jax.config.command_line import exit_status as run\n"
-    code += "sys.exit(run(lambda: print('heard', input('go on? ').upper())))"
+    code += "sys.exit(run(lambda: print('heard', input('go on? ').upper()), ''))"
     parent, child = pty.openpty()
     with subprocess.Popen([sys.executable, "-c", code], stdin=child, stdout=child, stderr=child) as asked:
         os.close(child)
@@ -94,7 +94,7 @@ def failing(error):
     ],
 )
 def test_what_the_system_refuses_is_one_line(capsys, error, line):
-    assert exit_status(failing(error)) == 2
+    assert exit_status(failing(error), "nothing was kept") == 2
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
@@ -109,7 +109,7 @@ def test_what_the_system_refuses_is_one_line(capsys, error, line):
     ],
 )
 def test_too_little_memory_is_one_line(capsys, error, told):
-    assert exit_status(failing(error)) == 2
+    assert exit_status(failing(error), "nothing was kept") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {told}") and "take smaller batches" in line
 
@@ -118,7 +118,7 @@ def test_too_little_memory_is_one_line(capsys, error, told):
 def test_bugs_are_raised(error):
     assert as_message(error) is None
     with pytest.raises(type(error), match="a bug"):
-        exit_status(failing(error))
+        exit_status(failing(error), "nothing was kept")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_bugs_are_raised(error):
 )
 def test_what_keeps_jax_from_starting_is_one_line(name, value, told):
     code = "import sys; from utilgen_jax.config.command_line import exit_status as run\n"
-    code += "def start():\n    import jax\n    jax.devices()\nsys.exit(run(start))"
+    code += "def start():\n    import jax\n    jax.devices()\nsys.exit(run(start, ''))"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {name: value}, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "error: " in line]

@@ -42,6 +42,7 @@ PREFIX = "--config."
 # Flags of any command whose values are, or may be, paths.
 PATH_FLAGS = (
     "checkpoint",
+    "configs",
     "data_path",
     "embeds",
     "image_prompt",
@@ -50,7 +51,9 @@ PATH_FLAGS = (
     "join",
     "latents",
     "lora",
+    "mask_image",
     "out",
+    "unet",
     "vae",
     "weights",
     "workdir",
