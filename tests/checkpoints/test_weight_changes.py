@@ -78,7 +78,7 @@ def torch_output(model):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
-@pytest.mark.parametrize("strength", [1.0, 0.4])
+@pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.4])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_file_of_peft(folder, sd, apply, tmp_path, name, strength):
     model = torch_unet(folder, CONFIGS[name])
