@@ -112,7 +112,8 @@ def test_sigterm_ends_both_and_the_run_goes_on_with_the_same_bits(tmp_path):
     command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=400"]
     command += ["--config.checkpoint_every_minutes=0.01", "--config.also_synthetic_only=False"]
     whole = start([*command, "--workdir=whole"], tmp_path)
-    assert [process.wait(timeout=300) for process in whole] == [0, 0]
+    outputs = [process.communicate(timeout=300)[0] for process in whole]
+    assert [process.returncode for process in whole] == [0, 0], outputs
 
     processes = start([*command, "--workdir=cut"], tmp_path)
     states = tmp_path / "cut" / "checkpoints" / "classifier_vanilla.partial" / "training"
@@ -121,7 +122,8 @@ def test_sigterm_ends_both_and_the_run_goes_on_with_the_same_bits(tmp_path):
         time.sleep(0.05)
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=60) for process in processes] == [143, 143] and states.is_dir()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143] and states.is_dir(), outputs
 
     again = start([*command, "--workdir=cut"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in again]

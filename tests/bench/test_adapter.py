@@ -16,7 +16,7 @@ from utilgen_jax.config.schema import Config
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
-from utilgen_jax.diffusion.samplers.ddim import make_ddim
+from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.generator.adapter import Adapter
 
 
@@ -26,7 +26,7 @@ class ToyDomain(glyph_adapter.GlyphDomain):
     def __init__(self):
         self.config = Config()
         self.sd = toy.make_toy()
-        self.sampler = make_ddim(self.sd.schedule, glyph_adapter.NUM_STEPS, first=0, eta=glyph_adapter.ETA)
+        self.sampler = make_sampler("ddim", self.sd.schedule, glyph_adapter.NUM_STEPS, eta=glyph_adapter.ETA)
         self.classifier = SimpleNamespace(apply=toy.toy_classifier)
         self.to_examples = toy.to_examples
         self.value = jax.jit(self._value)

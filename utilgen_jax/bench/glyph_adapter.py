@@ -23,6 +23,7 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import cross_fit_folds, few_shot
 from utilgen_jax.diffusion.samplers.ddim import make_ddim
+from utilgen_jax.diffusion.schedules import read_by
 from utilgen_jax.generator.adapter import Adapter, AdapterConfig, generate_images, init_adapter
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.finetune.ddpo import Trajectory, normalized_advantages, policy_gradient, rollout
@@ -88,7 +89,7 @@ class GlyphDomain:
         """Loads the embedded generator."""
         self.config = Config()
         self.sd = load_stable_diffusion(checkpoints.resolve_checkpoint(self.config.generator.checkpoint))
-        self.sampler = make_ddim(self.sd.schedule, NUM_STEPS, first=0, eta=ETA)
+        self.sampler = make_ddim(read_by(self.sd.schedule, "DDIMScheduler"), NUM_STEPS, first=0, eta=ETA)
         settings = self.config.data
         self.classifier = make_classifier(self.config.classifier, NUM_CLASSES, settings.image_size, settings.channels)
         self.to_examples = partial(
