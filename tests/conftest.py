@@ -13,7 +13,7 @@ _FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
     # Eight devices on two cores that other processes use too: XLA takes a device that comes 40 seconds after the others
-    # for lost, and ends the process. (One that never comes: `experiment.logging` says when.)
+    # for lost, and ends the process. (One that never comes: `training_loop` says when.)
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60",
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 )

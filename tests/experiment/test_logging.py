@@ -39,20 +39,3 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         log_stage(metrics, "value", total=9, every=2) as on_step,
     ):
         on_step(2, Scalar(float("nan")))
-
-
-def test_no_more_than_two_steps_are_under_way(tmp_path):
-    ready = []
-
-    class Loss:
-        def __init__(self, step):
-            self.step = step
-
-        def block_until_ready(self):
-            ready.append(self.step)
-            return self
-
-    with MetricsWriter(tmp_path) as metrics, log_stage(metrics, "train", total=100, every=50) as on_step:
-        for step in range(1, 6):
-            on_step(step, Loss(step))
-            assert ready == list(range(1, step - 1))

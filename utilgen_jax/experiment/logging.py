@@ -13,10 +13,6 @@ from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.types import OnStep
 
-# Steps that may be under way when the next one is started. Where one CPU is several devices, XLA waits for ever once a
-# device has 32 programs before it: they need the threads that wait for it.
-_STEPS_AHEAD = 2
-
 
 @contextmanager
 def log_stage(metrics: MetricsWriter, stage: str, total: int, every: int) -> Iterator[OnStep]:
@@ -40,8 +36,6 @@ def log_stage(metrics: MetricsWriter, stage: str, total: int, every: int) -> Ite
             step: int, loss: jax.Array, first_nonfinite: Mapping[str, jax.Array] | None = None, **scalars: jax.Array
         ) -> None:
             since_entry.append({"loss": loss, **scalars})
-            if len(since_entry) > _STEPS_AHEAD:
-                jax.block_until_ready(since_entry[-1 - _STEPS_AHEAD]["loss"])
             if step % every == 0 or step == total:
                 check_finite(first_nonfinite or {})
                 entries = jax.device_get(since_entry)

@@ -8,7 +8,7 @@ and 0.28 s as a Python loop over the jitted step. Training loops therefore call 
 Such a loop must not run far ahead of the devices. Where one CPU is several of them, 32 programs may wait for a
 device. The launch of one more blocks a thread that an earlier program needs, and a collective waits for ever. (JAX
 0.10: 3,000 steps of two programs on eight devices stop within the first 200; where each waits for the step before the
-last, a step takes 7 ms.) `experiment.logging` waits in every training stage.
+last, a step takes 7 ms.) `training_loop` waits in every training.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,10 @@ from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.termination import Terminated
 from utilgen_jax.runtime.threads import check_stopped
 from utilgen_jax.types import OnStep
+
+# Steps that may be under way when the next one is started. Where one CPU is several devices, XLA waits for ever once a
+# device has 32 programs before it: they need the threads that wait for it.
+_STEPS_AHEAD = 2
 
 State = TypeVar("State")
 
@@ -61,10 +66,15 @@ class TrainingLoop:
             if 0 < step < steps and jax.process_index() == 0:
                 print(f"{self.saved.title}: goes on after step {step} of {steps}", file=sys.stderr)
         meetings = Meetings()
+        under_way: deque[jax.Array] = deque()  # their losses
         while step < steps and not is_over(state):
             state, scalars = update(state, step)
             step += 1
-            self.on_step(step, scalars.pop("loss"), **scalars)
+            loss = scalars.pop("loss")
+            under_way.append(loss)
+            self.on_step(step, loss, **scalars)
+            if len(under_way) > _STEPS_AHEAD:
+                jax.block_until_ready(under_way.popleft())
             if meetings.is_one(step):
                 is_last = is_any_terminated()
                 if self.saved is not None:
