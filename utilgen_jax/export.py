@@ -139,7 +139,7 @@ def _find(settings: dict[str, Any]) -> tuple[Path, SingleFile | None]:
     from utilgen_jax import checkpoints
     from utilgen_jax.checkpoints.single_file import SingleFile
 
-    file = Path(settings["checkpoint"]).expanduser()
+    file = Path(settings["checkpoint"])
     if not file.is_file():
         if settings["configs"]:
             raise InputError(f"--configs: is of use where --checkpoint is a file, and {file} is none")

@@ -20,7 +20,7 @@ def define_lora_flags(values: flags.FlagValues) -> None:
 def lora_problems(settings: dict[str, Any]) -> list[str]:
     """Says what is wrong with both flags, whose files are not opened."""
     files, scales = settings["lora"] or [], settings["lora_scale"] or []
-    problems = [f"--lora: {file} does not exist" for file in files if not Path(file).expanduser().exists()]
+    problems = [f"--lora: {file} does not exist" for file in files if not Path(file).exists()]
     problems += [f"--lora_scale={scale}: is no finite number" for scale in scales if not math.isfinite(scale)]
     if scales and not files:
         problems.append("--lora_scale: is of use with --lora only")
@@ -35,4 +35,4 @@ def lora_files(settings: dict[str, Any]) -> list[tuple[Path, float]]:
     """Returns each file or folder and its strength."""
     files = settings["lora"] or []
     scales = settings["lora_scale"] or [1.0] * len(files)
-    return [(Path(file).expanduser(), scale) for file, scale in zip(files, scales, strict=True)]
+    return [(Path(file), scale) for file, scale in zip(files, scales, strict=True)]

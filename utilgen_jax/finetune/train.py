@@ -56,7 +56,7 @@ def train(settings: dict[str, Any]) -> Iterator[Path]:
     Raises:
         InputError: images or checkpoint cannot be read or do not suit, or --out is of other settings.
     """
-    out = Path(settings["out"]).expanduser()
+    out = Path(settings["out"])
     source = load_for_training(settings["images"], settings["image_size"], 3)
     prompts = _prompts(settings, source)
     folder = checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"])

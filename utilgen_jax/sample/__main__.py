@@ -112,9 +112,7 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     if settings["strength"] == 0:
         problems.append("--strength=0: would leave --init_image as it is; give more than 0")
     problems += lora_problems(settings)
-    problems += [
-        f"--embeds: {file} does not exist" for file in settings["embeds"] or [] if not Path(file).expanduser().exists()
-    ]
+    problems += [f"--embeds: {file} does not exist" for file in settings["embeds"] or [] if not Path(file).exists()]
     if settings["seed"] + (settings["num"] or 1) - 1 > _LAST_SEED:
         problems.append(f"--seed={settings['seed']}: the last image's seed would pass {_LAST_SEED}")
     return problems + command_line.folder_problems("out", settings["out"])

@@ -101,7 +101,7 @@ def _open(
     )
     sd = sd.with_params(**{name: adapters.changed(name, sd.params[name]) for name in adapters.changes})
     for file in settings["embeds"] or ():
-        sd = add_learned_embeds(sd, Path(file).expanduser())
+        sd = add_learned_embeds(sd, Path(file))
     return sd, adapters.loras or None, sampling, image_inputs
 
 
