@@ -26,6 +26,7 @@ from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pool.generate import generate_batches
 from utilgen_jax.pool.storage import PoolRecord
 from utilgen_jax.prompts.templates import class_prompts
+from utilgen_jax.valuation.cross_fit import weighting_folds
 
 # Digits that look alike. Classes of other data sets are taken in pairs, in their order.
 PARTNERS: Mapping[str, tuple[int, ...]] = {"digits": (8, 7, 3, 2, 9, 6, 5, 1, 0, 4)}
@@ -107,7 +108,7 @@ def contaminate(config: Config, settings: Mapping[str, Any]) -> Contaminated:
         real=labelled(jnp.asarray(to_float(split.real.images)), split.real.labels, len(names)),
         pool=labelled(images, labels, len(names)),
         folds=cross_fit_folds(split.real.labels, config.valuation.folds, config.seed),
-        weighting_folds=cross_fit_folds(split.real.labels, config.valuation.weighting_folds, config.seed),
+        weighting_folds=weighting_folds(config.valuation, split.real.labels, config.seed),
         is_right=truth == labels,
     )
 

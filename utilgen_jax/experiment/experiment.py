@@ -20,7 +20,7 @@ from utilgen_jax.classifier.side_by_side import num_threads
 from utilgen_jax.config.schema import Config
 from utilgen_jax.data.fingerprint import Fingerprints
 from utilgen_jax.data.images import to_float
-from utilgen_jax.data.splits import FewShotSplit, Fold, cross_fit_folds
+from utilgen_jax.data.splits import FewShotSplit, Fold
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
 from utilgen_jax.experiment.inputs import check_inputs, note_inputs, of_checkpoint
@@ -220,12 +220,6 @@ class Experiment:
         """The few-shot images as the classifier sees them, on the mesh."""
         real = self.split.real
         return replicate(labelled(to_float(real.images), real.labels, self.classifier_input.num_classes))
-
-    @property
-    def weighting_folds(self) -> list[Fold]:
-        """Of the few-shot images, for a weighting that is cross-fitted."""
-        labels = self.split.real.labels
-        return cross_fit_folds(labels, min(self.config.valuation.weighting_folds, len(labels)), self.config.seed)
 
     @cached_property
     def generator_shots(self) -> np.ndarray:

@@ -57,8 +57,8 @@ def of_checkpoint(fingerprints: Fingerprints) -> Fingerprints:
     return {name: each for name, each in fingerprints.items() if name == CLASS_NAMES or name.startswith(CHECKPOINT)}
 
 
-def check_inputs(folder: Path, now: Fingerprints) -> None:
-    """Checks that what was read before into a folder, if anything was, is as it is now.
+def check_inputs(folder: Path, now: Fingerprints) -> Fingerprints:
+    """Checks that what was read before into a folder, if anything was, is as it is now; returns what was noted of it.
 
     Raises:
         InputError: something differs, which is named; or the note of it is damaged.
@@ -75,14 +75,15 @@ def check_inputs(folder: Path, now: Fingerprints) -> None:
             f"{folder} holds results of other input; take another --workdir, remove this one, or bring back what was "
             "read before. What differs:\n  " + "\n  ".join(lines[:_SHOWN] + more)
         )
+    return before
 
 
 def note_inputs(folder: Path, now: Fingerprints) -> None:
     """Checks what was read before into a folder, and notes what is read now; see `check_inputs`."""
-    check_inputs(folder, now)
+    before = check_inputs(folder, now)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / FILE, json.dumps({**_read(folder), **now}, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / FILE, json.dumps({**before, **now}, indent=2, ensure_ascii=False) + "\n")
 
 
 def fingerprint_file(file: Path) -> str:

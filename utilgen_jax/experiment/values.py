@@ -13,7 +13,7 @@ from utilgen_jax.experiment.stages import step
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.report.plots import plot_weight_curve
 from utilgen_jax.valuation.config import EnsembleConfig
-from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit
+from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit, weighting_folds
 from utilgen_jax.valuation.ensemble import EnsembleLabels, ensemble_labels, ensemble_steps
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ValueSteps:
         experiment = self.experiment
         difficulty = self.difficulty(pool)
         config, valuation = experiment.classifier_config, experiment.config.valuation
-        folds = experiment.weighting_folds
+        folds = weighting_folds(valuation, experiment.split.real.labels, experiment.config.seed)
         with experiment.training_loop(valuation.total_steps(config, len(folds))) as loop:
             values = cross_fit(
                 experiment.classifier,

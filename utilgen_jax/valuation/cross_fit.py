@@ -32,7 +32,7 @@ from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import predict_logits
-from utilgen_jax.data.splits import Fold
+from utilgen_jax.data.splits import Fold, cross_fit_folds
 from utilgen_jax.runtime.sharding import init_sharded, to_host
 from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import Params
@@ -90,6 +90,17 @@ class PoolValues:
     def contradictory(self) -> bool:
         """Whether the weights clearly contradict what the images do, so that nothing was learnt."""
         return self.agreement is not None and self.agreement < _LEAST_AGREEMENT
+
+
+def weighting_folds(valuation: ValuationConfig, labels: np.ndarray, seed: int) -> list[Fold]:
+    """The folds of the shots over which a weighting is cross-fitted: of few shots as many as there are.
+
+    Args:
+        valuation: has their number.
+        labels: of the shots, int [N].
+        seed: of the folds.
+    """
+    return cross_fit_folds(labels, min(valuation.weighting_folds, len(labels)), seed)
 
 
 def cross_fit(
