@@ -23,3 +23,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return max(whole, 0.95 * last, begun)
 
     return max(names, key=likeness)
+
+
+def line_of(error: Exception) -> str:
+    """Returns an error of a library as one line: 300 characters of its text, or its kind where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

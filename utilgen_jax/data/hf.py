@@ -20,7 +20,7 @@ from PIL import Image
 
 from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import open_image
-from utilgen_jax.errors import InputError
+from utilgen_jax.errors import InputError, line_of
 from utilgen_jax.runtime import hub
 from utilgen_jax.runtime.paths import expand
 
@@ -71,7 +71,7 @@ class HfSource(SizedSource):
         try:
             image: Mapping[str, Any] | None = self.images[index]
         except Exception as error:  # of many kinds, where a file is damaged
-            raise InputError(f"{where}: cannot be read: {_one_line(error)}") from error
+            raise InputError(f"{where}: cannot be read: {line_of(error)}") from error
         if image and image["bytes"] is not None:
             return io.BytesIO(image["bytes"])
         if not image or not image["path"] or self.folder is None:
@@ -111,7 +111,7 @@ def load(name: str, path: str, image_size: int, channels: int, columns: tuple[st
     except InputError:
         raise
     except Exception as error:  # of many kinds, where files are damaged
-        raise InputError(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{where}: cannot be read: {line_of(error)}") from error
 
 
 def _sources(where: str, splits: Any, path: str, image_size: int, channels: int, columns: tuple[str, str]) -> Sources:
@@ -152,7 +152,7 @@ def _open_folder(path: str) -> Any:
             return datasets.load_from_disk(str(folder))
         return datasets.load_dataset(str(folder))
     except Exception as error:  # of many kinds
-        raise InputError(f"{path}: cannot be read as Parquet, Arrow or WebDataset files: {_one_line(error)}") from error
+        raise InputError(f"{path}: cannot be read as Parquet, Arrow or WebDataset files: {line_of(error)}") from error
 
 
 def _open_repository(name: str) -> Any:
@@ -173,11 +173,7 @@ def _open_repository(name: str) -> Any:
             "--config.data.path=FOLDER"
         ) from error
     except Exception as error:  # of many kinds
-        raise InputError(f"{name}: cannot be read: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{name}: cannot be read: {line_of(error)}") from error
 
 
 def _choose(where: str, kind: str, wanted: str, candidates: Sequence[str]) -> str:

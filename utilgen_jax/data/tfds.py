@@ -18,7 +18,7 @@ from PIL import Image
 from utilgen_jax.data.decoding import decode_all
 from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import fit_image, open_image
-from utilgen_jax.errors import InputError
+from utilgen_jax.errors import InputError, line_of
 
 # name, name/config or name:1.2.3 only: others, such as 'huggingface:...', would run downloaded code.
 _NAME = re.compile(r"\w+(/\w[\w.-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
@@ -95,7 +95,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:  # AssertionError: a missing version
         raise InputError(f"tensorflow-datasets has no {name!r} in {location}; {prepare}") from error
     except Exception as error:  # of many kinds, on broken JSON
-        raise InputError(f"{name!r} in {location} cannot be read: {_one_line(error)}; {prepare}") from error
+        raise InputError(f"{name!r} in {location} cannot be read: {line_of(error)}; {prepare}") from error
     if "train" not in builder.info.splits:
         # Several processes would prepare it side by side.
         if importlib.util.find_spec("tensorflow") is None or jax.process_count() > 1:
@@ -104,9 +104,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
     try:
         features = dict(builder.info.features.items())
     except Exception as error:
-        raise InputError(
-            f"{name!r} in {location}: its features cannot be read: {_one_line(error)}; {prepare}"
-        ) from error
+        raise InputError(f"{name!r} in {location}: its features cannot be read: {line_of(error)}; {prepare}") from error
     if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
         features.get("label"), tfds.features.ClassLabel
     ):
@@ -128,7 +126,7 @@ def load(name: str, data_dir: str, image_size: int, channels: int) -> Sources:
         except NotImplementedError as error:
             raise InputError(f"{name!r} in {location} is not prepared as ArrayRecord; {prepare}") from error
         except Exception as error:  # of many kinds, on damaged files
-            message = f"{name!r} in {location}: {split_name} cannot be read: {_one_line(error)}; {prepare}"
+            message = f"{name!r} in {location}: {split_name} cannot be read: {line_of(error)}; {prepare}"
             raise InputError(message) from error
         return TfdsSource(
             name=name,
@@ -154,12 +152,8 @@ def _prepare(name: str, data_dir: str, location: str) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # of many kinds: no connection, a full disk, files to be downloaded by hand
-        raise InputError(f"{name!r} cannot be prepared in {location}: {_one_line(error)}") from error
+        raise InputError(f"{name!r} cannot be prepared in {location}: {line_of(error)}") from error
     return builder
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _read_labels(records: Any) -> np.ndarray:
