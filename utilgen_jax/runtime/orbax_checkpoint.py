@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 _ROOM = 2**17  # bytes for files beside the arrays
+_WAY_OUT = "remove the folder to start afresh"
 
 
 def save(folder: Path | str, tree: PyTree) -> None:
@@ -79,18 +80,18 @@ def restore(folder: Path | str, like: PyTree) -> PyTree:
 
     if not exists(folder):
         raise InputError(f"{folder}: holds no checkpoint")
+    targets = jax.tree.map(_target, like)
     try:
         with _manager(folder) as manager:
-            targets = jax.tree.map(_target, like)
-            restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(targets))
+            step = manager.latest_step()
+            # Told before orbax reads: where it fails, threads of its own complain later, of a loop that is closed.
+            if difference := _difference(manager.item_metadata(step), targets):
+                raise InputError(f"{folder}: {difference}; the checkpoint is of another training; {_WAY_OUT}")
+            restored = manager.restore(step, args=ocp.args.StandardRestore(targets))
+    except InputError:
+        raise
     except Exception as error:  # A damaged file raises whatever the storage layer below orbax raises.
-        way_out = "remove the folder to start afresh"
-        raise InputError(f"{folder}: the checkpoint cannot be restored; {way_out}. {error}") from error
-    # orbax compares the shapes of jax arrays only.
-    for (path, saved), target in zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(targets), strict=True):
-        if jnp.shape(saved) != jnp.shape(target):
-            name = jax.tree_util.keystr(path)
-            raise InputError(f"{folder}: the checkpoint's {name} has shape {jnp.shape(saved)}, not {jnp.shape(target)}")
+        raise InputError(f"{folder}: the checkpoint cannot be restored; {_WAY_OUT}. {error}") from error
     return jax.tree.map(_rewrap_key, like, restored)
 
 
@@ -123,7 +124,26 @@ def _manager(folder: Path | str) -> "ocp.CheckpointManager":
     location = str(folder) if "://" in str(folder) else os.path.abspath(folder)
     # Synchronous: what is saved is small, and a caller that goes on may rely on its being there.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(location, options=options)
+    return ocp.CheckpointManager(location, options=options, item_handlers=ocp.StandardCheckpointHandler())
+
+
+def _difference(saved: PyTree, targets: PyTree) -> str:
+    """What is other in a saved tree, by orbax's description of it, than in the tree that is asked for; "": nothing."""
+    before, now = _shapes(saved), _shapes(targets)
+    for name in sorted({*before, *now}):
+        if name not in now:
+            return f"it holds {name}, which is not asked for"
+        if name not in before:
+            return f"it lacks {name}"
+        if before[name] != now[name]:
+            return f"its {name} has shape {before[name]}, not {now[name]}"
+    return ""
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tree's leaves by their names; orbax describes tuples and classes as lists and dicts."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def _next(latest: int | None) -> int:
