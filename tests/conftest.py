@@ -20,6 +20,7 @@ _FLAGS = (
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
 # Two programs at a time, each of whose eight devices waits for the others, can starve a machine of few cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # none: tests leave the user's alone
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads, on models this small, would wait for each other

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from absl import flags
 
-from utilgen_jax.bench import adapter, bilevel, difficulty, unet, valuation
+from utilgen_jax.bench import adapter, bilevel, difficulty, job, unet, valuation
 from utilgen_jax.config import command_line
 from utilgen_jax.errors import nearest
 
@@ -31,6 +31,7 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "adapter": adapter,
     "difficulty": difficulty,
     "valuation": valuation,
+    "job": job,
 }
 
 _AGAINST = ("none", "torch")

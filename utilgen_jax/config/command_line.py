@@ -35,6 +35,7 @@ from utilgen_jax.config.schema import (
 )
 from utilgen_jax.config.validation import checked, validate
 from utilgen_jax.errors import InputError, nearest
+from utilgen_jax.runtime.compilation_cache import keep_programs
 from utilgen_jax.runtime.paths import expand, is_without_home
 from utilgen_jax.runtime.termination import STATUS, Terminated, sigterm_handled
 
@@ -317,8 +318,9 @@ def exit_status(command: Callable[[], None], interrupted: str) -> int:
     """Runs a command and returns its exit status: 0, 2 for bad input, 130 where it was `interrupted`, which is told.
 
     A reader who has left, as in `--help | head`, ends no command. What else cannot be written to standard output is an
-    error once all is done. Other exceptions, which are bugs, are raised.
+    error once all is done. Other exceptions, which are bugs, are raised. Programs that it compiles are kept.
     """
+    keep_programs()  # before the command imports JAX
     with lasting_streams() as (out, _):
         try:
             command()
