@@ -1,6 +1,6 @@
 """Writes tiny Stable Diffusion checkpoints with torch's diffusers, for tests and for trying configs without a download.
 
-By hand: `python -m tests.diffusers_checkpoint FOLDER [sd15|sd21|unclip]`.
+By hand: `python -m tests.diffusers_checkpoint FOLDER [sd15|sd21|unclip|sdxl]`.
 """
 
 import json
@@ -13,8 +13,10 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     StableUnCLIPImg2ImgPipeline,
     UNet2DConditionModel,
 )
@@ -24,18 +26,20 @@ from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
 
-Family = Literal["sd15", "sd21", "unclip"]
+Family = Literal["sd15", "sd21", "unclip", "sdxl"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = ("t h", "th e</w>", "o f</w>", "p h", "ph o", "d i", "di g", "i t</w>", "dig it</w>")
 MAX_LENGTH = 77
 TEXT_WIDTH = 32
 IMAGE_EMBED_WIDTH = 16
+TEXT_WIDTH_2, POOLED_WIDTH, SIZE_WIDTH = 48, 24, 8  # Stable Diffusion XL's
 
 
 def write_tiny_stable_diffusion(
@@ -47,7 +51,8 @@ def write_tiny_stable_diffusion(
         folder: made if it does not exist.
         sample_size: latent height and width; images have twice as many pixels each way.
         family: 'sd15' (convolutional projections, predicts noise), 'sd21' (linear projections, heads per level,
-            predicts v), 'unclip' (as sd21, and an image encoder whose embedding conditions the UNet).
+            predicts v), 'unclip' (as sd21, and an image encoder whose embedding conditions the UNet), 'sdxl' (two text
+            encoders, the pooled state and sizes, transformers of two layers).
         seed: of the weights.
         **unet: fields of the UNet's config that are to be other ones.
 
@@ -74,7 +79,14 @@ def write_tiny_stable_diffusion(
         "unet": UNet2DConditionModel(**_unet_config(sample_size, family) | unet),
         "scheduler": _scheduler(family),
     }
-    if family == "unclip":
+    if family == "sdxl":
+        write_tiny_tokenizer(folder / "tokenizer_2", pad_token="!")
+        parts |= {
+            "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+            "text_encoder_2": CLIPTextModelWithProjection(_text_config(vocab_size, family, second=True)),
+        }
+        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    elif family == "unclip":
         parts |= _image_parts(sample_size)
         pipeline = StableUnCLIPImg2ImgPipeline(**parts)
     else:
@@ -86,9 +98,11 @@ def write_tiny_stable_diffusion(
             _disturb_constants(part)
     pipeline.save_pretrained(folder)
     # The pipeline writes one `tokenizer.json`; checkpoints on the hub have the older files, so these are tested.
-    for path in tokenizer_folder.iterdir():
-        path.unlink()
-    write_tiny_tokenizer(tokenizer_folder)
+    for its_folder, pad_token in ((tokenizer_folder, END), (folder / "tokenizer_2", "!")):
+        if its_folder.is_dir():
+            for path in its_folder.iterdir():
+                path.unlink()
+            write_tiny_tokenizer(its_folder, pad_token)
     return folder
 
 
@@ -108,7 +122,7 @@ def write_quick_stable_diffusion(folder: Path | str) -> Path:
     )
 
 
-def write_tiny_tokenizer(folder: Path | str) -> int:
+def write_tiny_tokenizer(folder: Path | str, pad_token: str = END) -> int:
     """Writes CLIP's byte-level BPE tokenizer with a few merges, in the hub's files; returns its vocabulary's size."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +133,7 @@ def write_tiny_tokenizer(folder: Path | str) -> int:
         "bos_token": START,
         "eos_token": END,
         "unk_token": END,
-        "pad_token": END,
+        "pad_token": pad_token,
     }
     files = {
         "vocab.json": json.dumps({word: index for index, word in enumerate(words)}),
@@ -134,16 +148,16 @@ def write_tiny_tokenizer(folder: Path | str) -> int:
     return len(words)
 
 
-def _text_config(vocab_size: int, family: Family) -> CLIPTextConfig:
+def _text_config(vocab_size: int, family: Family, second: bool = False) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=vocab_size,
-        hidden_size=TEXT_WIDTH,
+        hidden_size=TEXT_WIDTH_2 if second else TEXT_WIDTH,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=3 if second else 2,
         num_attention_heads=2,
         max_position_embeddings=MAX_LENGTH,
-        hidden_act="quick_gelu" if family == "sd15" else "gelu",
-        projection_dim=IMAGE_EMBED_WIDTH,
+        hidden_act="quick_gelu" if family == "sd15" or (family == "sdxl" and not second) else "gelu",
+        projection_dim=POOLED_WIDTH if second else IMAGE_EMBED_WIDTH,
         bos_token_id=vocab_size - 2,
         eos_token_id=vocab_size - 1,
         pad_token_id=vocab_size - 1,
@@ -163,6 +177,16 @@ def _unet_config(sample_size: int, family: Family) -> dict:
     }
     if family != "sd15":
         config |= {"attention_head_dim": (2, 4), "use_linear_projection": True}
+    if family == "sdxl":
+        config |= {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2),
+            "cross_attention_dim": TEXT_WIDTH + TEXT_WIDTH_2,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_WIDTH,
+            "projection_class_embeddings_input_dim": POOLED_WIDTH + 6 * SIZE_WIDTH,
+        }
     if family == "unclip":
         # The embedding, and the level of the noise added to it, embedded in as many numbers.
         config |= {
@@ -172,10 +196,12 @@ def _unet_config(sample_size: int, family: Family) -> dict:
     return config
 
 
-def _scheduler(family: Family) -> PNDMScheduler | DDIMScheduler:
+def _scheduler(family: Family) -> PNDMScheduler | DDIMScheduler | EulerDiscreteScheduler:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     if family == "sd15":
         return PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False)
+    if family == "sdxl":
+        return EulerDiscreteScheduler(**betas, timestep_spacing="leading")
     return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
 
 

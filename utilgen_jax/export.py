@@ -145,7 +145,7 @@ def _find(settings: dict[str, Any]) -> tuple[Path, SingleFile | None]:
             raise InputError(f"--configs: is of use where --checkpoint is a file, and {file} is none")
         return checkpoints.resolve_checkpoint(settings["checkpoint"], settings["revision"], settings["variant"]), None
     single_file = SingleFile(file)
-    configs = settings["configs"] or (None if single_file.is_version_2 else "sd15")
+    configs = settings["configs"] or ("sdxl" if single_file.is_xl else None if single_file.is_version_2 else "sd15")
     if configs is None:
         raise InputError(
             f"--configs: {file} is of Stable Diffusion 2; say --configs=sd21, or sd21-768 if it predicts v"

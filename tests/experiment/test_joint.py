@@ -50,6 +50,7 @@ def given(make_experiment, monkeypatch):
     record("predict_weights", (np.array([[0.2, 0.4], [0.4, 0.8]], np.float32), np.ones((2, 2), np.float32)))
     states = lambda sd, prompts: jnp.array([[[float(len(prompt))]] for prompt in prompts])
     monkeypatch.setattr(joint, "encode_prompts", states)
+    monkeypatch.setattr(joint, "encode_negative_prompt", lambda sd, prompt: states(sd, [prompt]))
 
     def make(**settings):
         experiment = make_experiment("joint", **SETTINGS, **settings)

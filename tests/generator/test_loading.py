@@ -105,7 +105,7 @@ def test_a_component_from_elsewhere(checkpoint, copy_of):
     assert sd.vae.scaling_factor == 0.5
     jax.tree.map(np.testing.assert_array_equal, sd.params["vae"], theirs["vae"])
     jax.tree.map(np.testing.assert_array_equal, sd.params["unet"], own["unet"])
-    with pytest.raises(InputError, match="components: vea cannot be replaced; text_encoder, unet, vae"):
+    with pytest.raises(InputError, match="components: vea cannot be replaced; text_encoder, text_encoder_2, unet"):
         load_stable_diffusion(checkpoint("sd15"), components={"vea": other})
     with pytest.raises(InputError, match="nowhere/config.json: no such file"):
         load_stable_diffusion(checkpoint("sd15"), components={"vae": other.parent / "nowhere"})

@@ -42,6 +42,19 @@ CONFIGS = {
         "class_embed_type": "projection",
         "projection_class_embeddings_input_dim": 20,
     },
+    "sdxl": BASE
+    | {
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [2, 4, 8],
+        "use_linear_projection": True,
+        "transformer_layers_per_block": [1, 2, 3],
+        "reverse_transformer_layers_per_block": [2, 1, 1],
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 68,
+    },
     "glyphs": BASE
     | {
         "block_out_channels": [48, 96],
@@ -72,6 +85,9 @@ def random_inputs(config, height=8, width=8):
     if "class_embed_type" in config:
         shape = (3, config["projection_class_embeddings_input_dim"])
         inputs["class_labels"] = rng.standard_normal(shape, np.float32)
+    if "addition_embed_type" in config:
+        pooled, sizes = rng.standard_normal((3, 20), np.float32), rng.integers(0, 2048, (3, 6))
+        inputs["class_labels"] = np.concatenate([pooled, sizes], axis=1).astype(np.float32)
     return inputs
 
 
@@ -86,12 +102,17 @@ def torch_model(config):
 
 
 def torch_output(model, sample, timesteps, encoder_hidden_states, class_labels=None):
+    added = None
+    if model.config.addition_embed_type is not None:
+        pooled, sizes = torch.from_numpy(class_labels).split([20, 6], dim=1)
+        added, class_labels = {"text_embeds": pooled, "time_ids": sizes}, None
     with torch.no_grad():
         output = model(
             torch.from_numpy(sample.transpose(0, 3, 1, 2)),
             torch.from_numpy(timesteps),
             torch.from_numpy(encoder_hidden_states),
             class_labels=None if class_labels is None else torch.from_numpy(class_labels),
+            added_cond_kwargs=added,
         ).sample
     return output.numpy().transpose(0, 2, 3, 1)
 
@@ -243,8 +264,13 @@ def test_stable_diffusion_sizes():
         ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type = 'UNetMidBlock2D'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
         ({"only_cross_attention": True}, "only_cross_attention"),
-        ({"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"transformer_layers_per_block": [[1, 2], 1]}, "transformer_layers_per_block"),
+        ({"transformer_layers_per_block": [1, 2, 3]}, "transformer_layers_per_block"),
+        ({"reverse_transformer_layers_per_block": [[1, 2], 1]}, "reverse_transformer_layers_per_block"),
+        ({"addition_embed_type": "text_image"}, "addition_embed_type"),
+        ({"addition_embed_type": "text_time"}, "addition_time_embed_dim"),
+        (CONFIGS["sdxl"] | {"projection_class_embeddings_input_dim": 48}, "projection_class_embeddings_input_dim = 48"),
+        (CONFIGS["sdxl"] | {"class_embed_type": "projection"}, "exclude each other"),
         ({"setting_of_tomorrow": 3}, "setting_of_tomorrow = 3"),
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types has 1"),
@@ -275,6 +301,7 @@ def test_unknown_gradient_checkpointing_lists_the_known_names():
     [
         ("sd15", {"class_labels": jnp.zeros((3, 20))}, "class_labels are given"),
         ("unclip", {"class_labels": None}, "class_labels are missing"),
+        ("sdxl", {"class_labels": None}, "class_labels are missing"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(name, change, message):

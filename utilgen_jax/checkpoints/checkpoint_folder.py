@@ -13,7 +13,7 @@ from utilgen_jax.runtime.hub import list_files
 
 GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs"
 # The components whose weights are loaded; a repository may have others, such as a safety checker.
-WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer")
+WEIGHTED_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_normalizer")
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

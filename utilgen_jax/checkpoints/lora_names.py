@@ -9,11 +9,15 @@ A key is the name of a layer and of one of its factors. Examples of all styles:
     text_encoder.text_model.encoder.layers.0.self_attn.out_proj.lora_linear_layer.down.weight       diffusers
     text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.down.weight             diffusers, old
     lora_te_text_model_encoder_layers_0_self_attn_out_proj.lora_down.weight                kohya's scripts
+    text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj.lora_linear_layer.down.weight     diffusers, for XL
+    lora_te2_text_model_encoder_layers_0_self_attn_out_proj.lora_down.weight               kohya's scripts, for XL
+    lora_unet_output_blocks_0_1_transformer_blocks_0_attn1_to_out_0.lora_down.weight       kohya's scripts, for XL
     base_model.model.mid_block.attentions.0.proj_in.hada_w1_a                              peft's LoHa; LoKr: lokr_w1
     lora_unet_mid_block_attentions_0_proj_in.hada_w1_a                                     LyCORIS'
 
-Files of a single component may omit its name; peft's have `base_model.model.` instead. transformers 5 omits
-`text_model.`. A layer may also have a scalar `<layer>.alpha`, and with DoRA a vector `lora_magnitude_vector` or
+Files of a single component may omit its name; peft's have `base_model.model.` instead, and those without a name are of
+the first text encoder. transformers 5 omits `text_model.`. kohya's scripts name the layers of XL's UNet as
+latent-diffusion does. A layer may also have a scalar `<layer>.alpha`, and with DoRA a vector `lora_magnitude_vector` or
 `dora_scale`.
 """
 
@@ -21,8 +25,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from utilgen_jax.checkpoints.ldm_names import UNetLayout, unet_name
+
 # Components that can have a LoRA, with their prefixes in kohya's style.
-COMPONENTS = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
+COMPONENTS = {
+    "unet": ("lora_unet_",),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<layer>.+?)"
@@ -60,12 +70,13 @@ def read_keys(
         {layer: {'down', 'up', 'alpha', 'magnitude', or the name of a factor of LoHa or LoKr: key}}, and a message for
         each unknown key or layer.
     """
-    known = {
-        spelling: Layer(component, name)
-        for component, names in layers.items()
-        for name in names
-        for spelling in _spellings(component, name)
-    }
+    known: dict[str, Layer] = {}
+    for component, names in layers.items():
+        names = list(names)
+        layout = UNetLayout.of(names) if component == "unet" else None
+        for name in names:
+            for spelling in _spellings(component, name, layout):
+                known.setdefault(spelling, Layer(component, name))
     found: dict[Layer, dict[str, str]] = {}
     problems = []
     for key in keys:
@@ -81,10 +92,13 @@ def read_keys(
     return found, problems
 
 
-def _spellings(component: str, name: str) -> Iterator[str]:
+def _spellings(component: str, name: str, layout: UNetLayout | None) -> Iterator[str]:
     names = {name, without_text_prefix(name)}
     for today, old in _OLD_ATTENTION.items():
         names |= {spelling.removesuffix(today) + old for spelling in names if spelling.endswith(f".{today}")}
     for spelling in names:
         yield from (spelling, f"{component}.{spelling}")
         yield from (prefix + spelling.replace(".", "_") for prefix in COMPONENTS[component])
+    if layout is not None:
+        ldm_name = unet_name(f"{name}.weight", layout).removesuffix(".weight")
+        yield "lora_unet_" + ldm_name.replace(".", "_")

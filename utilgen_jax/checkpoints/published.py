@@ -45,6 +45,14 @@ PUBLISHED: Mapping[str, Published] = {
     "sd21-unclip": Published(
         "sd2-community/stable-diffusion-2-1-unclip", None, "2.1 with image embeddings, 768 pixels, v-prediction"
     ),
+    "sdxl": Published(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "462165984030d82259a11f4367a4eed129e94a7b",
+        "Stable Diffusion XL 1.0 base, 1024 pixels",
+    ),
+    "sdxl-turbo": Published(
+        "stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304", "XL distilled to 1 to 4 steps, 512 pixels"
+    ),
     "sd-turbo": Published(
         "stabilityai/sd-turbo", "b261bac6fd2cf515557d5d0707481eafa0485ec2", "2.1 distilled to 1 to 4 steps, 512 pixels"
     ),

@@ -30,7 +30,7 @@ from utilgen_jax.generator.finetune.config import (
     LoraConfig,
     TextualInversionConfig,
 )
-from utilgen_jax.generator.finetune.denoising import DenoisingSet
+from utilgen_jax.generator.finetune.denoising import DenoisingSet, Prompts
 from utilgen_jax.generator.finetune.dpo import DpoPairs, preference_pairs, train_dpo
 from utilgen_jax.generator.finetune.lora import train_lora
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens, initial_embeds, train_textual_inversion
@@ -38,6 +38,7 @@ from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.sampling import encode_to_latents
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import TextStates
 from utilgen_jax.generator.tokens import add_tokens, tokenize_prompts
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.prompts.templates import class_prompts
@@ -177,7 +178,7 @@ class AdapterSteps:
             prompts = self._training_prompts(config)
             return train_lora(self.sd, prompts, self._shots(config, rows), prior_set, config, key, loop)
 
-    def _training_prompts(self, config: LoraConfig) -> jax.Array:
+    def _training_prompts(self, config: LoraConfig) -> Prompts:
         """Text states of the class prompts, or their token ids for a LoRA that is of the text encoder too.
 
         Of a class with several words: the mean of their text states, or the ids of the likeliest one.
@@ -328,18 +329,18 @@ class AdapterSteps:
         for start in range(0, len(images), size):
             yield jnp.asarray(to_float(images[start : start + size]))
 
-    def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[jax.Array, np.ndarray]:
-        """Text states of the different prompts of a pool [P, T, D], and which of them each image has, int [N]."""
+    def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[TextStates, np.ndarray]:
+        """Text states of the different prompts of a pool, and which of them each image has, int [N]."""
         distinct, prompt_of_image = np.unique([record.prompt or "" for record in pool.records], return_inverse=True)
         return self.prompt_embeds(sd, distinct.tolist()), prompt_of_image
 
-    def prompt_embeds(self, sd: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
-        """Text states of prompts [P, T, D], encoded in batches."""
+    def prompt_embeds(self, sd: StableDiffusion, prompts: Sequence[str]) -> TextStates:
+        """Text states of P prompts, encoded in batches."""
         size = min(self.experiment.config.generator.batch_size, len(prompts))
         # Parts of one shape, the last one filled up: they compile once.
         filled = [*prompts, *[prompts[-1]] * (-len(prompts) % size)]
         parts = [encode_prompts(sd, filled[start : start + size]) for start in range(0, len(filled), size)]
-        return jnp.concatenate(parts)[: len(prompts)]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(prompts)], *parts)
 
 
 def _on_device(adapter: Adapter) -> Adapter:

@@ -19,7 +19,7 @@ from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter
-from utilgen_jax.generator.conditioning import encode_prompts
+from utilgen_jax.generator.conditioning import encode_negative_prompt, encode_prompts
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.gate import Gate, compare_pools
@@ -112,7 +112,7 @@ class JointSteps:
                 prompt_embeds=experiment.adapters.prompt_embeds(sd, [record.prompt or "" for record in drawn]),
                 prompt_labels=jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), _PROMPTS_PER_CLASS),
                 prompt_attributes=jnp.asarray(experiment.prompt_attributes(drawn)),
-                negative_prompt_embeds=encode_prompts(sd, [config.generator.negative_prompt]),
+                negative_prompt_embeds=encode_negative_prompt(sd, config.generator.negative_prompt),
             )
         )
 

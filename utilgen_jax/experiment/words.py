@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.valuation.cross_fit import PoolValues
+
+Embeds = TypeVar("Embeds")  # an array, or a pytree of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,8 @@ class WordSteps:
         of_class = [np.flatnonzero(words.labels == label) for label in range(len(words.of_class))]
         return np.array([places[np.argmax(probabilities[places])] for places in of_class])
 
-    def class_means(self, of_words: jax.Array) -> jax.Array:
-        """The mean over each class's words, by their probabilities, of embeddings float [P, ...]: float [K, ...].
+    def class_means(self, of_words: Embeds) -> Embeds:
+        """The mean over each class's words, by their probabilities, of embeddings: leaves float [P, ...] to [K, ...].
 
         For what the generator learns of a class as a whole, whichever word its images were prompted with.
         """
@@ -86,7 +88,7 @@ class WordSteps:
         if not words.are_several:
             return of_words
         shares = (words.labels == np.arange(len(words.of_class))[:, None]) * self.probabilities()
-        return jnp.tensordot(jnp.asarray(shares, of_words.dtype), of_words, axes=1)
+        return jax.tree.map(lambda leaf: jnp.tensordot(jnp.asarray(shares, leaf.dtype), leaf, axes=1), of_words)
 
     def table(self, pool: GeneratedPool, values: PoolValues) -> list[dict[str, Any]]:
         """What was found of each word of the classes that have several, see `report.words.word_table`."""

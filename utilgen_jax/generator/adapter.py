@@ -37,6 +37,7 @@ class Adapter:
         unet_lora: low-rank factors of the UNet, as in `Lora.factors`. Their scale is 1 and no leaf: it is not trained.
         text_encoder_lora: those of the text encoder. It has a part in prompts that are encoded with the adapter, as in
             training; sample inputs hold text states that are encoded already.
+        text_encoder_2_lora: those of the second text encoder of Stable Diffusion XL.
         difficulty_encoder: parameters of a `DifficultyEncoder`; its token is put behind the prompt.
         difficulty_offset: parameters of a `DifficultyEncoder` whose token is added to the prompt's last text state. As
             long as it is zero it changes nothing, which a token more would do whatever it is.
@@ -48,6 +49,7 @@ class Adapter:
 
     unet_lora: Mapping[str, Any] | None = None
     text_encoder_lora: Mapping[str, Any] | None = None
+    text_encoder_2_lora: Mapping[str, Any] | None = None
     difficulty_encoder: Params | None = None
     difficulty_offset: Params | None = None
     difficulty_logits: jax.Array | None = None
@@ -72,7 +74,7 @@ class AdapterConfig:
     Attributes:
         lora_rank: rank of a LoRA on the UNet.
         lora_targets: the layers that get it, see `models.lora.init_lora`.
-        text_encoder_lora_rank: rank of a LoRA on the text encoder's attention.
+        text_encoder_lora_rank: rank of a LoRA on the text encoders' attention.
         num_prompts: rows of a table of prompt offsets.
         num_noises: rows of a table of noise offsets.
         num_classes: classes of a difficulty encoder.
@@ -112,10 +114,12 @@ def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterCon
     loras = {
         "unet": (config.lora_rank, config.lora_targets, jax.random.fold_in(key, 0)),
         "text_encoder": (config.text_encoder_lora_rank, ("attention",), jax.random.fold_in(key, 2)),
+        "text_encoder_2": (config.text_encoder_lora_rank, ("attention",), jax.random.fold_in(key, 3)),
     }
     factors = {
-        name: None if rank is None else init_lora(params[name], lora_key, rank=rank, targets=targets).factors
+        f"{name}_lora": init_lora(params[name], lora_key, rank=rank, targets=targets).factors
         for name, (rank, targets, lora_key) in loras.items()
+        if rank is not None and name in params
     }
     encoder = logits = None
     if config.num_classes is not None:
@@ -134,8 +138,7 @@ def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterCon
         return None if rows is None else jnp.zeros((rows, *like.shape[1:]))
 
     return Adapter(
-        unet_lora=factors["unet"],
-        text_encoder_lora=factors["text_encoder"],
+        **factors,
         difficulty_encoder=None if config.difficulty_offset else encoder,
         difficulty_offset=encoder if config.difficulty_offset else None,
         difficulty_logits=logits,
@@ -146,16 +149,18 @@ def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterCon
 
 def adapter_loras(adapter: Adapter) -> dict[str, Lora]:
     """The adapter's LoRA by component, as `sample` and `checkpoints.lora_files.save_lora` take it."""
-    loras = {"unet": adapter.unet_lora, "text_encoder": adapter.text_encoder_lora}
+    loras = {
+        "unet": adapter.unet_lora,
+        "text_encoder": adapter.text_encoder_lora,
+        "text_encoder_2": adapter.text_encoder_2_lora,
+    }
     return {name: _scale_one(factors) for name, factors in loras.items() if factors is not None}
 
 
 def with_text_encoder_lora(sd: StableDiffusion, adapter: Adapter) -> StableDiffusion:
-    """The checkpoint with the adapter's LoRA in the weights of its text encoder, to encode prompts as in training."""
-    if adapter.text_encoder_lora is None:
-        return sd
-    merged = merge_lora(sd.params["text_encoder"], adapter_loras(adapter)["text_encoder"])
-    return sd.with_params(text_encoder=merged)
+    """The checkpoint with the adapter's LoRA in the weights of its text encoders, to encode prompts as in training."""
+    loras = {name: lora for name, lora in adapter_loras(adapter).items() if name != "unet"}
+    return sd.with_params(**{name: merge_lora(sd.params[name], lora) for name, lora in loras.items()}) if loras else sd
 
 
 def _scale_one(factors: Mapping[str, Any]) -> Lora:
@@ -207,13 +212,7 @@ def apply_adapter(adapter: Adapter, sample_inputs: SampleInputs) -> tuple[Condit
 def adapter_denoiser(sd: StableDiffusion, adapter: Adapter, condition: Condition, guidance_scale: float) -> Denoiser:
     """The UNet with the adapter's LoRA and classifier-free guidance, for a condition from `apply_adapter`."""
     apply_unet, guidance_scale = unet_with_guidance(sd, adapter_loras(adapter), guidance_scale)
-    return guided(
-        apply_unet,
-        condition.prompt_embeds,
-        condition.negative_prompt_embeds,
-        condition.class_labels,
-        guidance_scale,
-    )
+    return guided(apply_unet, guidance_scale=guidance_scale, **condition.branches())
 
 
 def difficulty_encoder_of(params: Params) -> DifficultyEncoder:

@@ -41,7 +41,8 @@ def load_adapter_files(files: Sequence[tuple[Path, float]], architecture: Archit
     Raises:
         InputError: a file cannot be read, or does not fit.
     """
-    shapes = {name: expected_params(getattr(architecture, name)) for name in COMPONENTS} if files else {}
+    modules = architecture.modules
+    shapes = {name: expected_params(modules[name]) for name in COMPONENTS if name in modules} if files else {}
     loras: dict[str, list[Lora]] = {}
     changes: dict[str, dict[tuple[str, ...], list[tuple[WeightChange, float]]]] = {}
     for file, strength in files:

@@ -29,6 +29,19 @@ _UNET_UNCLIP: Config = {
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 2048,
 }
+_UNET_XL: Config = {
+    "sample_size": 128,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 _VAE: Config = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -61,6 +74,16 @@ _TEXT_2: Config = {
     "hidden_act": "gelu",
     "projection_dim": 512,
 }
+# OpenCLIP's ViT-bigG/14.
+_TEXT_XL: Config = {
+    **_TEXT_1,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
 _IMAGE_ENCODER: Config = {
     "model_type": "clip_vision_model",
     "hidden_size": 1280,
@@ -84,10 +107,24 @@ _PNDM: Config = {
 }
 _DDIM_V: Config = {**_PNDM, "_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": "v_prediction"}
 _EULER_TRAILING: Config = {**_PNDM, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
+_EULER: Config = {**_PNDM, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+_EULER_ANCESTRAL: Config = {
+    **_PNDM,
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "timestep_spacing": "trailing",
+}
 _NOISING: Config = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
 
 _SD_1: Mapping[str, Config] = {"unet": _UNET_1, "vae": _VAE, "text_encoder": _TEXT_1, "scheduler": _PNDM}
 _SD_2: Mapping[str, Config] = {"unet": _UNET_2, "vae": _VAE, "text_encoder": _TEXT_2, "scheduler": _PNDM}
+
+_SD_XL: Mapping[str, Config] = {
+    "unet": _UNET_XL,
+    "vae": {**_VAE, "scaling_factor": 0.13025, "force_upcast": True},
+    "text_encoder": _TEXT_1,
+    "text_encoder_2": _TEXT_XL,
+    "scheduler": _EULER,
+}
 
 # Name, as in `checkpoints.published`, -> component -> its config.json (of a schedule: its scheduler_config.json).
 ARCHITECTURES: Mapping[str, Mapping[str, Config]] = {
@@ -103,5 +140,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Config]] = {
         "image_normalizer": {"embedding_dim": 1024},
         "image_noising_scheduler": _NOISING,
     },
+    "sdxl": _SD_XL,
+    "sdxl-turbo": {**_SD_XL, "unet": {**_UNET_XL, "sample_size": 64}, "scheduler": _EULER_ANCESTRAL},
     "sd-turbo": {**_SD_2, "scheduler": _EULER_TRAILING},
 }

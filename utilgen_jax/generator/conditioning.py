@@ -1,10 +1,10 @@
-"""What conditions the generator: prompts through CLIP's text tower, images through its vision tower."""
+"""What conditions the generator: prompts through CLIP's text towers, images through its vision tower, sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.generator.clip_towers import image_tower_of
 from utilgen_jax.generator.seeds import folded_keys, normal_of_keys, seed_keys
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes, PooledStates, TextStates
 from utilgen_jax.generator.tokens import tokenize_prompts
 from utilgen_jax.models.embeddings import timestep_embedding
 from utilgen_jax.models.lora import Lora
@@ -33,10 +34,11 @@ class Condition:
     Attributes:
         prompt_embeds: float [B, T, D], CLIP text states.
         negative_prompt_embeds: float [B, T, D], those of the unconditional branch.
-        class_labels: unCLIP image embedding and its noise level, float [B, 2E]; zeros where no image conditions; None
-            where the UNet has no class embedding.
+        class_labels: unCLIP image embedding and its noise level, float [B, 2E], zeros where no image conditions; of XL
+            the pooled text state and the image's sizes, float32 [B, P + 6]; None where the UNet takes neither.
         masked: what a UNet for inpainting also sees, [B, h, w, 1 + C], see `mask_image`; None for any other.
         feedback: a classifier that leads the sampler, or None.
+        negative_class_labels: those of the unconditional branch; None for zeros.
     """
 
     prompt_embeds: jax.Array
@@ -44,20 +46,37 @@ class Condition:
     class_labels: jax.Array | None
     feedback: Feedback | None = None
     masked: jax.Array | None = None
+    negative_class_labels: jax.Array | None = None
+
+    def branches(self) -> dict[str, Any]:
+        """The arguments of `samplers.guided` that are of the condition."""
+        return {
+            "prompt_embeds": self.prompt_embeds,
+            "negative_prompt_embeds": self.negative_prompt_embeds,
+            "class_labels": self.class_labels,
+            "negative_class_labels": self.negative_class_labels,
+        }
 
 
 @partial(jax.jit, static_argnames="clip_skip")
 def encode_tokens(
     sd: StableDiffusion, input_ids: jax.Array, loras: Mapping[str, Lora] | None = None, clip_skip: int = 0
-) -> jax.Array:
-    """CLIP text states of token ids: float [B, T, D].
+) -> TextStates:
+    """CLIP text states of token ids.
 
     Args:
         sd: the checkpoint.
-        input_ids: int [B, T].
-        loras: low-rank terms by component; that of 'text_encoder' is used.
-        clip_skip: number of last layers that are left out.
+        input_ids: int [B, T]; for two text encoders int [B, 2, T].
+        loras: low-rank terms by component; those of text encoders are used.
+        clip_skip: number of last layers that are left out, for XL besides the one that it never uses.
     """
+    if sd.architecture.text_encoder_2 is not None:
+        outputs = [
+            module.apply(sd.variables(name, loras), input_ids[:, place])
+            for place, (name, (module, _)) in enumerate(sd.architecture.text_encoders.items())
+        ]
+        states = [output.hidden_states[-(clip_skip + 2)] for output in outputs]
+        return PooledStates(jnp.concatenate(states, axis=-1), outputs[1].text_embeds)
     variables = sd.variables("text_encoder", loras)
     if clip_skip:
         return sd.text_encoder.apply(variables, input_ids, clip_skip, method="skipping")
@@ -66,11 +85,23 @@ def encode_tokens(
 
 def encode_prompts(
     sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None, clip_skip: int = 0
-) -> jax.Array:
-    """CLIP text states of prompts, each distinct prompt computed once: float [len(prompts), T, D]."""
+) -> TextStates:
+    """CLIP text states of prompts, each distinct prompt computed once."""
     distinct = sorted(set(prompts))
     embeds = encode_tokens(sd, jnp.asarray(tokenize_prompts(sd, distinct)), loras, clip_skip)
     return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
+
+
+def encode_negative_prompt(sd: StableDiffusion, prompt: str, loras: Mapping[str, Lora] | None = None) -> TextStates:
+    """Text states of a negative prompt, see `negative_states`."""
+    return negative_states(sd, prompt, encode_prompts(sd, [prompt], loras))
+
+
+def negative_states(sd: StableDiffusion, prompt: str, states: TextStates) -> TextStates:
+    """The states of a negative prompt, zero where the checkpoint takes an empty one for no text at all."""
+    if prompt or not sd.architecture.zeros_for_empty_prompt:
+        return states
+    return jax.tree.map(jnp.zeros_like, states)
 
 
 def text_condition(
@@ -78,28 +109,49 @@ def text_condition(
     prompts: Sequence[str],
     negative_prompt: str = "",
     loras: Mapping[str, Lora] | None = None,
+    *,
+    sizes: ImageSizes | None = None,
 ) -> Condition:
-    """The condition of images that are generated from text alone."""
-    embeds = encode_prompts(sd, [*prompts, negative_prompt], loras)
-    return embeds_condition(sd, embeds[:-1], embeds[-1:])
+    """The condition of images that are generated from text alone; XL needs their sizes."""
+    states = encode_prompts(sd, [*prompts, negative_prompt], loras)
+    return embeds_condition(sd, states[:-1], negative_states(sd, negative_prompt, states[-1:]), sizes)
 
 
 def embeds_condition(
-    sd: StableDiffusion, prompt_embeds: jax.Array, negative_prompt_embeds: jax.Array | None = None
+    sd: StableDiffusion,
+    states: TextStates,
+    negative: TextStates | None = None,
+    sizes: ImageSizes | None = None,
 ) -> Condition:
-    """The condition of images of text states [B, T, D].
+    """The condition of images of B text states.
 
     Args:
         sd: the checkpoint; for an unCLIP one the class labels are those of no image.
-        prompt_embeds: of the prompts.
-        negative_prompt_embeds: of the unconditional branch, [B, T, D] or [1, T, D]; None without guidance.
+        states: of the prompts.
+        negative: of the unconditional branch, B or one; None without guidance.
+        sizes: of the images; of use to XL, which needs them.
     """
-    negative = prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
+    negative = states if negative is None else negative
+    if isinstance(states, PooledStates) or isinstance(negative, PooledStates):
+        assert isinstance(states, PooledStates) and isinstance(negative, PooledStates) and sizes is not None
+        numbers = jnp.array(sizes.numbers(), jnp.float32)
+
+        def labels(pooled: jax.Array) -> jax.Array:
+            pooled = jnp.broadcast_to(pooled, (len(states), pooled.shape[1])).astype(jnp.float32)
+            return jnp.concatenate([pooled, jnp.broadcast_to(numbers, (len(states), len(numbers)))], axis=1)
+
+        shape = states.states.shape
+        return Condition(
+            prompt_embeds=states.states,
+            negative_prompt_embeds=jnp.broadcast_to(negative.states, shape),
+            class_labels=labels(states.pooled),
+            negative_class_labels=labels(negative.pooled),
+        )
     class_labels = None
     if sd.unet.class_embed_type is not None:
         width = sd.unet.projection_class_embeddings_input_dim
-        class_labels = jnp.zeros((len(prompt_embeds), width), prompt_embeds.dtype)
-    return Condition(prompt_embeds, jnp.broadcast_to(negative, prompt_embeds.shape), class_labels)
+        class_labels = jnp.zeros((len(states), width), states.dtype)
+    return Condition(states, jnp.broadcast_to(negative, states.shape), class_labels)
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.generator.loading import read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.models.autoencoder import AutoencoderKL
-from utilgen_jax.models.clip_text import CLIPTextModel
+from utilgen_jax.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from utilgen_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, CLIPVisionModelWithProjection
 from utilgen_jax.models.unet import UNet2DConditionModel
 
@@ -59,15 +59,17 @@ def published_architecture(
         gradient_checkpointing: see `UNet2DConditionModel`.
     """
     configs = ARCHITECTURES[name]
-    unclip = "image_encoder" in configs
+    unclip, is_xl = "image_encoder" in configs, "text_encoder_2" in configs
     return Architecture(
         unet=UNet2DConditionModel.from_config(configs["unet"], dtype, gradient_checkpointing),
         vae=AutoencoderKL.from_config(configs["vae"], dtype),
         text_encoder=CLIPTextModel.from_config(configs["text_encoder"], dtype),
         image_encoder=CLIPVisionModelWithProjection.from_config(configs["image_encoder"], dtype) if unclip else None,
         tokenizer=None,
-        schedule=load_schedule(as_stable_diffusion(configs["scheduler"])),
+        schedule=load_schedule(configs["scheduler"] if is_xl else as_stable_diffusion(configs["scheduler"])),
         image_noising_schedule=load_schedule(configs["image_noising_scheduler"]) if unclip else None,
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,
+        text_encoder_2=CLIPTextModelWithProjection.from_config(configs["text_encoder_2"], dtype) if is_xl else None,
+        zeros_for_empty_prompt=is_xl,
     )

@@ -14,6 +14,7 @@ from utilgen_jax.generator.conditioning import Condition, text_condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import initial_latents, step_keys
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes
 
 
 @struct.dataclass
@@ -68,7 +69,7 @@ def make_sample_inputs(
         rows: int [M], in the adapter's tables; None: the labels, for tables with a row a class.
     """
     return SampleInputs(
-        condition=text_condition(sd, prompts, sampling.negative_prompt),
+        condition=text_condition(sd, prompts, sampling.negative_prompt, sizes=ImageSizes.of(sampling.size)),
         latents=initial_latents(sd.architecture, np.asarray(seeds), sampling.size),
         labels=jnp.asarray(labels, jnp.int32),
         rows=jnp.asarray(labels if rows is None else rows, jnp.int32),

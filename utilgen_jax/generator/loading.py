@@ -91,9 +91,13 @@ def read_architecture(
     """
     index = read_model_index(folder)
     folders = component_folders(folder, components)
-    present = {name for name in _REQUIRED_COMPONENTS if (folder / name).is_dir()}
+    present = {name for name in (*_REQUIRED_COMPONENTS, "tokenizer_2") if (folder / name).is_dir()}
     present |= {name for name, path in folders.items() if path.is_dir() or name in (components or {})}
-    required = (*_REQUIRED_COMPONENTS, *(("image_encoder",) if index.is_unclip else ()))
+    required = (
+        *_REQUIRED_COMPONENTS,
+        *(("image_encoder",) if index.is_unclip else ()),
+        *(("text_encoder_2", "tokenizer_2") if index.is_xl else ()),
+    )
     absent = [name for name in required if name not in present]
     if absent:
         raise InputError(
@@ -102,6 +106,8 @@ def read_architecture(
         )
     if not index.is_unclip:
         present.discard("image_encoder")  # an IP-Adapter's, which is no part of the checkpoint's own images
+    if not index.is_xl:
+        present.discard("text_encoder_2")
     modules = {}
     for name in MODULES:
         if name in present:
@@ -119,21 +125,36 @@ def read_architecture(
     if index.is_unclip:
         image_noising_schedule = load_schedule(_scheduler_config(folder, "image_noising_scheduler", index))
     scheduler_config = _scheduler_config(folder, "scheduler", index)
+    corrected = scheduler_config if index.is_unclip or index.is_xl else as_stable_diffusion(scheduler_config)
     image_mean, image_std = CLIP_MEAN, CLIP_STD
     preprocessor = folder / "feature_extractor" / "preprocessor_config.json"
     if index.is_unclip and preprocessor.is_file():
         preprocessing = checkpoints.load_config(preprocessor.parent, preprocessor.name)
         image_mean, image_std = read_preprocessor(preprocessing, modules["image_encoder"].image_size)
+    tokenizers = [
+        checkpoints.load_tokenizer(
+            folder / f"tokenizer{number}", modules[f"text_encoder{number}"].max_position_embeddings
+        )
+        for number in ("", "_2")
+        if f"text_encoder{number}" in modules
+    ]
+    if len({tokenizer.model_max_length for tokenizer in tokenizers}) > 1:
+        raise InputError(
+            f"{folder}: tokenizer and tokenizer_2 differ in model_max_length; their states go side by side"
+        )
     return Architecture(
         unet=modules["unet"],
         vae=modules["vae"],
         text_encoder=modules["text_encoder"],
         image_encoder=modules.get("image_encoder"),
-        tokenizer=checkpoints.load_tokenizer(folder / "tokenizer", modules["text_encoder"].max_position_embeddings),
-        schedule=load_schedule(scheduler_config if index.is_unclip else as_stable_diffusion(scheduler_config)),
+        tokenizer=tokenizers[0],
+        schedule=load_schedule(corrected),
         image_noising_schedule=image_noising_schedule,
         image_mean=image_mean,
         image_std=image_std,
+        text_encoder_2=modules.get("text_encoder_2"),
+        tokenizer_2=tokenizers[1] if index.is_xl else None,
+        zeros_for_empty_prompt=index.zeros_for_empty_prompt,
     )
 
 
@@ -162,12 +183,19 @@ def component_folders(folder: Path, components: Mapping[str, Path] | None) -> di
 def _check_fit(folder: Path, modules: dict[str, Any], may_inpaint: bool) -> None:
     """Raises InputError if components do not fit each other, as in checkpoints for other tasks than generation."""
     unet, channels = modules["unet"], modules["vae"].latent_channels
+    encoders = [modules[name] for name in ("text_encoder", "text_encoder_2") if name in modules]
     with_mask = 2 * channels + 1
     needs = {
         "in_channels": (with_mask if may_inpaint and unet.in_channels == with_mask else channels, "its vae's latents"),
         "out_channels": (channels, "its vae's latent_channels"),
-        "cross_attention_dim": (modules["text_encoder"].hidden_size, "its text_encoder's hidden_size"),
+        "cross_attention_dim": (
+            sum(encoder.hidden_size for encoder in encoders),
+            "its text_encoder's hidden_size" if len(encoders) == 1 else "the sum of its text encoders' hidden_size",
+        ),
+        "addition_embed_type": (None if len(encoders) == 1 else "text_time", f"with {len(encoders)} text encoders"),
     }
+    if len(encoders) == 2 and unet.addition_embed_type == "text_time":
+        needs["pooled_width"] = (encoders[1].projection_dim, "its text_encoder_2's projection_dim")
     if "image_encoder" in modules:
         width = 2 * modules["image_encoder"].projection_dim
         needs["projection_class_embeddings_input_dim"] = (width, "twice its image_encoder's projection_dim")

@@ -109,7 +109,7 @@ def sample(
     )
     feedback, condition = condition.feedback, dataclasses.replace(condition, feedback=None)
     condition, latents, clean_latents, keys = split_batch((condition, latents, clean_latents, keys))
-    denoise = guided(*_guidance(sd, condition, sampling, loras), sampling.guidance_rescale)
+    denoise = guided(**_guidance(sd, condition, sampling, loras), guidance_rescale=sampling.guidance_rescale)
     latents = run_sampler(
         denoise if feedback is None else feedback.guide(sd, denoise),
         sampler,
@@ -149,8 +149,8 @@ def sample_beside(
     condition, latents, keys, others = split_batch((condition, latents, keys, others))
     guidance = _guidance(sd, condition, sampling, loras)
     latents, predictions = run_sampler_beside(
-        guided(*guidance),
-        guided_beside(*guidance, others),
+        guided(**guidance),
+        guided_beside(**guidance, others=others),
         sampler,
         latents,
         keys=keys,
@@ -161,16 +161,12 @@ def sample_beside(
 
 def _guidance(
     sd: StableDiffusion, condition: Condition, sampling: SamplingConfig, loras: Mapping[str, Lora] | None
-) -> tuple[ApplyUNet, jax.Array, jax.Array, jax.Array | None, float]:
+) -> dict[str, Any]:
     """The arguments of `guided`, without its rescaling."""
     apply_unet, guidance_scale = unet_with_guidance(sd, loras, sampling.guidance_scale)
-    return (
-        apply_unet if condition.masked is None else partial(_apply_with_mask, apply_unet, condition.masked),
-        condition.prompt_embeds,
-        condition.negative_prompt_embeds,
-        condition.class_labels,
-        guidance_scale,
-    )
+    if condition.masked is not None:
+        apply_unet = partial(_apply_with_mask, apply_unet, condition.masked)
+    return {"apply_unet": apply_unet, "guidance_scale": guidance_scale, **condition.branches()}
 
 
 def _apply_with_mask(apply_unet: ApplyUNet, masked: jax.Array, latents: jax.Array, *others: Any) -> jax.Array:

@@ -16,7 +16,7 @@ from utilgen_jax.diffusion.schedules import NoiseSchedule
 from utilgen_jax.errors import InputError
 from utilgen_jax.models.autoencoder import AutoencoderKL
 from utilgen_jax.models.autoencoder_tiny import AutoencoderTiny
-from utilgen_jax.models.clip_text import CLIPTextModel
+from utilgen_jax.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from utilgen_jax.models.clip_vision import CLIPVisionModelWithProjection
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import Lora
@@ -26,6 +26,7 @@ from utilgen_jax.types import Params
 # Name of a component -> the class of its module.
 MODULES: dict[str, Any] = {
     "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "image_encoder": CLIPVisionModelWithProjection,
@@ -48,6 +49,8 @@ class Architecture:
         schedule: the noise schedule of the latents.
         image_noising_schedule: that of the image embeddings (unCLIP), else None.
         image_mean, image_std: CLIP's image preprocessing, for pixels in [0, 1].
+        text_encoder_2, tokenizer_2: those of Stable Diffusion XL beside the first, else None.
+        zeros_for_empty_prompt: whether an empty negative prompt is no text at all, its states zero.
     """
 
     # linen modules; the static type of apply() says nothing
@@ -60,6 +63,9 @@ class Architecture:
     image_noising_schedule: NoiseSchedule | None
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
+    zeros_for_empty_prompt: bool = False
 
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:
@@ -68,8 +74,8 @@ class Architecture:
             schedule and (schedule.prediction_type, schedule.settings, np.asarray(schedule.alphas_cumprod).tobytes())
             for schedule in (self.schedule, self.image_noising_schedule)
         ]
-        modules = self.unet, self.vae, self.text_encoder, self.image_encoder
-        return (*modules, *schedules, self.image_mean, self.image_std)
+        modules = self.unet, self.vae, self.text_encoder, self.text_encoder_2, self.image_encoder
+        return (*modules, *schedules, self.image_mean, self.image_std, self.zeros_for_empty_prompt)
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -87,6 +93,19 @@ class Architecture:
     def modules(self) -> dict[str, Any]:
         """The linen modules by component."""
         return {name: module for name in MODULES if (module := getattr(self, name)) is not None}
+
+    @property
+    def text_encoders(self) -> dict[str, tuple[Any, Any]]:
+        """The text encoders' modules with their tokenizers, by component."""
+        encoders = {"text_encoder": (self.text_encoder, self.tokenizer)}
+        if self.text_encoder_2 is not None:
+            encoders["text_encoder_2"] = (self.text_encoder_2, self.tokenizer_2)
+        return encoders
+
+    @property
+    def text_width(self) -> int:
+        """Width of text states: those of all text encoders, side by side."""
+        return sum(module.hidden_size for module, _ in self.text_encoders.values())
 
     @property
     def vae_scale_factor(self) -> int:
@@ -178,9 +197,8 @@ def example_arguments(module: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
             jax.ShapeDtypeStruct((1,), jnp.int32),
             jax.ShapeDtypeStruct((1, 1, module.cross_attention_dim), jnp.float32),
         ]
-        if module.class_embed_type is not None:
-            width = module.projection_class_embeddings_input_dim
-            shapes.append(jax.ShapeDtypeStruct((1, width), jnp.float32))
+        if module.label_width is not None:
+            shapes.append(jax.ShapeDtypeStruct((1, module.label_width), jnp.float32))
         return tuple(shapes)
     if isinstance(module, AutoencoderKL | AutoencoderTiny):
         size = 2 ** (len(module.block_out_channels) - 1)

@@ -29,10 +29,10 @@ def add_learned_embeds(
     Args:
         sd: the checkpoint; it stays as it is.
         learned: a file or folder for `checkpoints.load_learned_embeds`; or the token and its embeddings,
-            float [D] or [n, D].
+            float [D] or [n, D], D the width of the text encoder, or of both side by side.
 
     Returns:
-        A checkpoint that shares all arrays but the text encoder's table of tokens.
+        A checkpoint that shares all arrays but the text encoders' tables of tokens.
 
     Raises:
         InputError: the file is no learned token, its width is another model's, or the token is already known.
@@ -40,25 +40,31 @@ def add_learned_embeds(
     where = f"{learned}: " if isinstance(learned, (str, Path)) else ""
     token, embeds = checkpoints.load_learned_embeds(learned) if isinstance(learned, (str, Path)) else learned
     embeds = jnp.atleast_2d(embeds)
-    width = sd.text_encoder.hidden_size
+    width = sd.architecture.text_width
     if embeds.ndim != 2 or embeds.shape[1] != width:
         raise InputError(
-            f"{where}the embeddings of {token!r} have shape {list(embeds.shape)}, the text encoder is {width} wide; "
-            "a learned token serves only the Stable Diffusion version that it was trained with"
+            f"{where}the embeddings of {token!r} have shape {list(embeds.shape)}, the text encoder is {width} wide "
+            "(XL's two together); a learned token serves only the Stable Diffusion version that it was trained with"
         )
     tokens = [token, *(f"{token}_{index}" for index in range(1, len(embeds)))]
-    vocabulary = sd.tokenizer.get_vocab()
-    known = [name for name in (*tokens, f"{token}_1") if name in vocabulary]
+    vocabularies = [tokenizer.get_vocab() for _, tokenizer in sd.architecture.text_encoders.values()]
+    known = [name for name in (*tokens, f"{token}_1") if any(name in vocabulary for vocabulary in vocabularies)]
     if known:
         raise InputError(f"{where}the tokenizer already knows {known[0]!r}; give the learned token another name")
     return add_tokens(sd, tokens, embeds)
 
 
 def tokenize_prompts(sd: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
-    """Returns `checkpoints.tokenize` of prompts, int32 [B, T]; InputError for a token that the text encoder lacks."""
-    input_ids = checkpoints.tokenize(sd.tokenizer, prompts)
-    check_token_rows(sd.tokenizer, input_ids, sd.text_encoder.vocab_size)
-    return input_ids
+    """Returns `checkpoints.tokenize` of prompts, int32 [B, T], or [B, 2, T] of two text encoders.
+
+    Raises:
+        InputError: a text encoder lacks a token.
+    """
+    parts = []
+    for module, tokenizer in sd.architecture.text_encoders.values():
+        parts.append(checkpoints.tokenize(tokenizer, prompts))
+        check_token_rows(tokenizer, parts[-1], module.vocab_size)
+    return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
 
 
 def check_token_rows(tokenizer: Any, input_ids: np.ndarray, vocab_size: int) -> None:
@@ -73,23 +79,34 @@ def check_token_rows(tokenizer: Any, input_ids: np.ndarray, vocab_size: int) -> 
 
 
 def add_tokens(sd: StableDiffusion, tokens: Sequence[str], embeds: jax.Array) -> StableDiffusion:
-    """Adds n tokens that the tokenizer does not know yet, with their embeddings float [n, D]."""
-    tokenizer = copy.deepcopy(sd.tokenizer)
-    first = len(tokenizer)
-    if first > sd.text_encoder.vocab_size:
-        raise InputError(
-            f"tokenizer: knows {first} tokens, but the text_encoder has rows for {sd.text_encoder.vocab_size} alone; "
-            "take the tokens without a row out of the tokenizer's added_tokens.json"
+    """Adds n tokens that the tokenizers do not know yet; for their embeddings [n, D] see `add_learned_embeds`."""
+    changed: dict[str, Any] = {}
+    for name, (module, tokenizer) in sd.architecture.text_encoders.items():
+        if len(tokenizer) > module.vocab_size:
+            raise InputError(
+                f"tokenizer: knows {len(tokenizer)} tokens, but the {name} has rows for {module.vocab_size} alone; "
+                "take the tokens without a row out of the tokenizer's added_tokens.json"
+            )
+        changed[name] = module.clone(
+            vocab_size=len(tokenizer) + len(tokens),
+            # Stated, as the legacy setting takes the largest id for it (see `clip_text.end_of_text_position`).
+            eos_token_id=tokenizer.eos_token_id,
         )
-    tokenizer.add_tokens(list(tokens))
-    text_encoder = sd.text_encoder.clone(
-        vocab_size=first + len(tokens),
-        # Stated, as the legacy setting takes the largest id for it (see `clip_text.end_of_text_position`).
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    architecture = dataclasses.replace(sd.architecture, tokenizer=tokenizer, text_encoder=text_encoder)
-    return StableDiffusion(
-        architecture, sd.params | {"text_encoder": with_rows(sd.params["text_encoder"], first, embeds)}
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(list(tokens))
+        changed[name.replace("text_encoder", "tokenizer")] = tokenizer
+    return with_last_rows(StableDiffusion(dataclasses.replace(sd.architecture, **changed), sd.params), embeds)
+
+
+def with_last_rows(sd: StableDiffusion, embeds: jax.Array) -> StableDiffusion:
+    """Replaces the last n rows of the text encoders' tables by embeddings float [n, D], see `add_learned_embeds`."""
+    modules = {name: module for name, (module, _) in sd.architecture.text_encoders.items()}
+    parts = jnp.split(embeds, np.cumsum([module.hidden_size for module in modules.values()])[:-1], axis=1)
+    return sd.with_params(
+        **{
+            name: with_rows(sd.params[name], module.vocab_size - len(embeds), part)
+            for (name, module), part in zip(modules.items(), parts, strict=True)
+        }
     )
 
 

@@ -17,6 +17,7 @@ from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.generator.adapter import Adapter, AdapterConfig, init_adapter
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs
+from utilgen_jax.generator.text_states import TextStates
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.regularizers import AnchorSet
 from utilgen_jax.types import Params
@@ -174,16 +175,16 @@ class JointData:
         real: the shots, with difficulty and attributes of 0.
         pool: images of the generator as it is, with attributes, and difficulty in the middle.
         anchors: such images, noised; None where the update has no anchor.
-        prompt_embeds: text states of P prompts with drawn attributes, float [P, T, D].
+        prompt_embeds: text states of P prompts with drawn attributes, see `TextStates`.
         prompt_labels: their classes, int32 [P].
         prompt_attributes: their attributes, float32 [P, A].
-        negative_prompt_embeds: of the unconditional branch, float [1, T, D].
+        negative_prompt_embeds: of the unconditional branch, of one.
     """
 
     real: Examples
     pool: Examples
     anchors: AnchorSet | None
-    prompt_embeds: jax.Array
+    prompt_embeds: TextStates
     prompt_labels: jax.Array
     prompt_attributes: jax.Array
-    negative_prompt_embeds: jax.Array
+    negative_prompt_embeds: TextStates

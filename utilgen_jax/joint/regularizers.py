@@ -15,6 +15,7 @@ from utilgen_jax.generator.adapter import Adapter, adapter_denoiser
 from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes, TextStates
 
 
 @struct.dataclass
@@ -26,21 +27,21 @@ class AnchorSet:
         timesteps: int32 [N].
         labels: classes of the images, int32 [N].
         predictions: of the frozen generator, float32 [N, h, w, C].
-        class_embeds: text states of each class's prompt, float [K, T, D].
+        class_embeds: text states of each class's prompt, [K].
     """
 
     latents: jax.Array
     timesteps: jax.Array
     labels: jax.Array
     predictions: jax.Array
-    class_embeds: jax.Array
+    class_embeds: TextStates
 
 
 def make_anchor_set(
     sd: StableDiffusion,
     clean_latents: jax.Array,
     labels: jax.Array,
-    class_embeds: jax.Array,
+    class_embeds: TextStates,
     sizes: tuple[int, int],
     key: jax.Array,
 ) -> AnchorSet:
@@ -68,8 +69,9 @@ def make_anchor_set(
 
 
 @jax.jit
-def _predict(sd: StableDiffusion, embeds: jax.Array, noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
-    return adapter_denoiser(sd, Adapter(), embeds_condition(sd, embeds), guidance_scale=1.0)(noisy, timesteps)
+def _predict(sd: StableDiffusion, embeds: TextStates, noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
+    condition = embeds_condition(sd, embeds, sizes=ImageSizes.of_latents(sd.architecture, noisy.shape))
+    return adapter_denoiser(sd, Adapter(), condition, guidance_scale=1.0)(noisy, timesteps)
 
 
 @struct.dataclass

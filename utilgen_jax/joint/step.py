@@ -19,6 +19,7 @@ from utilgen_jax.generator.adapter import Adapter, generate_images, generate_ima
 from utilgen_jax.generator.conditioning import embeds_condition, encode_images
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes, TextStates
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage
 from utilgen_jax.runtime.loops import map_in_parts
@@ -161,13 +162,14 @@ def _draw_requests(program: JointProgram, sd: StableDiffusion, data: JointData, 
 def _inputs(
     program: JointProgram,
     sd: StableDiffusion,
-    negative_prompt_embeds: jax.Array,
-    embeds: jax.Array,
+    negative_prompt_embeds: TextStates,
+    embeds: TextStates,
     labels: jax.Array,
     key: jax.Array,
 ) -> SampleInputs:
+    sizes = ImageSizes.of_latents(sd.architecture, program.latent_shape)
     return SampleInputs(
-        condition=embeds_condition(sd, embeds, negative_prompt_embeds),
+        condition=embeds_condition(sd, embeds, negative_prompt_embeds, sizes),
         latents=jax.random.normal(jax.random.fold_in(key, 0), (len(labels), *program.latent_shape)),
         labels=labels,
         rows=labels,

@@ -88,7 +88,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """A transformer block on the pixels of a feature map, with a residual connection.
+    """Transformer blocks on the pixels of a feature map, with a residual connection.
 
     Attributes:
         num_heads: number of attention heads.
@@ -97,6 +97,7 @@ class Transformer2DModel(nn.Module):
             convolutions (1.x).
         dtype: dtype of activations.
         attention_implementation: see `dot_product_attention`.
+        num_layers: number of blocks; Stable Diffusion XL has up to ten.
     """
 
     num_heads: int
@@ -104,6 +105,7 @@ class Transformer2DModel(nn.Module):
     use_linear_projection: bool = False
     dtype: jnp.dtype = jnp.float32
     attention_implementation: str = "auto"
+    num_layers: int = 1
 
     @nn.compact
     def __call__(self, hidden_states: jax.Array, encoder_hidden_states: jax.Array) -> jax.Array:
@@ -117,7 +119,8 @@ class Transformer2DModel(nn.Module):
 
         tokens = nn.GroupNorm(self.norm_num_groups, epsilon=1e-6, dtype=self.dtype, name="norm")(hidden_states)
         tokens = project("proj_in", tokens).reshape(batch, height * width, channels)
-        tokens = BasicTransformerBlock(
-            self.num_heads, self.dtype, self.attention_implementation, name="transformer_blocks.0"
-        )(tokens, encoder_hidden_states)
+        for index in range(self.num_layers):
+            tokens = BasicTransformerBlock(
+                self.num_heads, self.dtype, self.attention_implementation, name=f"transformer_blocks.{index}"
+            )(tokens, encoder_hidden_states)
         return hidden_states + project("proj_out", tokens.reshape(hidden_states.shape))

@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNet (1.x, 2.x, 2.1-unCLIP, Turbo), as diffusers' torch UNet2DConditionModel computes it."""
+"""Stable Diffusion's UNet (1.x, 2.x, 2.1-unCLIP, XL, Turbo), as diffusers' torch UNet2DConditionModel computes it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +32,9 @@ _UP_BLOCK_TYPES = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 
 _MID_BLOCK_TYPE = "UNetMidBlock2DCrossAttn"
 
+# Height and width of the original image, top and left of the crop, height and width of the image to generate.
+NUM_SIZES = 6
+
 # The fields of `unet/config.json`, see `json_fields`.
 UNET_FIELDS: Mapping[str, Kind] = {
     "sample_size": optional(either(whole(1), list_of(whole(1), 2))),
@@ -54,9 +57,12 @@ UNET_FIELDS: Mapping[str, Kind] = {
     "class_embed_type": only(None, "projection"),
     "projection_class_embeddings_input_dim": optional(whole(1)),
     "time_cond_proj_dim": optional(whole(1)),
+    "addition_embed_type": only(None, "text_time"),
+    "addition_time_embed_dim": optional(whole(1)),
+    "transformer_layers_per_block": either(whole(1), list_of(whole(1))),
+    "reverse_transformer_layers_per_block": optional(list_of(whole(1))),
     # diffusers' defaults; the models that have others are none of Stable Diffusion's
     "act_fn": only("silu"),
-    "addition_embed_type": OFF,
     "attention_type": only("default"),
     "class_embeddings_concat": OFF,
     "conv_in_kernel": only(3),
@@ -74,15 +80,12 @@ UNET_FIELDS: Mapping[str, Kind] = {
     "resnet_out_scale_factor": only(1),
     "resnet_skip_time_act": OFF,
     "resnet_time_scale_shift": only("default"),
-    "reverse_transformer_layers_per_block": OFF,
     "time_embedding_act_fn": OFF,
     "time_embedding_dim": OFF,
     "time_embedding_type": only("positional"),
     "timestep_post_act": OFF,
-    "transformer_layers_per_block": only(1),
-    # of `addition_embed_type` alone
+    # of kinds of `addition_embed_type` that are not supported
     "addition_embed_type_num_heads": WITHOUT_EFFECT,
-    "addition_time_embed_dim": WITHOUT_EFFECT,
     # scores are always float32
     "upcast_attention": WITHOUT_EFFECT,
 }
@@ -112,7 +115,12 @@ class UNet2DConditionModel(nn.Module):
         attention_head_dim: NUMBER of attention heads, for all or for each resolution (diffusers' misnomer).
         use_linear_projection: see `Transformer2DModel`.
         class_embed_type: 'projection' adds a projection of `class_labels` to the time embedding (unCLIP); else None.
-        projection_class_embeddings_input_dim: width of `class_labels` with 'projection'.
+        addition_embed_type: 'text_time' adds a projection of a text's pooled state and of an image's sizes to the time
+            embedding (XL); else None.
+        projection_class_embeddings_input_dim: width of the input of either projection.
+        addition_time_embed_dim: width of the embedding of each of the sizes.
+        transformer_layers_per_block: blocks of each transformer, for all or for each resolution.
+        reverse_transformer_layers_per_block: those on the way up, the smallest resolution first; None for the same.
         time_cond_proj_dim: width of `timestep_cond` (latent consistency models); None without.
         gradient_checkpointing: what the backward pass recomputes, a key of `GRADIENT_CHECKPOINTING`: 'none';
             'products', all but the outputs of convolutions and dense layers; 'layers', the intermediate results of each
@@ -139,7 +147,11 @@ class UNet2DConditionModel(nn.Module):
     attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
     class_embed_type: str | None = None
+    addition_embed_type: str | None = None
     projection_class_embeddings_input_dim: int | None = None
+    addition_time_embed_dim: int | None = None
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    reverse_transformer_layers_per_block: tuple[int, ...] | None = None
     time_cond_proj_dim: int | None = None
     gradient_checkpointing: str = "none"
     attention_implementation: str = "auto"
@@ -180,8 +192,56 @@ class UNet2DConditionModel(nn.Module):
                         f"UNet config: {name} = {divisor!r} does not divide block_out_channels' {channels}"
                         " (attention_head_dim is the number of heads)"
                     )
-        if self.class_embed_type == "projection" and self.projection_class_embeddings_input_dim is None:
+        for name, layers in (
+            ("transformer_layers_per_block", self.layers_down),
+            ("reverse_transformer_layers_per_block", self.layers_up),
+        ):
+            if len(layers) != levels:
+                raise InputError(f"UNet config: {name} = {getattr(self, name)!r} must have {levels} entries")
+        self._check_label_width()
+
+    @nn.nowrap
+    def _check_label_width(self) -> None:
+        width, sizes = self.projection_class_embeddings_input_dim, self.addition_time_embed_dim
+        if self.class_embed_type is not None and self.addition_embed_type is not None:
+            raise InputError(
+                "UNet config: class_embed_type and addition_embed_type exclude each other; set one to null"
+            )
+        if self.class_embed_type == "projection" and width is None:
             raise InputError("UNet config: class_embed_type = 'projection' needs projection_class_embeddings_input_dim")
+        if self.addition_embed_type is not None and (width is None or sizes is None or width <= NUM_SIZES * sizes):
+            raise InputError(
+                f"UNet config: projection_class_embeddings_input_dim = {width!r} must be more than {NUM_SIZES} times "
+                f"addition_time_embed_dim = {sizes!r} with addition_embed_type = 'text_time'"
+            )
+
+    @property
+    def layers_down(self) -> tuple[int, ...]:
+        """Blocks of each transformer by resolution on the way down, the largest resolution first."""
+        if isinstance(self.transformer_layers_per_block, int):
+            return (self.transformer_layers_per_block,) * len(self.block_out_channels)
+        return self.transformer_layers_per_block
+
+    @property
+    def layers_up(self) -> tuple[int, ...]:
+        """Those on the way up, the smallest resolution first."""
+        return self.reverse_transformer_layers_per_block or self.layers_down[::-1]
+
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the pooled text state that the UNet sees; None where it sees none."""
+        if self.addition_embed_type is None:
+            return None
+        assert self.projection_class_embeddings_input_dim is not None
+        assert self.addition_time_embed_dim is not None
+        return self.projection_class_embeddings_input_dim - NUM_SIZES * self.addition_time_embed_dim
+
+    @property
+    def label_width(self) -> int | None:
+        """Width of `class_labels`; None where there are none."""
+        if self.pooled_width is not None:
+            return self.pooled_width + NUM_SIZES
+        return None if self.class_embed_type is None else self.projection_class_embeddings_input_dim
 
     @property
     def heads_per_level(self) -> tuple[int, ...]:
@@ -199,8 +259,8 @@ class UNet2DConditionModel(nn.Module):
             "timesteps": jnp.zeros((batch_size,), jnp.int32),
             "encoder_hidden_states": jnp.zeros((batch_size, 1, self.cross_attention_dim)),
         }
-        if self.class_embed_type == "projection":
-            inputs["class_labels"] = jnp.zeros((batch_size, self.projection_class_embeddings_input_dim))
+        if self.label_width is not None:
+            inputs["class_labels"] = jnp.zeros((batch_size, self.label_width))
         return inputs
 
     @nn.compact
@@ -218,8 +278,9 @@ class UNet2DConditionModel(nn.Module):
             sample: noisy latents [B, h, w, in_channels].
             timesteps: timesteps of the noise schedule, [B] or scalar.
             encoder_hidden_states: text embedding [B, T, cross_attention_dim].
-            class_labels: [B, projection_class_embeddings_input_dim] with class_embed_type 'projection' (in
-                Stable Diffusion 2.1-unCLIP: the noised image embedding ‖ the embedding of its noise level); else None.
+            class_labels: [B, label_width]. With class_embed_type 'projection', in Stable Diffusion 2.1-unCLIP, the
+                noised image embedding ‖ the embedding of its noise level; with addition_embed_type 'text_time', in XL,
+                the pooled text state ‖ the sizes of `NUM_SIZES` in pixels, float32; else None.
             timestep_cond: [B, time_cond_proj_dim] or [1, time_cond_proj_dim], the embedding of a guidance scale; None
                 is that of none.
 
@@ -229,9 +290,10 @@ class UNet2DConditionModel(nn.Module):
         Raises:
             InputError: class_labels or timestep_cond are missing or not supported.
         """
-        if (class_labels is None) != (self.class_embed_type is None):
+        if (class_labels is None) != (self.label_width is None):
             state = "missing" if class_labels is None else "given"
-            raise InputError(f"UNet: class_labels are {state}, but class_embed_type = {self.class_embed_type!r}")
+            kinds = f"class_embed_type = {self.class_embed_type!r}, addition_embed_type = {self.addition_embed_type!r}"
+            raise InputError(f"UNet: class_labels are {state}, but {kinds}")
 
         if timestep_cond is not None and self.time_cond_proj_dim is None:
             raise InputError("UNet: timestep_cond is given, but time_cond_proj_dim = None")
@@ -251,6 +313,7 @@ class UNet2DConditionModel(nn.Module):
                 f"down_blocks.{level}",
                 level,
                 _DOWN_BLOCK_TYPES[block_type],
+                transformer_layers=self.layers_down[level],
                 num_layers=self.layers_per_block,
                 downsample_padding=None if level == last else self.downsample_padding,
             )
@@ -258,16 +321,20 @@ class UNet2DConditionModel(nn.Module):
             skips.extend(block_skips)
 
         if self.mid_block_type is not None:
-            hidden_states = self._block(MidBlock2D, "mid_block", last, True)(
-                hidden_states, time_embedding, encoder_hidden_states
-            )
+            block = self._block(MidBlock2D, "mid_block", last, True, transformer_layers=self.layers_down[last])
+            hidden_states = block(hidden_states, time_embedding, encoder_hidden_states)
 
         taken = self.layers_per_block + 1
         for index, block_type in enumerate(self.up_block_types):
             level = last - index
             upsample_size = skips[-taken - 1].shape[1:3] if level else None  # of the next block's skips
             block = self._block(
-                UpBlock2D, f"up_blocks.{index}", level, _UP_BLOCK_TYPES[block_type], upsample_size=upsample_size
+                UpBlock2D,
+                f"up_blocks.{index}",
+                level,
+                _UP_BLOCK_TYPES[block_type],
+                transformer_layers=self.layers_up[index],
+                upsample_size=upsample_size,
             )
             hidden_states = block(hidden_states, tuple(skips[-taken:]), time_embedding, encoder_hidden_states)
             del skips[-taken:]
@@ -290,7 +357,14 @@ class UNet2DConditionModel(nn.Module):
         if self.time_cond_proj_dim is not None and timestep_cond is None:
             timestep_cond = jnp.zeros((1, self.time_cond_proj_dim))  # its projection has no bias
         embedding = TimestepEmbedding(width, name="time_embedding")(sinusoids, timestep_cond)
-        if class_labels is not None:
+        if class_labels is not None and self.pooled_width is not None:
+            pooled, sizes = class_labels[:, : self.pooled_width], class_labels[:, self.pooled_width :]
+            of_sizes = timestep_embedding(
+                sizes.reshape(-1), self.addition_time_embed_dim or 0, self.flip_sin_to_cos, self.freq_shift
+            )
+            added = jnp.concatenate([pooled, of_sizes.reshape(len(sizes), -1)], axis=-1)
+            embedding = embedding + TimestepEmbedding(width, name="add_embedding")(added)
+        elif class_labels is not None:
             embedding = embedding + TimestepEmbedding(width, name="class_embedding")(class_labels)
         return embedding.astype(self.dtype)
 

@@ -92,6 +92,7 @@ class _Block(nn.Module):
     Attributes:
         out_channels: channels of the result.
         num_heads: attention heads of the transformers; None for a block without transformers.
+        transformer_layers: see `Transformer2DModel.num_layers`.
         norm_num_groups: groups of the group norms.
         norm_eps: epsilon of the group norms of the residual blocks.
         use_linear_projection: see `Transformer2DModel`.
@@ -102,6 +103,7 @@ class _Block(nn.Module):
 
     out_channels: int
     num_heads: int | None
+    transformer_layers: int = 1
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     use_linear_projection: bool = False
@@ -127,6 +129,7 @@ class _Block(nn.Module):
             self.use_linear_projection,
             self.dtype,
             self.attention_implementation,
+            self.transformer_layers,
             name=f"attentions.{index}",
         )(hidden_states, encoder_hidden_states)
 

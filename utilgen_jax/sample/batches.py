@@ -16,6 +16,7 @@ from utilgen_jax.generator.conditioning import (
     encode_images,
     encode_prompts,
     image_class_labels,
+    negative_states,
 )
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import (
@@ -27,6 +28,7 @@ from utilgen_jax.generator.sampling import (
     step_keys,
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes
 from utilgen_jax.generator.weighted_prompts import encode_weighted_prompts
 from utilgen_jax.models.lora import Lora
 
@@ -43,6 +45,7 @@ class ImageInputs:
         noise_level: of the noise on its embedding, see `conditioning.noise_image_embeds`.
         weighted_prompts: whether prompts are read as `weighted_prompts` does.
         clip_skip: see `conditioning.encode_tokens`.
+        sizes: what Stable Diffusion XL is told of the images' sizes; None for those of the sampling.
     """
 
     latents: np.ndarray | None = None
@@ -52,6 +55,7 @@ class ImageInputs:
     noise_level: int = 0
     weighted_prompts: bool = False
     clip_skip: int = 0
+    sizes: ImageSizes | None = None
 
 
 def generate_images(
@@ -81,15 +85,16 @@ def generate_images(
     inputs = inputs or ImageInputs()
     number, batch_size = len(prompts), min(sampling.batch_size, len(prompts))
     if inputs.weighted_prompts:
-        all_embeds = encode_weighted_prompts(sd, [*prompts, sampling.negative_prompt], loras, inputs.clip_skip)
-        embeds, negative = all_embeds[:-1], all_embeds[-1:]
+        of_all = encode_weighted_prompts(sd, [*prompts, sampling.negative_prompt], loras, inputs.clip_skip)
+        states, negative = of_all[:-1], of_all[-1:]
     else:  # as in diffusers, no layers are skipped for the negative prompt
-        embeds = encode_prompts(sd, prompts, loras, inputs.clip_skip)
+        states = encode_prompts(sd, prompts, loras, inputs.clip_skip)
         negative = encode_prompts(sd, [sampling.negative_prompt], loras)
-    condition = embeds_condition(sd, embeds, negative)
+    negative = negative_states(sd, sampling.negative_prompt, negative)
+    condition = embeds_condition(sd, states, negative, inputs.sizes or ImageSizes.of(sampling.size))
     if inputs.image_prompt is not None:
-        embeds = encode_images(sd, jnp.asarray(inputs.image_prompt)[None])
-        labels = image_class_labels(sd, embeds, seeds, inputs.noise_level)
+        image_embeds = encode_images(sd, jnp.asarray(inputs.image_prompt)[None])
+        labels = image_class_labels(sd, image_embeds, seeds, inputs.noise_level)
         condition = dataclasses.replace(condition, class_labels=labels)
     clean_latents = None
     if inputs.init_image is not None and inputs.mask is not None:

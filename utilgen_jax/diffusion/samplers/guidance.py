@@ -42,6 +42,7 @@ def guided(
     class_labels: jax.Array | None,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
+    negative_class_labels: jax.Array | None = None,
 ) -> Denoiser:
     """Makes a denoiser with classifier-free guidance (Ho & Salimans 2022), with both branches in a batch of 2B.
 
@@ -49,18 +50,21 @@ def guided(
         apply_unet: the UNet with its weights.
         prompt_embeds: prompt embeddings of the conditional branch, float [B, T, D].
         negative_prompt_embeds: prompt embeddings of the unconditional branch, float [B, T, D].
-        class_labels: unCLIP image embeddings with noise levels, float [B, E], or None; zero in the unconditional
-            branch.
+        class_labels: float [B, E], unCLIP's image embeddings with noise levels, or XL's pooled text states with sizes;
+            or None.
         guidance_scale: guidance scale; without guidance (1 or less) only the conditional branch is computed.
         guidance_rescale: how far the standard deviation of each output is brought back to that of the conditional
             branch, from 0 to 1 (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        negative_class_labels: those of the unconditional branch; None for zeros.
 
     Returns:
         A denoiser for `run_sampler`.
     """
 
+    embeds, labels = (negative_prompt_embeds, prompt_embeds), (negative_class_labels, class_labels)
+
     def denoise(latents: jax.Array, timestep: jax.Array) -> jax.Array:
-        inputs = _branches(latents, timestep, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale)
+        inputs = _branches(latents, timestep, embeds, labels, guidance_scale)
         return _guide(inputs.predict(apply_unet), guidance_scale, guidance_rescale)
 
     return denoise
@@ -73,19 +77,23 @@ def guided_beside(
     class_labels: jax.Array | None,
     guidance_scale: float,
     others: UNetInputs,
+    negative_class_labels: jax.Array | None = None,
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Makes `guided`'s denoiser, which predicts for other latents in the same batch: one call of the UNet for both.
 
     Args:
-        apply_unet, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale: see `guided`.
+        apply_unet, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale, negative_class_labels: see
+            `guided`.
         others: M noisy latents, predicted without guidance.
 
     Returns:
         (latents, timestep) -> (what the denoiser says, the predictions [M, h, w, C]).
     """
 
+    embeds, labels = (negative_prompt_embeds, prompt_embeds), (negative_class_labels, class_labels)
+
     def denoise(latents: jax.Array, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inputs = _branches(latents, timestep, prompt_embeds, negative_prompt_embeds, class_labels, guidance_scale)
+        inputs = _branches(latents, timestep, embeds, labels, guidance_scale)
         of_all = jax.tree.map(lambda *parts: jnp.concatenate(parts), inputs, others).predict(apply_unet)
         own, predictions = jnp.split(of_all, [len(inputs.latents)])
         return _guide(own, guidance_scale), predictions
@@ -96,19 +104,22 @@ def guided_beside(
 def _branches(
     latents: jax.Array,
     timestep: jax.Array,
-    prompt_embeds: jax.Array,
-    negative_prompt_embeds: jax.Array,
-    class_labels: jax.Array | None,
+    embeds: tuple[jax.Array, jax.Array],
+    labels: tuple[jax.Array | None, jax.Array | None],
     guidance_scale: float,
 ) -> UNetInputs:
     """The unconditional branch, where there is guidance, and after it the conditional one."""
+    negative_labels, class_labels = labels
     if guidance_scale <= 1.0:
-        return UNetInputs(latents, jnp.broadcast_to(timestep, latents.shape[:1]), prompt_embeds, class_labels)
+        return UNetInputs(latents, jnp.broadcast_to(timestep, latents.shape[:1]), embeds[1], class_labels)
+    if class_labels is not None:
+        negative_labels = jnp.zeros_like(class_labels) if negative_labels is None else negative_labels
+        class_labels = jnp.concatenate([negative_labels, class_labels])
     return UNetInputs(
         jnp.concatenate([latents, latents]),
         jnp.broadcast_to(timestep, (2 * latents.shape[0],)),
-        jnp.concatenate([negative_prompt_embeds, prompt_embeds]),
-        None if class_labels is None else jnp.concatenate([jnp.zeros_like(class_labels), class_labels]),
+        jnp.concatenate(embeds),
+        class_labels,
     )
 
 

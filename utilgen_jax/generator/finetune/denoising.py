@@ -20,6 +20,7 @@ from utilgen_jax.generator.conditioning import embeds_condition, encode_tokens
 from utilgen_jax.generator.difficulty_token import append_difficulty
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes, PooledStates, TextStates
 from utilgen_jax.runtime.schedules import warmup_cosine
 from utilgen_jax.runtime.sharding import init_sharded, split_batch
 from utilgen_jax.runtime.training_loop import TrainingLoop
@@ -33,7 +34,7 @@ class DenoisingSet:
         latents: clean latents times the scaling factor, float32 [N, h, w, C], see `sampling.encode_to_latents`.
         labels: int32 [N], each image's row in the table of prompts.
         difficulties: measured, float32 [N] in [0, 1]; None if difficulty is not learned.
-        class_labels: unCLIP's, float [N, 2E]; None for those of no image, and for a UNet without a class embedding.
+        class_labels: unCLIP's, float [N, 2E]; None for those of no image, and for any other checkpoint.
     """
 
     latents: jax.Array
@@ -46,8 +47,15 @@ class DenoisingSet:
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
+# Of each class: text states [K], or token ids int [K, T] or [K, 2, T] that are encoded in the step.
+Prompts = TextStates
 # (checkpoint, what is trained, prompts, batch, key of timesteps and noise, snr_gamma) -> float32 [B]
-Loss = Callable[[StableDiffusion, Any, jax.Array, DenoisingSet, jax.Array, float | None], jax.Array]
+Loss = Callable[[StableDiffusion, Any, Prompts, DenoisingSet, jax.Array, float | None], jax.Array]
+
+
+def are_token_ids(prompts: Prompts) -> bool:
+    """Whether prompts are token ids."""
+    return not isinstance(prompts, PooledStates) and jnp.issubdtype(prompts.dtype, jnp.integer)
 
 
 @struct.dataclass
@@ -56,14 +64,14 @@ class DenoisingTask:
 
     Attributes:
         loss: static; a function of a module, so that equal tasks share one compiled step.
-        prompts: of each class: text states float [K, T, D], or token ids int [K, T] that are encoded in the step.
+        prompts: see `Prompts`.
         examples: the images to learn from.
         prior: images of the generator itself, with the same fields as `examples`; None where the config's
             batches hold none.
     """
 
     loss: Loss = struct.field(pytree_node=False)
-    prompts: jax.Array
+    prompts: Prompts
     examples: DenoisingSet
     prior: DenoisingSet | None
 
@@ -85,24 +93,24 @@ class TrainState:
 
 # (state, checkpoint, prompts, batch, key) -> (state, metrics)
 TrainStep = Callable[
-    [TrainState, StableDiffusion, jax.Array, DenoisingSet, jax.Array], tuple[TrainState, dict[str, jax.Array]]
+    [TrainState, StableDiffusion, Prompts, DenoisingSet, jax.Array], tuple[TrainState, dict[str, jax.Array]]
 ]
 
 
 def adapter_loss(
     sd: StableDiffusion,
     adapter: Adapter,
-    prompts: jax.Array,
+    prompts: Prompts,
     batch: DenoisingSet,
     key: jax.Array,
     snr_gamma: float | None = None,
 ) -> jax.Array:
-    """The denoising loss of each image under an adapter: LoRA on UNet and text encoder, difficulty token.
+    """The denoising loss of each image under an adapter: LoRA on UNet and text encoders, difficulty token.
 
     Args:
         sd: the checkpoint; the dtype of its modules is that of the activations.
         adapter: differentiated.
-        prompts: text states float [K, T, D], or token ids int [K, T]; a LoRA on the text encoder needs the ids.
+        prompts: see `Prompts`; a LoRA on a text encoder needs the ids.
         batch: B images; their labels select the prompts.
         key: PRNG key of timesteps and noise.
         snr_gamma: γ of min-SNR weighting, None for none; see `denoising_loss`.
@@ -111,17 +119,20 @@ def adapter_loss(
         Float32 [B].
 
     Raises:
-        InputError: the text encoder has a LoRA, and the prompts are text states.
+        InputError: a text encoder has a LoRA, and the prompts are text states.
     """
-    embeds = prompts[batch.labels]
-    if jnp.issubdtype(prompts.dtype, jnp.integer):
-        embeds = encode_tokens(sd, embeds, adapter_loras(adapter))
+    states = prompts[batch.labels]
+    if are_token_ids(prompts):
+        states = encode_tokens(sd, states, adapter_loras(adapter))
     elif adapter.text_encoder_lora is not None:
         raise InputError("adapter_loss: a LoRA on the text encoder needs prompts as token ids; text states are fixed")
+    sizes = ImageSizes.of_latents(sd.architecture, batch.latents.shape)
+    condition = embeds_condition(sd, states, sizes=sizes)
     if adapter.difficulty_encoder is not None and batch.difficulties is not None:
-        encoder = difficulty_encoder_of(adapter.difficulty_encoder)
+        encoder, embeds = difficulty_encoder_of(adapter.difficulty_encoder), condition.prompt_embeds
         embeds = append_difficulty(encoder, adapter.difficulty_encoder, embeds, batch.labels, batch.difficulties)
-    condition = embeds_condition(sd, embeds)
+        # Nothing is guided here, so that the other branch does not count.
+        condition = dataclasses.replace(condition, prompt_embeds=embeds, negative_prompt_embeds=embeds)
     if batch.class_labels is not None:
         condition = dataclasses.replace(condition, class_labels=batch.class_labels)
     denoise = adapter_denoiser(sd, adapter, condition, guidance_scale=1.0)
@@ -147,7 +158,7 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, snr_gam
     """
 
     def step(
-        state: TrainState, sd: StableDiffusion, prompts: jax.Array, batch: DenoisingSet, key: jax.Array
+        state: TrainState, sd: StableDiffusion, prompts: Prompts, batch: DenoisingSet, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = split_batch(batch)
         step_key = jax.random.fold_in(key, state.step)

@@ -22,6 +22,7 @@ from utilgen_jax.generator.finetune.config import DpoConfig
 from utilgen_jax.generator.finetune.denoising import TrainState, init_train_state
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes, TextStates
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.runtime.loops import num_parts
 from utilgen_jax.runtime.sharding import init_sharded
@@ -35,14 +36,14 @@ class DpoPairs:
     Attributes:
         latents: clean latents times the scaling factor, float32 [M, h, w, C].
         labels: int32 [M].
-        prompt_embeds: text states of the P different prompts, float [P, T, D].
+        prompt_embeds: text states of the P different prompts.
         prompts: the prompt of each image, int32 [M].
         winners, losers: int32 [N] each, the pairs, see `preference_pairs`.
     """
 
     latents: jax.Array
     labels: jax.Array
-    prompt_embeds: jax.Array
+    prompt_embeds: TextStates
     prompts: jax.Array
     winners: jax.Array
     losers: jax.Array
@@ -181,8 +182,9 @@ def _batch_of(sd: StableDiffusion, pairs: DpoPairs, chosen: jax.Array, unused_ke
     size = len(chosen)
     members = jnp.concatenate([pairs.winners[chosen], pairs.losers[chosen]])
     latents, labels = pairs.latents[members], pairs.labels[members]
+    sizes = ImageSizes.of_latents(sd.architecture, latents.shape)
     sample_inputs = SampleInputs(
-        condition=embeds_condition(sd, pairs.prompt_embeds[pairs.prompts[members]]),
+        condition=embeds_condition(sd, pairs.prompt_embeds[pairs.prompts[members]], sizes=sizes),
         latents=latents,
         labels=labels,
         rows=labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -11,10 +12,13 @@ from utilgen_jax.generator.finetune.config import LoraConfig
 from utilgen_jax.generator.finetune.denoising import (
     DenoisingSet,
     DenoisingTask,
+    Prompts,
     adapter_loss,
+    are_token_ids,
     train_by_denoising,
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import PooledStates
 from utilgen_jax.models.difficulty import DifficultyEncoder
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.runtime.training_loop import TrainingLoop
@@ -22,7 +26,7 @@ from utilgen_jax.runtime.training_loop import TrainingLoop
 
 def train_lora(
     sd: StableDiffusion,
-    prompts: jax.Array,
+    prompts: Prompts,
     examples: DenoisingSet,
     prior: DenoisingSet | None,
     config: LoraConfig,
@@ -36,8 +40,7 @@ def train_lora(
 
     Args:
         sd: the checkpoint, which stays as it is.
-        prompts: of each class: text states float [K, T, D], or token ids int [K, T], which a LoRA on the text encoder
-            needs.
+        prompts: of each class; a LoRA on the text encoders needs token ids.
         examples: the images to learn from.
         prior: images of the generator itself, with difficulties if `examples` has them; None where the
             config's batches hold none.
@@ -46,16 +49,22 @@ def train_lora(
         loop: runs the steps.
 
     Returns:
-        An adapter with `unet_lora`; with a rank for it `text_encoder_lora`; with difficulties `difficulty_encoder`.
+        An adapter with `unet_lora`; with a rank for them LoRAs of all text encoders; with difficulties
+        `difficulty_encoder`.
     """
     init_key, train_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     adapter = Adapter(unet_lora=init_lora(sd.params["unet"], init_key, rank=config.rank).factors)
     if config.text_encoder_rank:
-        lora_key = jax.random.fold_in(init_key, 2)
-        lora = init_lora(sd.params["text_encoder"], lora_key, rank=config.text_encoder_rank)
-        adapter = dataclasses.replace(adapter, text_encoder_lora=lora.factors)
+        loras: dict[str, Any] = {
+            f"{name}_lora": init_lora(
+                sd.params[name], jax.random.fold_in(init_key, use), rank=config.text_encoder_rank
+            ).factors
+            for use, name in enumerate(sd.architecture.text_encoders, 2)
+        }
+        adapter = dataclasses.replace(adapter, **loras)
     if examples.difficulties is not None:
-        width = sd.text_encoder.hidden_size if prompts.ndim == 2 else prompts.shape[-1]
+        states = prompts.states if isinstance(prompts, PooledStates) else prompts
+        width = sd.architecture.text_width if are_token_ids(prompts) else states.shape[-1]
         encoder = DifficultyEncoder(len(prompts), width)
         variables = encoder.init(jax.random.fold_in(init_key, 1), examples.labels[:1], examples.difficulties[:1])
         adapter = dataclasses.replace(adapter, difficulty_encoder=variables["params"])

@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from utilgen_jax import checkpoints
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.finetune.config import DenoisingConfig
 from utilgen_jax.generator.finetune.denoising import (
     DenoisingSet,
     DenoisingTask,
+    Prompts,
     adapter_loss,
     train_by_denoising,
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
-from utilgen_jax.generator.tokens import add_tokens, tokenize_prompts, with_rows
+from utilgen_jax.generator.tokens import add_tokens, check_token_rows, tokenize_prompts, with_last_rows
 from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
@@ -27,13 +29,19 @@ def class_tokens(num_classes: int) -> list[str]:
 
 
 def initial_embeds(sd: StableDiffusion, class_names: Sequence[str]) -> jax.Array:
-    """The start of training: the mean of the embeddings of each class name's own tokens, float32 [K, D]."""
-    input_ids = tokenize_prompts(sd, class_names)
-    tokenizer = sd.tokenizer
-    is_word = ~np.isin(input_ids, [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
-    embeds = sd.text_encoder.apply(sd.variables("text_encoder"), jnp.asarray(input_ids), method="embed_tokens")
-    share = is_word / np.maximum(is_word.sum(1, keepdims=True), 1)
-    return jnp.einsum("kt,ktd->kd", share, embeds.astype(jnp.float32))
+    """The start of training: the mean of the embeddings of each class name's own tokens, float32 [K, D].
+
+    D is the width of the text encoder, or of both side by side.
+    """
+    means = []
+    for name, (module, tokenizer) in sd.architecture.text_encoders.items():
+        input_ids = checkpoints.tokenize(tokenizer, class_names)
+        check_token_rows(tokenizer, input_ids, module.vocab_size)
+        is_word = ~np.isin(input_ids, [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
+        embeds = module.apply(sd.variables(name), jnp.asarray(input_ids), method="embed_tokens")
+        share = is_word / np.maximum(is_word.sum(1, keepdims=True), 1)
+        means.append(jnp.einsum("kt,ktd->kd", share, embeds.astype(jnp.float32)))
+    return jnp.concatenate(means, axis=1)
 
 
 def train_textual_inversion(
@@ -73,19 +81,18 @@ def train_textual_inversion(
 def token_loss(
     sd: StableDiffusion,
     embeds: jax.Array,
-    input_ids: jax.Array,
+    input_ids: Prompts,
     batch: DenoisingSet,
     key: jax.Array,
     snr_gamma: float | None = None,
 ) -> jax.Array:
-    """The denoising loss of each image with embeddings float32 [K, D] in the last rows of the token table.
+    """The denoising loss of each image with embeddings float32 [K, D] in the last rows of the token tables.
 
     Args:
         sd: the checkpoint with the tokens, see `tokens.add_tokens`.
         embeds: differentiated.
-        input_ids: of each class's prompt, int [K, T].
+        input_ids: token ids of each class's prompt.
         batch, key, snr_gamma: see `denoising.adapter_loss`.
     """
     # Token ids, so that only the prompts of this batch are encoded: there may be a thousand classes.
-    text_encoder = with_rows(sd.params["text_encoder"], sd.text_encoder.vocab_size - len(embeds), embeds)
-    return adapter_loss(sd.with_params(text_encoder=text_encoder), Adapter(), input_ids, batch, key, snr_gamma)
+    return adapter_loss(with_last_rows(sd, embeds), Adapter(), input_ids, batch, key, snr_gamma)
