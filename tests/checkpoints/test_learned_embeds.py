@@ -35,6 +35,31 @@ def test_files_of_the_web_ui_are_named_as_their_token(tmp_path):
     np.testing.assert_array_equal(embeds, ROWS)
 
 
+def test_two_text_encoders_have_a_part_each(tmp_path):
+    file = checkpoints.save_learned_embeds(tmp_path / "new", "<toy>", ROWS, widths=(1, 2))
+    stored = load_file(file)
+    assert {name: tensor.tolist() for name, tensor in stored.items()} == {
+        "clip_l": ROWS[:, :1].tolist(),
+        "clip_g": ROWS[:, 1:].tolist(),
+    }
+    token, embeds = checkpoints.load_learned_embeds(tmp_path / "new")
+    assert token == "<toy>"
+    np.testing.assert_array_equal(embeds, ROWS)
+    save_file(stored, tmp_path / "easynegative.safetensors")  # as web interfaces do
+    assert checkpoints.load_learned_embeds(tmp_path / "easynegative.safetensors")[0] == "easynegative"
+    save_file({"clip_l": ROWS, "clip_g": ROWS[:1]}, tmp_path / "broken.safetensors")
+    with pytest.raises(InputError, match=r"differ in number: \[2, 3\] and \[1, 3\]"):
+        checkpoints.load_learned_embeds(tmp_path / "broken.safetensors")
+
+
+def test_two_files_of_diffusers_training_script(tmp_path):
+    save_file({"<toy>": ROWS[:, :1].copy()}, tmp_path / "learned_embeds.safetensors")
+    save_file({"<toy>": ROWS[:, 1:].copy()}, tmp_path / "learned_embeds_2.safetensors")
+    token, embeds = checkpoints.load_learned_embeds(tmp_path)
+    assert token == "<toy>"
+    np.testing.assert_array_equal(embeds, ROWS)
+
+
 @pytest.mark.parametrize("name", ["learned_embeds.bin", "learned_embeds.pt"])
 def test_pickles_are_refused_with_advice(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")

@@ -153,7 +153,8 @@ def _learn_token(
     with Progress(f"token {token}", config.steps) as progress:
         loop = TrainingLoop(_told(progress, config.steps), SavedState(states))
         embeds = train_textual_inversion(sd, prompts, start, examples, None, config, key, loop)
-    file = save_learned_embeds(out, token, np.asarray(to_host(embeds)))
+    widths = [module.hidden_size for module, _ in sd.architecture.text_encoders.values()]
+    file = save_learned_embeds(out, token, np.asarray(to_host(embeds)), widths)
     states.remove()
     return file
 

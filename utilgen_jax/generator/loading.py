@@ -80,7 +80,8 @@ def read_architecture(
     Args:
         folder: the checkpoint's.
         dtype: of activations.
-        vae_dtype: of the autoencoder's activations, float32 where float16 overflows in it; None is `dtype`.
+        vae_dtype: of the autoencoder's activations; None is `dtype`, but as in torch float32 in place of float16 where
+            XL's autoencoder says `force_upcast`.
         gradient_checkpointing: what the UNet's and the autoencoder's backward passes compute again, see
             `UNet2DConditionModel`.
         components: folders to take components from instead, see `load_stable_diffusion`.
@@ -111,7 +112,7 @@ def read_architecture(
     modules = {}
     for name in MODULES:
         if name in present:
-            own_dtype = jnp.dtype(vae_dtype or dtype) if name == "vae" else jnp.dtype(dtype)
+            own_dtype = jnp.dtype((vae_dtype if name == "vae" else None) or dtype)
             settings = {"gradient_checkpointing": gradient_checkpointing} if name in ("unet", "vae") else {}
             config = checkpoints.load_config(folders[name])
             class_name = str(config.get("_class_name") or index.classes.get(name, ""))
@@ -120,6 +121,9 @@ def read_architecture(
                 config = _with_sample_size(config)
             module = OTHER_MODULES.get(class_name, MODULES[name])
             modules[name] = module.from_config(config, dtype=own_dtype, **settings)
+    upcast = index.is_xl and getattr(modules["vae"], "force_upcast", False)
+    if upcast and vae_dtype is None and jnp.dtype(dtype) == jnp.float16:
+        modules["vae"] = modules["vae"].clone(dtype=jnp.dtype(jnp.float32))
     _check_fit(folder, modules, may_inpaint)
     image_noising_schedule = None
     if index.is_unclip:

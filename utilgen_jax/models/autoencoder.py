@@ -48,9 +48,9 @@ AUTOENCODER_FIELDS: Mapping[str, Kind] = {
     "shift_factor": OFF,
     "latents_mean": OFF,
     "latents_std": OFF,
-    # of tiling and of SDXL's pipelines
+    "force_upcast": TRUTH,
+    # of tiling
     "sample_size": WITHOUT_EFFECT,
-    "force_upcast": WITHOUT_EFFECT,
 }
 
 Resample = Literal["down", "up"] | None
@@ -274,6 +274,7 @@ class AutoencoderKL(nn.Module):
         use_quant_conv: whether a 1×1 convolution follows the encoder.
         use_post_quant_conv: whether a 1×1 convolution precedes the decoder.
         mid_block_add_attention: whether there is attention at the lowest resolution.
+        force_upcast: whether float16 overflows in it; for the caller, too.
         gradient_checkpointing: what the backward pass recomputes, see `UNet2DConditionModel`.
         dtype: dtype of activations; statistics and softmax are always float32.
     """
@@ -291,6 +292,7 @@ class AutoencoderKL(nn.Module):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    force_upcast: bool = True
     gradient_checkpointing: str = "none"
     dtype: jnp.dtype = jnp.float32
 

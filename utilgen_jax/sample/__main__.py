@@ -1,4 +1,4 @@
-"""Images from words: any Stable Diffusion 1.x or 2.x checkpoint in diffusers' format, on CPU, GPU or TPU.
+"""Images from words: any Stable Diffusion checkpoint (1.x, 2.x, XL) in diffusers' format, on CPU, GPU or TPU.
 
   python -m utilgen_jax.sample --checkpoint=glyphs --prompt="a photo of the digit seven" --out=images
   python -m utilgen_jax.sample --checkpoint=sd21 --dtype=bfloat16 \\
@@ -69,6 +69,9 @@ def define_flags() -> flags.FlagValues:
     number("eta", 0.0, "noise of ddim's steps: 0 none, 1 as in ddpm", 0.0, 1.0)
     whole("height", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
     whole("width", None, "in pixels; default the checkpoint's, with --init_image the image's", 1)
+    text("original_size", None, "for XL: height,width of the original that it takes the image for; default its own")
+    text("crop", None, "for XL: top,left of the part of the original that it takes the image for; default 0,0")
+    text("target_size", None, "for XL: height,width that it takes for the image's; default its own")
     text("latents", None, ".npy file of starting noise, float32 [num, h, w, channels], in place of the seeds'")
     text("init_image", None, "image to start from, scaled (not cropped) to height and width")
     about = "how far to go from --init_image: near 0 hardly at all, 1 as if from noise; default 0.8, with a mask 1"
@@ -81,11 +84,25 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string("embeds", None, about, flag_values=values)
     text("dtype", "float32", f"to compute in: {', '.join(_DTYPES)}")
     text("weights_dtype", None, "to keep the weights in; default --dtype")
-    text("vae_dtype", None, "for the autoencoder to compute in; default --dtype")
+    text("vae_dtype", None, "for the autoencoder to compute in; default --dtype, or float32 where float16 overflows")
     whole("batch_size", 4, "images at once; fewer need less memory", 1)
     text("out", None, "folder for the images; made if missing, what is there of the same name is replaced")
     flags.DEFINE_boolean("help", False, "show this and leave", short_name="h", flag_values=values)
     return values
+
+
+# Flags of two numbers -> the smallest.
+SIZE_FLAGS = {"original_size": 1, "crop": 0, "target_size": 1}
+
+
+def read_pair(text: str | None, smallest: int) -> tuple[int, int] | None:
+    """Reads 'height,width'; ValueError unless it is two whole numbers from the smallest up."""
+    if text is None:
+        return None
+    first, second = (int(part) for part in text.split(","))
+    if min(first, second) < smallest:
+        raise ValueError(text)
+    return first, second
 
 
 def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
@@ -111,6 +128,11 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     ]
     if settings["strength"] == 0:
         problems.append("--strength=0: would leave --init_image as it is; give more than 0")
+    for name, smallest in SIZE_FLAGS.items():
+        try:
+            settings[name] = read_pair(settings[name], smallest)
+        except ValueError:
+            problems.append(f"--{name}={settings[name]}: two whole numbers from {smallest} up, such as 1024,1024")
     problems += lora_problems(settings)
     problems += [f"--embeds: {file} does not exist" for file in settings["embeds"] or [] if not Path(file).exists()]
     if settings["seed"] + (settings["num"] or 1) - 1 > _LAST_SEED:

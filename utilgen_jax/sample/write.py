@@ -23,6 +23,7 @@ from utilgen_jax.generator.adapter_files import load_adapter_files
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.loading import load_stable_diffusion, read_architecture
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
+from utilgen_jax.generator.text_states import ImageSizes
 from utilgen_jax.generator.tokens import add_learned_embeds
 from utilgen_jax.models.lora import Lora
 from utilgen_jax.report.progress import Progress, format_duration
@@ -86,9 +87,8 @@ def _open(
     components = {
         name: checkpoints.resolve_component(settings[name]) for name in ("unet", "vae") if settings[name] is not None
     }
-    dtype, param_dtype, vae_dtype = (
-        jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype", "vae_dtype")
-    )
+    dtype, param_dtype = (jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype"))
+    vae_dtype = jnp.dtype(settings["vae_dtype"]) if settings["vae_dtype"] else None
     architecture = read_architecture(folder, dtype, vae_dtype, components=components, may_inpaint=True)
     sampling, image_inputs = plan(architecture, settings, inputs)
     adapters = load_adapter_files(lora_files(settings), architecture)
@@ -153,9 +153,21 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
     noising = architecture.image_noising_schedule
     if noising is not None and settings["noise_level"] >= noising.num_train_timesteps:
         problems.append(f"--noise_level={settings['noise_level']}: must be below {noising.num_train_timesteps}")
-    layers = architecture.text_encoder.num_hidden_layers
+    # XL never uses the last layer.
+    is_xl = architecture.text_encoder_2 is not None
+    layers = min(module.num_hidden_layers for module, _ in architecture.text_encoders.values()) - int(is_xl)
     if settings["clip_skip"] > layers:
         problems.append(f"--clip_skip={settings['clip_skip']}: the text encoder has {layers} layers")
+    told = {name: settings[name] for name in ("original_size", "crop", "target_size")}
+    if not is_xl:
+        problems += [
+            f"--{name}: {settings['checkpoint']} is told no sizes, Stable Diffusion XL is; leave it out"
+            for name, pair in told.items()
+            if pair is not None
+        ]
+    sizes = ImageSizes(
+        told["original_size"] or (height, width), told["crop"] or (0, 0), told["target_size"] or (height, width)
+    )
     if settings["strength"] is None:
         settings["strength"] = _DEFAULT_STRENGTH if inputs.init_image is not None and inputs.mask_image is None else 1.0
     noise_settings = {"strength": settings["strength"], "eta": settings["eta"]}
@@ -185,4 +197,5 @@ def plan(architecture: Architecture, settings: dict[str, Any], inputs: Inputs) -
         noise_level=settings["noise_level"],
         weighted_prompts=settings["weighted_prompts"],
         clip_skip=settings["clip_skip"],
+        sizes=sizes,
     )
