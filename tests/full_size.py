@@ -1,8 +1,10 @@
 """Loading and parity at full size, by hand: it takes minutes and up to 14 GiB of memory and 8 GB of disk.
 
-    python -m tests.full_size write FOLDER sd15|sd21|sd21-unclip [--dtype=float16]     torch writes a random checkpoint
+    python -m tests.full_size write FOLDER sd15|sd21|sd21-unclip|sdxl [--dtype=bfloat16]   torch writes random weights
     python -m tests.full_size load FOLDER [--dtype=float16]                         seconds and peak memory of loading
     python -m tests.full_size parity FOLDER [--size=64]      one UNet step and one VAE decode against torch, in float32
+
+Of `parity` the weights stay in memory as they are stored, and are float32 layer by layer: XL's UNet needs 5 GiB.
 
 Each prints one JSON object. `load` and `parity` take any checkpoint folder.
 """
@@ -47,6 +49,11 @@ def write(folder: Path, name: str, dtype: str) -> dict[str, Any]:
             "CLIPTextModel",
             from_transformers(transformers.CLIPTextModel, transformers.CLIPTextConfig),
         ),
+        "text_encoder_2": (
+            "transformers",
+            "CLIPTextModelWithProjection",
+            from_transformers(transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig),
+        ),
         "image_encoder": (
             "transformers",
             "CLIPVisionModelWithProjection",
@@ -64,11 +71,15 @@ def write(folder: Path, name: str, dtype: str) -> dict[str, Any]:
     if "image_encoder" in architecture:
         architecture["image_normalizer"] = {"embedding_dim": architecture["image_encoder"]["projection_dim"]}
         index["_class_name"] = "StableUnCLIPImg2ImgPipeline"
+    if "text_encoder_2" in architecture:
+        index |= {"_class_name": "StableDiffusionXLPipeline", "tokenizer_2": ["transformers", "CLIPTokenizer"]}
+        write_tiny_tokenizer(folder / "tokenizer_2", pad_token="!")
     parameters = {}
+    torch.set_default_dtype(getattr(torch, dtype))  # in which the weights are drawn, to save memory
     for component, settings in architecture.items():
         if component in makers:
             library, kind, make = makers[component]
-            model = make(settings).to(getattr(torch, dtype))
+            model = make(settings)
             model.save_pretrained(folder / component)
             parameters[component] = sum(parameter.numel() for parameter in model.parameters())
             del model
@@ -125,12 +136,19 @@ def parity(folder: Path, size: int) -> dict[str, Any]:
 
 
 def example_inputs(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Latents [1, 4, size, size], text states [1, 77, D] and, for unCLIP, class labels [1, E]; the same every time."""
+    """Latents [1, 4, size, size], text states [1, 77, D] and the UNet's class labels, if any; the same every time."""
     config = json.loads((folder / "unet" / "config.json").read_text())
     random = np.random.default_rng(0)
     latents = random.standard_normal((1, 4, size, size), np.float32)
     states = random.standard_normal((1, 77, config["cross_attention_dim"]), np.float32)
     width = config.get("projection_class_embeddings_input_dim")
+    if config.get("addition_embed_type"):
+        pooled = random.standard_normal((1, width - 6 * config["addition_time_embed_dim"]), np.float32)
+        return (
+            latents,
+            states,
+            np.concatenate([pooled, np.array([[1024, 768, 0, 16, 8 * size, 8 * size]], np.float32)], 1),
+        )
     return latents, states, random.standard_normal((1, width), np.float32) if width else None
 
 
@@ -143,13 +161,35 @@ def run_torch(part: str, folder: Path, size: int) -> tuple[np.ndarray, float]:
     latents, states, labels = (
         None if array is None else torch.from_numpy(array) for array in example_inputs(folder, size)
     )
-    model = kind.from_pretrained(folder / part, torch_dtype=torch.float32)
+    model = kind.from_pretrained(folder / part, torch_dtype="auto" if part == "unet" else torch.float32)
+    compute_in_float32(model)
+    conditioning: dict[str, Any] = {"class_labels": labels}
+    if labels is not None and getattr(model.config, "addition_embed_type", None):
+        conditioning = {"added_cond_kwargs": {"text_embeds": labels[:, :-6], "time_ids": labels[:, -6:]}}
     compute = {
-        "unet": lambda: model(latents, TIMESTEP, states, class_labels=labels).sample.numpy(),
+        "unet": lambda: model(latents, TIMESTEP, states, **conditioning).sample.numpy(),
         "vae": lambda: model.decode(latents).sample.numpy(),
     }
     with torch.inference_mode():
         return timed(compute[part])
+
+
+def compute_in_float32(model: Any) -> None:
+    """Makes each layer of a torch model float32 while it runs, and what it was afterwards."""
+    import torch
+
+    stored = next(model.parameters()).dtype
+
+    def before(layer: torch.nn.Module, _: Any) -> None:
+        layer.to(torch.float32)
+
+    def after(layer: torch.nn.Module, *_: Any) -> None:
+        layer.to(stored)
+
+    for layer in model.modules():
+        if not list(layer.children()):
+            layer.register_forward_pre_hook(before)
+            layer.register_forward_hook(after)
 
 
 def run_jax(part: str, folder: Path, size: int) -> tuple[np.ndarray, float]:
@@ -162,7 +202,7 @@ def run_jax(part: str, folder: Path, size: int) -> tuple[np.ndarray, float]:
     latents, states, labels = example_inputs(folder, size)
     latents = latents.transpose(0, 2, 3, 1)
     module = getattr(read_architecture(folder), part)
-    variables = {"params": load_params(folder / part, module)}
+    variables = {"params": load_params(folder / part, module, None)}
     arguments = {"unet": (latents, jnp.array([TIMESTEP]), states, labels), "vae": (latents,)}[part]
     compute = jax.jit(functools.partial(module.apply, method="decode" if part == "vae" else None))
     result, seconds = timed(lambda: np.asarray(compute(variables, *arguments)))

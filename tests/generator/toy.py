@@ -28,7 +28,7 @@ def normal(seed, *shape, scale=1.0):
 
 
 class ToyUNet:
-    """Predicts tanh of latents and mean text state, each times a matrix, which may have a LoRA."""
+    """Predicts tanh of latents and mean text state, each times a matrix, which may have a LoRA, and first label."""
 
     in_channels = out_channels = CHANNELS
     class_embed_type = None
@@ -42,6 +42,7 @@ class ToyUNet:
             return frozen + scale * factors["down"] @ factors["up"]
 
         words = embeds.mean(1) @ kernel("mid.to_k")
+        words = words if class_labels is None else words + class_labels[:, :1]
         return jnp.tanh(latents @ kernel("mid.to_q") + words[:, None, None] + 1e-3 * timesteps[:, None, None, None])
 
 

@@ -17,6 +17,7 @@ from tests.toy_images import VALUATION
 from utilgen_jax.bilevel import check_finite
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.generator.text_states import PooledStates
 from utilgen_jax.joint.program import LEVELS, JointProgram
 from utilgen_jax.joint.step import joint_update
 from utilgen_jax.runtime import sharding
@@ -67,6 +68,28 @@ def assert_same_update(found, expected):
     for name in ("params", "outer", "ema_params"):
         for one, other in zip(*(jax.tree.leaves(getattr(state, name)) for state in (expected, found)), strict=True):
             np.testing.assert_allclose(other, one, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_pooled_states_reach_the_unet_in_all_its_calls():
+    """Those of Stable Diffusion XL: of drawn prompts, of the negative one, and of the anchors' classes."""
+    plain = make_data()
+
+    def with_pooled(scale):
+        def pooled(states, seed):
+            return PooledStates(states, toy.normal(seed, len(states), 3, scale=scale))
+
+        anchors = dataclasses.replace(plain.anchors, class_embeds=pooled(plain.anchors.class_embeds, 11))
+        return dataclasses.replace(
+            plain,
+            anchors=anchors,
+            prompt_embeds=pooled(plain.prompt_embeds, 12),
+            negative_prompt_embeds=pooled(plain.negative_prompt_embeds, 13),
+        )
+
+    without, with_some = (joint_update(*arguments(data=with_pooled(scale)))[1] for scale in (0.0, 1.0))
+    assert abs(with_some.penalty - without.penalty) > 1e-3  # the anchors'
+    assert not np.allclose(with_some.losses, without.losses, atol=1e-5)
 
 
 @pytest.fixture

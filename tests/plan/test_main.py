@@ -42,6 +42,8 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
         ("sd21", "text_encoder", 340_387_840),
         ("sd21-unclip", "unet", 870_173_124),
         ("sd21-unclip", "image_encoder", 632_076_800),
+        ("sdxl", "unet", 2_567_463_684),
+        ("sdxl", "text_encoder_2", 694_659_840),
     ],
 )
 def test_published_architectures_have_their_size(name, component, parameters):

@@ -26,7 +26,7 @@ from utilgen_jax.generator.finetune.denoising import (
 )
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
 from utilgen_jax.models.lora import Lora, init_lora
-from utilgen_jax.models.unet import UNet2DConditionModel
+from utilgen_jax.models.unet import NUM_SIZES, UNet2DConditionModel
 from utilgen_jax.runtime.flops import count_flops
 from utilgen_jax.types import Params
 
@@ -46,6 +46,7 @@ class Inputs:
         target: of the training step's prediction, float32 [B, h, w, C].
         prompt_embeds: float32 [B, T, D].
         class_labels: float32 [B, E], or None where the UNet takes none.
+        num_sizes: how many of the last class labels are an image's sizes, see `unet.NUM_SIZES`.
     """
 
     latents: np.ndarray
@@ -54,6 +55,7 @@ class Inputs:
     target: np.ndarray
     prompt_embeds: np.ndarray
     class_labels: np.ndarray | None
+    num_sizes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,6 @@ class JaxUNet:
         def normal(*shape: int) -> np.ndarray:
             return generator.standard_normal((batch_size, *shape), np.float32)
 
-        label_width = module.projection_class_embeddings_input_dim if module.class_embed_type else None
         latents = normal(latent_size, latent_size, module.in_channels)
         # `make_train_step` folds its key with the number of the step: these are the first one's draws.
         step_key = jax.random.fold_in(jax.random.key(_SEED), 0)
@@ -124,7 +125,8 @@ class JaxUNet:
             timesteps=timesteps,
             target=target,
             prompt_embeds=normal(_NUM_TOKENS, module.cross_attention_dim),
-            class_labels=None if label_width is None else normal(label_width),
+            class_labels=None if module.label_width is None else normal(module.label_width),
+            num_sizes=0 if module.pooled_width is None else NUM_SIZES,
         )
 
     def forward(self, inputs: Inputs) -> Prepared:

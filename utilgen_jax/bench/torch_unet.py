@@ -175,14 +175,19 @@ def _add_lora(model: Any, rank: int) -> None:
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LORA_TARGETS))
 
 
-def _arguments(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
+def _arguments(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The model's arguments by name, NCHW."""
-    labels = inputs.class_labels
+    labels, added = inputs.class_labels, None
+    if labels is not None and inputs.num_sizes:
+        pooled, sizes = np.split(labels, [-inputs.num_sizes], axis=1)
+        added = {"text_embeds": _tensor(pooled, device, dtype), "time_ids": _tensor(sizes, device)}
+        labels = None
     return {
         "sample": _tensor(inputs.noisy_latents.transpose(0, 3, 1, 2), device, dtype),
         "timestep": torch.tensor(inputs.timesteps, device=device),
         "encoder_hidden_states": _tensor(inputs.prompt_embeds, device, dtype),
         "class_labels": None if labels is None else _tensor(labels, device, dtype),
+        "added_cond_kwargs": added,
     }
 
 

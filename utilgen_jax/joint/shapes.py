@@ -11,6 +11,7 @@ from utilgen_jax.bilevel import BilevelState, init_bilevel
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
+from utilgen_jax.generator.text_states import PooledStates
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorSet
 from utilgen_jax.joint.step import first_inputs
@@ -33,7 +34,10 @@ def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[Join
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     def embeds(number: int) -> Any:
-        return shape(number, *text, dtype=architecture.unet.dtype)
+        states = shape(number, *text, dtype=architecture.unet.dtype)
+        if architecture.unet.pooled_width is None:
+            return states
+        return PooledStates(states, shape(number, architecture.unet.pooled_width, dtype=architecture.unet.dtype))
 
     examples = Examples(
         shape(batch, sees.image_size, sees.image_size, sees.channels),

@@ -17,6 +17,7 @@ from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.sampling import sample
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion, expected_params
+from utilgen_jax.generator.text_states import PooledStates
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.joint.shapes import data_shapes, init_update
 from utilgen_jax.joint.step import joint_update
@@ -81,15 +82,28 @@ class PlannedRun:
         encoder, unet = self.architecture.text_encoder, self.architecture.unet
         return self.batch(encoder.max_position_embeddings, unet.cross_attention_dim, dtype=unet.dtype, number=number)
 
+    def text_states(self, number: int = 0) -> Any:
+        """The same with the pooled states, where the checkpoint has them."""
+        unet = self.architecture.unet
+        if unet.pooled_width is None:
+            return self.prompt_embeds(number)
+        pooled = self.batch(unet.pooled_width, dtype=unet.dtype, number=number)
+        return PooledStates(self.prompt_embeds(number), pooled)
+
     def class_labels(self, number: int = 0) -> Any:
-        """unCLIP's image embeddings; None where the UNet has no class embedding."""
-        width = self.architecture.unet.projection_class_embeddings_input_dim
-        return None if self.architecture.unet.class_embed_type is None else self.batch(width, number=number)
+        """unCLIP's image embeddings, or XL's pooled states and sizes; None where the UNet takes neither."""
+        width = self.architecture.unet.label_width
+        return None if width is None else self.batch(width, number=number)
+
+    def image_labels(self, number: int) -> Any:
+        """unCLIP's image embeddings beside the images that are trained on; None for any other checkpoint."""
+        return self.class_labels(number) if self.architecture.unet.pooled_width is None else None
 
     def condition(self) -> Condition:
         """Of the images that are sampled."""
-        embeds = self.prompt_embeds()
-        return Condition(prompt_embeds=embeds, negative_prompt_embeds=embeds, class_labels=self.class_labels())
+        embeds, labels = self.prompt_embeds(), self.class_labels()
+        negative = None if self.architecture.unet.pooled_width is None else labels
+        return Condition(embeds, embeds, labels, negative_class_labels=negative)
 
     def replicated(self, tree: Any) -> Any:
         """The shapes of a pytree's arrays, whole on every chip."""

@@ -52,16 +52,18 @@ _CLIP = CLIPVisionModelWithProjection(
 def _lora(kind: type[LoraConfig], run: PlannedRun, params: Mapping[str, Any]) -> Call:
     """A step on the denoising loss, of the section's sizes."""
     config, optimizer = run.config.section(kind), optax.adamw(1e-4)
-    number, encoder = config.batch_size, run.architecture.text_encoder
+    number = config.batch_size
     with_difficulty = issubclass(kind, DifficultyConfig)
 
     def init(key: jax.Array) -> Any:
+        loras: dict[str, Any] = {
+            f"{name}_lora": init_lora(params[name], key, rank=config.text_encoder_rank).factors
+            for name in (run.architecture.text_encoders if config.text_encoder_rank else ())
+        }
         adapter = Adapter(
             unet_lora=init_lora(params["unet"], key, rank=config.rank).factors,
-            text_encoder_lora=init_lora(params["text_encoder"], key, rank=config.text_encoder_rank).factors
-            if config.text_encoder_rank
-            else None,
-            difficulty_encoder=DifficultyEncoder(NUM_CLASSES, encoder.hidden_size).init(
+            **loras,
+            difficulty_encoder=DifficultyEncoder(NUM_CLASSES, run.architecture.text_width).init(
                 key, jnp.zeros(1, jnp.int32), jnp.zeros(1)
             )["params"]
             if with_difficulty
@@ -74,7 +76,7 @@ def _lora(kind: type[LoraConfig], run: PlannedRun, params: Mapping[str, Any]) ->
         run.latents(number),
         run.batch(dtype=jnp.int32, number=number),
         run.batch(number=number) if with_difficulty else None,
-        run.class_labels(number),
+        run.image_labels(number),
     )
     prompts = _token_ids(run) if config.text_encoder_rank else _class_embeds(run)
     sd = StableDiffusion(run.architecture, dict(params))
@@ -84,14 +86,13 @@ def _lora(kind: type[LoraConfig], run: PlannedRun, params: Mapping[str, Any]) ->
 
 def _textual_inversion(run: PlannedRun, params: Mapping[str, Any]) -> Call:
     config, optimizer = run.config.section(TextualInversionConfig), optax.adamw(1e-4)
-    encoder = run.architecture.text_encoder
     # The tokens take the place of the vocabulary's last words, which costs what further ones do.
-    tokens = min(NUM_CLASSES, encoder.vocab_size // 2)
-    embeds = jax.ShapeDtypeStruct((tokens, encoder.hidden_size), jnp.float32)
+    tokens = min(NUM_CLASSES, run.architecture.text_encoder.vocab_size // 2)
+    embeds = jax.ShapeDtypeStruct((tokens, run.architecture.text_width), jnp.float32)
     state = run.replicated(jax.eval_shape(lambda embeds: init_train_state(embeds, optimizer), embeds))
     number = config.batch_size
     batch = DenoisingSet(
-        run.latents(number), run.batch(dtype=jnp.int32, number=number), class_labels=run.class_labels(number)
+        run.latents(number), run.batch(dtype=jnp.int32, number=number), class_labels=run.image_labels(number)
     )
     sd = StableDiffusion(run.architecture, dict(params))
     arguments = (state, sd, _token_ids(run), batch, run.replicated(key_shape()))
@@ -194,15 +195,17 @@ def _init_classifier(run: PlannedRun, key: jax.Array) -> Params:
 
 def _class_embeds(run: PlannedRun) -> Any:
     """Text states of each class's prompt."""
-    return run.replicated(run.prompt_embeds(NUM_CLASSES))
+    return run.replicated(run.text_states(NUM_CLASSES))
 
 
 def _token_ids(run: PlannedRun) -> Any:
+    number = len(run.architecture.text_encoders)
     length = run.architecture.text_encoder.max_position_embeddings
-    return run.replicated(jax.ShapeDtypeStruct((NUM_CLASSES, length), jnp.int32))
+    shape = (NUM_CLASSES, length) if number == 1 else (NUM_CLASSES, number, length)
+    return run.replicated(jax.ShapeDtypeStruct(shape, jnp.int32))
 
 
-_TRAINED = ("unet", "text_encoder")
+_TRAINED = ("unet", "text_encoder", "text_encoder_2")
 TRAININGS: Mapping[str, Program] = {
     "lora": Program("a step of DataDream's LoRA, config.lora", partial(_lora, DataDreamConfig), _TRAINED, True),
     "difficulty": Program(

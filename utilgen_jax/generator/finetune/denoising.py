@@ -126,7 +126,8 @@ def adapter_loss(
         states = encode_tokens(sd, states, adapter_loras(adapter))
     elif adapter.text_encoder_lora is not None:
         raise InputError("adapter_loss: a LoRA on the text encoder needs prompts as token ids; text states are fixed")
-    sizes = ImageSizes.of_latents(sd.architecture, batch.latents.shape)
+    is_xl = isinstance(states, PooledStates)
+    sizes = ImageSizes.of_latents(sd.architecture, batch.latents.shape) if is_xl else None
     condition = embeds_condition(sd, states, sizes=sizes)
     if adapter.difficulty_encoder is not None and batch.difficulties is not None:
         encoder, embeds = difficulty_encoder_of(adapter.difficulty_encoder), condition.prompt_embeds
