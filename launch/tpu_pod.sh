@@ -7,11 +7,13 @@ usage() {
 usage: bash launch/tpu_pod.sh COMMAND [options] [-- arguments of utilgen_jax.main]
 
 commands, in the order one needs them:
-  create   makes the pod
+  create   makes the pod, or asks for one with --queued
   setup    copies this checkout's last commit to every worker and installs it there
   run      starts the job on all workers; it goes on when this terminal closes
   watch    follows the job's log, of one worker or all
   delete   deletes the pod
+  keep     all of it: makes the pod and starts the job, makes the pod again after each preemption, starts the job again
+           where it left with status 143, and ends with it. The pod stays.
 
 options:
   --name=NAME          the pod's name              (utilgen)
@@ -19,9 +21,19 @@ options:
   --type=TYPE          accelerator type            (v5litepod-16)
   --version=VERSION    TPU VM image                (v2-alpha-tpuv5-lite)
   --project=PROJECT    Cloud project               (gcloud's own default)
-  --worker=N           watch: worker, or all       (0)
   --spot               create: cheaper, can be preempted at any time
+  --queued             create: waits in Google's queue until there is a pod; give it to keep and delete too
+  --mount=HOST:/SHARE  setup: an NFS share such as Filestore's, to mount as /mnt/shared on every worker
+  --logs=FOLDER        of a log for each worker    (logs, in the job's folder on each; one on a shared disk outlives the pod)
+  --worker=N           watch: worker, or all       (0)
+  --every=SECONDS      keep: between two looks     (60)
+  --retries=N          keep: starts after a failure of the job that is neither a preemption nor bad input (3)
   --dry_run            prints each command and runs nothing
+
+  bash launch/tpu_pod.sh keep --spot --queued --mount=10.0.0.2:/share --logs=/mnt/shared/logs -- --config=configs/cifar.py \
+    --config.data.path=/mnt/shared/tfds --workdir=/mnt/shared/runs/cifar
+
+or step by step:
 
   bash launch/tpu_pod.sh create --spot
   bash launch/tpu_pod.sh setup
@@ -29,8 +41,8 @@ options:
   bash launch/tpu_pod.sh watch --worker=all
   bash launch/tpu_pod.sh delete
 
-The data and the workdir must lie on a disk that every worker sees, such as a mounted bucket or Filestore. After a preemption:
-delete, create, setup, and the same run again, which continues where it was last saved.
+The data and the workdir must lie on a disk that every worker sees, such as a mounted bucket or Filestore. After a preemption,
+without keep: delete, create, setup, and the same run again, which continues where it was last saved.
 USAGE
 }
 
@@ -39,19 +51,20 @@ fail() {
   exit 2
 }
 
-name=utilgen zone=us-central1-a type=v5litepod-16 version=v2-alpha-tpuv5-lite project='' worker=0 spot='' dry_run=''
-command='' arguments=()
+name=utilgen zone=us-central1-a type=v5litepod-16 version=v2-alpha-tpuv5-lite project='' worker=0 spot='' queued='' dry_run=''
+mount='' logs=logs every=60 retries=3 command='' arguments=()
 while (($#)); do
   case "$1" in
-    --name=* | --zone=* | --type=* | --version=* | --project=* | --worker=*)
+    --name=* | --zone=* | --type=* | --version=* | --project=* | --worker=* | --mount=* | --logs=* | --every=* | --retries=*)
       option="${1%%=*}"
       printf -v "${option#--}" '%s' "${1#*=}"
       ;;
     --spot) spot=yes ;;
+    --queued) queued=yes ;;
     --dry_run) dry_run=yes ;;
     --help | -h) usage; exit 0 ;;
     --) shift; arguments=("$@"); break ;;
-    create | setup | run | watch | delete)
+    create | setup | run | watch | delete | keep)
       [[ -z "$command" ]] || fail "two commands, $command and $1: give one at a time"
       command="$1"
       ;;
@@ -59,8 +72,15 @@ while (($#)); do
   esac
   shift
 done
-[[ -n "$command" ]] || fail "no command: create, setup, run, watch or delete; see --help"
-[[ "$command" == run || ${#arguments[@]} -eq 0 ]] || fail "only run takes arguments after --"
+[[ -n "$command" ]] || fail "no command: create, setup, run, watch, delete or keep; see --help"
+if [[ "$command" == run || "$command" == keep ]]; then
+  ((${#arguments[@]})) || fail "$command needs the job's arguments after --, such as -- --config=configs/digits.py --workdir=..."
+else
+  [[ ${#arguments[@]} -eq 0 ]] || fail "only run and keep take arguments after --"
+fi
+# The job's status is in a file of its own for each job, so that keep, started anew, finds it.
+job="$(printf '%q ' "${arguments[@]}")"
+status_file="status-$(cksum <<<"$job" | cut -d ' ' -f 1)"
 
 # Prints a command in a form that can be pasted into a shell, and runs it unless --dry_run.
 perform() {
@@ -72,11 +92,15 @@ perform() {
   fi
 }
 
-# tpu VERB [more]: one gcloud call on the pod.
+# cloud GROUP VERB [more]: one gcloud call, of tpu-vm or queued-resources.
+cloud() {
+  local group="$1" verb="$2"
+  shift 2
+  perform gcloud compute tpus "$group" "$verb" "$@" "--zone=$zone" ${project:+"--project=$project"}
+}
+
 tpu() {
-  local verb="$1"
-  shift
-  perform gcloud compute tpus tpu-vm "$verb" "$@" "--zone=$zone" ${project:+"--project=$project"}
+  cloud tpu-vm "$@"
 }
 
 # on_workers WHICH COMMAND: runs a shell command on one worker or on all.
@@ -85,7 +109,11 @@ on_workers() {
 }
 
 create() {
-  tpu create "$name" "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
+  if [[ -n "$queued" ]]; then
+    cloud queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
+  else
+    tpu create "$name" "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
+  fi
 }
 
 setup() {
@@ -95,34 +123,89 @@ setup() {
   perform git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz "--output=$archive" HEAD
   tpu scp "$archive" "$name:utilgen_jax.tar.gz" --worker=all
   on_workers all "mkdir -p utilgen_jax && tar -xzf utilgen_jax.tar.gz -C utilgen_jax"
+  if [[ -n "$mount" ]]; then
+    on_workers all "sudo apt-get -qq install nfs-common && sudo mkdir -p /mnt/shared && sudo chmod a+rwx /mnt/shared \
+&& { mountpoint -q /mnt/shared || sudo mount $(printf '%q' "$mount") /mnt/shared; }"
+  fi
   # The images' own Python may be older than 3.11: uv brings one.
   on_workers all "python3 -m pip install --quiet --user uv && cd utilgen_jax && python3 -m uv venv --clear --python 3.12 .venv \
 && python3 -m uv pip install --quiet --python .venv/bin/python --constraint launch/constraints.txt --editable '.[tpu]'"
 }
 
 run() {
-  ((${#arguments[@]})) || fail "run needs the job's arguments after --, such as -- --config=configs/digits.py --workdir=..."
-  local quoted
-  printf -v quoted '%q ' "${arguments[@]}"
   # With UTILGEN_DISTRIBUTED=1 the workers find each other, once the same command runs on all of them.
-  on_workers all "cd utilgen_jax && (setsid nohup env UTILGEN_DISTRIBUTED=1 .venv/bin/python -m utilgen_jax.main ${quoted}>> run.log 2>&1 < /dev/null &)"
+  local main="env UTILGEN_DISTRIBUTED=1 .venv/bin/python -m utilgen_jax.main $job"
+  on_workers all "cd utilgen_jax && mkdir -p $logs && echo running > $status_file && \
+(setsid nohup bash -c $(printf '%q' "$main; echo \$? > $status_file") >> $logs/\$(hostname).log 2>&1 < /dev/null &)"
 }
 
 watch() {
-  if [[ -z "$dry_run" ]]; then
-    local state
-    state="$(tpu describe "$name" '--format=value(state)')"
-    if [[ "$state" != READY ]]; then
-      fail "the pod is $state, not READY; if it was preempted: delete, create, setup, and the same run again continues"
-    fi
-  else
-    tpu describe "$name" '--format=value(state)'
+  tpu describe "$name" '--format=value(state)'
+  if [[ -z "$dry_run" && "$(state)" != ready ]]; then
+    fail "the pod is not ready; if it was preempted: delete, create, setup, and the same run again continues"
   fi
-  on_workers "$worker" "tail -n 50 -F utilgen_jax/run.log | sed -u \"s/^/\$(hostname): /\""
+  on_workers "$worker" "cd utilgen_jax && tail -n 50 -F $logs/\$(hostname).log | sed -u \"s/^/\$(hostname): /\""
 }
 
 delete() {
-  tpu delete "$name" --quiet
+  if [[ -n "$queued" ]]; then
+    cloud queued-resources delete "$name" --force --quiet
+  else
+    tpu delete "$name" --quiet
+  fi
+}
+
+# Whether there is a pod: none, waiting, ready, or gone (preempted, and to be deleted).
+state() {
+  local found
+  if [[ -n "$queued" ]]; then
+    found="$(cloud queued-resources describe "$name" '--format=value(state.state)' 2>/dev/null)" || found=none
+  else
+    found="$(tpu describe "$name" '--format=value(state)' 2>/dev/null)" || found=none
+  fi
+  case "$found" in
+    none) echo none ;;
+    READY | ACTIVE) echo ready ;;
+    PREEMPTED | TERMINATED | STOPPED | SUSPENDING | SUSPENDED | FAILED | DELETING) echo gone ;;
+    *) echo waiting ;;
+  esac
+}
+
+# The job's status on worker 0: running, a number, or nothing where it was never started.
+job_status() {
+  on_workers 0 "cat utilgen_jax/$status_file 2>/dev/null || true"
+}
+
+keep() {
+  if [[ -n "$dry_run" ]]; then
+    create && setup && run && job_status
+    return
+  fi
+  local failures=0 now
+  while true; do
+    case "$(state)" in
+      none) echo "making the pod"; create || true ;;
+      gone) echo "the pod was preempted; making it again"; delete || true ;;
+      ready)
+        now="$(job_status)" || now=unknown # such as of a pod that is being preempted
+        case "$now" in
+          '') echo "the pod is ready; starting the job"; setup && run || true ;;
+          running | unknown) ;;
+          0) echo "the job is done; the pod still costs money: bash launch/tpu_pod.sh delete --name=$name"; return 0 ;;
+          143) echo "the job left with status 143, all saved; starting it again"; run || true ;;
+          *)
+            [[ "$now" != 2 && "$now" != 130 ]] && ((failures++ < retries)) || {
+              echo "error: the job ended with status $now; see its log: bash launch/tpu_pod.sh watch --name=$name" >&2
+              return 1
+            }
+            echo "the job ended with status $now; start $failures of $retries more"
+            run || true
+            ;;
+        esac
+        ;;
+    esac
+    sleep "$every"
+  done
 }
 
 "$command"

@@ -1,6 +1,7 @@
-"""The launch scripts: their syntax, the environment they make, and the command lines for a TPU pod."""
+"""The launch scripts: their syntax, the environment they make, and the command lines for clusters and clouds."""
 
 import os
+import re
 import runpy
 import shlex
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
 PLACE = ["--zone=us-central1-a"]
 
 
@@ -29,12 +30,12 @@ def no_gcloud(tmp_path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
-def dry_run(env: dict[str, str], *arguments: str) -> list[list[str]]:
-    """The command lines that tpu_pod.sh would run, split as a shell does; asserts that none was run."""
-    done = bash(ROOT / "launch/tpu_pod.sh", "--dry_run", *arguments, env=env)
+def dry_run(env: dict[str, str], *arguments: str, script: str = "tpu_pod.sh") -> list[list[str]]:
+    """The command lines that a script would run, split as a shell does; asserts that none was run."""
+    done = bash(ROOT / "launch" / script, "--dry_run", *arguments, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert not Path(env["PATH"].partition(":")[0], "called").exists()
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    return [shlex.split(line, comments=True) for line in done.stdout.splitlines()]
 
 
 def gcloud(verb: str, *more: str) -> list[str]:
@@ -70,15 +71,30 @@ def test_setup_warms_the_ssh_key_up_on_one_worker_then_installs_on_all(no_gcloud
         assert bash("-n", "-c", line[7].removeprefix("--command=")).returncode == 0
 
 
-def test_run_passes_arguments_unchanged_to_all_workers(no_gcloud):
-    arguments = ["--config=c.py:shots=5,seed=1", "--config.generator.prompt=a {class}, 'big' & $HOME", "--workdir=w"]
-    (line,) = dry_run(no_gcloud, "run", "--", *arguments)
+ARGUMENTS = ["--config=c.py:shots=5,seed=1", "--config.generator.prompt=a {class}, 'big' & $HOME", "--workdir=w"]
+# A stand-in for a worker's python: prints its arguments.
+PRINTS = '#!/bin/sh\nfor word in "$@"; do echo "$word"; done; echo "$UTILGEN_DISTRIBUTED"; exit 143\n'
+
+
+def test_setup_mounts_a_share_on_every_worker(no_gcloud):
+    mount = dry_run(no_gcloud, "setup", "--mount=10.0.0.2:/share")[-2]
+    assert mount[6] == "--worker=all" and "mount 10.0.0.2:/share /mnt/shared" in mount[7]
+    assert bash("-n", "-c", mount[7].removeprefix("--command=")).returncode == 0
+
+
+def test_run_starts_the_job_on_all_workers_with_a_log_and_a_status(no_gcloud, tmp_path):
+    (line,) = dry_run(no_gcloud, "run", "--logs=the_logs", "--", *ARGUMENTS)
     assert line[:7] == gcloud("ssh", "utilgen", "--worker=all")
-    command = line[7].removeprefix("--command=")
-    assert " env UTILGEN_DISTRIBUTED=1 .venv/bin/python -m utilgen_jax.main " in command
-    assert command.endswith(">> run.log 2>&1 < /dev/null &)")
-    words = bash("-c", command.replace("cd utilgen_jax && (setsid nohup", "printf '%s\\n'").partition(" >> ")[0]).stdout
-    assert words.splitlines()[-3:] == arguments
+    python = tmp_path / "utilgen_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PRINTS)
+    python.chmod(0o755)
+    # As a worker does, but that the job is waited for.
+    assert bash("-c", line[7].removeprefix("--command=").replace("&)", ")"), cwd=tmp_path).returncode == 0
+    (log,) = (tmp_path / "utilgen_jax" / "the_logs").iterdir()
+    assert log.read_text().splitlines() == ["-m", "utilgen_jax.main", *ARGUMENTS, "1"]
+    (status,) = (tmp_path / "utilgen_jax").glob("status-*")
+    assert status.read_text() == "143\n"
 
 
 def test_watch_and_delete(no_gcloud):
@@ -86,15 +102,75 @@ def test_watch_and_delete(no_gcloud):
         state, log = dry_run(no_gcloud, "watch", *options)
         assert state == gcloud("describe", "utilgen", "--format=value(state)", *PLACE)
         assert log[:7] == gcloud("ssh", "utilgen", f"--worker={worker}")
-        assert "tail -n 50 -F utilgen_jax/run.log" in log[7]
+        assert "tail -n 50 -F logs/$(hostname).log" in log[7]
     assert dry_run(no_gcloud, "delete") == [gcloud("delete", "utilgen", "--quiet", *PLACE)]
+
+
+def test_a_queued_pod_is_a_queued_resource(no_gcloud):
+    queued = ["gcloud", "compute", "tpus", "queued-resources"]
+    (line,) = dry_run(no_gcloud, "create", "--queued", "--spot")
+    kind = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"]
+    assert line == [*queued, "create", "utilgen", "--node-id=utilgen", *kind, "--spot", *PLACE]
+    assert dry_run(no_gcloud, "delete", "--queued") == [[*queued, "delete", "utilgen", "--force", "--quiet", *PLACE]]
+
+
+def test_keep_makes_the_pod_and_starts_the_job(no_gcloud):
+    lines = dry_run(no_gcloud, "keep", "--spot", "--", *ARGUMENTS)
+    steps = [line for command in (["create", "--spot"], ["setup"]) for line in dry_run(no_gcloud, *command)]
+    start = dry_run(no_gcloud, "run", "--", *ARGUMENTS)
+    assert lines[:-1] == [*steps, *start] and "cat utilgen_jax/status-" in lines[-1][7]
+
+
+# A stand-in for gcloud: the pod and the job go from line to line of a story, with each look at the job's status.
+STORY = """#!/bin/bash
+cd "$(dirname "$0")"
+event="$(head -n 1 story)"
+next() { sed -i 1d story; }
+case "$*" in
+  *" describe "*)
+    [[ "$event" != none ]] || exit 1
+    case "$event" in PREEMPTED|CREATING) echo "$event"; [[ "$event" == PREEMPTED ]] || next ;; *) echo READY ;; esac ;;
+  *" create "*|*" delete "*) echo "$4 $5" | tr ' ' '\n' | grep -E 'create|delete' >> calls; next ;;
+  *"cat utilgen_jax/status"*)
+    next
+    [[ "$event" != unreachable ]] || exit 255
+    [[ "$event" == no ]] || echo "$event" ;;
+  *"utilgen_jax.main"*) echo run >> calls ;;
+esac
+"""
+
+
+def keep(tmp_path, no_gcloud, *story: str) -> tuple[int, list[str], str]:
+    """Runs keep through a story: its exit status, what it did to pod and job, what it says."""
+    (tmp_path / "gcloud").write_text(STORY)
+    (tmp_path / "story").write_text("\n".join(story) + "\n")
+    done = bash(
+        ROOT / "launch/tpu_pod.sh", "keep", "--every=0", "--retries=1", "--", "--config=c", env=no_gcloud, timeout=30
+    )
+    return done.returncode, (tmp_path / "calls").read_text().split(), done.stdout + done.stderr
+
+
+def test_keep_makes_a_preempted_pod_again_and_ends_with_the_job(tmp_path, no_gcloud):
+    life = ["none", "CREATING", "no", "running", "unreachable", "PREEMPTED", "none", "no", "running", "143", "0"]
+    status, did, says = keep(tmp_path, no_gcloud, *life)
+    assert (status, did) == (0, ["create", "run", "delete", "create", "run", "run"])
+    assert "preempted" in says and "the job is done; the pod still costs money" in says
+
+
+@pytest.mark.parametrize(
+    ("life", "runs", "ended"), [(["no", "2"], 1, 2), (["no", "1", "running", "1"], 2, 1), (["no", "130"], 1, 130)]
+)
+def test_keep_gives_up_at_bad_input_and_at_too_many_failures(tmp_path, no_gcloud, life, runs, ended):
+    status, did, says = keep(tmp_path, no_gcloud, *life)
+    assert (status, did) == (1, ["run"] * runs)
+    assert f"error: the job ended with status {ended}; see its log" in says
 
 
 def test_watch_says_what_to_do_after_a_preemption(tmp_path, no_gcloud):
     (tmp_path / "gcloud").write_text("#!/bin/sh\necho PREEMPTED\n")
     done = bash(ROOT / "launch/tpu_pod.sh", "watch", env=no_gcloud)
     assert done.returncode == 2
-    assert "the pod is PREEMPTED" in done.stderr and "continues" in done.stderr
+    assert "PREEMPTED" in done.stdout and "continues" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -104,7 +180,7 @@ def test_watch_says_what_to_do_after_a_preemption(tmp_path, no_gcloud):
         (["creat"], "unknown argument 'creat'"),
         (["create", "delete"], "two commands, create and delete"),
         (["run"], "run needs the job's arguments after --"),
-        (["create", "--", "x"], "only run takes arguments after --"),
+        (["create", "--", "x"], "only run and keep take arguments after --"),
         (["create", "--nam=x"], "unknown argument '--nam=x'"),
     ],
 )
@@ -115,11 +191,65 @@ def test_wrong_arguments_are_refused_before_anything_runs(no_gcloud, tmp_path, a
     assert not (tmp_path / "called").exists()
 
 
-def test_help(no_gcloud):
-    done = bash(ROOT / "launch/tpu_pod.sh", "--help", env=no_gcloud)
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("tpu_pod.sh", "create setup run watch delete keep --queued --dry_run preemption"),
+        ("gke_xpk.sh", "create run watch stop delete --dry_run 143"),
+    ],
+)
+def test_help(no_gcloud, script, words):
+    done = bash(ROOT / "launch" / script, "--help", env=no_gcloud)
     assert done.returncode == 0
-    for word in ("create", "setup", "run", "watch", "delete", "--dry_run", "preemption"):
-        assert word in done.stdout
+    assert all(word in done.stdout for word in words.split())
+
+
+def xpk(noun: str, verb: str, *more: str) -> list[str]:
+    return ["xpk", noun, verb, *more, "--cluster=utilgen", "--zone=us-central1-a"]
+
+
+def test_gke_makes_a_cluster_and_deletes_it(no_gcloud):
+    lines = [dry_run(no_gcloud, *command, script="gke_xpk.sh") for command in (["create", "--spot"], ["delete"])]
+    create = xpk("cluster", "create", "--tpu-type=v5litepod-16", "--num-slices=1", "--spot")
+    assert lines == [[create], [xpk("cluster", "delete")]]
+
+
+def test_gke_starts_the_job_again_after_status_143(no_gcloud):
+    (line,) = dry_run(no_gcloud, "run", "--storage=data", "--", *ARGUMENTS, script="gke_xpk.sh")
+    assert line[:3] == ["xpk", "workload", "create"]
+    wanted = {"--restart-on-exit-codes=143", "--max-restarts=100", "--storage=data", f"--script-dir={ROOT}"}
+    assert wanted <= set(line)
+    (command,) = (word.removeprefix("--command=") for word in line if word.startswith("--command="))
+    job = command.partition("exec env UTILGEN_DISTRIBUTED=1 python -m utilgen_jax.main ")[2]
+    assert shlex.split(job) == ARGUMENTS
+    for verb in ("watch", "stop"):
+        ((_, noun, *_),) = dry_run(no_gcloud, verb, script="gke_xpk.sh")
+        assert noun == "workload"
+    assert bash(ROOT / "launch/gke_xpk.sh", "run", env=no_gcloud).returncode == 2
+
+
+def test_slurm_runs_a_process_a_gpu_and_queues_a_job_that_was_terminated_again(tmp_path, no_gcloud):
+    env = no_gcloud | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "CALLS": str(tmp_path / "calls")}
+    job, requeue = dry_run(env, *ARGUMENTS, script="slurm.sbatch")
+    assert job[0] == "srun" and job[-5:] == ["-m", "utilgen_jax.main", *ARGUMENTS]
+    assert requeue == ["scontrol", "requeue", "7"]
+    text = (ROOT / "launch/slurm.sbatch").read_text()
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, re.M))
+    assert options["ntasks-per-node"] == options["gpus-per-node"] and options["signal"].startswith("TERM")
+
+    assert bash(ROOT / "launch/slurm.sbatch", *ARGUMENTS, env=env).returncode == 2  # no .venv there
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").write_text("")
+    (tmp_path / ".venv/bin/python").chmod(0o755)
+    for status in (143, 1):
+        for tool in ("srun", "scontrol"):
+            (tmp_path / tool).write_text(
+                f'#!/bin/sh\necho "{tool} $*" >> "$CALLS"\nexit {status if tool == "srun" else 0}\n'
+            )
+            (tmp_path / tool).chmod(0o755)
+        assert bash(ROOT / "launch/slurm.sbatch", *ARGUMENTS, env=env).returncode == status
+        called = [line.split()[0] for line in calls(tmp_path)]
+        assert called == (["srun", "scontrol"] if status == 143 else ["srun"])
 
 
 # A stand-in for python: `-m venv FOLDER` makes a folder whose python is this script; every call is written to $CALLS.
@@ -130,6 +260,7 @@ case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/pip" ;;
   "-m pip") exit "${PIP_STATUS:-0}" ;;
   "launch/extras.py "*) echo "$EXTRAS" ;;
+  "-m utilgen_jax.main") [ ! -e "$CALLS.left" ] || { rm "$CALLS.left"; exit 143; } ;;
 esac
 """
 
@@ -137,7 +268,15 @@ esac
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
     """A copy of launch/ and setup.py, with a stand-in for python."""
-    scripts = ("environment.sh", "local.sh", "test.sh", "update_constraints.sh", "constraints.txt")
+    scripts = (
+        "environment.sh",
+        "rerun.sh",
+        "local.sh",
+        "gpu.sh",
+        "test.sh",
+        "update_constraints.sh",
+        "constraints.txt",
+    )
     for name in (*(f"launch/{script}" for script in scripts), "setup.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
@@ -182,6 +321,26 @@ def test_local_installs_what_a_config_needs_and_runs_it(checkout, monkeypatch):
     assert install.endswith("--editable .[tfds,caption]") and job == "-m utilgen_jax.main --config=configs/cifar.py"
     assert bash(checkout / "launch/local.sh", "--config", "cifar").returncode == 0
     assert calls(checkout)[1:] == ["-m utilgen_jax.main --config cifar"]  # installed before
+
+
+def test_gpu_installs_cuda_and_runs_a_job_again_that_left_with_143(checkout):
+    assert bash(checkout / "launch/gpu.sh", "--dry_run", "--config=cifar").returncode == 0
+    assert not (checkout / "calls").exists()
+    (checkout / "calls.left").touch()
+    done = bash(checkout / "launch/gpu.sh", "--config=cifar")
+    assert done.returncode == 0 and "running it again" in done.stderr
+    called = calls(checkout)
+    assert any(line.endswith("--editable .[cuda]") for line in called)
+    assert called[-2:] == ["-m utilgen_jax.main --config=cifar"] * 2
+
+
+def test_sigterm_to_the_script_reaches_the_job_which_is_not_run_again(tmp_path):
+    job = "trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.05; done"
+    script = f"source {ROOT}/launch/rerun.sh; rerun bash -c {shlex.quote(job)}"
+    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "ready\n"
+        running.terminate()
+        assert running.stdout.read() == "saved\n" and running.wait(10) == 143
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Several processes as one run. JAX joins others only when it starts: they run this file."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def leave(monkeypatch):
         return made
 
     monkeypatch.setattr(distributed, "_INTERVAL", 1000)
+    monkeypatch.setattr(distributed, "_GRACE", 0)
+    monkeypatch.setattr(distributed, "_connection", lambda client: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
@@ -231,6 +234,29 @@ def one_fails(failing, busy):
             sharding = jax.NamedSharding(mesh, jax.P("data"))
             ones = jax.make_array_from_callback((2,), sharding, lambda index: np.ones(2)[index])
             print(float(jax.jit(jnp.sum)(ones)))
+    print("not reached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", ["computing", "collective"])
+def test_where_one_is_killed_the_other_ends_with_its_name(busy):
+    start = time.monotonic()
+    (status, output, error), (killed, _, _) = run_two(one_is_killed, busy)
+    assert time.monotonic() - start < 30
+    assert (status, killed) == (1, -signal.SIGKILL) and "not reached" not in output
+    assert f"process 1 on {socket.gethostname()} has died" in error and "Traceback" not in error
+
+
+def one_is_killed(busy):
+    """The second process is killed; the first computes, or waits for it in a collective operation."""
+    initialize_distributed()
+    with end_together():
+        wait_for_all("start")
+        if jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if busy == "computing":
+            time.sleep(300)
+        wait_for_all("never")
     print("not reached")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -14,12 +15,17 @@ import jax
 import numpy as np
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.lifelines import Lifeline, Listener
 from utilgen_jax.runtime.termination import Terminated, is_requested
 
 _FAILURE = "utilgen_jax/failure"
+_DEATH = "utilgen_jax/death"
+_LISTENER = "utilgen_jax/listener"
 _INTERVAL = 0.5  # seconds between looks for a failure
 _BETWEEN_MEETINGS = 0.5  # seconds, about
-_PATIENCE = 20.0  # seconds that a process waits for the one that failed to end
+_GRACE = 2.0  # seconds within which a failed collective operation is known to be another process's end
+# What another process reports, and seconds that one waits for the others to end too.
+_ENDS = ((_FAILURE, 20.0), (_DEATH, 3.0))
 
 
 def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
@@ -134,22 +140,25 @@ class Meetings:
 def end_together() -> Iterator[None]:
     """Ends every process of the run as soon as one of them fails within the block.
 
-    The one that fails raises its error as ever; the others print its message and leave with exit status 1. Without
-    this they would wait for it in the next collective operation until a timeout.
+    The one that fails raises its error as ever; the others print its message and leave with exit status 1. Where one
+    is killed or its machine is gone, the others say which. Without this they would wait for it in the next collective
+    operation until a timeout. The first process serves the others: when it dies, JAX ends them.
     """
     if jax.process_count() == 1:
         yield
         return
-    watch = _Watch(_client())
+    watch = _Watch(_client(), _connection(_client()))
     try:
         yield
     except Terminated:  # so do all
         raise
     except BaseException as error:
+        # Perhaps what a collective operation raises where another process has gone: then it is not ours.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            time.sleep(_GRACE)
+            watch.stop()
+            watch.look()
         watch.stop()
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # Perhaps what a collective operation raises where the other process has gone.
-            watch.leave_on_failure()
         watch.report(error)
         raise
     finally:
@@ -157,14 +166,16 @@ def end_together() -> Iterator[None]:
 
 
 class _Watch:
-    """Looks for the failure of another process, from a thread of its own.
+    """Looks for the end of another process, from a thread of its own.
 
     Args:
         client: of the service that coordinates the processes.
+        connection: of this process; None: there is none.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, connection: Listener | Lifeline | None = None) -> None:
         self._client = client
+        self._connection = connection
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -173,32 +184,63 @@ class _Watch:
         """Ends the thread: one inside the client when Python exits would abort the process."""
         self._stopped.set()
         self._thread.join()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def report(self, error: BaseException) -> None:
         """Tells the other processes of an error of this one."""
-        message = f"process {jax.process_index()}: {type(error).__name__}: {error}"
+        self._set(_FAILURE, f"process {jax.process_index()}: {type(error).__name__}: {error}")
+
+    def look(self) -> None:
+        """Ends this process where another one has reported an error, or has died."""
+        if isinstance(self._connection, Listener) and (name := self._connection.look()):
+            self._set(_DEATH, f"{name} has died: it was killed, or its machine is gone")
+        for key, patience in _ENDS:
+            try:
+                message = self._client.key_value_try_get(key)
+            except jax.errors.JaxRuntimeError:  # there is none
+                continue
+            print(f"error: another process of this run failed; {message}", file=sys.stderr, flush=True)
+            # The first process serves the others: it must outlive them. JAX's shutdown, which the one that failed comes
+            # to when Python exits, returns when all have come to it.
+            leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+            leaving.start()
+            leaving.join(patience)
+            os._exit(1)
+
+    def _set(self, key: str, message: str) -> None:
         try:
-            self._client.key_value_set(_FAILURE, message)
+            self._client.key_value_set(key, message)
         except jax.errors.JaxRuntimeError:  # another has failed before, or the first process has gone
             pass
 
-    def leave_on_failure(self) -> None:
-        """Ends this process where another one has reported an error."""
-        try:
-            message = self._client.key_value_try_get(_FAILURE)
-        except jax.errors.JaxRuntimeError:  # none has
-            return
-        print(f"error: another process of this run failed; {message}", file=sys.stderr, flush=True)
-        # The first process serves the others: it must outlive them. JAX's shutdown, which the one that failed comes to
-        # when Python exits, returns when all have come to it.
-        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-        leaving.start()
-        leaving.join(_PATIENCE)
-        os._exit(1)
-
     def _run(self) -> None:
         while not self._stopped.wait(_INTERVAL):
-            self.leave_on_failure()
+            self.look()
+
+
+def _connection(client: Any) -> Listener | Lifeline | None:
+    """This process's part of the lifelines; None where the first process cannot be reached.
+
+    JAX's own heartbeats end the run then, 100 s after a process has died.
+    """
+    from jax._src import distributed
+
+    if jax.process_index() == 0:
+        listener = Listener()
+        client.key_value_set(_LISTENER, listener.address)
+        return listener
+    host = (distributed.global_state.coordinator_address or "").rpartition(":")[0].strip("[]")
+    address = client.blocking_key_value_get(_LISTENER, 60_000)
+    try:
+        return Lifeline(host, address, f"process {jax.process_index()} on {socket.gethostname()}")
+    except OSError as error:
+        print(
+            f"process {jax.process_index()}: no connection to {host} ({error}), so its death is noticed late",
+            file=sys.stderr,
+        )
+        return None
 
 
 def _client() -> Any:
