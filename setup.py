@@ -15,6 +15,7 @@ INSTALL = [
     "array_record>=0.8,<0.9",  # prepared tfds folders are read through it, without TensorFlow
     "filelock>=3.16",  # JAX needs it to bound the size of its cache of programs
     "flax>=0.12,<0.13",
+    "grain>=0.2.18,<0.3",  # reads images that memory does not hold
     "huggingface_hub>=1.0,<3",
     "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not declare it
     "jax>=0.10,<0.12",

@@ -12,8 +12,9 @@ where two classes have the same word in it (crane, maillot), change one.
 Protocol: ImageNet's 50,000 validation images to test. UtilGen (arXiv 2510.24262) reports small parts of ImageNet-1k
 and -100, with synthetic images only (`--config.classifier.synthetic_fraction=1`) and with real ones beside them.
 Augmented conditioning (arXiv 2502.04475, `method=augcond`) fills each class of a long tail to 1,280 images and trains
-a ResNeXt-50 with balanced softmax, on batches of half real and half synthetic images. All training images must fit
-a device's memory here: for 1,000 classes they are 64×64, and the long tail is filled to 100.
+a ResNeXt-50 with balanced softmax, on batches of half real and half synthetic images. Methods other than the baselines
+(`real`, `randaugment`, `mixup`, `cutmix`, `vanilla`), which read images as they need them, hold all training images in
+a device's memory: for 1,000 classes they are 64×64 here, and the long tail is filled to 100.
 
 At 40 % of the peak (utilgen_jax/plan) `joint` on all 1,000 classes takes 18 hours on one A100, 5.8 on one H100 and
 3.6 on v5e:2x4, `utilgen` 150, 48 and 30.

@@ -72,6 +72,13 @@ class Examples:
         return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
+def count_classes(examples: Examples) -> jax.Array:
+    """How many examples there are of each class: float32 [K]; soft targets count in parts."""
+    if examples._has_labels:
+        return jnp.bincount(examples.targets, length=examples.num_classes).astype(jnp.float32)
+    return examples.targets.sum(0)
+
+
 def labelled(inputs: Any, labels: np.ndarray | jax.Array, num_classes: int) -> Examples:
     """Makes a training set of inputs [N, ...] and labels int [N], in [0, num_classes); all weights are 1."""
     return Examples(inputs, jnp.asarray(labels, jnp.int32), weights=jnp.ones(len(labels)), num_classes=num_classes)

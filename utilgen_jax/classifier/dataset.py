@@ -152,10 +152,16 @@ def draw_boxes(key: jax.Array, number: int, least_area: float) -> jax.Array:
 
 def take_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn) -> Examples:
     """The batch of `draw_batch` for what `draw_rows` has drawn."""
-    batch = real.take(drawn.real)
+    taken = None
     if synthetic is not None:
         assert drawn.synthetic is not None
-        batch = concatenate(batch, synthetic.take(drawn.synthetic), fill=("attributes",))
+        taken = synthetic.take(drawn.synthetic)
+    return join_batch(config, real.take(drawn.real), taken, drawn)
+
+
+def join_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn) -> Examples:
+    """The same of examples that are taken already."""
+    batch = real if synthetic is None else concatenate(real, synthetic, fill=("attributes",))
     batch = split_batch(dataclasses.replace(batch, is_weighted=None))
     images = _shift(batch.inputs, drawn.offsets, config.max_shift)
     if drawn.boxes is not None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 
 from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.batches import is_streamed
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import train_classifier
@@ -93,6 +94,8 @@ def num_threads(config: ClassifierConfig, images: Examples) -> int:
     """
     mesh = jax.sharding.get_mesh()
     # Several devices or processes have to be given the same work in the same order.
+    if is_streamed(images):
+        return 1
     alone = jax.process_count() == 1 and (jax.device_count() if mesh.empty else mesh.size) == 1
     small = config.batch_size * math.prod(images.inputs.shape[1:]) <= _MOST_NUMBERS
     if not (alone and small and jax.default_backend() == "cpu"):

@@ -12,16 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.examples import Examples, count_classes
+from utilgen_jax.classifier.batches import make_draw
 from utilgen_jax.classifier.config import ClassifierConfig
-from utilgen_jax.classifier.dataset import Drawn, StepKey, apply_randaugment, draw_rows, take_batch
+from utilgen_jax.classifier.dataset import StepKey
 from utilgen_jax.classifier.losses import balance_logits, smoothed_cross_entropy
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
+from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.runtime.schedules import warmup_cosine
 from utilgen_jax.runtime.sharding import init_sharded, to_host
 from utilgen_jax.runtime.training_loop import TrainingLoop, Update
-from utilgen_jax.types import Params
+from utilgen_jax.types import Array, Params
 
 TrainingState = tuple[Params, optax.OptState]
 
@@ -84,10 +86,11 @@ def make_update(
         # A balanced softmax undoes the labels' frequencies, which the teachers' opinions do not have.
         program = dataclasses.replace(program, loss="softmax")
     rates = _learning_rates(config.learning_rate, config.steps)
-    class_counts = real.dense().targets.sum(0)
+    class_counts = count_classes(real)
+    draw = make_draw(config, real, synthetic, key)
 
     def update(state: TrainingState, step: int) -> tuple[TrainingState, dict[str, jax.Array]]:
-        batch = draw_training_batch(config, real, synthetic, key, step)
+        batch = draw(step)
         images, targets = batch.inputs, _weighted_targets(batch)
         if config.mixing != "none":
             images, targets = _mix(program, images, targets, key, step)
@@ -101,44 +104,10 @@ def make_update(
     return update
 
 
-def draw_training_batch(
-    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
-) -> Examples:
-    """Draws and augments the batch of a step, see `draw_batch`; mixing is left to the step.
-
-    Args:
-        config, real, synthetic: see `train_classifier`.
-        key: PRNG key of the training's batches.
-        step: number of the step.
-    """
-    # Random numbers take long to compile: one program draws for images of any number.
-    config_of_draw = _read_by_the_draw(config)
-    drawn = _draw_rows(config_of_draw, len(real), None if synthetic is None else len(synthetic), key, step)
-    batch = _take_batch(config_of_draw, real, synthetic, drawn)
-    if config.augmentation != "randaugment":
-        return batch
-    return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
-
-
-@cache
-def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
-    """What a batch depends on, all else at its default: trainings that differ elsewhere share a program."""
-    names = ("batch_size", "synthetic_fraction", "max_shift", "crop_area", "flip")
-    return ClassifierConfig(**{name: getattr(config, name) for name in names})
-
-
 def _read_by_the_step(config: ClassifierConfig) -> ClassifierConfig:
-    """What a training step depends on beside its learning rate, see `_read_by_the_draw`."""
+    """What a training step depends on beside its learning rate, see `batches`."""
     names = ("mixing", "mixing_alpha", "label_smoothing", "loss", "weight_decay", "optimizer")
     return ClassifierConfig(**{name: getattr(config, name) for name in names})
-
-
-@partial(jax.jit, static_argnames="config")
-def _draw_rows(config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
-    return draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
-
-
-_take_batch = jax.jit(take_batch, static_argnames="config")
 
 
 @jax.jit
@@ -267,14 +236,19 @@ def _apply(classifier: Classifier, params: Params, images: jax.Array) -> jax.Arr
 
 
 def predict_logits(
-    classifier: Classifier, params: Params, images: jax.Array | np.ndarray, batch_size: int
+    classifier: Classifier, params: Params, images: Array | StreamedImages, batch_size: int
 ) -> np.ndarray:
     """Returns the logits of images [N, H, W, C], in batches of one shape: float32 [N, K]."""
-    images = to_host(images)
     size = min(batch_size, len(images))
     parts = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
+    if isinstance(images, StreamedImages):
+        places = np.arange(-(-len(images) // size) * size).reshape(-1, size)
+        for read in images.batches(np.minimum(places, len(images) - 1)):
+            parts.append(to_host(_apply(classifier, params, read)))
+        return np.concatenate(parts)[: len(images)]
+    held = to_host(images)
+    for start in range(0, len(held), size):
+        batch = held[start : start + size]
         padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
         parts.append(to_host(_apply(classifier, params, padded))[: len(batch)])
     return np.concatenate(parts)

@@ -35,4 +35,16 @@ class DataConfig:
         "", "text file with ids of train images to leave out, e.g. those the generator was taught", is_path=True
     )
     label_noise: float = setting(0.0, "fraction of the shots' labels to draw at random", minimum=0.0, maximum=1.0)
+    memory_gib: float = setting(
+        2.0,
+        "images that take more as float32 are read as they are needed, and not held in memory",
+        minimum=0.0,
+        may_change=True,
+    )
+    workers: int = setting(
+        -1,
+        "processes that read such images; 0: threads of the run's own; -1: as many as there are cores",
+        minimum=-1,
+        may_change=True,
+    )
     max_test: int = setting(0, "use at most so many test images; 0: all", minimum=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from utilgen_jax.errors import InputError
@@ -11,6 +12,7 @@ from utilgen_jax.runtime.notes import warn
 
 _SHOWN = 10  # broken images by name
 _notes: ContextVar[Counter[str] | None] = ContextVar("notes", default=None)
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 def note(kind: str) -> None:
@@ -23,6 +25,16 @@ def note(kind: str) -> None:
 def is_counted() -> bool:
     """Whether this is called within `decode_all`, so that notes are told."""
     return _notes.get() is not None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within the block `decode_all` tells nothing but what is broken: of images that are read again and again."""
+    before = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(before)
 
 
 def decode_all(name: str, number: int, decode: Callable[[int], None]) -> None:
@@ -51,5 +63,5 @@ def decode_all(name: str, number: int, decode: Callable[[int], None]) -> None:
         more = len(problems) - _SHOWN
         rest = [f"{name}: and {more} more of the {number} images read"] if more > 0 else []
         raise InputError("\n".join([*problems[:_SHOWN], *rest]))
-    for kind, count in notes.items():
+    for kind, count in () if _quiet.get() else notes.items():
         warn(f"{name}: {count} of {number} images {kind}")

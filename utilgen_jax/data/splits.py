@@ -13,15 +13,17 @@ import numpy as np
 
 from utilgen_jax.data.fingerprint import Fingerprints, digest
 from utilgen_jax.data.image_source import ImageSource, Sources, random_crops
+from utilgen_jax.data.streamed_images import IN_MEMORY, Images, Reading, StreamedImages
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.notes import warn
 
 CLASS_NAMES = "class names"  # among the fingerprints
+_SAMPLED = 64  # originals of which there is a fingerprint, where images are streamed
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """Decoded images in memory.
+    """Images in memory, decoded, or to be streamed.
 
     Attributes:
         images: uint8 [N, H, W, C].
@@ -30,7 +32,7 @@ class LabelledImages:
         class_names: K class names.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -40,12 +42,18 @@ class LabelledImages:
         return len(self.labels)
 
     def fingerprints(self, kind: str) -> Fingerprints:
-        """The fingerprints of ids, labels and pixels; `kind` is what messages call the images, such as 'test'."""
-        return {
+        """The fingerprints of ids, labels and pixels; `kind` is what messages call the images, such as 'test'.
+
+        Of images to be streamed pixels are left out, which it would take hours to decode.
+        """
+        found = {
             f"ids of the {kind} images": digest(name.encode() for name in self.ids),
             f"labels of the {kind} images": digest([self.labels.tobytes()]),
-            f"pixels of the {kind} images": digest([str(self.images.shape).encode(), self.images.tobytes()]),
         }
+        if isinstance(self.images, StreamedImages):
+            return found
+        pixels = digest([str(self.images.shape).encode(), self.images.tobytes()])
+        return {**found, f"pixels of the {kind} images": pixels}
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
         """Selects images by indices [n]."""
@@ -74,13 +82,27 @@ class FewShotSplit:
 
     @cached_property
     def fingerprints(self) -> Fingerprints:
-        """The fingerprints of all images as the classifier sees them, of the shots' originals, and of the names."""
+        """The fingerprints of all images as the classifier sees them, of the shots' originals, and of the names.
+
+        Of images to be streamed only so many originals are read.
+        """
+        rows, kind = self._rows(), "few-shot"
+        if self.is_streamed:
+            rows, kind = (
+                rows[np.linspace(0, len(rows) - 1, min(_SAMPLED, len(rows))).astype(int)],
+                f"{_SAMPLED} sampled",
+            )
         return {
             CLASS_NAMES: digest(name.encode() for name in self.real.class_names),
-            "originals of the few-shot images": digest(self.source.encoded(int(row)) for row in self._rows()),
+            f"originals of the {kind} images": digest(self.source.encoded(int(row)) for row in rows),
             **self.real.fingerprints("few-shot"),
             **self.test.fingerprints("test"),
         }
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the few-shot images are not held in memory."""
+        return isinstance(self.real.images, StreamedImages)
 
     def originals(self, image_size: int, channels: int) -> np.ndarray:
         """Reads the few-shot images anew, at another size: uint8 [N, image_size, image_size, channels].
@@ -110,7 +132,7 @@ class Fold:
     validation_indices: np.ndarray
 
 
-def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewShotSplit:
+def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0, reading: Reading = IN_MEMORY) -> FewShotSplit:
     """Chooses the few-shot images and the test images.
 
     The choices of a seed are nested: the k-shot set is the beginning of the (k+1)-shot set. Without a test split, all
@@ -121,9 +143,10 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         shots: images per class; 0 for all training images, which requires a test split.
         seed: random seed of the choice.
         max_test: maximal number of test images, stratified by class; 0 for all.
+        reading: what is held in memory.
 
     Returns:
-        Decoded images: `real` with one image of each class in turn, `test` in the order of the source.
+        Images: `real` with one image of each class in turn, `test` in the order of the source.
 
     Raises:
         InputError: shots or max_test is negative, a class has too few images, or images cannot be decoded.
@@ -158,7 +181,7 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0) -> FewS
         # Image r of a class of n has position (r + 1/2) / n: any prefix of this order is stratified.
         position = (rank[candidates] + 0.5) / class_sizes[test.labels[candidates]]
         candidates = np.sort(candidates[np.argsort(position, kind="stable")[:max_test]])
-    split = FewShotSplit(*_read_all(train, chosen, test, candidates), train)
+    split = FewShotSplit(*_read_all(train, chosen, test, candidates, reading), train)
     copies = _copies(split, chosen, test, candidates)
     if copies:
         warn(
@@ -212,7 +235,12 @@ def _rank_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _copies(split: FewShotSplit, shots: np.ndarray, test: ImageSource, candidates: np.ndarray) -> list[tuple[str, str]]:
-    """The test images with the pixels of a few-shot image, whatever their names and files: ids of both."""
+    """The test images with the pixels of a few-shot image, whatever their names and files: ids of both.
+
+    None is looked for where images are streamed.
+    """
+    if isinstance(split.real.images, StreamedImages) or isinstance(split.test.images, StreamedImages):
+        return []
     place_of = {image.tobytes(): place for place, image in enumerate(split.real.images)}
     same = [
         (place, place_of[image.tobytes()])
@@ -229,13 +257,13 @@ def _copies(split: FewShotSplit, shots: np.ndarray, test: ImageSource, candidate
 
 
 def _read_all(
-    train: ImageSource, chosen: np.ndarray, test: ImageSource, candidates: np.ndarray
+    train: ImageSource, chosen: np.ndarray, test: ImageSource, candidates: np.ndarray, reading: Reading
 ) -> tuple[LabelledImages, LabelledImages]:
     """Reads both splits; InputError names the broken images of both."""
     read, problems = [], []
     for source, indices in ((train, chosen), (test, candidates)):
         try:
-            read.append(_read(source, indices))
+            read.append(_read(source, indices, reading))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -243,9 +271,10 @@ def _read_all(
     return read[0], read[1]
 
 
-def _read(source: ImageSource, indices: np.ndarray) -> LabelledImages:
+def _read(source: ImageSource, indices: np.ndarray, reading: Reading) -> LabelledImages:
+    shape = source.image_size, source.image_size, source.channels
     return LabelledImages(
-        images=source.read(indices),
+        images=reading.images(source, indices, shape, itemsize=4),  # as float32, on the devices
         labels=source.labels[indices],
         ids=tuple(source.ids[index] for index in indices),
         class_names=source.class_names,

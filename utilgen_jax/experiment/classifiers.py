@@ -14,6 +14,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.practice import Patience, Practised, train_until_stall
 from utilgen_jax.classifier.train import predict_logits, train_classifier
 from utilgen_jax.data.images import to_float
+from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import Result, step
 from utilgen_jax.methods.base import Method
@@ -149,10 +150,11 @@ class ClassifierSteps:
 
     def _accuracy(self, params: Params) -> float:
         test = self.experiment.split.test
-        logits = self.predict(params, to_float(test.images))
+        images = test.images if isinstance(test.images, StreamedImages) else to_float(test.images)
+        logits = self.predict(params, images)
         return (logits.argmax(-1) == test.labels).mean()
 
-    def predict(self, params: Params, images: Array) -> np.ndarray:
+    def predict(self, params: Params, images: Array | StreamedImages) -> np.ndarray:
         """The logits [N, K] of images [N, H, W, C]."""
         experiment = self.experiment
         return predict_logits(experiment.classifier, params, images, experiment.config.classifier.eval_batch_size)

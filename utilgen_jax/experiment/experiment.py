@@ -21,6 +21,7 @@ from utilgen_jax.config.schema import Config
 from utilgen_jax.data.fingerprint import Fingerprints
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold
+from utilgen_jax.data.streamed_images import IN_MEMORY, Images, Reading, StreamedImages
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
 from utilgen_jax.experiment.inputs import check_inputs, note_inputs, of_checkpoint
@@ -107,6 +108,13 @@ class GeneratorSource:
 
     checkpoint: Path
     architecture: Architecture
+
+
+def reading_of(config: Config, methods: Sequence[Method]) -> Reading:
+    """What of a run's images is held in memory: all, unless each of its methods can read them as they are needed."""
+    if not all(method.streams for method in methods):
+        return IN_MEMORY
+    return Reading(config.data.memory_gib * 2**30, config.data.workers)
 
 
 @dataclasses.dataclass
@@ -210,6 +218,11 @@ class Experiment:
         return self.generator_source
 
     @property
+    def reading(self) -> Reading:
+        """What of its images is held in memory."""
+        return reading_of(self.config, self.methods)
+
+    @property
     def classifier_input(self) -> ClassifierInput:
         """What the classifier sees of an image."""
         data = self.config.data
@@ -218,8 +231,13 @@ class Experiment:
     @cached_property
     def real(self) -> Examples:
         """The few-shot images as the classifier sees them, on the mesh."""
-        real = self.split.real
-        return replicate(labelled(to_float(real.images), real.labels, self.classifier_input.num_classes))
+        return self._labelled(self.split.real.images, self.split.real.labels)
+
+    def _labelled(self, images: Images, labels: np.ndarray) -> Examples:
+        if not isinstance(images, StreamedImages):
+            return replicate(labelled(to_float(images), labels, self.classifier_input.num_classes))
+        examples = replicate(labelled(None, labels, self.classifier_input.num_classes))
+        return dataclasses.replace(examples, inputs=images)
 
     @cached_property
     def generator_shots(self) -> np.ndarray:
@@ -237,8 +255,13 @@ class Experiment:
 
         With what varies in its prompts: attributes, then the words of classes that have several.
         """
-        images = self.classifier_input.stored_images(pool.images)
-        examples = replicate(labelled(images, pool.labels, self.classifier_input.num_classes))
+        sees = self.classifier_input
+        if isinstance(pool.pool.images, StreamedImages):
+            seen = dataclasses.replace(pool.pool.images, seen_as=(sees.image_size, sees.channels))
+            examples = self._labelled(seen, pool.labels)
+        else:
+            images = sees.stored_images(pool.images)
+            examples = replicate(labelled(images, pool.labels, sees.num_classes))
         if pool.spec.attributes:
             return dataclasses.replace(examples, attributes=replicate(self.prompt_attributes(pool.records)))
         if any(record.word for record in pool.records):
@@ -364,4 +387,4 @@ class Experiment:
         if self.is_first:
             columns = {"difficulty": values.difficulty, "weight": values.weights, "soft_label": values.soft_labels}
             update_records(folder, **{name: column for name, column in columns.items() if column is not None})
-        return read_pool(folder, self.split.real.class_names)
+        return read_pool(folder, self.split.real.class_names, self.reading)

@@ -63,7 +63,8 @@ class GeneratedPool:
 
     @property
     def images(self) -> np.ndarray:
-        """uint8 [N, H, W, 3]."""
+        """uint8 [N, H, W, 3]; for the methods that cannot stream them."""
+        assert isinstance(self.pool.images, np.ndarray)
         return self.pool.images
 
     @property
@@ -265,7 +266,8 @@ class PoolSteps:
         experiment.stages.run(name, dict, work, experiment.shotless_folder(spec))
         # A run that was cut off may have grown the pool further.
         with self._repairable(spec, round_number):
-            pool = read_pool(folder, experiment.split.real.class_names).first(len(records))
+            pool = read_pool(folder, experiment.split.real.class_names, experiment.reading)
+            pool = pool.first(len(records))
         return GeneratedPool(spec, pool, adapter if isinstance(adapter, Adapter) else Adapter(), round_number)
 
     def _generate(

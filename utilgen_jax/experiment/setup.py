@@ -22,10 +22,11 @@ from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import FewShotSplit, LabelledImages, cross_fit_folds, few_shot
+from utilgen_jax.data.streamed_images import IN_MEMORY, Reading
 from utilgen_jax.data.words import class_words
 from utilgen_jax.diffusion.samplers import make_sampler
 from utilgen_jax.errors import InputError
-from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, SharedDirs
+from utilgen_jax.experiment.experiment import Experiment, GeneratorSource, SharedDirs, reading_of
 from utilgen_jax.experiment.inputs import fingerprint_files
 from utilgen_jax.experiment.workdir import check_config
 from utilgen_jax.generator.loading import read_architecture
@@ -62,7 +63,7 @@ def set_up(
     if jax.process_index() == 0:  # it locks the folder, perhaps before the others come here
         check_unlocked(workdir)
     check_config(workdir, config)
-    split = split or read_split(config, load_source(config.data))
+    split = split or read_split(config, load_source(config.data), reading_of(config, methods))
     real = split.real
     words = ClassWords(class_words(config.data.class_names, real.class_names))
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
@@ -118,9 +119,9 @@ def _warn_of_shared_prompts(prompts: Sequence[str], words: ClassWords, class_nam
         )
 
 
-def read_split(config: Config, sources: Sources) -> FewShotSplit:
+def read_split(config: Config, sources: Sources, reading: Reading = IN_MEMORY) -> FewShotSplit:
     """Reads the few-shot and the test images of a run; InputError if they do not suit."""
-    split = few_shot(sources, config.data.shots, config.seed, config.data.max_test)
+    split = few_shot(sources, config.data.shots, config.seed, config.data.max_test, reading)
     if config.data.imbalance_factor > 1:
         split = dataclasses.replace(split, real=_long_tail(split.real, config))
     if config.data.label_noise > 0:

@@ -80,6 +80,7 @@ class Method:
         only_in_ablations: whether a comparison leaves it out unless it is named.
         augmentation: of the classifier's training images in place of the config's; "": the config's.
         mixing: of a batch's images in place of the config's; "": the config's.
+        streams: whether it can do with images that memory does not hold, see `data.streamed_images`.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Method:
     only_in_ablations: bool = False
     augmentation: str = ""
     mixing: str = ""
+    streams: bool = False
 
     def training_data(self, experiment: Experiment) -> TrainingData:
         """Returns what the classifier trains on beside the real images."""

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from utilgen_jax.data.images import to_uint8
+from utilgen_jax.data.streamed_images import IN_MEMORY, Images, Reading
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line, write_bytes, write_text
 
@@ -76,9 +77,9 @@ _KINDS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """A pool in memory: images uint8 [N, H, W, 3], labels int32 [N], and the N records."""
+    """A pool: images uint8 [N, H, W, 3], in memory or to be streamed, labels int32 [N], and the N records."""
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     records: tuple[PoolRecord, ...]
 
@@ -161,12 +162,42 @@ class PoolWriter:
                     path.unlink()
 
 
-def read_pool(folder: str | Path, class_names: Sequence[str] | None = None) -> Pool:
-    """Reads a pool whole, checking everything.
+@dataclasses.dataclass(frozen=True)
+class PoolFiles:
+    """A pool's image files, to be read at random.
+
+    Attributes:
+        paths: of the images.
+    """
+
+    paths: tuple[Path, ...]
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Decodes images: uint8 [n, H, W, 3].
+
+        Raises:
+            InputError: an image cannot be decoded or has another size than the first of them.
+        """
+        images: list[np.ndarray] = []
+        for path in (self.paths[int(index)] for index in indices):
+            try:
+                with Image.open(path) as image:
+                    images.append(np.asarray(image.convert("RGB")))
+            except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
+                raise InputError(f"{path}: the image cannot be decoded ({error}); generate the pool again") from error
+            if images[-1].shape != images[0].shape:
+                first = f"the first of the pool {images[0].shape[:2]}"
+                raise InputError(f"{path} is {images[-1].shape[:2]} pixels, {first}")
+        return np.stack(images)
+
+
+def read_pool(folder: str | Path, class_names: Sequence[str] | None = None, reading: Reading = IN_MEMORY) -> Pool:
+    """Reads a pool whole, checking everything; of images to be streamed, that they are there.
 
     Args:
         folder: The pool's folder.
         class_names: K words that labels and class names must agree with; None: only with each other.
+        reading: what is held in memory.
 
     Returns:
         The pool, in the order of its metadata.
@@ -179,17 +210,9 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None) -> P
     records = read_records(folder, None if class_names is None else tuple(class_names))
     if not records:
         raise InputError(f"{folder}: the pool is empty")
-    images: list[np.ndarray] = []
-    for record in records:
-        path = _image_path(folder, record)
-        try:
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB")))
-        except Exception as error:  # On broken bytes Pillow's decoders raise nearly anything.
-            raise InputError(f"{path}: the image cannot be decoded ({error}); generate the pool again") from error
-        if images[-1].shape != images[0].shape:
-            raise InputError(f"{path} is {images[-1].shape[:2]} pixels, the first of the pool {images[0].shape[:2]}")
-    return Pool(np.stack(images), np.array([record.label for record in records], np.int32), tuple(records))
+    files = PoolFiles(tuple(_image_path(folder, record) for record in records))
+    images = reading.images(files, np.arange(len(records)), files.read([0]).shape[1:], itemsize=1)
+    return Pool(images, np.array([record.label for record in records], np.int32), tuple(records))
 
 
 def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.data.streamed_images import Images
 from utilgen_jax.pool.storage import Pool, PoolRecord
 
 # Limits that keep the page small enough to mail.
@@ -98,7 +99,7 @@ def _class_stats(records: Sequence[PoolRecord]) -> str:
     return ", ".join(stats)
 
 
-def _group(name: str, images: np.ndarray, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
+def _group(name: str, images: Images, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
     """Returns a named strip of images; `texts` gives the title and the caption of an image by its index."""
     figures = []
     for index in indices:

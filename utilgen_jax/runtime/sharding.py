@@ -168,6 +168,41 @@ def split_batch(batch: PyTree) -> PyTree:
     return jax.tree.map(constrain, batch)
 
 
+def batch_sharding(number: int) -> Sharding | None:
+    """Of the first axis over the mesh of `jax.set_mesh`, where it divides a batch's number; None where none is set."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return None
+    return NamedSharding(mesh, PartitionSpec() if number % mesh.size else PartitionSpec(BATCH_AXES))
+
+
+def held_rows(sharding: Sharding | None, number: int) -> np.ndarray:
+    """The rows of a batch that this process's devices hold, sorted."""
+    if sharding is None or sharding.is_fully_addressable:
+        return np.arange(number)
+    slices = {index[0] for index in sharding.addressable_devices_indices_map((number,)).values() if index is not None}
+    return np.unique(np.concatenate([np.arange(number)[each] for each in slices]))
+
+
+def place_rows(rows: np.ndarray, held: np.ndarray, number: int, sharding: Sharding | None) -> jax.Array:
+    """Puts a batch onto the devices of which each process has its own rows.
+
+    Args:
+        rows: [n, ...], those that this process's devices hold.
+        held: their places in the batch, see `held_rows`, int [n].
+        number: of rows of the batch.
+        sharding: of the batch.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(rows, sharding)
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        return rows[np.searchsorted(held, np.arange(number)[index[0]])]
+
+    return jax.make_array_from_callback((number, *rows.shape[1:]), sharding, shard)
+
+
 def place(array: np.ndarray | jax.Array, sharding: Sharding | None) -> jax.Array:
     """Puts an array that every process holds whole onto devices, each its shard; None is the default device."""
     spread = isinstance(array, jax.Array) and not array.is_fully_addressable

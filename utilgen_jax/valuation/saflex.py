@@ -28,10 +28,11 @@ from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_updat
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import saflex
 from utilgen_jax.bilevel.weightings.saflex import at_zero_influence
+from utilgen_jax.classifier.batches import draw_training_batch
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import StepKey, draw_synthetic, random_shift
 from utilgen_jax.classifier.model import Classifier
-from utilgen_jax.classifier.train import draw_training_batch, init_classifier, make_optimizer, training_logits
+from utilgen_jax.classifier.train import init_classifier, make_optimizer, training_logits
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import replicate, to_host
