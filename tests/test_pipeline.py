@@ -342,7 +342,7 @@ def test_the_better_of_several_words_are_chosen_and_shown(tmp_path, capsys):
     assert len(small) == 60 and len({(record["class_name"], record["word"]) for record in small}) == 20
     printed = capsys.readouterr().out
     assert "words by " in printed and f"  chosen: zero as '{chosen['zero']}', one as" in printed
-    assert "<h2>Words</h2>" in (tmp_path / "report" / "index.html").read_text()
+    assert "<h3>Words</h3>" in (tmp_path / "report" / "index.html").read_text()
     assert pipeline.run(config, tmp_path) == summary
 
 

@@ -18,7 +18,7 @@ from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS, diff_configs, flatten, from_json
 from utilgen_jax.methods import METHODS
 from utilgen_jax.report import format_markdown_table, format_table
-from utilgen_jax.report.page import UPDATE_NOTE
+from utilgen_jax.report.summary import UPDATE_NOTE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

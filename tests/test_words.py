@@ -30,7 +30,11 @@ WORDS = {
 
 
 def texts() -> dict[str, str]:
-    paths = [*ROOT.glob("utilgen_jax/**/*.py"), *ROOT.glob("utilgen_jax/**/*.md"), *ROOT.glob("utilgen_jax/assets/*.*")]
+    paths = [
+        *ROOT.glob("utilgen_jax/**/*.py"),
+        *ROOT.glob("utilgen_jax/**/*.md"),
+        *ROOT.glob("utilgen_jax/assets/report/*"),
+    ]
     for pattern in ("*.md", "configs/*.*", "launch/*.*", "colabs/*.*", "setup.py"):
         paths += ROOT.glob(pattern)
     found = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths if path.is_file()}

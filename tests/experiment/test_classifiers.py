@@ -181,7 +181,9 @@ def test_accuracy_is_the_part_of_the_test_images_with_the_right_largest_logit(ma
     logits = np.asarray(experiment.classifier.apply(params, to_float(test.images)))
     right = [row.argmax() == label for row, label in zip(logits, test.labels, strict=True)]
     assert 0 < sum(right) < 50
-    assert experiment.classifiers.evaluate(METHODS["vanilla"], params) == pytest.approx(sum(right) / 50)
+    tested = experiment.classifiers.evaluate(METHODS["vanilla"], params)
+    assert tested.accuracy == pytest.approx(sum(right) / 50)
+    assert tested.predicted.tolist() == logits.argmax(-1).tolist()
     assert list(experiment.stages.seconds) == ["evaluation_vanilla"]
 
 

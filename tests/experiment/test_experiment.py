@@ -13,6 +13,7 @@ import pytest
 from tests.experiment.conftest import NamedPool, random_pool
 from utilgen_jax.data.images import resize, to_float, to_uint8
 from utilgen_jax.experiment import experiment as experiment_module
+from utilgen_jax.experiment.classifiers import Evaluation
 from utilgen_jax.experiment.experiment import Accuracy, SharedDirs, TrainingData
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.workdir import versions
@@ -188,8 +189,9 @@ def test_runs_of_a_comparison_share_pools_by_what_has_a_part_in_them(make_experi
 
 @pytest.fixture
 def report(monkeypatch):
-    """The arguments of the report; no figure is drawn."""
+    """The arguments of the report; no figure is drawn, and nothing is collected for it."""
     calls = []
+    monkeypatch.setattr(experiment_module, "report_data", lambda *arguments: arguments)
 
     def write(*arguments):
         calls.append(arguments)
@@ -213,8 +215,8 @@ def finished(experiment, values, monkeypatch, **accuracy):
     monkeypatch.setattr(experiment.classifiers, "real_difficulty", lambda: np.array([0.1, 0.2, 0.3, 0.4]))
     experiment.stages.seconds["pool_plain"] = 1.5
     monkeypatch.setattr(experiment.classifiers, "train_on_synthetic", lambda method, synthetic: {})
-    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: accuracy[method.name])
-    monkeypatch.setattr(experiment.classifiers, "evaluate_on_synthetic", lambda method, params: 0.5)
+    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: Evaluation(accuracy[method.name]))
+    monkeypatch.setattr(experiment.classifiers, "evaluate_on_synthetic", lambda method, params: Evaluation(0.5))
     found = {}
     for method in experiment.methods:
         # What SAFLEX finds, it finds in training.
@@ -256,13 +258,10 @@ def test_a_run_of_its_own_leaves_summary_report_and_the_values_beside_the_images
     np.testing.assert_allclose([record.difficulty for record in read.records], VALUES.difficulty)
     np.testing.assert_allclose([record.soft_label for record in read.records], VALUES.soft_labels)
     (arguments,) = report
-    workdir, config, of_summary, real, pool, difficulty, values = arguments
-    assert (workdir, config, of_summary) == (experiment.workdir, experiment.config, summary)
-    assert (
-        real is experiment.split.real
-        and values.weights is VALUES.weights
-        and difficulty.tolist() == [0.1, 0.2, 0.3, 0.4]
-    )
+    workdir, of_summary, (of, rows, data, plain_difficulty), pool = arguments
+    assert (workdir, of_summary) == (experiment.workdir, summary) and of is experiment
+    assert {row: each.final for row, each in rows.items()} == summary["accuracy"]
+    assert data.values.weights is VALUES.weights and plain_difficulty is VALUES.difficulty
     assert pool.records == read.records  # with the values
     out = capsys.readouterr().out
     assert "75.0%" in out and f"report: {experiment.workdir / 'report' / 'index.html'}" in out
@@ -292,12 +291,12 @@ def test_a_method_without_a_pool_reports_none(make_experiment, monkeypatch, repo
     assert experiment.folds == [] and experiment.real_only() == TrainingData(None, None, None)
     monkeypatch.setattr(experiment.classifiers, "real", lambda: {"weights": 1})
     monkeypatch.setattr(experiment.classifiers, "real_difficulty", lambda: np.zeros(4))
-    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: 0.5 * params["weights"])
+    monkeypatch.setattr(experiment.classifiers, "evaluate", lambda method, params: Evaluation(0.5 * params["weights"]))
     assert experiment.train_and_test(METHODS["real"], experiment.real_only()) == Accuracy(0.5)
     summary = experiment.finish({"real": Accuracy(0.5)})
     assert summary["num_synthetic"] == 0 and summary["accuracy"] == {"real_only": 0.5, "final": 0.5}
     assert summary["accuracy_synthetic_only"] == {}
-    assert report[0][4] is None and report[0][6] is None
+    assert report[0][3] is None
 
 
 @pytest.mark.parametrize(
@@ -318,7 +317,7 @@ def test_a_method_trains_on_its_own_synthetic_images(
 
         def step(*arguments, name=name, result=result):
             calls.append((name, *arguments))
-            return result * arguments[-1] if name.startswith("evaluate") else result
+            return Evaluation(result * arguments[-1]) if name.startswith("evaluate") else result
 
         monkeypatch.setattr(steps, name, step)
     data = experiment.training_data(random_pool(4), PoolValues(np.ones(4)))
@@ -346,7 +345,7 @@ def test_both_classifiers_are_trained_at_once_where_a_core_is_free(make_experime
     for name in ("train", "train_on_synthetic"):
         monkeypatch.setattr(experiment.classifiers, name, train)
     for name in ("evaluate", "evaluate_on_synthetic"):
-        monkeypatch.setattr(experiment.classifiers, name, lambda method, params: params / 4)
+        monkeypatch.setattr(experiment.classifiers, name, lambda method, params: Evaluation(params / 4))
     data = experiment.training_data(random_pool(4), PoolValues(np.ones(4)))
     assert experiment.train_and_test(METHODS["vanilla"], data) == Accuracy(0.5, 0.5)
 

@@ -182,3 +182,18 @@ def test_the_updates_classifiers_are_tested_together(make_experiment, monkeypatc
     trained = dataclasses.replace(TRAINED, classifiers={"kernel": np.array([[1.0], [2.0]], np.float32)})
     assert experiment.joint.accuracy(NamedPool(), trained) == 1
     assert list(experiment.stages.seconds) == ["evaluation_named_update"]
+
+
+def test_the_report_gets_probabilities_difficulties_and_the_gates_numbers(given):
+    experiment, plain = given.make(prompts__attribute_probability=0.5), random_pool(8)
+    assert experiment.joint.findings(NamedPool(), plain, TRAINED, has_gate=False).gate_gains is None
+    logits = np.array([0.0, 0.0, np.log(2), 0.0, 0.0], np.float32)
+    trained = dataclasses.replace(TRAINED, weighting={"attributes": {"logits": logits}})
+    found = experiment.joint.findings(NamedPool(), plain, trained, has_gate=False)
+    assert [row[:3] for row in found.attributes] == [
+        ("thin|bold", "", 0.5), ("thin|bold", "thin", 0.25), ("thin|bold", "bold", 0.25),
+        ("small", "", 0.5), ("small", "small", 0.5),
+    ]  # fmt: skip
+    np.testing.assert_allclose([row[3] for row in found.attributes], [0.4, 0.2, 0.4, 0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(found.requested_difficulty, [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
+    assert found.plain_difficulty.tolist() == [0] * 8

@@ -55,7 +55,7 @@ def test_every_methods_generator_sees_the_original(name, make_experiment, checke
     if name == "augcond":
         records = experiment.pools.plan(experiment.pools.class_prompts())
         with pytest.raises(SeenError):
-            experiment.pools.mixed_shots(records, "cutmix")("by text", np.arange(4))
+            experiment.pools.mixed_shots(records, "cutmix")[1]("by text", np.arange(4))
         return
     with pytest.raises(SeenError):
         METHODS[name].pool.build(experiment)

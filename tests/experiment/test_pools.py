@@ -406,7 +406,7 @@ def test_images_are_mixed_from_shots_of_their_class(make_experiment, monkeypatch
         return "conditioned", "latents"
 
     monkeypatch.setattr(pools, "condition_on_images", condition)
-    condition_on = experiment.pools.mixed_shots(records, "cutmix")
+    named, condition_on = experiment.pools.mixed_shots(records, "cutmix")
     places = np.array([3, 4, 17, 0, 11, 19, 19])
     assert condition_on("by text", places) == ("conditioned", "latents")
     condition_on("by text", np.arange(20))
@@ -416,9 +416,11 @@ def test_images_are_mixed_from_shots_of_their_class(make_experiment, monkeypatch
         assert strategy == pools.find_mix_strategy("cutmix", True)
         assert seeds.tolist() == [records[place].seed for place in chosen]
         for place, *sources in zip(chosen, first, second, strict=True):
+            assert named[place] == dataclasses.replace(records[place], conditioned_on=named[place].conditioned_on)
             numbers = [np.flatnonzero((shots_of_generator == image).all(axis=(1, 2, 3))).item() for image in sources]
             assert (experiment.split.real.labels[numbers] == records[place].label).all()
             assert (numbers[0] != numbers[1]) == (shots > 1)
+            assert named[place].conditioned_on == tuple(experiment.split.real.ids[number] for number in numbers)
     # An image's sources are its own, whatever batch it is in.
     for column in (3, 4):
         np.testing.assert_array_equal(calls[0][column], calls[1][column][places])
@@ -431,7 +433,7 @@ def test_the_sources_follow_the_seed(make_experiment, monkeypatch, tmp_path):
         experiment = with_fake_sd(make_experiment(workdir=tmp_path / name, data__shots=4))
         experiment.config = dataclasses.replace(experiment.config, seed=seed)  # The shots stay the same.
         records = [PoolRecord(label=place % 2, seed=place) for place in range(20)]
-        experiment.pools.mixed_shots(records, "mixup")(None, np.arange(20))
+        experiment.pools.mixed_shots(records, "mixup")[1](None, np.arange(20))
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
 

@@ -2,15 +2,14 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from utilgen_jax.config.schema import default_config
-from utilgen_jax.config.validation import checked
+from tests.experiment.conftest import random_pool
 from utilgen_jax.data.splits import LabelledImages
-from utilgen_jax.experiment.results import print_table, write_results
+from utilgen_jax.experiment.experiment import Accuracy, TrainingData
+from utilgen_jax.experiment.flops import spent_flops
+from utilgen_jax.experiment.results import print_table, report_data, write_results
 from utilgen_jax.methods import METHODS
-from utilgen_jax.pool.storage import Pool, PoolRecord
-from utilgen_jax.report import MetricsWriter
+from utilgen_jax.report.data import RunData, load, shown_real
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -69,42 +68,50 @@ def test_a_method_that_is_a_baseline_stands_there_once(capsys, method, accuracy,
     assert [row[0] for row in table_rows(capsys)] == [METHODS[name].title for name in titles]
 
 
-def run_of(tmp_path, values, with_metrics=True):
-    rng = np.random.default_rng(0)
-    real = LabelledImages(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1]), tuple("abcd"), ("zero", "one"))
-    pool = None
-    if values is not None:
-        records = tuple(PoolRecord(label=i % 2, prompt="a photo", weight=0.5, difficulty=0.5) for i in range(6))
-        pool = Pool(rng.integers(256, size=(6, 16, 16, 3)).astype(np.uint8), np.arange(6) % 2, records)
-    if with_metrics:
-        with MetricsWriter(tmp_path) as metrics:
-            for step in (1, 2, 3):
-                metrics.write(step, "classifier real_only", loss=1 / step)
-    return write_results(tmp_path, checked(default_config()), summary(), real, pool, rng.uniform(size=4), values)
-
-
-UNIFORM = PoolValues(np.ones(6), difficulty=np.linspace(0.1, 0.9, 6))
-LEARNT = PoolValues(np.linspace(0.9, 0.1, 6), np.linspace(0.2, 3, 6), difficulty=np.linspace(0.1, 0.9, 6))
-
-
-@pytest.mark.parametrize(
-    ("values", "with_metrics", "figures"),
-    [
-        pytest.param(LEARNT, True, {"curves", "difficulty", "weight_curve"}, id="weight network"),
-        pytest.param(UNIFORM, True, {"curves", "difficulty"}, id="uniform weights"),
-        pytest.param(None, True, {"curves"}, id="no pool"),
-        pytest.param(None, False, set(), id="nothing logged"),
-    ],
-)
-def test_the_report_has_the_figures_there_is_something_to_draw_for(
-    tmp_path, monkeypatch, values, with_metrics, figures
-):
+def test_the_report_is_made_of_what_the_run_has(make_experiment, monkeypatch):
     monkeypatch.setattr("sys.argv", ["main.py", "--config=a b.py"])
-    page = run_of(tmp_path, values, with_metrics)
-    assert page == tmp_path / "report" / "index.html"
-    assert {file.stem for file in page.parent.glob("*.png")} == figures
-    for name in figures:
-        with Image.open(page.parent / f"{name}.png") as image:
-            assert min(image.size) > 100
-    html = page.read_text(encoding="utf-8")
-    assert "89.2 %" in html and "python -m utilgen_jax.main &#x27;--config=a b.py&#x27;" in html
+    experiment = make_experiment("vanilla", data__max_test=18)
+    pool, predicted = random_pool(6), np.zeros(18, np.int32)
+    values = PoolValues(np.ones(6), np.linspace(0.2, 3, 6), difficulty=np.linspace(0.1, 0.9, 6))
+    accuracy = {"real_only": Accuracy(0.5, predicted=predicted), "final": Accuracy(0.5, 0.25)}
+    data = report_data(experiment, accuracy, TrainingData(None, pool, values), values.difficulty)
+    assert data.class_names == ("zero", "one") and data.num_real.tolist() == [2, 2]
+    assert data.test_labels is experiment.split.test.labels and list(data.predicted) == ["real_only"]
+    assert data.losses is values.losses and data.plain_difficulty is values.difficulty
+    assert data.real_difficulty.shape == (4,) and data.gate_gains is None
+    assert data.map_real.shape == (4, 2) and data.map_synthetic.shape == (6, 2) and data.map_explained.sum() <= 1
+    assert data.map_synthetic_labels.tolist() == pool.labels.tolist()
+    assert data.pool == "pool/round_00" and data.inputs == experiment.inputs
+    assert data.command == "python -m utilgen_jax.main '--config=a b.py'"
+    assert ("classifier.width", "32", "8") in data.changed and "seed" not in [name for name, _, _ in data.changed]
+    assert {"classifier_real", "difficulty", "image_map"} <= set(experiment.stages.seconds)
+
+
+def test_operations_are_counted_for_the_sampler_and_three_passes_of_each_classifier(make_experiment):
+    experiment = make_experiment("vanilla", data__image_size=8, classifier__batch_size=10)
+    # An mlp of width 8 on 8 * 8 pixels of one channel, two classes; five steps.
+    forward = 2 * (64 * 8 + 8 * 8 + 8 * 2)
+    spent = spent_flops(experiment, random_pool(6), num_trainings=2)
+    assert spent["Training of the final classifiers"] == 3 * forward * 10 * 5 * 2
+    assert (
+        spent["UNet, to sample the pool"] == 2 * spent_flops(experiment, random_pool(3), 2)["UNet, to sample the pool"]
+    )
+    assert list(spent_flops(experiment, None, 1)) == ["Training of the final classifiers"]
+
+
+def test_the_map_is_scikit_learns_pca_of_the_features(make_experiment, monkeypatch):
+    from sklearn.decomposition import PCA
+
+    experiment, pool = make_experiment("vanilla"), random_pool(6)
+    places = experiment.classifiers.image_map(pool)
+    params = experiment.classifiers.real()
+    inputs = np.concatenate([experiment.real.inputs, experiment.examples(pool).inputs])
+    expected = PCA(2).fit_transform(np.asarray(experiment.classifier.features(params, inputs), np.float64))
+    np.testing.assert_allclose(np.concatenate([places["real"], places["synthetic"]]), expected, atol=1e-5)
+
+
+def test_the_report_is_written_with_what_it_is_made_of(tmp_path):
+    real = LabelledImages(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1]), tuple("abcd"), ("zero", "one"))
+    page = write_results(tmp_path, summary(), RunData(**shown_real(real)), None)
+    assert page == tmp_path / "report" / "index.html" and "89.2 %" in page.read_text(encoding="utf-8")
+    assert load(tmp_path).class_names == ["zero", "one"]

@@ -109,7 +109,7 @@ POOLS = {
         lambda call: [Call(f"round {n}", {"round_number": n}) for n, _ in enumerate(fractions)]
     ),
     "led_by": lambda params, scale, micro_batch_size: itself,
-    "mixed_shots": lambda records, mix_strategy: itself,
+    "mixed_shots": lambda records, mix_strategy: lambda call: (records, call),
     "generate": generate,
     "adopt": adopt,
     "show_difficulty": lambda spec, adapter: None,
@@ -133,6 +133,7 @@ VALUES = {
 }
 CLASSIFIERS = {
     "cross_fitted_difficulty": lambda pool: ("difficulty of shots", "difficulty of pool"),
+    "difficulty_findings": lambda pool: itself,
     "practise": lambda pool, start, check_every, patience: lambda call: SimpleNamespace(params=call),
     "train": lambda method, synthetic, teachers=None: itself,
     "train_on_synthetic": lambda method, synthetic, teachers=None: itself,
@@ -146,6 +147,7 @@ JOINT = {
     "gate": lambda spec, plain, trained: SimpleNamespace(is_open=True),
     "value": lambda name, pool, trained, without: values_of,
     "accuracy": lambda spec, trained: 0.875,
+    "findings": lambda spec, plain, trained, has_gate: itself,
 }
 PARTS = {"pools": POOLS, "adapters": ADAPTERS, "values": VALUES, "classifiers": CLASSIFIERS, "joint": JOINT}
 

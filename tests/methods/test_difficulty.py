@@ -29,6 +29,12 @@ def test_measured_then_trained_then_requested(settings, means):
     assert pool.made_by == experiment.calls[-1]
 
 
+def test_the_report_gets_the_difficulties_that_were_measured():
+    plain = FakePool(PlainPool())
+    experiment = FakeExperiment(pools={PlainPool(): plain})
+    assert DifficultyPool().findings(experiment) == experiment.call("classifiers.difficulty_findings", plain)
+
+
 def test_the_images_count_the_same():
     experiment = FakeExperiment()
     _, pool, _ = METHODS["difficulty"].training_data(experiment)

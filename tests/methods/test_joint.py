@@ -53,6 +53,15 @@ def test_without_a_gate_the_adapter_is_always_used(spec, config):
     assert experiment.steps == ["joint.train", "pools.attribute_prompts", "pools.plan", "pools.generate"]
 
 
+@pytest.mark.parametrize("images", [0, 5])
+def test_the_report_gets_what_the_update_and_the_gate_found(images):
+    experiment = FakeExperiment(JointConfig(gate_images=images))
+    found = JointPool().findings(experiment)
+    train, findings = experiment.calls
+    assert found == findings and findings.step == "joint.findings" and findings.arguments["trained"].call == train
+    assert findings.arguments["plain"] == PLAIN and findings.arguments["has_gate"] == (images > 0)
+
+
 def test_the_adapter_can_start_from_difficultys():
     experiment = FakeExperiment(JointConfig(start="difficulty"))
     JointPool().train(experiment)

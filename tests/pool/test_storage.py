@@ -80,6 +80,17 @@ def test_a_word_stands_only_where_the_class_has_several(tmp_path):
         read_pool(tmp_path)
 
 
+def test_the_images_that_one_was_made_from_stand_only_where_there_are_some(tmp_path):
+    first, second = _records(0, 2)
+    sources = ("train/1.png", "train/2.png")
+    PoolWriter(tmp_path, NAMES).append(
+        to_float(PIXELS[:2]), [dataclasses.replace(first, conditioned_on=sources), second]
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert lines[0]["conditioned_on"] == list(sources) and "conditioned_on" not in lines[1]
+    assert [record.conditioned_on for record in read_pool(tmp_path).records] == [sources, None]
+
+
 def test_grey_images_are_stored_as_grey(folder):
     modes = {}
     for record in read_pool(folder).records:

@@ -10,6 +10,10 @@ METRICS = [
     for step in (10, 20, 30)
 ]
 RNG = np.random.default_rng(0)
+MAP = {
+    "synthetic": (RNG.normal(size=(90, 2)), np.arange(90) % 2),
+    "real": (RNG.normal(size=(3, 2)), np.array([0, 1, 1])),
+}
 DRAW = {
     "curves": lambda path: plots.plot_curves(METRICS, path),
     "weight_curve": lambda path: plots.plot_weight_curve(RNG.gamma(1, 1, 300), RNG.uniform(size=300), path),
@@ -36,7 +40,11 @@ DRAW = {
         "w",
         path,
     ),
-    "difficulty": lambda path: plots.plot_difficulty(RNG.uniform(size=20), RNG.uniform(size=300), path),
+    "difficulty": lambda path: plots.plot_difficulty({"a": RNG.uniform(size=20), "b": RNG.uniform(size=300)}, path),
+    "requested_difficulty": lambda path: plots.plot_requested_difficulty(
+        RNG.uniform(size=9), RNG.uniform(size=9), path
+    ),
+    "image_map": lambda path: plots.plot_image_map(MAP, ("zero", "one"), (0.5, 0.25), path),
 }
 
 
@@ -101,10 +109,22 @@ def test_methods_have_the_same_height_in_all_panels(tmp_path, drawn):
 
 
 def test_difficulty_shares_add_up_to_a_hundred_for_each(tmp_path, drawn):
-    plots.plot_difficulty([0.02, 0.02, 0.52, 1.0], np.full(50, 0.52), tmp_path / "difficulty.svg")
-    pool, real = (patch.get_data().values for patch in drawn[0].axes[0].patches)
+    groups = {"real": [0.02, 0.02, 0.52, 1.0], "pool": np.full(50, 0.52)}
+    plots.plot_difficulty(groups, tmp_path / "difficulty.svg")
+    _, real, _, pool = (patch.get_data().values for patch in drawn[0].axes[0].patches)  # each filled, then its line
     assert pool[10] == pool.sum() == 100
     assert real[[0, 10, 19]].tolist() == [50, 25, 25] and real.sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("names", "titles"), [((), ["synthetic (90)", "real (3)"]), (("zero", "one"), ["zero", "one"])]
+)
+def test_the_map_has_a_colour_for_each_group_or_class(tmp_path, drawn, names, titles):
+    plots.plot_image_map(MAP, names, (0.5, 0.25), tmp_path / "map.svg")
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == titles
+    assert sum(len(points.get_offsets()) for points in axes.collections) == 93
+    assert axes.get_xlabel() == "First component (50% of the variance)"
 
 
 def test_the_same_figure_gives_the_same_svg(tmp_path):

@@ -121,7 +121,7 @@ def test_a_figure(tmp_path, full):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
         with pytest.raises(OSError) as caught:
-            plot_difficulty(np.array([0.1, 0.2]), np.array([0.3]), tmp_path / "a.png")
+            plot_difficulty({"real": np.array([0.1, 0.2])}, tmp_path / "a.png")
     finally:
         full(False)
     assert caught.value.filename == str(tmp_path / "a.png") and os.listdir(tmp_path) == []

@@ -235,20 +235,38 @@ def _apply(classifier: Classifier, params: Params, images: jax.Array) -> jax.Arr
     return classifier.apply(params, images)
 
 
+@jax.jit
+def _features(classifier: Classifier, params: Params, images: jax.Array) -> jax.Array:
+    return classifier.features(params, images)
+
+
 def predict_logits(
     classifier: Classifier, params: Params, images: Array | StreamedImages, batch_size: int
 ) -> np.ndarray:
     """Returns the logits of images [N, H, W, C], in batches of one shape: float32 [N, K]."""
+    return _in_batches(partial(_apply, classifier, params), images, batch_size)
+
+
+def predict_features(
+    classifier: Classifier, params: Params, images: Array | StreamedImages, batch_size: int
+) -> np.ndarray:
+    """Returns what the last layer is given of images [N, H, W, C], in batches of one shape: float32 [N, D]."""
+    return _in_batches(partial(_features, classifier, params), images, batch_size)
+
+
+def _in_batches(
+    function: Callable[[np.ndarray], jax.Array], images: Array | StreamedImages, batch_size: int
+) -> np.ndarray:
     size = min(batch_size, len(images))
     parts = []
     if isinstance(images, StreamedImages):
         places = np.arange(-(-len(images) // size) * size).reshape(-1, size)
         for read in images.batches(np.minimum(places, len(images) - 1)):
-            parts.append(to_host(_apply(classifier, params, read)))
+            parts.append(to_host(function(read)))
         return np.concatenate(parts)[: len(images)]
     held = to_host(images)
     for start in range(0, len(held), size):
         batch = held[start : start + size]
         padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        parts.append(to_host(_apply(classifier, params, padded))[: len(batch)])
+        parts.append(to_host(function(padded))[: len(batch)])
     return np.concatenate(parts)

@@ -12,13 +12,14 @@ import numpy as np
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.practice import Patience, Practised, train_until_stall
-from utilgen_jax.classifier.train import predict_logits, train_classifier
+from utilgen_jax.classifier.train import predict_features, predict_logits, train_classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import Result, step
 from utilgen_jax.methods.base import Method
-from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.report.data import Findings
+from utilgen_jax.runtime.sharding import replicate, to_host
 from utilgen_jax.types import Array, Params
 from utilgen_jax.valuation.config import SaflexConfig
 from utilgen_jax.valuation.difficulty import cross_fitted_difficulty, difficulty
@@ -27,6 +28,27 @@ from utilgen_jax.valuation.saflex import SaflexClassifier, SaflexProgram, train_
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
+
+
+_MOST_MAPPED = 5000  # images of a kind on the report's map
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a classifier did on the test images.
+
+    Attributes:
+        value: the accuracy in [0, 1]; in a stage's file an array of one number.
+        predicted: its class of each test image, int32 [T]; None in the file of an earlier version.
+    """
+
+    value: float | np.ndarray
+    predicted: np.ndarray | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy in [0, 1]."""
+        return float(self.value)
 
 
 class ClassifierSteps:
@@ -128,31 +150,31 @@ class ClassifierSteps:
             taught_by = None if teachers is None else replicate(teachers)
             return train_classifier(experiment.classifier, config, experiment.real, synthetic, key, loop, taught_by)
 
-    def evaluate(self, method: Method, params: Params) -> float:
+    def evaluate(self, method: Method, params: Params) -> Evaluation:
         """The accuracy on the test images, which nothing but these evaluations reads."""
         if method.name == "real":
-            return self._run_real("evaluation_real", float, lambda: self._accuracy(params))
+            return self._run_real("evaluation_real", Evaluation, lambda: self._test(params))
         return self._evaluate(method, params)
 
-    @step("evaluation_{method.name}", float)
-    def _evaluate(self, method: Method, params: Params) -> float:
-        return self._accuracy(params)
+    @step("evaluation_{method.name}", Evaluation)
+    def _evaluate(self, method: Method, params: Params) -> Evaluation:
+        return self._test(params)
 
-    @step("evaluation_{method.name}_synthetic_only", float)
-    def evaluate_on_synthetic(self, method: Method, params: Params) -> float:
+    @step("evaluation_{method.name}_synthetic_only", Evaluation)
+    def evaluate_on_synthetic(self, method: Method, params: Params) -> Evaluation:
         """The accuracy on the test images of the classifier of a method's synthetic images alone."""
-        return self._accuracy(params)
+        return self._test(params)
 
     def _run_real(self, name: str, kind: type[Result], compute: Callable[[], Result]) -> Result:
         """Runs a stage of the real images alone, which runs that differ in the size of their pools share."""
         shared = self.experiment.shared
         return self.experiment.stages.run(name, kind, compute, shared.real_stages if shared else None)
 
-    def _accuracy(self, params: Params) -> float:
+    def _test(self, params: Params) -> Evaluation:
         test = self.experiment.split.test
         images = test.images if isinstance(test.images, StreamedImages) else to_float(test.images)
-        logits = self.predict(params, images)
-        return (logits.argmax(-1) == test.labels).mean()
+        predicted = self.predict(params, images).argmax(-1)
+        return Evaluation((predicted == test.labels).mean(), predicted.astype(np.int32))
 
     def predict(self, params: Params, images: Array | StreamedImages) -> np.ndarray:
         """The logits [N, K] of images [N, H, W, C]."""
@@ -168,10 +190,44 @@ class ClassifierSteps:
         """How hard the classifier of the real images finds examples, float32 [N]."""
         return difficulty(self.predict(self.real(), examples.inputs), labels)
 
+    @step("image_map", dict)
+    def image_map(self, pool: GeneratedPool | None) -> dict[str, np.ndarray]:
+        """The images in the plane of the two principal components of their features, as the real classifier has them.
+
+        Returns:
+            "real", float32 [n, 2], and its "real_rows", int [n], among the few-shot images, `_MOST_MAPPED` at most;
+            "synthetic" and "synthetic_rows", where there is a pool; and "explained", float32 [2], the share of the
+            variance along each axis.
+        """
+        from sklearn.decomposition import PCA  # slow to import
+
+        experiment, params = self.experiment, self.real()
+        inputs = {"real": experiment.real.inputs}
+        if pool is not None:
+            inputs["synthetic"] = experiment.examples(pool).inputs
+        rows = {
+            name: np.unique(np.linspace(0, len(images) - 1, min(len(images), _MOST_MAPPED)).astype(int))
+            for name, images in inputs.items()
+        }
+        size = experiment.config.classifier.eval_batch_size
+        features = {
+            name: predict_features(experiment.classifier, params, to_host(images)[rows[name]], size).astype(np.float64)
+            for name, images in inputs.items()
+        }
+        pca = PCA(2, svd_solver="covariance_eigh").fit(np.concatenate([*features.values()]))
+        places = {name: pca.transform(part).astype(np.float32) for name, part in features.items()}
+        explained = pca.explained_variance_ratio_.astype(np.float32)
+        return {**places, **{f"{name}_rows": part for name, part in rows.items()}, "explained": explained}
+
     def cross_fitted_difficulty(self, pool: GeneratedPool) -> tuple[np.ndarray, np.ndarray]:
         """How hard shots [N] and a plain pool [M] are for classifiers that were not trained on them."""
         measured = self._cross_fitted_difficulty(pool)
         return measured["real"], measured["pool"]
+
+    def difficulty_findings(self, pool: GeneratedPool) -> Findings:
+        """The same, for the report."""
+        real, plain = self.cross_fitted_difficulty(pool)
+        return Findings(real_difficulty=real, plain_difficulty=plain)
 
     @step("difficulty_of_shots", dict)
     def _cross_fitted_difficulty(self, pool: GeneratedPool) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from utilgen_jax.experiment.joint import JointSteps
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.logging import log_stage
 from utilgen_jax.experiment.pools import GeneratedPool, PoolSteps
-from utilgen_jax.experiment.results import print_table, write_results
+from utilgen_jax.experiment.results import print_table, report_data, write_results
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.values import ValueSteps
 from utilgen_jax.experiment.words import WordPool, WordSteps
@@ -90,11 +90,13 @@ class Accuracy:
         final: of the classifier that is trained as the config says.
         synthetic_only: of one that is trained on the synthetic images alone; None where there is none.
         of_update: see `Method.accuracy_of_update`.
+        predicted: the final classifier's class of each test image, int32 [T]; None where an earlier version tested it.
     """
 
     final: float
     synthetic_only: float | None = None
     of_update: float | None = None
+    predicted: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Experiment:
         self.word_choice = WordSteps(self)
         self._built: dict[PoolSpec, GeneratedPool] = {}
         self._data = TrainingData()  # of the last method
+        self._plain_difficulty: np.ndarray | None = None  # of plain images, where a method trains on them
 
     def __enter__(self) -> Experiment:
         with ExitStack() as stack:
@@ -301,7 +304,8 @@ class Experiment:
                 it alone, unless the config has it that way or wants none.
         """
         if method.name == "real":
-            return Accuracy(self.classifiers.evaluate(method, self.classifiers.real()))
+            tested = self.classifiers.evaluate(method, self.classifiers.real())
+            return Accuracy(tested.accuracy, predicted=tested.predicted)
         trainings: list[Callable[[], Any]] = [partial(method.train, self, data)]
         has_both = self.config.also_synthetic_only and not self.config.classifier.is_synthetic_only
         if data.synthetic is not None and has_both:
@@ -310,9 +314,13 @@ class Experiment:
         (params, found), *other = run_at_once(trainings) if at_once > 1 else [train() for train in trainings]
         if method == self.methods[-1]:
             self._data = found
-        accuracy = Accuracy(self.classifiers.evaluate(method, params), of_update=method.accuracy_of_update(self))
+        if method.name == "vanilla" and data.values is not None:
+            self._plain_difficulty = data.values.difficulty
+        tested = self.classifiers.evaluate(method, params)
+        of_update = method.accuracy_of_update(self)
+        accuracy = Accuracy(tested.accuracy, of_update=of_update, predicted=tested.predicted)
         if other:
-            on_synthetic = self.classifiers.evaluate_on_synthetic(method, other[0])
+            on_synthetic = self.classifiers.evaluate_on_synthetic(method, other[0]).accuracy
             return dataclasses.replace(accuracy, synthetic_only=on_synthetic)
         all_synthetic = data.synthetic is not None and self.config.classifier.is_synthetic_only
         return dataclasses.replace(accuracy, synthetic_only=accuracy.final) if all_synthetic else accuracy
@@ -368,11 +376,12 @@ class Experiment:
             summary["accuracy_of_update"] = accuracy[method.name].of_update
         if data.pool is not None and data.values is not None and any(record.word for record in data.pool.records):
             summary["words"] = self.word_choice.table(data.pool, data.values)
-        # A stage: every process runs it.
-        difficulty = None if self.shared else self.classifiers.real_difficulty()
+        report = None
+        if self.shared is None:  # of stages, which every process runs
+            report = report_data(self, rows, data, self._plain_difficulty)
         page = None
-        if self.is_first and difficulty is not None:
-            page = write_results(self.workdir, config, summary, self.split.real, pool, difficulty, data.values)
+        if self.is_first and report is not None:
+            page = write_results(self.workdir, summary, report, pool)
         if self.is_first:
             # The last file: a summary says that the run is whole. Only then is anything printed, which may fail.
             write_summary(self.workdir, summary)

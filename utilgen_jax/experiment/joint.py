@@ -30,6 +30,7 @@ from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.generate import generate_batches
 from utilgen_jax.pool.storage import PoolRecord
 from utilgen_jax.prompts.attributes import PromptAttributes
+from utilgen_jax.report.data import Findings
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.valuation.cross_fit import PoolValues
@@ -136,6 +137,30 @@ class JointSteps:
             verdict = "the adapter is used" if gate.is_open else "the generator stays as it is"
             print(f"gate: {gate.mean:+.3f} ± {gate.standard_error:.3f} held-out loss; {verdict}", file=sys.stderr)
         return gate
+
+    def findings(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult, has_gate: bool) -> Findings:
+        """What the update and the gate found, for the report.
+
+        Args:
+            spec, plain, trained: as of `gate`.
+            has_gate: whether the gate has decided.
+        """
+        gate = self._gate(spec, plain, trained) if has_gate else None
+        return Findings(
+            gate_gains=None if gate is None else np.asarray(gate.gains),
+            attributes=None if trained.attribute_logits is None else self._attributes(trained.attribute_logits),
+            requested_difficulty=trained.difficulties,
+            plain_difficulty=self.experiment.values.difficulty(plain),
+        )
+
+    def _attributes(self, logits: np.ndarray) -> list[tuple[str, str, float, float]]:
+        """Of each value of each attribute, and of none (""): its probability before the training and after."""
+        prompts = self.experiment.config.prompts
+        attributes = PromptAttributes.parse(prompts.attributes)
+        before = attributes.uniform_probabilities(prompts.attribute_probability)
+        after = attributes.reweighted(before, np.asarray(logits)[: len(before)])
+        names = [("|".join(group), value) for group in attributes.groups for value in ("", *group)]
+        return [(*name, float(old), float(new)) for name, old, new in zip(names, before, after, strict=True)]
 
     @step("gate_{spec.name}", Gate)
     def _gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:

@@ -195,12 +195,15 @@ class PoolSteps:
 
         return [dataclasses.replace(record, word=word_of(record)) for record in records] if prompts else records
 
-    def mixed_shots(self, records: Sequence[PoolRecord], mix_strategy: str) -> ConditionOn:
+    def mixed_shots(self, records: Sequence[PoolRecord], mix_strategy: str) -> tuple[list[PoolRecord], ConditionOn]:
         """What conditions each image on two shots of its class, mixed, see `generator.image_conditioning`.
 
         Args:
             records: the whole pool.
             mix_strategy: name of one of `MIX_STRATEGIES`.
+
+        Returns:
+            The records, which now name the shots; and the condition.
         """
         experiment = self.experiment
         has_image_encoder = experiment.generator.architecture.image_encoder is not None
@@ -209,13 +212,17 @@ class PoolSteps:
         rng = np.random.default_rng([experiment.config.seed, Key.MIXED_SHOTS])
         sources = plan_sources(experiment.split.real.labels, labels, rng)
         seeds = np.array([record.seed for record in records])
-        shots = experiment.generator_shots
+        shots, ids = experiment.generator_shots, experiment.split.real.ids
+        named = [
+            dataclasses.replace(record, conditioned_on=tuple(ids[row] for row in rows))
+            for record, rows in zip(records, sources.tolist(), strict=True)
+        ]
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
             first, second = (jnp.asarray(to_float(shots[sources[places, column]])) for column in (0, 1))
             return condition_on_images(experiment.adapters.sd, condition, strategy, first, second, seeds[places])
 
-        return condition_on
+        return named, condition_on
 
     def plan_rounds(self, prompts: Sequence[Sequence[str]], fractions: Sequence[float]) -> list[list[PoolRecord]]:
         """The records of a pool that grows, after each round, see `plan` and `pool.plan.in_rounds`."""

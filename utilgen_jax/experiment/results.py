@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utilgen_jax.config.schema import Config, to_dict
-from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.config.schema import FIELDS, Config, flatten
+from utilgen_jax.experiment.flops import spent_flops
 from utilgen_jax.methods import METHODS
 from utilgen_jax.pool.storage import Pool
-from utilgen_jax.report.metrics import read_metrics
-from utilgen_jax.report.page import UPDATE_NOTE, accuracy_columns, write_report
-from utilgen_jax.report.plots import plot_curves, plot_difficulty, plot_weight_curve
+from utilgen_jax.report.data import Findings, RunData, save, shown_real
+from utilgen_jax.report.page import write_report
+from utilgen_jax.report.summary import UPDATE_NOTE, accuracy_columns
 from utilgen_jax.report.table import format_table
 from utilgen_jax.report.words import word_lines
-from utilgen_jax.valuation.cross_fit import PoolValues
 
-SHEETS = ("difficulty_sweep", "hard_factors")  # see `pool.difficulty_sheets`
+if TYPE_CHECKING:
+    from utilgen_jax.experiment.experiment import Accuracy, Experiment, TrainingData
 
 _TITLES = {"real_only": METHODS["real"].title, "vanilla": METHODS["vanilla"].title}
 
@@ -45,33 +47,68 @@ def print_table(summary: dict[str, Any]) -> None:
         print("\n".join(word_lines(summary["words"])) + "\n")
 
 
-def write_results(
-    workdir: Path,
-    config: Config,
-    summary: dict[str, Any],
-    real: LabelledImages,
-    pool: Pool | None,
-    real_difficulty: np.ndarray,
-    values: PoolValues | None,
-) -> Path:
-    """Writes the figures and the report page; returns the page's path.
+def report_data(
+    experiment: Experiment, accuracy: Mapping[str, Accuracy], data: TrainingData, plain_difficulty: np.ndarray | None
+) -> RunData:
+    """Collects what the report of a run shows beside its pool; parts of it are stages, which every process runs.
+
+    Args:
+        experiment: the run.
+        accuracy: by row of the summary.
+        data: of the last method.
+        plain_difficulty: of images of the generator as it is, where known.
+    """
+    split, generated, spec = experiment.split, data.pool, experiment.methods[-1].pool
+    findings = (spec.findings(experiment) if spec is not None and generated is not None else None) or Findings()
+    if findings.real_difficulty is None:
+        findings = dataclasses.replace(findings, real_difficulty=experiment.classifiers.real_difficulty())
+    if findings.plain_difficulty is None:
+        findings = dataclasses.replace(findings, plain_difficulty=plain_difficulty)
+    places = experiment.classifiers.image_map(generated)
+    num_trainings = sum(1 + (each.synthetic_only is not None) for each in accuracy.values())
+    images: dict[str, Any] = {}
+    if generated is not None and data.values is not None:
+        folder = experiment.pool_folder(generated.spec, generated.round)
+        images = {
+            "pool": folder.relative_to(experiment.workdir).as_posix(),
+            "losses": data.values.losses,
+            "map_synthetic": places["synthetic"],
+            "map_synthetic_labels": generated.labels[places["synthetic_rows"]],
+        }
+    return RunData(
+        **vars(findings),
+        **shown_real(split.real),
+        **images,
+        test_labels=split.test.labels,
+        predicted={row: each.predicted for row, each in accuracy.items() if each.predicted is not None},
+        map_real=places["real"],
+        map_real_labels=split.real.labels[places["real_rows"]],
+        map_explained=places["explained"],
+        flops=spent_flops(experiment, generated, num_trainings),
+        changed=changed_fields(experiment.config),
+        inputs=experiment.inputs,
+        command="python -m " + shlex.join(["utilgen_jax.main", *sys.argv[1:]]),
+    )
+
+
+def changed_fields(config: Config) -> list[tuple[str, str, str]]:
+    """The fields that differ from the defaults: (field, default, value)."""
+    values = flatten(config)
+    return [
+        (path, repr(field.default), repr(values[path]))
+        for path, field in FIELDS.items()
+        if values[path] != field.default
+    ]
+
+
+def write_results(workdir: Path, summary: dict[str, Any], data: RunData, pool: Pool | None) -> Path:
+    """Writes the report page and what it is made from; returns the page's path.
 
     Args:
         workdir: the run's folder.
-        config: of the run.
         summary: the contents of `summary.json`.
-        real: the few-shot images.
+        data: see `report_data`.
         pool: the synthetic images; None where there are none.
-        real_difficulty: of the few-shot images, [N].
-        values: of the pool's images.
     """
-    figures = workdir / "report"
-    entries = read_metrics(workdir)
-    drawn = {"curves": plot_curves(entries, figures / "curves.png")} if entries else {}
-    drawn |= {name: figures / f"{name}.png" for name in SHEETS if (figures / f"{name}.png").is_file()}
-    if values is not None and values.difficulty is not None:
-        drawn["difficulty"] = plot_difficulty(real_difficulty, values.difficulty, figures / "difficulty.png")
-    if values is not None and values.losses is not None:
-        drawn["weight_curve"] = plot_weight_curve(values.losses, values.weights, figures / "weight_curve.png")
-    command = "python -m " + shlex.join(["utilgen_jax.main", *sys.argv[1:]])
-    return write_report(workdir, summary, to_dict(config), real, pool, drawn, command)
+    save(workdir, data)
+    return write_report(workdir, summary, data, pool)

@@ -54,7 +54,7 @@ class AugcondPool(PoolSpec):
     def build(self, experiment: Experiment) -> GeneratedPool:
         records = experiment.pools.plan(experiment.pools.class_prompts())
         settings = experiment.config.section(AugcondConfig)
-        condition = experiment.pools.mixed_shots(records, settings.mix_strategy)
+        records, condition = experiment.pools.mixed_shots(records, settings.mix_strategy)
         return experiment.pools.generate(self, records, condition_on=condition, strength=settings.strength)
 
 

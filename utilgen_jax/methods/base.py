@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment, TrainingData
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.generator.config import SamplingConfig
+    from utilgen_jax.report.data import Findings
     from utilgen_jax.types import Params
     from utilgen_jax.valuation.cross_fit import PoolValues
 
@@ -66,6 +67,10 @@ class PoolSpec:
     def build(self, experiment: Experiment) -> GeneratedPool:
         """Makes the pool."""
         raise NotImplementedError
+
+    def findings(self, experiment: Experiment) -> Findings | None:
+        """What the training of the generator found, for the report of a pool that is built; None: nothing of note."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

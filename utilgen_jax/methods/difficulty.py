@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.generator.adapter import Adapter
     from utilgen_jax.generator.config import SamplingConfig
+    from utilgen_jax.report.data import Findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,9 @@ class DifficultyPool(PoolSpec):
         means = class_means(settings, experiment.split.real.class_names)
         records = experiment.pools.plan(experiment.pools.caption_prompts(), difficulty=(means, settings.std))
         return experiment.pools.generate(self, records, adapter)
+
+    def findings(self, experiment: Experiment) -> Findings:
+        return experiment.classifiers.difficulty_findings(experiment.pool(PlainPool()))
 
 
 METHODS = (Method("difficulty", "+ synthetic images, difficulty", DifficultyPool(), published=True),)

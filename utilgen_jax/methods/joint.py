@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment, TrainingData
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.joint.train import JointResult
+    from utilgen_jax.report.data import Findings
     from utilgen_jax.types import Params
     from utilgen_jax.valuation.cross_fit import PoolValues
     from utilgen_jax.valuation.ensemble import EnsembleLabels
@@ -75,10 +76,16 @@ class JointPool(PoolSpec):
         records = experiment.pools.plan(prompts, difficulty=(trained.difficulties.tolist(), 0.0))
         return experiment.pools.generate(self, records, trained.adapter)
 
+    def findings(self, experiment: Experiment) -> Findings:
+        return experiment.joint.findings(
+            self, experiment.pool(PlainPool()), self.train(experiment), self._has_gate(experiment)
+        )
+
     def _is_used(self, experiment: Experiment, plain: GeneratedPool, trained: JointResult) -> bool:
-        if "gate" in self.without or not experiment.config.section(JointConfig).gate_images:
-            return True
-        return experiment.joint.gate(self, plain, trained).is_open
+        return not self._has_gate(experiment) or experiment.joint.gate(self, plain, trained).is_open
+
+    def _has_gate(self, experiment: Experiment) -> bool:
+        return "gate" not in self.without and experiment.config.section(JointConfig).gate_images > 0
 
 
 @dataclasses.dataclass(frozen=True)

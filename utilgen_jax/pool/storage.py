@@ -44,6 +44,7 @@ class PoolRecord:
         soft_label: K probabilities.
         round: The round of generation that made it, from 0.
         word: The word of the class in the prompt, where the class has several; a line lacks it where there is none.
+        conditioned_on: Ids of the real images that the image was made from; a line lacks it where there are none.
         file_name: Path below the pool's folder; the writer fills it in.
         class_name: The class in words; the writer fills it in.
     """
@@ -59,6 +60,7 @@ class PoolRecord:
     soft_label: tuple[float, ...] | None = None
     round: int | None = None
     word: str | None = None
+    conditioned_on: tuple[str, ...] | None = None
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(PoolRecord))
@@ -72,7 +74,9 @@ _KINDS: dict[str, Any] = {
     "soft_label": list,
     "round": int,
     "word": str,
+    "conditioned_on": list,
 }
+_LEFT_OUT = ("word", "conditioned_on")  # of a line, where they are None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,8 +273,8 @@ def read_records(folder: str | Path, class_names: tuple[str, ...] | None) -> lis
         wrong = [key for key, kind in _KINDS.items() if not isinstance(fields.get(key), kind | None)]
         if wrong:
             raise InputError(f"{where}: {wrong[0]} is {fields[wrong[0]]!r}, which it cannot be")
-        soft_label = fields.pop("soft_label", None)
-        records.append(PoolRecord(**fields, soft_label=None if soft_label is None else tuple(soft_label)))
+        lists = {key: tuple(fields[key]) for key in ("soft_label", "conditioned_on") if fields.get(key) is not None}
+        records.append(PoolRecord(**{**fields, **lists}))
     return records
 
 
@@ -294,8 +298,7 @@ def _class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _to_line(record: PoolRecord) -> str:
     fields = dataclasses.asdict(record)
-    if record.word is None:
-        del fields["word"]
+    fields = {name: value for name, value in fields.items() if value is not None or name not in _LEFT_OUT}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
 
 

@@ -1,138 +1,158 @@
-"""Gallery of a run by class: the real images beside the highest and lowest ranked synthetic ones."""
+"""Gallery of a run: an index and sheets of thumbnails, which the page's script shows by class, sorted, as asked."""
+
+from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from utilgen_jax.data.splits import LabelledImages
-from utilgen_jax.data.streamed_images import Images
 from utilgen_jax.pool.storage import Pool, PoolRecord
+from utilgen_jax.report import html
+from utilgen_jax.report.data import MAX_SIDE, RunData, shrink
+from utilgen_jax.report.duplicates import near_duplicates
 
-# Limits that keep the page small enough to mail.
-MAX_CLASSES = 20
-IMAGES_PER_GROUP = 8
-MAX_SIDE = 128  # pixels; larger images are shrunk to it
+COLUMNS = 10  # and rows of a sheet
+SMALL_SIDE, MANY = 64, 2000  # pixels of thumbnails where there are more than so many images
+_MOST_SHOWN_LABELS = 2
+# Column of the index -> what it is called in the gallery's choice of an order.
+_SORTS = {"weight": "utility (weight)", "difficulty": "difficulty", "disagreement": "disagreement of the soft label"}
 
 
-def gallery(real: LabelledImages, pool: Pool | None) -> str:
-    """Shows the real and the synthetic images of up to `MAX_CLASSES` classes, `IMAGES_PER_GROUP` of a kind.
+def gallery(data: RunData, pool: Pool | None) -> tuple[str, str]:
+    """Makes the gallery of the few-shot images and a pool.
+
+    Thumbnails are inlined, 100 on a sheet, the images of a class together and the useful ones first: few sheets are
+    decoded for the first view. Pixels of small images are kept as they are.
 
     Args:
-        real: the real training images.
+        data: has the real images.
         pool: the synthetic images; None for none.
 
     Returns:
-        HTML with the images as data URIs; all text is escaped.
+        HTML of the place where the script puts it; and the blocks of data.
     """
-    class_names = real.class_names
-    shown = class_names[:MAX_CLASSES]
-    notes = []
+    index: dict[str, Any] = {
+        "columns": COLUMNS,
+        "classes": list(data.class_names),
+        "stats": _stats(data, pool),
+        "pool": data.pool,
+        "prompts": [],
+        "real": {"label": data.real_labels.tolist(), "id": list(data.real_ids), "count": data.num_real.tolist()},
+        "synthetic": None,
+    }
+    small = max(data.real_images.shape[1:3]) <= SMALL_SIDE
+    blocks = _sheets("real", data.real_images, small, index["real"])
+    marks = ""
     if pool is not None:
-        notes.append(
-            "Below each synthetic image: its weight (or its soft label's probability of the class, where all weights "
-            "are equal) and its difficulty. Hover over an image for its prompt."
-        )
-    if len(class_names) > len(shown):
-        notes.append(f"The first {len(shown)} of {len(class_names)} classes.")
-    blocks = []
-    for label, name in enumerate(shown):
-        indices = np.flatnonzero(real.labels == label)
-        title = f"real, {indices.size}"
-        groups = [_group(title, real.images, indices[:IMAGES_PER_GROUP], lambda _: ("real image", ""))]
-        stats = ""
-        if pool is not None:
-            members = np.flatnonzero(pool.labels == label)
-            stats = _class_stats([pool.records[int(index)] for index in members])
-            groups += _pool_groups(pool, members)
-        blocks.append(f'<h3>{escape(name)} <small>{stats}</small></h3><div class="groups">{"".join(groups)}</div>')
-    return f'<p class="note">{" ".join(notes)}</p>' + "".join(blocks)
-
-
-def _pool_groups(pool: Pool, members: NDArray[np.intp]) -> list[str]:
-    """Groups the highest and lowest ranked images of one class.
-
-    Ranks by weight; by the soft label's probability of the class where all weights are equal. Where neither varies,
-    shows the first images.
-    """
-
-    def class_probability(record: PoolRecord) -> float | None:
-        return None if record.soft_label is None else record.soft_label[record.label]
-
-    records = [pool.records[int(index)] for index in members]
-    rankings = (
-        ("highest weight", "lowest weight", lambda record: record.weight),
-        ("highest soft label", "lowest soft label", class_probability),
+        columns, order = _columns(data, pool, index["prompts"])
+        columns = {
+            name: [values[place] for place in order]
+            for name, values in columns.items()
+            if any(value is not None for value in values)
+        }
+        varied = [name for name in _SORTS if len(set(columns.get(name, ()))) > 1]
+        index["sorts"] = [[name, _SORTS[name]] for name in varied] + [["number", "order of generation"]]
+        index["synthetic"] = columns
+        side = SMALL_SIDE if len(pool.labels) > MANY else MAX_SIDE
+        small = max(pool.images.shape[1:3]) <= SMALL_SIDE
+        blocks += _sheets("synthetic", shrink(pool.images, side)[order], small, columns)
+        marks = _marks(columns, len(pool.labels))
+    place = (
+        f'{marks}<div class="controls" id="gallery-controls"></div>'
+        '<div id="gallery"><noscript>The images are shown by a script of this page.</noscript></div>'
     )
-    varying = [ranking for ranking in rankings if len({*map(ranking[2], records)} - {None}) > 1]
-    first, last, score = (varying or rankings)[0]
-
-    def texts(index: int) -> tuple[str, str]:
-        record = pool.records[index]
-        return record.prompt or "", f"{_number(score(record))} · {_number(record.difficulty)}"
-
-    if not varying:
-        return [_group(f"synthetic, {members.size}", pool.images, members[: 2 * IMAGES_PER_GROUP], texts)]
-    ranked = members[np.argsort(-_column([score(record) for record in records]), kind="stable")]  # NaN comes last
-    top, rest = ranked[:IMAGES_PER_GROUP], ranked[IMAGES_PER_GROUP:]
-    groups = [_group(f"synthetic, {first}", pool.images, top, texts)]
-    if rest.size:
-        groups.append(_group(f"synthetic, {last}", pool.images, rest[-IMAGES_PER_GROUP:], texts))
-    return groups
+    return place, html.json_block("gallery-index", index) + "".join(blocks)
 
 
-def _class_stats(records: Sequence[PoolRecord]) -> str:
-    """Returns HTML with a class's count and means, and its prompt if all images share one."""
-    stats = [f"{len(records):,} synthetic"]
-    columns = {"weight": [record.weight for record in records], "difficulty": [record.difficulty for record in records]}
-    for name, column in columns.items():
-        values = _column(column)
-        if np.isfinite(values).any():
-            stats.append(f"mean {name} {np.nanmean(values):.2f}")
-    prompts = {record.prompt for record in records if record.prompt}
-    if len(prompts) == 1:
-        stats.append(f"“{escape(prompts.pop())}”")
-    return ", ".join(stats)
+def _columns(data: RunData, pool: Pool, prompts: list[str]) -> tuple[dict[str, list[Any]], np.ndarray]:
+    """What the index tells of each image, and the order in which the images are stored; fills in the prompts."""
+    records = pool.records
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(record.prompt or "" for record in records))}
+    prompts += places
+    rows = {id_: row for row, id_ in enumerate(data.real_ids)}
+    same = near_duplicates(pool.images, pool.labels, pool.images, pool.labels, is_same=True)
+    copies = near_duplicates(pool.images, pool.labels, data.real_images, data.real_labels, is_same=False)
+    columns: dict[str, list[Any]] = {
+        "number": list(range(len(records))),
+        "label": pool.labels.tolist(),
+        "file": [record.file_name for record in records],
+        "prompt": [places[record.prompt or ""] for record in records],
+        "seed": [record.seed for record in records],
+        "weight": [_rounded(record.weight) for record in records],
+        "difficulty": [_rounded(record.difficulty) for record in records],
+        "requested": [_rounded(record.requested_difficulty) for record in records],
+        "disagreement": [_disagreement(record) for record in records],
+        "top": [_top(record.soft_label) for record in records],
+        "same": [None if other < 0 else int(other) for other in same],
+        "copy": [None if other < 0 else int(other) for other in copies],
+        "sources": [_known(record.conditioned_on, rows) for record in records],
+    }
+    weights = np.array([-1.0 if weight is None else weight for weight in columns["weight"]])
+    return columns, np.lexsort((-weights, pool.labels))
 
 
-def _group(name: str, images: Images, indices: Iterable[int], texts: Callable[[int], tuple[str, str]]) -> str:
-    """Returns a named strip of images; `texts` gives the title and the caption of an image by its index."""
-    figures = []
-    for index in indices:
-        title, caption = texts(int(index))
-        source, small = _image(images[int(index)])
-        kind = ' class="pixels"' if small else ""
-        text = escape(title)
-        caption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-        figures.append(f'<figure><img{kind} src="{source}" alt="{text}" title="{text}">{caption}</figure>')
-    return f'<div class="group"><h4>{escape(name)}</h4><div class="strip">{"".join(figures)}</div></div>'
+def _known(ids: Sequence[str] | None, rows: dict[str, int]) -> list[int] | None:
+    """Rows of the real images with these ids, as far as they are shown."""
+    return [rows[each] for each in dict.fromkeys(ids or ()) if each in rows] or None
 
 
-def _image(image: np.ndarray) -> tuple[str, bool]:
-    """Returns the data URI of a uint8 [H, W, C] image, and whether it is small enough to show pixelated."""
-    opened = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    small = max(opened.size) <= MAX_SIDE // 2
-    opened.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    if small:
-        opened.save(stream, "PNG", optimize=True)
-    else:
-        opened.save(stream, "JPEG", quality=88)
-    return data_uri(stream.getvalue(), "image/png" if small else "image/jpeg"), small
+def _marks(columns: dict[str, list[Any]], number: int) -> str:
+    """A sentence on near-duplicates."""
+    same, copies = (sum(value is not None for value in columns.get(name, ())) for name in ("same", "copy"))
+    text = f"{html.count(same, 'image')} of {number:,} nearly repeat an earlier one of their class"
+    return html.note(f"{text}; {html.count(copies, 'image')} a real image. Such images are marked.")
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Returns a file's content as a data URI of the media type `kind`."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _stats(data: RunData, pool: Pool | None) -> list[str]:
+    """A line about each class."""
+    if pool is None:
+        return [""] * len(data.class_names)
+    lines = []
+    for label in range(len(data.class_names)):
+        own = [pool.records[row] for row in np.flatnonzero(pool.labels == label)]
+        parts = [f"{len(own):,} synthetic"]
+        for name in ("weight", "difficulty"):
+            values = [getattr(record, name) for record in own if getattr(record, name) is not None]
+            if values:
+                parts.append(f"mean {name} {np.mean(values):.2f}")
+        lines.append(", ".join(parts))
+    return lines
 
 
-def _column(values: Sequence[float | None]) -> NDArray[np.float64]:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+def _sheets(kind: str, images: np.ndarray, small: bool, about: dict[str, Any]) -> list[str]:
+    """Blocks with the sheets of images uint8 [N, h, w, C]; notes in `about` what the script has to know of them."""
+    side = max(images.shape[1:3]) if small else -(-max(images.shape[1:3]) // 16) * 16  # whole blocks of a JPEG file
+    about |= {"type": "image/png" if small else "image/jpeg", "pixelated": small}
+    blocks = []
+    for number, start in enumerate(range(0, len(images), COLUMNS**2)):
+        sheet = Image.new("L" if images.shape[-1] == 1 else "RGB", (COLUMNS * side, COLUMNS * side))
+        for cell, each in enumerate(images[start : start + COLUMNS**2]):
+            tile = Image.fromarray(each[..., 0] if images.shape[-1] == 1 else each)
+            left, top = (side - tile.width) // 2, (side - tile.height) // 2
+            sheet.paste(tile, (cell % COLUMNS * side + left, cell // COLUMNS * side + top))
+        stream = io.BytesIO()
+        sheet.save(stream, "PNG") if small else sheet.save(stream, "JPEG", quality=82)
+        content = base64.b64encode(stream.getvalue()).decode()
+        blocks.append(f'<script type="text/plain" id="{kind}-{number}">{content}</script>')
+    return blocks
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _disagreement(record: PoolRecord) -> float | None:
+    """The probability that the soft label leaves to other classes."""
+    return None if record.soft_label is None else _rounded(1 - record.soft_label[record.label])
+
+
+def _top(soft_label: Sequence[float] | None) -> list[list[float]] | None:
+    """The likeliest classes of a soft label, with their probabilities."""
+    if soft_label is None:
+        return None
+    largest = np.argsort(-np.asarray(soft_label), kind="stable")[:_MOST_SHOWN_LABELS]
+    return [[int(label), round(float(soft_label[label]), 3)] for label in largest]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 3)

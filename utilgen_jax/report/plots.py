@@ -21,6 +21,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E0
 GREY = "#8A8F98"
 _PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 _DASHES = ("-", "--", ":")
+_GROUP_COLOURS = (RED, BLUE, GREEN)
+MOST_COLOURS = 10  # of matplotlib's own cycle, for classes
 _STYLE: Any = {  # some versions of matplotlib type it by a literal of all the keys, others by str
     "axes.axisbelow": True,
     "axes.edgecolor": "#9AA0A8",
@@ -38,6 +40,7 @@ _STYLE: Any = {  # some versions of matplotlib type it by a literal of all the k
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
+    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "utilgen_jax",  # deterministic SVG output
     "text.color": "#333840",
     "xtick.color": "#5A6069",
@@ -65,6 +68,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     # Stages have colours and measures have dashes, the same in both panels: one legend serves both.
     keys = list(dict.fromkeys(key for _, curves in panels for key in curves))
     stages = list(dict.fromkeys(stage for stage, _ in keys))
+    palette = _PALETTE if len(stages) <= len(_PALETTE) else [f"C{number}" for number in range(MOST_COLOURS)]
     measures = sorted({measure for _, measure in keys})  # plain "loss" and "accuracy" first, as a solid line
     lines: dict[str, Artist] = {}
     with _style():
@@ -75,7 +79,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
                     steps,
                     (100 if kind == "accuracy" else 1) * np.asarray(values),
                     _DASHES[measures.index(measure) % len(_DASHES)],
-                    color=_PALETTE[stages.index(stage) % len(_PALETTE)],
+                    color=palette[stages.index(stage) % len(palette)],
                     marker="o" if len(steps) == 1 else "",
                 )
                 lines.setdefault(f"{stage}: {measure}" if measure else stage, line)
@@ -218,12 +222,11 @@ def plot_data_efficiency(
         return _save(figure, path)
 
 
-def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[str]) -> Path:
-    """Draws histograms of the difficulty s = 1 - p(true class) of the real images and of the pool.
+def plot_difficulty(groups: Mapping[str, ArrayLike], path: str | os.PathLike[str]) -> Path:
+    """Draws the densities of the difficulty s = 1 - p(true class) of groups of images (arXiv 2411.18109, figure 2).
 
     Args:
-        real: difficulties of the real images in [0, 1], [n].
-        pool: difficulties of the pool samples in [0, 1], [m].
+        groups: {title: difficulties in [0, 1], [n]}.
         path: the file to write.
 
     Returns:
@@ -233,12 +236,82 @@ def plot_difficulty(real: ArrayLike, pool: ArrayLike, path: str | os.PathLike[st
     with _style():
         figure = _figure(5.4, 3.9)
         axes = figure.subplots()
-        for values, name, colour, fill in ((pool, "synthetic pool", SKY, True), (real, "real images", RED, False)):
+        for number, (title, values) in enumerate(groups.items()):
             counts, _ = np.histogram(np.asarray(values, dtype=np.float64), edges)
             shares = 100 * counts / max(counts.sum(), 1)
-            axes.stairs(shares, edges, fill=fill, color=colour, linewidth=1.8, label=f"{name} ({counts.sum()})")
+            colour, label = _GROUP_COLOURS[number % len(_GROUP_COLOURS)], f"{title} ({counts.sum()})"
+            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.15)
+            axes.stairs(shares, edges, color=colour, linewidth=1.8, label=label)
         axes.set(xlabel="Difficulty, 1 - p(true class)", ylabel="Share of the images (%)", xlim=(0, 1))
         _legend_above(axes)
+        return _save(figure, path)
+
+
+def plot_requested_difficulty(requested: ArrayLike, measured: ArrayLike, path: str | os.PathLike[str]) -> Path:
+    """Draws the measured difficulty of each image against the one that was requested of the generator.
+
+    Args:
+        requested: in [0, 1], [n].
+        measured: in [0, 1], [n].
+        path: the file to write.
+
+    Returns:
+        The path.
+    """
+    x, y = np.asarray(requested, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    bins = np.array_split(np.argsort(x, kind="stable"), min(10, x.size))
+    with _style():
+        figure = _figure(5.4, 3.9)
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], ":", color=GREY, label="as requested")
+        axes.scatter(x, y, s=12, color=SKY, alpha=0.6, linewidths=0, label="one image", rasterized=True)
+        axes.plot([x[b].mean() for b in bins], [y[b].mean() for b in bins], color=BLUE, label="mean")
+        axes.set(xlabel="Requested difficulty", ylabel="Measured, 1 - p(true class)", xlim=(0, 1), ylim=(-0.03, 1.03))
+        _legend_above(axes, columns=3)
+        return _save(figure, path)
+
+
+def plot_image_map(
+    groups: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    class_names: Sequence[str],
+    explained: tuple[float, float],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Draws images as points in a plane, those of the last group larger.
+
+    Args:
+        groups: {title: (places [n, 2], labels [n])}.
+        class_names: K words, which give the colours, ten at most; none: the groups do.
+        explained: share of the variance along each axis.
+        path: the file to write.
+
+    Returns:
+        The path.
+    """
+    with _style():
+        figure = _figure(5.4, 4.6)
+        axes = figure.subplots()
+        for number, (title, (places, labels)) in enumerate(groups.items()):
+            points, is_last = np.asarray(places, dtype=np.float64), number == len(groups) - 1
+            parts = {f"{title} ({len(points)})": (points, _GROUP_COLOURS[-1 - number])}
+            if class_names:
+                of_class = [points[np.asarray(labels) == label] for label in range(len(class_names))]
+                parts = {name: (own, f"C{k}") for k, (name, own) in enumerate(zip(class_names, of_class, strict=True))}
+            for name, (own, colour) in parts.items():
+                axes.scatter(
+                    own[:, 0],
+                    own[:, 1],
+                    s=34 if is_last else 9,
+                    color=colour,
+                    label=None if class_names and not is_last else name,
+                    linewidths=0,
+                    alpha=0.7,
+                    rasterized=True,
+                )
+        first, second = explained
+        axes.set(xlabel=f"First component ({first:.0%} of the variance)", ylabel=f"Second component ({second:.0%})")
+        axes.tick_params(labelbottom=False, labelleft=False, length=0)
+        _legend_above(axes, columns=5)
         return _save(figure, path)
 
 
@@ -296,8 +369,8 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height))
 
 
-def _legend_above(axes: "Axes") -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+def _legend_above(axes: "Axes", columns: int = 2) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
 
 
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
