@@ -12,8 +12,8 @@ from setuptools import find_packages
 from utilgen_jax.compare.curve import curve_tables
 from utilgen_jax.compare.join import PLAN_FIELDS
 from utilgen_jax.compare.regimes import regime_table
-from utilgen_jax.compare.report import tables
 from utilgen_jax.compare.statistics import Run, of_synthetic_only
+from utilgen_jax.compare.tables import tables
 from utilgen_jax.config.command_line import read_config
 from utilgen_jax.config.schema import FIELDS, RENAMED, VARIANTS, diff_configs, flatten, from_json
 from utilgen_jax.methods import METHODS

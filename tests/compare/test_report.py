@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.report.conftest import Elements
 from utilgen_jax.compare.plan import plan_runs
 from utilgen_jax.compare.report import write_comparison
 from utilgen_jax.compare.statistics import Run, run_of
@@ -102,6 +103,37 @@ def test_the_curve_has_a_table_and_statistics_for_each_size(tmp_path, capsys):
         runs, key=lambda run: (run.images_per_shot, run.seed, ["real", "vanilla", "saflex"].index(run.method))
     )
     assert "curve.png" in capsys.readouterr().out and (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_the_page_tells_what_helped_what_it_cost_and_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compare", "--config=<b>.py"])
+    runs = [run_of(summary(*entry[:3], ACCURACY[entry.method] + 0.01 * entry.seed)) for entry in PLAN[:-1]]
+    write_comparison(tmp_path, {"seed": 0, "data": {"name": "<i>digits"}}, runs, PLAN)
+    found = Elements((tmp_path / "compare.html").read_text())
+    assert [section["id"] for section in found.all("section")] == [
+        "did-it-help",
+        "what-did-it-cost",
+        "how-do-i-repeat-it",
+    ]
+    for text in (
+        "<i>digits: 3 methods",
+        "1 shot: best is synthetic images, SAFLEX, 80.5 ± 0.7 %, +30.0 [+30.0, +30.0] points over",
+        "minus saflex (best published)", "+ plain synthetic images b 2.5s, a 1.5s 100 4.0s",
+        "python -m utilgen_jax.compare '--config=<b>.py'", "saflex, 2 shots, seeds: 1", "All 11 runs", "data.name",
+    ):  # fmt: skip
+        assert text in found.text, text
+    assert len(found.all("svg")) == 1 and not found.all("script") and not found.all("b")
+    labels = [region["aria-label"] for region in found.all("div") if region.get("role") == "region"]
+    assert len(labels) == len(set(labels)) == 7
+
+
+def test_the_page_of_a_curve_has_the_curve(tmp_path):
+    plan, runs = curve_runs()
+    write_comparison(tmp_path, {}, runs, plan)
+    found = Elements((tmp_path / "compare.html").read_text())
+    assert [section["id"] for section in found.all("section")][1] == "with-how-many-images"
+    assert "2 shots: best is synthetic images, SAFLEX, 90.0" in found.text and len(found.all("svg")) == 1
+    assert "Trained on synthetic images alone 2 shots, accuracy, % 5 a real image 10 a real image" in found.text
 
 
 def test_a_config_of_synthetic_images_only_is_named_in_the_curve(tmp_path):

@@ -9,9 +9,9 @@
 
 All methods of a seed use the same real images and the same classifier config; shared stages, such as a pool, run once.
 The same command resumes an interrupted comparison; with --norun it only reports the finished runs. It writes
-compare.json, compare.md and compare.png. With --images_per_shot, for the data-efficiency curve, every method with
-synthetic images runs once for each size of its pool, and curve.png takes the place of compare.png. Exit status: 0 done,
-2 bad input, 130 interrupted, 143 terminated.
+compare.html, compare.json, compare.md and compare.png. With --images_per_shot, for the data-efficiency curve, every
+method with synthetic images runs once for each size of its pool, and curve.png takes the place of compare.png. Exit
+status: 0 done, 2 bad input, 130 interrupted, 143 terminated.
 
 To split the work between two machines, run one with --config.seed=0 --seeds=5 and the other with --config.seed=5
 --seeds=5. Then --seeds=10 --norun --join=first/compare.json,second/compare.json reports all ten seeds.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utilgen_jax import report
@@ -40,7 +40,7 @@ def curve_tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -
     return parts
 
 
-def plot_curve(columns: dict[str, Sequence[Run]], methods: Sequence[str], path: Path) -> Path:
+def plot_curve(columns: Mapping[str, Sequence[Run]], methods: Sequence[str], path: Path) -> Path:
     """Draws the curve, a panel for each number of shots and column.
 
     Args:

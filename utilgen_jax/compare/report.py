@@ -1,42 +1,26 @@
-"""Writes a comparison as tables in text, markdown and JSON, and as a figure."""
+"""Writes a comparison as tables in text, markdown and JSON, as a figure and as a page."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from utilgen_jax import report
-from utilgen_jax.compare.curve import Formatter, curve_tables, plot_curve, sizes_of, str_accuracy
+from utilgen_jax.compare.curve import Formatter, curve_tables, plot_curve, sizes_of
+from utilgen_jax.compare.page import About, write_page
 from utilgen_jax.compare.plan import PlannedRun
-from utilgen_jax.compare.statistics import (
-    Interval,
-    MethodResult,
-    Run,
-    accuracies,
-    best_published,
-    error_reduction,
-    interval,
-    method_results,
-    of_size,
-    of_synthetic_only,
-)
-from utilgen_jax.methods import METHODS, PUBLISHED
+from utilgen_jax.compare.statistics import Run, best_published, method_results, of_size, of_synthetic_only
+from utilgen_jax.compare.tables import CURVE_NOTE, error_reductions, plot_differences, tables
 from utilgen_jax.runtime.atomic_write import write_text
-
-_CURVE_NOTE = (
-    "Accuracies are means ± standard deviations over seeds. Differences are in points, paired by seed, with 95 % "
-    "intervals;\nplain is `vanilla`."
-)
-_NOTE = f"{_CURVE_NOTE} Seconds are the sum over the stages of a run; stages that methods share count in each."
 
 
 def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run], plan: Sequence[PlannedRun]) -> None:
-    """Writes the comparison as `compare.md`, `compare.json` and `compare.png` or `curve.png`, then prints it.
+    """Writes `compare.md`, `compare.json`, `compare.html` and `compare.png` or `curve.png`, then prints the tables.
 
     Args:
         folder: output folder.
@@ -66,12 +50,15 @@ def write_comparison(folder: Path, settings: dict[str, Any], runs: Sequence[Run]
         first, *others = columns
         content |= _statistics(columns[first], methods)
         content |= {column: _statistics(columns[column], methods) for column in others}
-        figures = [_plot(columns[first], methods, folder / "compare.png")]
-        figures += [_plot(columns[column], methods, folder / f"compare_{column}.png") for column in others]
+        figures = [plot_differences(columns[first], methods, folder / "compare.png")]
+        figures += [plot_differences(columns[column], methods, folder / f"compare_{column}.png") for column in others]
     content["missing"] = [entry._asdict() for entry in missing]
     write_text(folder / "compare.json", json.dumps(content, indent=2) + "\n")
+    command = shlex.join(["python", "-m", "utilgen_jax.compare", *sys.argv[1:]])
+    page = write_page(folder, About(command, settings, _missing_lines(missing)), columns, methods)
     print(text)  # when all is on disk
     print(f"written: {folder}/compare.md, compare.json, {', '.join(figure.name for figure in figures)}")
+    print(f"report: {page}")
 
 
 def _columns(settings: dict[str, Any], runs: Sequence[Run]) -> dict[str, Sequence[Run]]:
@@ -88,12 +75,12 @@ def _page(columns: dict[str, Sequence[Run]], methods: Sequence[str], form: Forma
     for column, runs in columns.items():
         if len(columns) > 1:
             parts.append(f"Trained on {column}:")
-        parts += curve_tables(runs, methods, form) + [_CURVE_NOTE] if sizes_of(runs) else tables(runs, methods, form)
+        parts += curve_tables(runs, methods, form) + [CURVE_NOTE] if sizes_of(runs) else tables(runs, methods, form)
     return parts
 
 
 def _statistics(runs: Sequence[Run], methods: Sequence[str]) -> dict[str, Any]:
-    reductions = _error_reductions(runs, methods)
+    reductions = error_reductions(runs, methods)
     return {
         "results": [dataclasses.asdict(result) for result in method_results(runs, methods)],
         "best_published": best_published(runs),
@@ -101,104 +88,18 @@ def _statistics(runs: Sequence[Run], methods: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def tables(runs: Sequence[Run], methods: Sequence[str], form: Formatter) -> list[str]:
-    """Formats the tables of a comparison.
-
-    Args:
-        runs: finished runs, at least one.
-        methods: methods in display order.
-        form: formats a table from its rows and headers.
-
-    Returns:
-        For several numbers of shots, first two tables of methods by shots: accuracies, and differences to `vanilla`.
-        Then a table of all results, a note, and the error reductions of the unpublished methods.
-    """
-    best = best_published(runs)
-    results = method_results(runs, methods)
-    parts = []
-    all_shots = sorted({result.shots for result in results})
-    if len(all_shots) > 1:
-        columns = [f"{shots} shot" + "s" * (shots != 1) for shots in all_shots]
-        parts.append(form(_overview(results, all_shots, str_accuracy), ("accuracy, %", *columns)))
-        if against_plain := _overview(results, all_shots, lambda result: _text(result.minus_plain)):
-            parts.append(form(against_plain, ("minus plain", *columns)))
-    parts += [form([_cells(result) for result in results], _headers(best)), _NOTE]
-    if reductions := _error_reductions(runs, methods):
-        heading = f"error reduction over {best}, %, mean over shots"
-        parts.append(form([[METHODS[method].title, value] for method, value in reductions.items()], ("", heading)))
-    return parts
-
-
-def _error_reductions(runs: Sequence[Run], methods: Sequence[str]) -> dict[str, Interval]:
-    """Returns the error reduction of each unpublished method over the best published one."""
-    best = best_published(runs)
-    own = [method for method in methods if method not in PUBLISHED]
-    found = {method: error_reduction(runs, method, best) for method in own} if best else {}
-    return {method: value for method, value in found.items() if value is not None}
-
-
-def _headers(best: str | None) -> tuple[str, ...]:
-    against = f"minus {best} (best published)" if best else "minus best published"
-    return ("shots", "training set", "accuracy, %", "minus real", "minus plain", against, "synthetic", "seconds")
-
-
-def _overview(
-    results: Sequence[MethodResult], all_shots: Sequence[int], text: Callable[[MethodResult], str]
-) -> list[list[object]]:
-    """Returns a row of texts by number of shots for each method with a text."""
-    cells = {(result.method, result.shots): text(result) for result in results}
-    methods = dict.fromkeys(result.method for result in results)
-    rows = [(method, [cells.get((method, shots), "") for shots in all_shots]) for method in methods]
-    return [[METHODS[method].title, *row] for method, row in rows if any(row)]
-
-
-def _text(difference: Interval | None) -> str:
-    return "" if difference is None else str(difference)
-
-
-def _cells(result: MethodResult) -> list[object]:
-    return [
-        result.shots,
-        METHODS[result.method].title,
-        str_accuracy(result),
-        _text(result.minus_real),
-        _text(result.minus_plain),
-        _text(result.minus_best),
-        result.num_synthetic,
-        f"{result.seconds:.0f}",
-    ]
-
-
 def _missing_text(missing: Sequence[PlannedRun], total: int) -> list[str]:
     """Lists the missing runs, a line for each method and number of shots."""
     if not missing:
         return []
+    heading = f"Missing, {len(missing)} of {total} runs; differences use the seeds that both methods have:"
+    return ["\n".join([heading, "", *(f"- {line}" for line in _missing_lines(missing))])]
+
+
+def _missing_lines(missing: Sequence[PlannedRun]) -> list[str]:
+    """A line for each method and number of shots."""
     seeds: dict[str, list[str]] = {}
     for shots, seed, method, size in missing:
         images = f"{size} images a shot, " if size else ""
-        seeds.setdefault(f"- {method}, {shots} shots, {images}seeds", []).append(str(seed))
-    lines = [f"{start}: {', '.join(missed)}" for start, missed in seeds.items()]
-    heading = f"Missing, {len(missing)} of {total} runs; differences use the seeds that both methods have:"
-    return ["\n".join([heading, "", *lines])]
-
-
-def _plot(runs: Sequence[Run], methods: Sequence[str], path: Path) -> Path:
-    """Draws a panel for each number of shots: differences to `real`, or accuracies if the runs lack `real`."""
-    results = method_results(runs, methods)
-    has_real = any(result.minus_real is not None for result in results)
-    panels: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
-    for result in results:
-        own, real = (list(accuracies(runs, method, result.shots).values()) for method in (result.method, "real"))
-        shown = result.minus_real if has_real else interval(own)
-        if shown is not None:
-            title = f"shots: {result.shots}" + (f" (real {np.mean(real):.1f} %)" if has_real else "")
-            panels.setdefault(title, {})[result.method] = (shown.mean, shown.low, shown.high)
-    groups = {method: _group(method) for method in methods if any(method in panel for panel in panels.values())}
-    label = "Accuracy minus that of real images only (points)" if has_real else "Test accuracy (%)"
-    return report.plot_intervals(panels, groups, label, path, reference=0.0 if has_real else None)
-
-
-def _group(method: str) -> str:
-    if METHODS[method].pool is None:
-        return "real images only"
-    return "published" if method in PUBLISHED else "not published"
+        seeds.setdefault(f"{method}, {shots} shots, {images}seeds", []).append(str(seed))
+    return [f"{start}: {', '.join(missed)}" for start, missed in seeds.items()]

@@ -63,7 +63,9 @@ def asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
 
 
-def table(headers: Sequence[str], rows: Sequence[Row], caption: str = "", text_columns: int = 1) -> str:
+def table(
+    headers: Sequence[str], rows: Sequence[Row], caption: str = "", text_columns: int = 1, label: str = ""
+) -> str:
     """Builds a table.
 
     Args:
@@ -71,6 +73,7 @@ def table(headers: Sequence[str], rows: Sequence[Row], caption: str = "", text_c
         rows: of HTML cells, the first of which heads its row.
         caption: text, also for screen readers.
         text_columns: the first columns, which are aligned left; the others hold numbers.
+        label: text for screen readers in place of the caption.
     """
 
     def cell(place: int, content: str) -> str:
@@ -86,9 +89,8 @@ def table(headers: Sequence[str], rows: Sequence[Row], caption: str = "", text_c
         for cells, kind in rows
     )
     about = f"<caption>{escape(caption)}</caption>" if caption else ""
-    label = escape(caption or headers[0] or "table")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label or caption or headers[0])}">'
         f"<table>{about}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -126,12 +128,13 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def figure(draw: Callable[[Path], Any], description: str) -> str:
+def figure(draw: Callable[[Path], Any], description: str, is_wide: bool = False) -> str:
     """Draws a figure into the page, in the page's colours.
 
     Args:
         draw: writes an SVG file, a function of `plots` without its path.
         description: text, for screen readers.
+        is_wide: whether it takes all the width there is.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
@@ -143,7 +146,7 @@ def figure(draw: Callable[[Path], Any], description: str) -> str:
     for colour, own in _COLOURS.items():
         drawn = re.sub(colour, own, drawn, flags=re.IGNORECASE)
     label = escape(description)
-    return drawn.replace("<svg", f'<svg class="plot" role="img" aria-label="{label}"', 1)
+    return drawn.replace("<svg", f'<svg class="plot{" wide" if is_wide else ""}" role="img" aria-label="{label}"', 1)
 
 
 def image(path: Path, description: str) -> str:
