@@ -254,9 +254,7 @@ def predict_features(
     return _in_batches(partial(_features, classifier, params), images, batch_size)
 
 
-def _in_batches(
-    function: Callable[[np.ndarray], jax.Array], images: Array | StreamedImages, batch_size: int
-) -> np.ndarray:
+def _in_batches(function: Callable[[Array], jax.Array], images: Array | StreamedImages, batch_size: int) -> np.ndarray:
     size = min(batch_size, len(images))
     parts = []
     if isinstance(images, StreamedImages):

@@ -179,3 +179,8 @@ class Reading:
 
 IN_MEMORY = Reading()
 Images: TypeAlias = np.ndarray | StreamedImages
+
+
+def in_memory(images: Images) -> np.ndarray:
+    """The images themselves, uint8 [N, H, W, C]: few enough for memory."""
+    return images.source.read(images.rows) if isinstance(images, StreamedImages) else images

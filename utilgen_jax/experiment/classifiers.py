@@ -210,9 +210,13 @@ class ClassifierSteps:
             for name, images in inputs.items()
         }
         size = experiment.config.classifier.eval_batch_size
-        features = {
-            name: predict_features(experiment.classifier, params, to_host(images)[rows[name]], size).astype(np.float64)
+        mapped = {
+            name: (images if isinstance(images, StreamedImages) else to_host(images))[rows[name]]
             for name, images in inputs.items()
+        }
+        features = {
+            name: predict_features(experiment.classifier, params, images, size).astype(np.float64)
+            for name, images in mapped.items()
         }
         pca = PCA(2, svd_solver="covariance_eigh").fit(np.concatenate([*features.values()]))
         places = {name: pca.transform(part).astype(np.float32) for name, part in features.items()}

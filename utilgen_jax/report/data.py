@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.data.streamed_images import in_memory
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import replace_file
 
@@ -91,7 +92,7 @@ def shown_real(real: LabelledImages) -> dict[str, Any]:
     rows = np.sort(np.concatenate([np.flatnonzero(real.labels == label)[:of_class] for label in range(len(count))]))
     return {
         "class_names": real.class_names,
-        "real_images": shrink(real.images[rows], MAX_SIDE),
+        "real_images": shrink(in_memory(real.images[rows]), MAX_SIDE),
         "real_labels": real.labels[rows],
         "real_ids": [real.ids[row] for row in rows],
         "num_real": count,

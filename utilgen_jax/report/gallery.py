@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utilgen_jax.data.streamed_images import in_memory
 from utilgen_jax.pool.storage import Pool, PoolRecord
 from utilgen_jax.report import html
 from utilgen_jax.report.data import MAX_SIDE, RunData, shrink
@@ -17,6 +18,7 @@ from utilgen_jax.report.duplicates import near_duplicates
 
 COLUMNS = 10  # and rows of a sheet
 SMALL_SIDE, MANY = 64, 2000  # pixels of thumbnails where there are more than so many images
+MOST_SHOWN = 20_000
 _MOST_SHOWN_LABELS = 2
 # Column of the index -> what it is called in the gallery's choice of an order.
 _SORTS = {"weight": "utility (weight)", "difficulty": "difficulty", "disagreement": "disagreement of the soft label"}
@@ -48,6 +50,8 @@ def gallery(data: RunData, pool: Pool | None) -> tuple[str, str]:
     blocks = _sheets("real", data.real_images, small, index["real"])
     marks = ""
     if pool is not None:
+        small = max(pool.images.shape[1:3]) <= SMALL_SIDE
+        pool, note = _shown(pool)
         columns, order = _columns(data, pool, index["prompts"])
         columns = {
             name: [values[place] for place in order]
@@ -57,15 +61,24 @@ def gallery(data: RunData, pool: Pool | None) -> tuple[str, str]:
         varied = [name for name in _SORTS if len(set(columns.get(name, ()))) > 1]
         index["sorts"] = [[name, _SORTS[name]] for name in varied] + [["number", "order of generation"]]
         index["synthetic"] = columns
-        side = SMALL_SIDE if len(pool.labels) > MANY else MAX_SIDE
-        small = max(pool.images.shape[1:3]) <= SMALL_SIDE
-        blocks += _sheets("synthetic", shrink(pool.images, side)[order], small, columns)
-        marks = _marks(columns, len(pool.labels))
+        blocks += _sheets("synthetic", pool.images[order], small, columns)
+        marks = _marks(columns, len(pool.labels)) + note
     place = (
         f'{marks}<div class="controls" id="gallery-controls"></div>'
         '<div id="gallery"><noscript>The images are shown by a script of this page.</noscript></div>'
     )
     return place, html.json_block("gallery-index", index) + "".join(blocks)
+
+
+def _shown(pool: Pool) -> tuple[Pool, str]:
+    """The part of a pool that the page holds, shrunk; a note where it is not all."""
+    number = len(pool.labels)
+    rows = np.arange(number) if number <= MOST_SHOWN else np.linspace(0, number - 1, MOST_SHOWN).astype(int)
+    side = SMALL_SIDE if number > MANY else MAX_SIDE
+    # A part at a time: memory need not hold them as they were generated.
+    parts = [shrink(in_memory(pool.images[rows[start : start + 256]]), side) for start in range(0, len(rows), 256)]
+    note = html.note(f"{MOST_SHOWN:,} of {number:,} images are shown.") if len(rows) < number else ""
+    return Pool(np.concatenate(parts), pool.labels[rows], tuple(pool.records[row] for row in rows)), note
 
 
 def _columns(data: RunData, pool: Pool, prompts: list[str]) -> tuple[dict[str, list[Any]], np.ndarray]:
@@ -74,8 +87,9 @@ def _columns(data: RunData, pool: Pool, prompts: list[str]) -> tuple[dict[str, l
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(record.prompt or "" for record in records))}
     prompts += places
     rows = {id_: row for row, id_ in enumerate(data.real_ids)}
-    same = near_duplicates(pool.images, pool.labels, pool.images, pool.labels, is_same=True)
-    copies = near_duplicates(pool.images, pool.labels, data.real_images, data.real_labels, is_same=False)
+    images = in_memory(pool.images)
+    same = near_duplicates(images, pool.labels, images, pool.labels, is_same=True)
+    copies = near_duplicates(images, pool.labels, data.real_images, data.real_labels, is_same=False)
     columns: dict[str, list[Any]] = {
         "number": list(range(len(records))),
         "label": pool.labels.tolist(),
