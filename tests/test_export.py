@@ -35,12 +35,13 @@ LATENTS = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
 WEIGHTED = {
     "sd15": ("unet", "vae", "text_encoder"),
     "unclip": ("unet", "vae", "text_encoder", "image_encoder", "image_normalizer"),
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Family ('sd15', 'unclip') -> read-only folder."""
+    """Family -> read-only folder."""
     return functools.cache(lambda family: write_tiny_stable_diffusion(tmp_path_factory.mktemp(family), family=family))
 
 
@@ -74,7 +75,7 @@ def random_lora(params, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd15", "unclip"])
+@pytest.mark.parametrize("family", ["sd15", "unclip", "sdxl"])
 def test_torch_loads_the_folder_with_all_weights(checkpoint, tmp_path, family):
     out = tmp_path / "exported"
     assert export(f"--checkpoint={checkpoint(family)}", f"--out={out}") == 0
