@@ -191,8 +191,8 @@ def test_a_bug_keeps_its_traceback(pipeline):
         main_lib.main(["main", DIGITS, "--workdir=x"])
 
 
-def test_help_shows_every_field_with_its_default(pipeline, capsys):
-    assert main_lib.main(["main", "--help"]) == 0
+def test_the_full_help_shows_every_field_with_its_default(pipeline, capsys):
+    assert main_lib.main(["main", "--helpfull"]) == 0
     out = capsys.readouterr().out
     assert "--config=configs/digits.py --workdir=runs/digits" in out
     for field in FIELDS.values():

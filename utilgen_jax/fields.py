@@ -14,7 +14,7 @@ class Field:
     Attributes:
         path: dotted name, at most one dot.
         default: value in `default_config()`; its type is the field's type (bool, int, float, str, or a tuple of str).
-        help: one line for `--help`.
+        help: one line for `--helpfull`.
         minimum: smallest value allowed (numbers) or None.
         maximum: largest value allowed (numbers) or None.
         choices: all values allowed (of a tuple: of each entry); empty means any.

@@ -124,7 +124,7 @@ def test_the_page_tells_what_helped_what_it_cost_and_what_is_missing(tmp_path, m
         assert text in found.text, text
     assert len(found.all("svg")) == 1 and not found.all("script") and not found.all("b")
     labels = [region["aria-label"] for region in found.all("div") if region.get("role") == "region"]
-    assert len(labels) == len(set(labels)) == 7
+    assert len(labels) == len(set(labels)) == 8
 
 
 def test_the_page_of_a_curve_has_the_curve(tmp_path):

@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> bool:
     benchmark = BENCHMARKS.get(name)
     if benchmark is not None:
         benchmark.define_flags(values)
-    elif not named and {"--help", "-h"} & set(words):
+    elif not named and {"--help", "--helpfull", "-h"} & set(words):
         print(command_line.help_text(f"{__doc__}\nBenchmarks: {', '.join(BENCHMARKS)}", values))
         return True
     else:

@@ -66,7 +66,7 @@ def write_page(folder: Path, about: About, columns: Columns, methods: Sequence[s
             ("data", name),
             ("methods", len({run.method for run in runs})),
             ("shots per class", ", ".join(map(str, shots))),
-            ("seeds", f"{len(seeds)}: {', '.join(map(str, seeds))}"),
+            ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})"),
             ("finished runs", len(runs)),
         ]
     )

@@ -20,11 +20,10 @@ from ml_collections import ConfigDict
 from utilgen_jax.config import protocols
 from utilgen_jax.config.console import as_message, lasting_streams
 from utilgen_jax.config.files import config_names, find_config
+from utilgen_jax.config.help import FULL_HELP, help_text
 from utilgen_jax.config.protocols import PROTOCOLS
 from utilgen_jax.config.schema import (
-    ALL_SECTIONS,
     FIELDS,
-    VARIANTS,
     Config,
     ConfigError,
     choice_problems,
@@ -85,6 +84,8 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
     """
     overrides: list[tuple[str, str]] = []
     problems: list[str] = []
+    if FULL_HELP not in flag_values:
+        flags.DEFINE_boolean(FULL_HELP, False, "show all flags and fields, and leave", flag_values=flag_values)
     words = list(argv[1:])
     while words:
         word = words.pop(0)
@@ -114,6 +115,8 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> tuple[lis
         problems.append(f"{word}: no such flag; the nearest is --{nearest(name, flag_values)}{fields}")
         if not equals and words and not words[0].startswith("-"):
             words.pop(0)  # its value
+    if flag_values[FULL_HELP].value:
+        flag_values["help"].value = True
     for name in PATH_FLAGS:
         if name in flag_values:
             _expand_paths(flag_values[name], problems)
@@ -146,8 +149,8 @@ def protocol_overrides(values: flags.FlagValues, problems: list[str]) -> list[tu
 
 
 def flag_settings(flag_values: flags.FlagValues) -> dict[str, Any]:
-    """Returns the values of a command's parsed flags by name, without --help."""
-    return {name: flag_values[name].value for name in flag_values if len(name) > 1 and name != "help"}
+    """Returns the values of a command's parsed flags by name, without --help and --helpfull."""
+    return {name: flag_values[name].value for name in flag_values if len(name) > 1 and name not in ("help", FULL_HELP)}
 
 
 def read_settings(
@@ -283,35 +286,6 @@ def _get_config(module: ModuleType, variant: str, problems: list[str]) -> Config
     except ConfigError as error:
         problems += error.problems
         return error.config or module.get_config("")
-
-
-def help_text(usage: str, flag_values: flags.FlagValues) -> str:
-    """Returns what `--help` prints: the usage and the flags; where there is --config, its variants and fields too."""
-    lines = [usage.strip(), "", "Flags:"]
-    for name in flag_values:
-        if len(name) > 1:
-            default = (flag_values[name].default_as_str or "").strip("'")
-            end = "" if default in ("", "false") else f" (default {default})"
-            lines.append(f"  --{name}: {' '.join((flag_values[name].help or '').split())}{end}")
-    if "config" not in flag_values:
-        return "\n".join(lines)
-    lines += ["", "Variants, after a colon and with commas between them, and the field each sets:"]
-    lines += [f"  {name}=  {path}" for name, path in VARIANTS.items()]
-    lines += ["  runlocal  a small, quick run"]
-    lines += ["", "Protocols, which stand there too" + (", or in --protocol:" if "protocol" in flag_values else ":")]
-    lines += [f"  {f'{name}':15} {about}" for name, about in protocols.HELP.items()]
-    lines += ["", "Config fields, --config.FIELD=VALUE, with their defaults before a config file changes them:"]
-    section = ""
-    for field in FIELDS.values():
-        name = field.path.rpartition(".")[0]
-        if name != section:
-            section = name
-            about = (ALL_SECTIONS[name].__doc__ or "").splitlines()[0].removeprefix(f"The section `{name}`: ")
-            lines += ["", f"  {name}: {about[0].lower()}{about[1:]}"]
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        choices = f" ({', '.join(map(str, field.choices))})" if field.choices else ""
-        lines.append(f"  {f'{field.path}={default}':45} {field.help}{choices}")
-    return "\n".join(lines)
 
 
 def exit_status(command: Callable[[], None], interrupted: str) -> int:

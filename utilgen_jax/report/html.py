@@ -134,7 +134,7 @@ def figure(draw: Callable[[Path], Any], description: str, is_wide: bool = False)
     Args:
         draw: writes an SVG file, a function of `plots` without its path.
         description: text, for screen readers.
-        is_wide: whether it takes all the width there is.
+        is_wide: whether it takes all the width there is, and is scrolled where that is little.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
@@ -146,7 +146,10 @@ def figure(draw: Callable[[Path], Any], description: str, is_wide: bool = False)
     for colour, own in _COLOURS.items():
         drawn = re.sub(colour, own, drawn, flags=re.IGNORECASE)
     label = escape(description)
-    return drawn.replace("<svg", f'<svg class="plot{" wide" if is_wide else ""}" role="img" aria-label="{label}"', 1)
+    drawn = drawn.replace("<svg", f'<svg class="plot" role="img" aria-label="{label}"', 1)
+    return (
+        f'<div class="scroll wide" tabindex="0" role="region" aria-label="Figure">{drawn}</div>' if is_wide else drawn
+    )
 
 
 def image(path: Path, description: str) -> str:
