@@ -51,6 +51,7 @@ TEST = [
     "ruff>=0.14,<0.18",
     "torch==2.13.0",
     "transformers<5.24",  # 5.24 wants peft 0.22, which is not out; those from 5.18 on want 0.20
+    "webdataset>=1.0,<2",
 ]
 
 setup(

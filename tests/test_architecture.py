@@ -32,9 +32,21 @@ LAYERS: dict[str, set[str]] = {
     "config": {"classifier", "data", "generator", "methods", "pool", "prompts", "runtime", "valuation"},
     "experiment": _LIBRARIES | {"config", "methods", "report"},
     "pipeline": {"config", "experiment", "methods"},
+    "library": _LIBRARIES | {"config", "pipeline"},
     "main": {"config", "pipeline", "pretraining", "runtime"},
 }
-COMMANDS = ("bench", "compare", "evaluate", "export", "finetune", "noisy_labels", "plan", "pretraining", "sample")
+COMMANDS = (
+    "bench",
+    "compare",
+    "evaluate",
+    "export",
+    "finetune",
+    "generate",
+    "noisy_labels",
+    "plan",
+    "pretraining",
+    "sample",
+)
 LAYERS |= {name: _LIBRARIES | {"config", "experiment", "methods", "pipeline", "report"} for name in COMMANDS}
 LAYERS["compare"] |= {"pretraining"}
 LAYERS["report.__main__"] = LAYERS["report"] | {"config"}  # the command, which no other file imports

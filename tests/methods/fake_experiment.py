@@ -129,6 +129,9 @@ VALUES = {
         members=f"all members of {pool.spec.name}",
         members_of_pool=f"members of {pool.spec.name}",
     ),
+    "predict_uniform": lambda pool: PoolValues("uniform weights"),
+    "predict_weights": lambda found, pool, weighting: PoolValues(f"by {found.weights}"),
+    "predict_soft_labels": lambda labels, pool: f"predicted as {labels.soft_labels}",
     "show_weight_curve": lambda name, pool_round, values: None,
 }
 CLASSIFIERS = {
@@ -146,6 +149,7 @@ JOINT = {
     "train": lambda spec, plain, start, without: trained,
     "gate": lambda spec, plain, trained: SimpleNamespace(is_open=True),
     "value": lambda name, pool, trained, without: values_of,
+    "predict_values": lambda pool, trained, without: PoolValues("by the network"),
     "accuracy": lambda spec, trained: 0.875,
     "findings": lambda spec, plain, trained, has_gate: itself,
 }

@@ -31,6 +31,13 @@ def test_a_method_trains_on_its_pool_whose_images_count_the_same():
     assert values.weights == "weights name"
 
 
+def test_other_images_than_the_runs_count_the_same_too():
+    experiment, method, others = FakeExperiment(), Method("name", "title", Spec()), FakePool(Spec())
+    assert method.predict_values(experiment, others).weights == "uniform weights"
+    assert experiment.steps == ["values.predict_uniform"]
+    assert not method.has_weights and not method.has_soft_labels
+
+
 def test_a_method_may_value_its_pool_itself():
     class Valued(Method):
         def value(self, experiment, pool):

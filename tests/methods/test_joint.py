@@ -136,3 +136,17 @@ def test_the_classifiers_of_the_update_are_tested_too():
     assert experiment.steps == ["joint.train", "joint.accuracy"]
     for name in ("vanilla", "vanilla_ensemble"):
         assert METHODS[name].accuracy_of_update(experiment) is None
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_other_images_are_valued_by_the_network_and_the_ensembles_of_the_run(weights, ensemble):
+    experiment, spec, others = FakeExperiment(), JointPool(), FakePool(JointPool())
+    method = Joint("name", "title", spec, ensemble=ensemble, weights=weights)
+    values = method.predict_values(experiment, others)
+    assert values.weights == ("by the network" if weights else "uniform weights") and method.has_weights == weights
+    assert values.soft_labels == ("predicted as soft labels of joint" if ensemble else None)
+    assert method.has_soft_labels == ensemble
+    # The ensembles are those of the run's pool.
+    labelled = [call for call in experiment.calls if call.step == "values.ensemble_labels"]
+    assert all(call.arguments["pool"] is not others for call in labelled)

@@ -137,3 +137,11 @@ def test_a_checkpoint_without_an_image_encoder_needs_a_clip_or_does_without():
     UtilGenPool().check(with_encoder)
     with pytest.raises(InputError, match=r"config\.per_image\.clip: .*no such folder"):
         UtilGenPool().check(FakeExperiment(PerImageConfig(clip="/nowhere/at/all")))
+
+
+def test_other_images_are_weighed_by_the_fold_models_of_the_run():
+    method, experiment, others = METHODS["utilgen"], FakeExperiment(), FakePool(UtilGenPool())
+    values = method.predict_values(experiment, others)
+    assert values.weights == "by weights utilgen" and method.has_weights and not method.has_soft_labels
+    assert experiment.steps == ["values.cross_fit", "values.predict_weights"]
+    assert experiment.calls[0].arguments["pool"] is experiment.pool(UtilGenPool())

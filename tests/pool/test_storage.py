@@ -137,8 +137,8 @@ def test_floats_are_rounded_and_clipped(tmp_path):
 
 
 def test_class_folders_differ_whatever_the_names():
-    assert pool._class_folders(("A b", "../etc", "++", "Straße")) == ("a_b", "etc", "class", "straße")
-    assert pool._class_folders(("a b", "A-b", "a b 0")) == ("a_b_0", "a_b_1", "a_b_0_2")
+    assert pool.class_folders(("A b", "../etc", "++", "Straße")) == ("a_b", "etc", "class", "straße")
+    assert pool.class_folders(("a b", "A-b", "a b 0")) == ("a_b_0", "a_b_1", "a_b_0_2")
 
 
 def test_update_replaces_columns_and_nothing_else(folder):

@@ -201,6 +201,10 @@ class JointSteps:
             trained: by `train`.
             without: as in `train`.
         """
+        return self.predict_values(pool, trained, without)
+
+    def predict_values(self, pool: GeneratedPool, trained: JointResult, without: tuple[str, ...]) -> PoolValues:
+        """The same of any images, and no stage."""
         experiment = self.experiment
         requested = np.array(
             [0.5 if record.requested_difficulty is None else record.requested_difficulty for record in pool.records],

@@ -19,3 +19,4 @@ class Key(enum.IntEnum):
     WORDS = 11
     PRACTICE = 12
     CROPS = 13
+    MORE_IMAGES = 14

@@ -28,7 +28,7 @@ from utilgen_jax.generator.finetune.textual_inversion import class_tokens
 from utilgen_jax.generator.image_conditioning import condition_on_images, find_mix_strategy, plan_sources
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
-from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool
+from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool, open_pool
 from utilgen_jax.pool.plan import common_beginning, in_rounds, plan_pool
 from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool, read_records
 from utilgen_jax.prompts.attributes import PromptAttributes
@@ -37,7 +37,7 @@ from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import replace_file
-from utilgen_jax.runtime.distributed import check_terminated, wait_for_all
+from utilgen_jax.runtime.distributed import check_terminated
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.types import Params
 
@@ -88,13 +88,18 @@ class PoolSteps:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
+    @property
+    def seed(self) -> tuple[int, ...]:
+        """The numbers from which the random numbers of prompts, plans and sources are drawn."""
+        return (self.experiment.config.seed,)
+
     def class_prompts(self) -> list[list[str]]:
         """The class prompt of each class; where it has several words, a prompt for each image, which share them."""
         dealt = self._deal_words(self.images_per_class(), self.experiment.word_choice.probabilities())
         return [[self.experiment.word_prompts[place] for place in places] for places in dealt]
 
     def _deal_words(self, counts: np.ndarray, probabilities: np.ndarray) -> list[list[int]]:
-        return self.experiment.words.deal_all(probabilities, counts, [self.experiment.config.seed, Key.WORDS])
+        return self.experiment.words.deal_all(probabilities, counts, [*self.seed, Key.WORDS])
 
     @property
     def _captions_file(self) -> Path:
@@ -147,7 +152,7 @@ class PoolSteps:
             num_values = sum(attributes.sizes)
             probabilities = attributes.reweighted(probabilities, logits[:num_values])
             word_probabilities = words.reweighted(word_probabilities, logits[num_values:])
-        rng = np.random.default_rng([config.seed, Key.ATTRIBUTES])
+        rng = np.random.default_rng([*self.seed, Key.ATTRIBUTES])
         counts = self.images_per_class() if number is None else np.full(len(words.of_class), number)
         prompts = []
         for places, count in zip(self._deal_words(counts, word_probabilities), counts, strict=True):
@@ -178,7 +183,7 @@ class PoolSteps:
             difficulty: means [K] and standard deviation of the requested difficulties; None: none is requested.
         """
         counts = self.images_per_class()
-        return self.with_words(plan_pool(prompts, counts, self.experiment.config.seed, round_number, difficulty))
+        return self.with_words(plan_pool(prompts, counts, self.seed, round_number, difficulty))
 
     def with_words(self, records: list[PoolRecord]) -> list[PoolRecord]:
         """Notes the word of each image whose class has several: the longest with whose class prompt its own begins."""
@@ -209,7 +214,7 @@ class PoolSteps:
         has_image_encoder = experiment.generator.architecture.image_encoder is not None
         strategy = find_mix_strategy(mix_strategy, has_image_encoder)
         labels = np.array([record.label for record in records])
-        rng = np.random.default_rng([experiment.config.seed, Key.MIXED_SHOTS])
+        rng = np.random.default_rng([*self.seed, Key.MIXED_SHOTS])
         sources = plan_sources(experiment.split.real.labels, labels, rng)
         seeds = np.array([record.seed for record in records])
         shots, ids = experiment.generator_shots, experiment.split.real.ids
@@ -340,19 +345,9 @@ class PoolSteps:
         return {"num_images": np.array(len(pool.records))}
 
     def _open(self, spec: PoolSpec, round_number: int) -> PoolWriter:
-        """Opens a pool to be continued, in every process; the first one alone may append to it.
-
-        Opening removes what a run that was cut off left: the first process does, and before it appends all have opened.
-        """
-        experiment = self.experiment
-        if not experiment.is_first:
-            wait_for_all("the first process has opened the pool")
+        """Opens a pool to be continued, in every process, see `open_pool`."""
         with self._repairable(spec, round_number):
-            writer = PoolWriter(experiment.pool_folder(spec, round_number), experiment.split.real.class_names)
-        if experiment.is_first:
-            wait_for_all("the first process has opened the pool")
-        wait_for_all("every process has opened the pool")
-        return writer
+            return open_pool(self.experiment.pool_folder(spec, round_number), self.experiment.split.real.class_names)
 
     @contextmanager
     def _repairable(self, spec: PoolSpec, round_number: int) -> Iterator[None]:

@@ -6,15 +6,25 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.report.plots import plot_weight_curve
+from utilgen_jax.runtime.sharding import to_host
 from utilgen_jax.valuation.config import EnsembleConfig
-from utilgen_jax.valuation.cross_fit import PoolValues, cross_fit, weighting_folds
-from utilgen_jax.valuation.ensemble import EnsembleLabels, ensemble_labels, ensemble_steps
+from utilgen_jax.valuation.cross_fit import (
+    PREDICTION_BATCH_SIZE,
+    PoolValues,
+    cross_fit,
+    predict_weights,
+    smoothed,
+    weighting_folds,
+)
+from utilgen_jax.valuation.ensemble import EnsembleLabels, ensemble_labels, ensemble_steps, predict_soft_labels
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
@@ -39,8 +49,7 @@ class ValueSteps:
             name: of the stage.
             pool: the images.
         """
-        difficulty = self.difficulty(pool)
-        return PoolValues(np.ones_like(difficulty), difficulty=difficulty)
+        return self.predict_uniform(pool)
 
     @step("value_{name}", PoolValues)
     def cross_fit(self, name: str, pool: GeneratedPool, weighting: str) -> PoolValues:
@@ -97,14 +106,52 @@ class ValueSteps:
                 loop,
             )
 
+    def predict_uniform(self, pool: GeneratedPool) -> PoolValues:
+        """The values of images that all count the same; no stage."""
+        difficulty = self.difficulty(pool)
+        return PoolValues(np.ones_like(difficulty), difficulty=difficulty)
+
+    def predict_weights(self, found: PoolValues, pool: GeneratedPool, weighting: str) -> PoolValues:
+        """The values of other images by the fold models of a pool's valuation; no stage.
+
+        Args:
+            found: by `cross_fit`.
+            pool: the other images.
+            weighting: that the fold models were trained with.
+        """
+        experiment, uniform = self.experiment, self.predict_uniform(pool)
+        if found.contradictory or found.fold_models is None:
+            return uniform
+        examples = smoothed(experiment.classifier_config, experiment.examples(pool))
+        models = jax.tree.map(jnp.asarray, found.fold_models)
+        parts = [
+            to_host(
+                predict_weights(
+                    experiment.classifier,
+                    weighting,
+                    experiment.config.valuation,
+                    models,
+                    examples.take(np.arange(start, min(start + PREDICTION_BATCH_SIZE, len(examples)))),
+                )
+            )
+            for start in range(0, len(examples), PREDICTION_BATCH_SIZE)
+        ]
+        return dataclasses.replace(uniform, weights=np.concatenate(parts))
+
+    def predict_soft_labels(self, labels: EnsembleLabels, pool: GeneratedPool) -> np.ndarray:
+        """What the ensembles of another pool say of images, float32 [N, K]; no stage."""
+        experiment = self.experiment
+        images = experiment.examples(pool).inputs
+        return predict_soft_labels(experiment.classifier, experiment.classifier_config, labels, images)
+
     def show_weight_curve(self, name: str, pool_round: int, values: PoolValues) -> None:
         """Draws the curve W(loss), whose slope UtilGen's instance level follows, and logs it as two numbers."""
         experiment = self.experiment
         assert values.losses is not None
         slope, correlation = weight_slope(values.losses, values.weights)
         experiment.metrics.write(pool_round, f"weight_curve_{name}", slope=slope, correlation=correlation)
-        if experiment.is_first:
-            image = experiment.workdir / "report" / f"weight_curve_{name}_{pool_round}.png"
+        image = experiment.workdir / "report" / f"weight_curve_{name}_{pool_round}.png"
+        if experiment.is_first and not image.is_file():
             plot_weight_curve(values.losses, values.weights, image)
 
     def difficulty(self, pool: GeneratedPool) -> np.ndarray:

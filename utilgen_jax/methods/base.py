@@ -97,6 +97,16 @@ class Method:
     mixing: str = ""
     streams: bool = False
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether `predict_values` gives weights that differ."""
+        return False
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether `predict_values` gives soft labels."""
+        return False
+
     def training_data(self, experiment: Experiment) -> TrainingData:
         """Returns what the classifier trains on beside the real images."""
         if self.pool is None:
@@ -107,6 +117,13 @@ class Method:
     def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
         """Returns weights, and soft labels if any, of the pool's images; all images count the same by default."""
         return experiment.values.uniform(self.name, pool)
+
+    def predict_values(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
+        """Returns weights, and soft labels if any, of other images than the run's own, by what `value` has trained.
+
+        All images count the same by default.
+        """
+        return experiment.values.predict_uniform(pool)
 
     def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
         """Trains the classifier.

@@ -102,6 +102,14 @@ class Joint(Method):
     ensemble: bool = True
     teachers: bool = True
 
+    @property
+    def has_weights(self) -> bool:
+        return self.weights
+
+    @property
+    def has_soft_labels(self) -> bool:
+        return self.ensemble
+
     def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
         if self.weights:
             assert isinstance(self.pool, JointPool)
@@ -112,6 +120,18 @@ class Joint(Method):
             return values
         labels = experiment.values.ensemble_labels(pool.spec, pool)
         return dataclasses.replace(values, soft_labels=labels.soft_labels)
+
+    def predict_values(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
+        if self.weights:
+            assert isinstance(self.pool, JointPool)
+            values = experiment.joint.predict_values(pool, self.pool.train(experiment), self.pool.without)
+        else:
+            values = experiment.values.predict_uniform(pool)
+        if not self.ensemble:
+            return values
+        assert self.pool is not None
+        labels = experiment.values.ensemble_labels(self.pool, experiment.pool(self.pool))
+        return dataclasses.replace(values, soft_labels=experiment.values.predict_soft_labels(labels, pool))
 
     def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
         teachers = self._ensembles(experiment, data)

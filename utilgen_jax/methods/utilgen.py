@@ -109,8 +109,17 @@ class UtilGenPool(PoolSpec):
 class UtilGen(Method):
     """UtilGen's pool, weighted by its weight network."""
 
+    @property
+    def has_weights(self) -> bool:
+        return True
+
     def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
         return experiment.values.cross_fit(self.name, pool, WEIGHTING)
+
+    def predict_values(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
+        assert self.pool is not None
+        found = self.value(experiment, experiment.pool(self.pool))
+        return experiment.values.predict_weights(found, pool, WEIGHTING)
 
 
 METHODS = (UtilGen("utilgen", "+ synthetic images, UtilGen", UtilGenPool(), published=True),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
 from utilgen_jax.generator.sampling import check_finite_images
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.pool.storage import PoolRecord, PoolWriter
+from utilgen_jax.runtime.distributed import wait_for_all
 from utilgen_jax.runtime.sharding import to_host
 
 # (condition of text, places in the pool int [B]) -> (condition, latents to start from, or None)
@@ -54,6 +56,24 @@ def generate_pool(
         on_images(done)
 
 
+def open_pool(folder: Path, class_names: Sequence[str]) -> PoolWriter:
+    """Opens a pool to be continued, in every process; the first one alone may append to it.
+
+    Opening removes what a run that was cut off left: the first process does, and before it appends all have opened.
+
+    Raises:
+        InputError: see `PoolWriter`.
+    """
+    is_first = jax.process_index() == 0
+    if not is_first:
+        wait_for_all("the first process has opened the pool")
+    writer = PoolWriter(folder, class_names)
+    if is_first:
+        wait_for_all("the first process has opened the pool")
+    wait_for_all("every process has opened the pool")
+    return writer
+
+
 def generate_batches(
     sd: StableDiffusion,
     records: Sequence[PoolRecord],
@@ -63,6 +83,7 @@ def generate_batches(
     condition_on: ConditionOn | None = None,
     refine: RefineBatch | None = None,
     first: int = 0,
+    stop: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Generates records batch by batch; the last batch is filled up, so that all have one shape and compile once.
 
@@ -76,6 +97,7 @@ def generate_batches(
         condition_on: adds images to the condition of a batch; None: text alone.
         refine: replaces the adapter of each batch; None: one adapter for all.
         first: the record to begin with.
+        stop: the record to end before; None: all. It leaves the size of the batches as it is.
 
     Yields:
         The images of each batch, float32 [B, H, W, 3] in [-1, 1]; B is at most `sampling.batch_size`.
@@ -86,10 +108,11 @@ def generate_batches(
     batch_size = min(sampling.batch_size, len(records))
     from_noise = dataclasses.replace(sampling, strength=1.0)
     encoder, encodes = sd, None
-    for start, stop, used in _parts(records, adapter, first, batch_size):
+    last = len(records) if stop is None else stop
+    for start, end, used in _parts(records, adapter, (first, last), batch_size):
         if used is not encodes:
             encoder, encodes = with_text_encoder_lora(sd, used), used
-        places = np.minimum(np.arange(start, start + batch_size), stop - 1)
+        places = np.minimum(np.arange(start, start + batch_size), end - 1)
         batch = [records[place] for place in places]
         sample_inputs = make_sample_inputs(
             encoder,
@@ -112,20 +135,21 @@ def generate_batches(
             from_noise if sample_inputs.clean_latents is None else sampling,
             num_differentiable_steps=None,
         )
-        images = to_host(generated)[: stop - start]
+        images = to_host(generated)[: end - start]
         check_finite_images(images, sd.architecture, start)
         yield images
 
 
 def _parts(
-    records: Sequence[PoolRecord], adapter: Adapter | ClassAdapters, first: int, batch_size: int
+    records: Sequence[PoolRecord], adapter: Adapter | ClassAdapters, span: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[int, int, Adapter]]:
-    """Beginning, end and adapter of each batch."""
+    """Beginning, end and adapter of each batch of the records of a span."""
+    first, last = span
     if isinstance(adapter, Adapter):
-        for start in range(first, len(records), batch_size):
-            yield start, min(start + batch_size, len(records)), adapter
+        for start in range(first, last, batch_size):
+            yield start, min(start + batch_size, last), adapter
         return
-    for label, of_class in groupby(range(first, len(records)), lambda place: records[place].label):
+    for label, of_class in groupby(range(first, last), lambda place: records[place].label):
         places, of_label = list(of_class), adapter(label)
         for start in range(places[0], places[-1] + 1, batch_size):
             yield start, min(start + batch_size, places[-1] + 1), of_label

@@ -13,7 +13,7 @@ from utilgen_jax.pool.storage import PoolRecord
 def plan_pool(
     class_prompts: Sequence[Sequence[str]],
     images_per_class: int | Sequence[int] | np.ndarray,
-    seed: int,
+    seed: int | tuple[int, ...],
     round_number: int,
     difficulty: tuple[float | Sequence[float] | np.ndarray, float] | None = None,
 ) -> list[PoolRecord]:
@@ -22,7 +22,7 @@ def plan_pool(
     Args:
         class_prompts: one prompt or more for each class, taken in turn.
         images_per_class: images of each class: one number for all, or K.
-        seed: of the run.
+        seed: of the run; or several numbers that are the seed together.
         round_number: of generation, from 0; each round has other seeds.
         difficulty: mean (one for all, or K) and standard deviation of the normal distribution, clipped to [0, 1], of
             the requested difficulties; None: none is requested.
@@ -32,12 +32,13 @@ def plan_pool(
     """
     num_classes = len(class_prompts)
     counts = np.broadcast_to(images_per_class, num_classes)
+    entropy = [*([seed] if isinstance(seed, int) else seed), round_number]
     number = num_classes * int(counts.max())
-    seeds = np.random.default_rng([seed, round_number]).integers(0, 2**31, number)
+    seeds = np.random.default_rng(entropy).integers(0, 2**31, number)
     requested: list[float | None] = [None] * number
     if difficulty is not None:
         means = np.tile(np.broadcast_to(difficulty[0], num_classes), number // num_classes)
-        drawn = np.random.default_rng([seed, round_number, 1]).normal(means, difficulty[1])
+        drawn = np.random.default_rng([*entropy, 1]).normal(means, difficulty[1])
         requested = [round(float(value), 4) for value in np.clip(drawn, 0.0, 1.0)]
     records = []
     for index in range(number):

@@ -111,7 +111,7 @@ class PoolWriter:
         """
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
-        self._class_folders = _class_folders(self.class_names)
+        self._class_folders = class_folders(self.class_names)
         self.folder.mkdir(parents=True, exist_ok=True)
         metadata = self.folder / METADATA
         metadata.touch()
@@ -151,7 +151,7 @@ class PoolWriter:
             )
             for row, record in enumerate(records)
         ]
-        lines = "".join(_to_line(record) for record in named)  # Before any file: a value JSON cannot hold raises here.
+        lines = "".join(to_line(record) for record in named)  # Before any file: a value JSON cannot hold raises here.
         for pixels, record in zip(to_uint8(images), named, strict=True):
             path = self.folder / record.file_name
             path.parent.mkdir(exist_ok=True)
@@ -239,7 +239,7 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
             raise ValueError(f"column {name!r} has {len(column)} values for {len(records)} images")
         values = column.tolist() if isinstance(column, np.ndarray) else column
         records = [dataclasses.replace(record, **{name: value}) for record, value in zip(records, values, strict=True)]
-    lines = "".join(_to_line(record) for record in records)  # Before any file: a value JSON cannot hold raises here.
+    lines = "".join(to_line(record) for record in records)  # Before any file: a value JSON cannot hold raises here.
     write_text(folder / METADATA, lines, fsync=True)
 
 
@@ -288,7 +288,7 @@ def _image_path(folder: Path, record: PoolRecord) -> Path:
     return path
 
 
-def _class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
+def class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
     """K different folder names: words joined by _; with the label behind, if words alone do not tell classes apart."""
     slugs = [re.sub(r"\W+", "_", name).strip("_").lower() or "class" for name in class_names]
     if len(set(slugs)) < len(slugs):
@@ -296,7 +296,8 @@ def _class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(slugs)
 
 
-def _to_line(record: PoolRecord) -> str:
+def to_line(record: PoolRecord) -> str:
+    """A line of metadata.jsonl, with its end; ValueError where a value is not finite."""
     fields = dataclasses.asdict(record)
     fields = {name: value for name, value in fields.items() if value is not None or name not in _LEFT_OUT}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"

@@ -128,6 +128,30 @@ def ensemble_labels(
     return EnsembleLabels(of_shots, of_pool, of_relabelled, *kinds)
 
 
+def predict_soft_labels(
+    classifier: Classifier, config: ClassifierConfig, labels: EnsembleLabels, images: Array
+) -> np.ndarray:
+    """What trained ensembles say of other images than those that they were trained on.
+
+    Args:
+        classifier: the network of every member.
+        config: as in `ensemble_labels`.
+        labels: has the members.
+        images: as the classifier sees them, float32 [N, H, W, C].
+
+    Returns:
+        The mean of the three ensembles, each the mean of its members' probabilities, float32 [N, K].
+    """
+    kinds = labels.members_of_shots, labels.members_of_pool, labels.members_of_relabelled
+    return np.mean([_predict_mean(classifier, config, members, images) for members in kinds], axis=0)
+
+
+def _predict_mean(classifier: Classifier, config: ClassifierConfig, members: Params, images: Array) -> np.ndarray:
+    number = len(jax.tree.leaves(members)[0])
+    each = [jax.tree.map(lambda leaf, member=member: leaf[member], members) for member in range(number)]
+    return np.mean([_predict(classifier, config, params, images) for params in each], axis=0)
+
+
 def _stack(members: Sequence[Params]) -> Params:
     return jax.tree.map(lambda *leaves: np.stack([to_host(leaf) for leaf in leaves]), *members)
 

@@ -98,8 +98,9 @@ def caption_images(
 
 
 def _open_cache(cache_file: Path) -> dict[str, str]:
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
-    cache_file.touch()
+    if not cache_file.exists():
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        cache_file.touch()
     cut_partial_line(cache_file)
     captions, problems = parse_captions(cache_file)
     if problems:
