@@ -17,7 +17,18 @@ from types import ModuleType
 
 from absl import flags
 
-from utilgen_jax.bench import adapter, bilevel, difficulty, job, unet, valuation
+from utilgen_jax.bench import (
+    adapter,
+    bilevel,
+    classifier,
+    device,
+    difficulty,
+    job,
+    precision,
+    sampling,
+    unet,
+    valuation,
+)
 from utilgen_jax.config import command_line
 from utilgen_jax.errors import nearest
 
@@ -27,11 +38,15 @@ from utilgen_jax.errors import nearest
 #   run(settings) -> (table, figures): figures are JSON-ready; its 'agree' is False where the sides differ.
 BENCHMARKS: Mapping[str, ModuleType] = {
     "unet": unet,
+    "sampling": sampling,
+    "classifier": classifier,
     "bilevel": bilevel,
+    "precision": precision,
     "adapter": adapter,
     "difficulty": difficulty,
     "valuation": valuation,
     "job": job,
+    "device": device,
 }
 
 _AGAINST = ("none", "torch")

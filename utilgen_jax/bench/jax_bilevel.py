@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from utilgen_jax.bench.jax_unet import random_params
+from utilgen_jax.bench.peaks import jax_matmul
 from utilgen_jax.bench.timing import Prepared, Work
 from utilgen_jax.bench.updates import prepare_update
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
@@ -83,9 +84,8 @@ class JaxBilevel:
         return self._prepare(saflex(), {}, inputs)
 
     def matmul(self, size: int) -> Work:
-        """XLA's matrix product, for `peaks.measured_peak`."""
-        matrix, product = jnp.ones((size, size)), jax.jit(jnp.matmul)
-        return Work(lambda: product(matrix, matrix), jax.block_until_ready)
+        """XLA's matrix product in float32."""
+        return jax_matmul("float32", size)
 
     def _prepare(self, weighting: Weighting, outer: dict[str, Any], inputs: Inputs, validate: bool = True) -> Prepared:
         optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM))

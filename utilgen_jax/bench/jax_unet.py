@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from utilgen_jax.bench.costs import compiled_flops, peak_bytes
+from utilgen_jax.bench.peaks import jax_matmul
 from utilgen_jax.bench.timing import Prepared, Work
 from utilgen_jax.diffusion.losses import denoising_loss
 from utilgen_jax.diffusion.schedules import NoiseSchedule, load_schedule
@@ -167,9 +168,8 @@ class JaxUNet:
         return self._prepare(make, (state, *arguments), step)
 
     def matmul(self, size: int) -> Work:
-        """XLA's matrix product in the dtype of the activations, for `peaks.measured_peak`."""
-        matrix, product = jnp.ones((size, size), self._module.dtype), jax.jit(jnp.matmul)
-        return Work(lambda: product(matrix, matrix), jax.block_until_ready)
+        """XLA's matrix product in the dtype of the activations."""
+        return jax_matmul(self.settings.dtype, size)
 
     def _prepare(
         self, make: Callable[[Any], Any], arguments: tuple[Any, ...], call: Callable[[Any], Mapping[str, jax.Array]]

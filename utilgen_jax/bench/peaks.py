@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from utilgen_jax.bench.timing import Work
 from utilgen_jax.runtime.chips import CHIPS, GPUS
@@ -68,3 +69,9 @@ def measured_peak(matmuls: Sequence[Callable[[int], Work]], repeats: int = 5) ->
         work.run()
         seconds.append(min(work.run() for _ in range(repeats)))
     return Peak(2 * _MATMUL_SIZE**3 / min(seconds), "measured")
+
+
+def jax_matmul(dtype: str, size: int) -> Work:
+    """XLA's product of two matrices [size, size], for `measured_peak`."""
+    matrix, product = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
+    return Work(lambda: product(matrix, matrix), jax.block_until_ready)

@@ -44,7 +44,7 @@ _TINY: Mapping[str, Any] = {
 CONFIGS = {name: (parts["unet"], parts["scheduler"]) for name, parts in ARCHITECTURES.items()}
 CONFIGS["tiny"] = (_TINY, ARCHITECTURES["sd15"]["scheduler"])
 # Beyond these the sides do not compute the same, rounded otherwise; float32 products are TF32 on a GPU.
-_TOLERANCES = {"float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
+TOLERANCES = {"float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -61,7 +61,7 @@ def define_flags(values: flags.FlagValues) -> None:
     whole("latent_size", None, "height and width of the latents; default the architecture's")
     flags.DEFINE_list("batch_sizes", ["1"], "one or several", flag_values=values)
     flags.DEFINE_list("passes", list(PASSES), "what to time", flag_values=values)
-    text("dtype", "float32", f"to compute in: {', '.join(_TOLERANCES)}")
+    text("dtype", "float32", f"to compute in: {', '.join(TOLERANCES)}")
     text("weights_dtype", None, "to keep the weights in; default --dtype")
     whole("rank", 16, "of the LoRA, on the attention's projections")
     text("attention", "auto", f"ours: auto, {', '.join(IMPLEMENTATIONS)}")
@@ -75,8 +75,8 @@ def check_settings(settings: Mapping[str, Any]) -> list[str]:
     choices: dict[str, Iterable[str]] = {
         "architecture": CONFIGS,
         "passes": PASSES,
-        "dtype": _TOLERANCES,
-        "weights_dtype": _TOLERANCES,
+        "dtype": TOLERANCES,
+        "weights_dtype": TOLERANCES,
         "attention": ("auto", *IMPLEMENTATIONS),
         "gradient_checkpointing": GRADIENT_CHECKPOINTING,
     }
@@ -156,7 +156,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "peak_flops_per_second": peak.flops_per_second,
         "peak_source": peak.source,
         "results": results,
-        "agree": sides.agree(results, _TOLERANCES[dtype]),
+        "agree": sides.agree(results, TOLERANCES[dtype]),
     }
     title = (
         f"{figures['architecture']}, {figures['parameters'] / 1e6:.1f} M parameters, {latent_size}x{latent_size} "

@@ -15,6 +15,7 @@ import jax
 from utilgen_jax.config.schema import Config, from_flat, from_json
 from utilgen_jax.config.validation import checked
 from utilgen_jax.data.sources import load_source
+from utilgen_jax.data.streamed_images import in_memory
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.more_images import MoreImages, values_of_records
 from utilgen_jax.experiment.setup import read_split, set_up
@@ -160,7 +161,8 @@ class _Writing:
                 check_terminated()
             wait_for_all("the part is generated")
             pool = read_pool(folder, self.class_names)
-            records = values_of_records(self.more.value(pool.images, pool.records), pool.records)
+            images = in_memory(pool.images)
+            records = values_of_records(self.more.value(images, pool.records), pool.records)
             if is_first:
                 folders = class_folders(tuple(self.class_names))
                 named = [
@@ -169,7 +171,7 @@ class _Writing:
                 ]
                 examples = [
                     Example(part.start + row, to_png(pixels, record, self.checkpoint), record)
-                    for row, (pixels, record) in enumerate(zip(pool.images, named, strict=True))
+                    for row, (pixels, record) in enumerate(zip(images, named, strict=True))
                 ]
                 self.format.write(part, examples)
             wait_for_all("the part is written")
