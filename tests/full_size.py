@@ -75,11 +75,13 @@ def write(folder: Path, name: str, dtype: str) -> dict[str, Any]:
         index |= {"_class_name": "StableDiffusionXLPipeline", "tokenizer_2": ["transformers", "CLIPTokenizer"]}
         write_tiny_tokenizer(folder / "tokenizer_2", pad_token="!")
     parameters = {}
-    torch.set_default_dtype(getattr(torch, dtype))  # in which the weights are drawn, to save memory
+    torch.set_default_dtype(getattr(torch, dtype))
     for component, settings in architecture.items():
         if component in makers:
             library, kind, make = makers[component]
-            model = make(settings)
+            with torch.device("meta"):
+                model = make(settings)
+            model = fill(model.to_empty(device="cpu"))
             model.save_pretrained(folder / component)
             parameters[component] = sum(parameter.numel() for parameter in model.parameters())
             del model
@@ -91,6 +93,21 @@ def write(folder: Path, name: str, dtype: str) -> dict[str, Any]:
     write_tiny_tokenizer(folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return {"dtype": dtype, "parameters": parameters}
+
+
+def fill(model: Any) -> Any:
+    """Gives a torch model random weights, of a million draws over and over: its own would take minutes for XL."""
+    import torch
+
+    draws = torch.randn(1_000_003)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            times = -(-parameter.numel() // len(draws))
+            values = draws.repeat(times)[: parameter.numel()].view(parameter.shape)
+            fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 100
+            is_norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(values / fan_in**0.5 + (1 if is_norm else 0))
+    return model
 
 
 def load(folder: Path, dtype: str) -> dict[str, Any]:

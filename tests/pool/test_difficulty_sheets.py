@@ -58,6 +58,9 @@ def test_hard_factors_are_several_hard_images_of_each_class_without_its_words(ge
     np.testing.assert_array_equal(changed.prompt_embeds, np.zeros((2, 4, 3)))
     np.testing.assert_array_equal(changed.negative_prompt_embeds, np.zeros((2, 4, 3)))
     np.testing.assert_array_equal(changed.class_labels, np.full((2, 6), 0.5))
+    pooled = condition.replace(negative_class_labels=jnp.zeros((2, 6)))  # the words' own are in the class labels
+    changed, _ = generated[1]["change"](pooled, np.arange(2))
+    np.testing.assert_array_equal(changed.class_labels, np.zeros((2, 6)))
 
 
 def test_both_are_made_by_the_adapter_and_the_runs_sampler(generated):

@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     StableUnCLIPImg2ImgPipeline,
 )
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
@@ -376,6 +377,17 @@ def errors_of(capsys, *arguments: str) -> list[str]:
     return [line.removeprefix("error: ") for line in lines]
 
 
+@pytest.mark.slow
+def test_stable_diffusion_xl_is_told_sizes(checkpoint, latents, tmp_path):
+    told = ["--original_size=48,64", "--crop=3,5", "--target_size=16,20"]
+    ours = generate_images(tmp_path / "ours", *settings(checkpoint("sdxl"), latents), *told)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint("sdxl"), add_watermarker=False)
+    sizes = {"original_size": (48, 64), "crops_coords_top_left": (3, 5), "target_size": (16, 20)}
+    theirs = torch_images(pipeline, latents=to_torch(LATENTS), **sizes)
+    assert relative_error(ours, theirs) < TOLERANCE
+    assert relative_error(generate_images(tmp_path / "own", *settings(checkpoint("sdxl"), latents)), ours) > TOLERANCE
+
+
 def test_all_mistakes_are_told_at_once_before_the_checkpoint_is_opened(capsys, tmp_path):
     errors = errors_of(
         capsys,
@@ -432,6 +444,15 @@ MISTAKES = {
     "eta": (["--eta=0.5"], ["--scheduler=pndm: eta=0.5 is only for the scheduler 'ddim'"]),
     "seed": ([f"--seed={2**64 - 1}", "--num=2"], [f"the last image's seed would pass {2**64 - 1}"]),
     "clip_skip": (["--clip_skip=3"], ["--clip_skip=3: the text encoder has 2 layers"]),
+    "sizes": (
+        ["--original_size=64", "--crop=0,-3", "--target_size=a,b"],
+        [
+            "--original_size=64: two whole numbers from 1 up",
+            "--crop=0,-3: two whole numbers from 0 up",
+            "--target_size=a,b: two",
+        ],
+    ),
+    "sizes without XL": (["--original_size=64,64"], ["is told no sizes, Stable Diffusion XL is; leave it out"]),
     "checkpoint": (["--checkpoint=."], ["has no model_index.json"]),
     "variant": (["--variant=fp16"], ["has no weights of variant 'fp16'"]),
     "hub": (["--checkpoint=owner/name", "--revision=main"], ["owner/name: not on this machine, and the Hugging Face"]),

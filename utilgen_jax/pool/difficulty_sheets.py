@@ -44,7 +44,10 @@ def difficulty_sheets(
     shown = range(min(len(class_names), MAX_CLASSES))
 
     def without_words(condition: Condition, places: np.ndarray) -> tuple[Condition, None]:
-        return dataclasses.replace(condition, prompt_embeds=condition.negative_prompt_embeds), None
+        condition = dataclasses.replace(condition, prompt_embeds=condition.negative_prompt_embeds)
+        if condition.negative_class_labels is not None:  # with pooled text states
+            condition = dataclasses.replace(condition, class_labels=condition.negative_class_labels)
+        return condition, None
 
     # name -> each column's requested difficulty, its title, its seed, and the change of the condition
     sheets: dict[str, tuple[list[float], list[str], list[int], ConditionOn | None]] = {
