@@ -173,12 +173,18 @@ def run_torch(part: str, folder: Path, size: int) -> tuple[np.ndarray, float]:
     """A UNet step or a decode with torch's diffusers: the result [1, C, h, w], and seconds."""
     import diffusers
     import torch
+    from safetensors import safe_open
 
     kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
     latents, states, labels = (
         None if array is None else torch.from_numpy(array) for array in example_inputs(folder, size)
     )
-    model = kind.from_pretrained(folder / part, torch_dtype="auto" if part == "unet" else torch.float32)
+    with safe_open(next((folder / part).glob("*.safetensors")), framework="pt") as file:
+        stored = file.get_slice(next(iter(file.keys()))).get_dtype()  # as safetensors names it, such as BF16
+    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16}
+    # The decoder would cast its activations to the dtype of its weights.
+    dtype = dtypes.get(stored, torch.float32) if part == "unet" else torch.float32
+    model = kind.from_pretrained(folder / part, torch_dtype=dtype)
     compute_in_float32(model)
     conditioning: dict[str, Any] = {"class_labels": labels}
     if labels is not None and getattr(model.config, "addition_embed_type", None):
