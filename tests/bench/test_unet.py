@@ -78,6 +78,22 @@ def test_half_precision_and_image_conditions():
 
 
 @pytest.mark.slow
+def test_both_sides_are_given_stable_diffusion_xls_pooled_states_and_sizes():
+    small = {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    small |= {"cross_attention_dim": 16, "norm_num_groups": 2, "attention_head_dim": 2, "use_linear_projection": True}
+    added = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 60}
+    config = small | {"addition_embed_type": "text_time", "transformer_layers_per_block": 2} | added
+    ours = JaxUNet(config, SCHEDULER, UNetSettings("float32", "float32", rank=2))
+    inputs = ours.inputs(2, 4)
+    torchs = TorchUNet(config, ours, platform="cpu")
+    for one, other in ((ours.forward, torchs.forward), (ours.lora_step, torchs.lora_step)):
+        found, expected = one(inputs).outputs, other(inputs).outputs
+        assert found.keys() == expected.keys()
+        for name in found:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_torchs_checkpointing_and_compilation_are_asked_for(monkeypatch):
     ours = JaxUNet(TINY, SCHEDULER, UNetSettings("float32", "float32", rank=2))
     inputs, asked, outputs = ours.inputs(1, 8), [], []

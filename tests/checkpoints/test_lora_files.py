@@ -271,7 +271,7 @@ def test_all_mismatches_are_reported_at_once(params, tmp_path):
         "unet.conv_in.lora_E": zeros(2),
         "unet.conv_inn.lora_A.weight": zeros(2, 4, 3, 3),
         "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": zeros(2, 32),
-        "lora_unet_input_blocks_1_1_proj_in.lora_down.weight": zeros(2, 4),
+        "lora_unet_input_blocks_9_1_proj_in.lora_down.weight": zeros(2, 4),
     }
     path = tmp_path / LORA_FILE
     safetensors.torch.save_file(tensors, path)
@@ -289,7 +289,7 @@ def test_all_mismatches_are_reported_at_once(params, tmp_path):
         "unknown key: unet.conv_in.lora_E",
         "the model has no such layer: unet.conv_inn.lora_A.weight",
         "the model has no such layer: text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
-        "the model has no such layer: lora_unet_input_blocks_1_1_proj_in.lora_down.weight",
+        "the model has no such layer: lora_unet_input_blocks_9_1_proj_in.lora_down.weight",
     }
     assert str(path) in lines[0]
 
