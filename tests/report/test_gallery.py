@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from tests.report.conftest import Elements, pool_of, real_images, real_of, run_data
+from utilgen_jax.data.streamed_images import Reading, StreamedImages
+from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool
 from utilgen_jax.report.duplicates import near_duplicates
 from utilgen_jax.report.gallery import gallery
 
@@ -66,6 +68,15 @@ def test_large_images_are_shrunk_and_a_hundred_share_a_sheet():
 def test_of_many_real_images_some_of_each_class_are_kept():
     found = shown(data=run_data(real_of(np.zeros((50, 8, 8, 3), np.uint8), [0] * 45 + [1] * 5))).index["real"]
     assert found["label"] == [0] * 20 + [1] * 5 and found["count"] == [45, 5]
+
+
+def test_images_that_memory_does_not_hold_are_shown_too(tmp_path):
+    writer = PoolWriter(tmp_path, ("zero", "one"))
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 200, 200, 3))
+    writer.append(images, [PoolRecord(label=place % 2, weight=1 - place / 8) for place in range(4)])
+    streamed, held = (read_pool(tmp_path, reading=Reading(memory)) for memory in (1, 2**30))
+    assert isinstance(streamed.images, StreamedImages) and isinstance(held.images, np.ndarray)
+    assert gallery(run_data(), streamed) == gallery(run_data(), held)
 
 
 def test_near_duplicates_are_of_the_same_class_and_come_later():

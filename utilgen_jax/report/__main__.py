@@ -20,6 +20,8 @@ from absl import flags
 from utilgen_jax.config import command_line
 from utilgen_jax.errors import InputError
 
+_MEMORY = 4 * 2**30  # bytes of images; those of a larger pool are decoded one by one
+
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
@@ -40,6 +42,7 @@ def make_report(workdir: Path) -> Path:
     Raises:
         InputError: the folder holds no finished run, or one whose files are damaged.
     """
+    from utilgen_jax.data.streamed_images import Reading
     from utilgen_jax.pool.storage import read_pool
     from utilgen_jax.report.data import load
     from utilgen_jax.report.page import write_report
@@ -53,7 +56,8 @@ def make_report(workdir: Path) -> Path:
     except ValueError as error:
         raise InputError(f"{file}: cannot be read ({error})") from error
     data = load(workdir)
-    pool = read_pool(workdir / data.pool, data.class_names) if data.pool else None
+    reading = Reading(_MEMORY, workers=0)
+    pool = read_pool(workdir / data.pool, data.class_names, reading) if data.pool else None
     return write_report(workdir, summary, data, pool)
 
 
