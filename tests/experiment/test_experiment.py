@@ -192,6 +192,7 @@ def report(monkeypatch):
     """The arguments of the report; no figure is drawn, and nothing is collected for it."""
     calls = []
     monkeypatch.setattr(experiment_module, "report_data", lambda *arguments: arguments)
+    monkeypatch.setattr(experiment_module, "changes", lambda data: ["changed most"])
 
     def write(*arguments):
         calls.append(arguments)

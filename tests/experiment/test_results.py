@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from tests.experiment.conftest import random_pool
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.experiment.experiment import Accuracy, TrainingData
 from utilgen_jax.experiment.flops import spent_flops
-from utilgen_jax.experiment.results import print_table, report_data, write_results
+from utilgen_jax.experiment.results import changes, next_commands, print_table, report_data, write_results
 from utilgen_jax.methods import METHODS
 from utilgen_jax.report.data import RunData, load, shown_real
 from utilgen_jax.valuation.cross_fit import PoolValues
@@ -66,6 +67,33 @@ def test_the_updates_own_classifiers_stand_below_the_table(capsys):
 def test_a_method_that_is_a_baseline_stands_there_once(capsys, method, accuracy, titles):
     print_table(summary(method, **accuracy))
     assert [row[0] for row in table_rows(capsys)] == [METHODS[name].title for name in titles]
+
+
+def test_the_terminal_tells_what_changed_most():
+    real = LabelledImages(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ("a", "b"), ("zero", "one"))
+    labels = np.array([0] * 60 + [1] * 40)
+    predicted = {"real_only": np.zeros(100, int), "final": np.array([0] * 65 + [1] * 35)}
+    assert changes(RunData(**shown_real(real), test_labels=labels, predicted=predicted)) == [
+        "over real images alone: +35.0 points [+26.0, +44.0]",
+        "changed most: one 0.0% -> 87.5%, zero 100.0% -> 100.0%",
+        "mistakes: one as zero 40 -> 5",
+        "",
+    ]
+    assert changes(RunData(**shown_real(real))) == []
+
+
+@pytest.mark.parametrize("given", [["--workdir=runs/mine"], ["--workdir", "runs/mine"], []])
+def test_the_next_commands_are_those_of_this_config(given):
+    argv = ["main.py", "--config=digits:shots=5", *given, "--config.seed=1"]
+    run = summary("joint")
+    compare, generate = next_commands(run, Path("runs/mine"), argv)
+    assert compare == (
+        "next, whether other seeds agree: python -m utilgen_jax.compare --config=digits:shots=5 --config.seed=1 "
+        "--methods=real,vanilla,joint --workdir=runs/mine-seeds"
+    )
+    assert generate.endswith("utilgen_jax.generate --workdir=runs/mine --num=1234 --out=runs/mine-more")
+    assert len(next_commands(run | {"num_synthetic": 0}, Path("runs/mine"), argv)) == 1
+    assert next_commands(run, Path("runs/mine"), ["ipykernel"]) == []
 
 
 def test_the_report_is_made_of_what_the_run_has(make_experiment, monkeypatch):

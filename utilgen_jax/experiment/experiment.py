@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -29,7 +30,7 @@ from utilgen_jax.experiment.joint import JointSteps
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.logging import log_stage
 from utilgen_jax.experiment.pools import GeneratedPool, PoolSteps
-from utilgen_jax.experiment.results import print_table, report_data, write_results
+from utilgen_jax.experiment.results import changes, next_commands, print_table, report_data, write_results
 from utilgen_jax.experiment.stages import StageCache
 from utilgen_jax.experiment.values import ValueSteps
 from utilgen_jax.experiment.words import WordPool, WordSteps
@@ -385,9 +386,9 @@ class Experiment:
         if self.is_first:
             # The last file: a summary says that the run is whole. Only then is anything printed, which may fail.
             write_summary(self.workdir, summary)
-        if page is not None:
+        if page is not None and report is not None:
             print_table(summary)
-            print(f"report: {page}")
+            print("\n".join([*changes(report), f"report: {page}", *next_commands(summary, self.workdir, sys.argv)]))
         return summary
 
     def _note_values(self, pool: GeneratedPool, values: PoolValues) -> Pool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from utilgen_jax.config.schema import FIELDS, Config, flatten
 from utilgen_jax.experiment.flops import spent_flops
 from utilgen_jax.methods import METHODS
 from utilgen_jax.pool.storage import Pool
+from utilgen_jax.report.accuracy import class_changes, confusions, gains
 from utilgen_jax.report.data import Findings, RunData, save, shown_real
 from utilgen_jax.report.page import write_report
 from utilgen_jax.report.summary import UPDATE_NOTE, accuracy_columns
@@ -24,6 +25,7 @@ from utilgen_jax.report.words import word_lines
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Accuracy, Experiment, TrainingData
 
+_MOST_CHANGES = 3  # that the terminal tells
 _TITLES = {"real_only": METHODS["real"].title, "vanilla": METHODS["vanilla"].title}
 
 
@@ -45,6 +47,51 @@ def print_table(summary: dict[str, Any]) -> None:
         print(f"{UPDATE_NOTE}: {summary['accuracy_of_update']:.1%}\n")
     if "words" in summary:
         print("\n".join(word_lines(summary["words"])) + "\n")
+
+
+def changes(data: RunData) -> list[str]:
+    """What changed most from real images alone to the final classifier, a line each, for the terminal."""
+    labels, names = data.test_labels, tuple(data.class_names)
+    if labels is None or not {"real_only", "final"} <= set(data.predicted):
+        return []
+    before, after = data.predicted["real_only"], data.predicted["final"]
+    gain = gains(labels, data.predicted, "real_only")["final"]
+    if np.array_equal(before, after):
+        return []
+    classes = class_changes(labels, before, after, names)[:_MOST_CHANGES]
+    mistakes = confusions(labels, before, after, names, _MOST_CHANGES)
+    return [
+        f"over real images alone: {100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]",
+        "changed most: " + ", ".join(f"{each.name} {each.before:.1%} -> {each.after:.1%}" for each in classes),
+        "mistakes: " + ", ".join(f"{each.name} as {each.taken_for} {each.before} -> {each.after}" for each in mistakes),
+        "",
+    ]
+
+
+def next_commands(summary: Mapping[str, Any], workdir: Path, argv: Sequence[str]) -> list[str]:
+    """The commands that one would want next, a line each; none where the run was not started by `main`.
+
+    Args:
+        summary: of the run.
+        workdir: the run's folder.
+        argv: the command line, its first entry the program.
+    """
+    words = list(argv[1:])
+    if not any(word.startswith("--config") for word in words):
+        return []
+    own = [word for place, word in enumerate(words) if not _is_workdir(words, place)]
+    methods = ",".join(dict.fromkeys(["real", "vanilla", summary["method"]]))
+    compare = ["python", "-m", "utilgen_jax.compare", *own, f"--methods={methods}", f"--workdir={workdir}-seeds"]
+    lines = [f"next, whether other seeds agree: {shlex.join(compare)}"]
+    if summary["num_synthetic"]:
+        more = ["python", "-m", "utilgen_jax.generate", f"--workdir={workdir}", f"--num={summary['num_synthetic']}"]
+        lines.append(f"or more of these images: {shlex.join([*more, f'--out={workdir}-more'])}")
+    return lines
+
+
+def _is_workdir(words: Sequence[str], place: int) -> bool:
+    """Whether a word is --workdir, or its value."""
+    return words[place].startswith("--workdir") or (place > 0 and words[place - 1] == "--workdir")
 
 
 def report_data(
