@@ -17,7 +17,7 @@ TINY = ("generator.steps=2", "pool.images_per_class=2", "classifier.steps=3", "c
 def test_a_method_is_added_in_one_file(tmp_path):
     package = tmp_path / "utilgen_jax"
     shutil.copytree(ROOT / "utilgen_jax", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "utilgen_jax" / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(\"{3}.*?)```", (ROOT / "utilgen_jax" / "README.md").read_text(), re.DOTALL)
     (package / "methods" / "sdedit.py").write_text(code)
     registry = package / "methods" / "__init__.py"
     text = registry.read_text()

@@ -37,6 +37,7 @@ RECORDS = [
         weight=0.5 + place / 16,
         soft_label=(0.25, 0.75),
         round=0,
+        conditioned_on=("first.jpg", "second.jpg") if place % 2 else None,
     )
     for place in range(6)
 ]
@@ -78,6 +79,7 @@ def read(written):
         rows = [*tensorflow_datasets.builder_from_directory(folder).as_data_source("train")]
         for row in rows:
             row["prompt"] = row["prompt"].decode()
+            row["conditioned_on"] = [name.decode() for name in row["conditioned_on"]]
         return [row["image"] for row in rows], rows
     options = {"data_files": str(folder / "train-*.tar")} if name == "webdataset" else {"data_dir": str(folder)}
     data = datasets.load_dataset(name, split="train", cache_dir=str(folder / ".cache"), **options)
@@ -93,6 +95,7 @@ def test_its_tool_opens_it(written):
         np.testing.assert_array_equal(np.asarray(image), IMAGES[place])
         record = RECORDS[place]
         assert (row["label"], row["prompt"], row["seed"]) == (record.label, record.prompt, record.seed)
+        assert tuple(row.get("conditioned_on") or ()) == (record.conditioned_on or ())
         assert row["weight"] == record.weight and tuple(row["soft_label"]) == record.soft_label
 
 
@@ -177,6 +180,7 @@ def test_what_is_not_known_of_an_image_is_left_open(tmp_path):
     assert row["soft_label"] is None and row["weight"] is None and row["requested_difficulty"] is None
     (row,) = tensorflow_datasets.builder_from_directory(tmp_path / "tfds").as_data_source("train")
     assert np.isnan(row["weight"]) and np.isnan(row["soft_label"]).all() and row["word"] == b""
+    assert len(row["conditioned_on"]) == 0
 
 
 def test_a_format_names_the_library_that_it_lacks(tmp_path, monkeypatch):

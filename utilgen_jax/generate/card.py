@@ -23,6 +23,8 @@ _LICENCES: Mapping[str, str] = {
     "sd21-768": "CreativeML Open RAIL++-M",
     "sd21-unclip": "CreativeML Open RAIL++-M",
     "sd-turbo": "Stability AI Community License",
+    "sdxl": "CreativeML Open RAIL++-M",
+    "sdxl-turbo": "Stability AI Community License",
 }
 _UNKNOWN = "not known here; look at the checkpoint's own page before the images are used or passed on"
 _MOST_PROMPTS = 20
@@ -53,7 +55,8 @@ The same images again: `{command}`
 {classes}
 
 Beside image and label (0 to {last_label}, in this order) each has `class_name`, `prompt`, `seed`, `difficulty` (1 less
-the probability of its class, by a classifier of the real images), `requested_difficulty`, and
+the probability of its class, by a classifier of the real images), `requested_difficulty`, `conditioned_on` (the real
+images that it was made from, if any), and
 
 - `weight`: {weights};
 - `soft_label`: {soft_labels}.

@@ -14,7 +14,17 @@ from utilgen_jax.pool.storage import PoolRecord
 
 PARTS = ".parts"  # folder of what belongs to parts until the set is closed
 # What each image carries beside its pixels and its label.
-FIELDS = ("prompt", "seed", "weight", "soft_label", "difficulty", "requested_difficulty", "round", "word")
+FIELDS = (
+    "prompt",
+    "seed",
+    "weight",
+    "soft_label",
+    "difficulty",
+    "requested_difficulty",
+    "round",
+    "word",
+    "conditioned_on",
+)
 
 
 @dataclasses.dataclass(frozen=True)

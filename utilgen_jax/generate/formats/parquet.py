@@ -42,6 +42,7 @@ class ParquetFormat(Format):
             **{name: datasets.Value("int64") for name in ("seed", "round")},
             **{name: datasets.Value("float32") for name in ("weight", "difficulty", "requested_difficulty")},
             "soft_label": datasets.List(datasets.Value("float32")),
+            "conditioned_on": datasets.List(datasets.Value("string")),
         }
         self._schema = datasets.Features(features).arrow_schema
 

@@ -28,7 +28,7 @@ images = np.stack(rows["image"])"""
 
 
 class TfdsFormat(Format):
-    """See the module. What is not known of an image is "", -1, NaN, or a soft label of NaN."""
+    """See the module. What is not known of an image is "", -1, NaN, a soft label of NaN, or an empty list."""
 
     opening = _OPENING
     reading = _READING
@@ -45,6 +45,7 @@ class TfdsFormat(Format):
             **dict.fromkeys(_INTEGERS, np.int64),
             **dict.fromkeys(_FLOATS, np.float32),
             "soft_label": tfds.features.Tensor(shape=(len(self.class_names),), dtype=np.float32),
+            "conditioned_on": tfds.features.Sequence(tfds.features.Text()),
         }
         self._features = tfds.features.FeaturesDict(features)
 
@@ -70,7 +71,8 @@ class TfdsFormat(Format):
         row |= {name: -1 if fields[name] is None else fields[name] for name in _INTEGERS}
         row |= {name: np.float32(np.nan if fields[name] is None else fields[name]) for name in _FLOATS}
         soft_label = unknown if fields["soft_label"] is None else fields["soft_label"]
-        return row | {"soft_label": np.array(soft_label, np.float32)}
+        sources = list(fields["conditioned_on"] or ())
+        return row | {"soft_label": np.array(soft_label, np.float32), "conditioned_on": sources}
 
     def close(self, parts: Sequence[Part], description: str) -> None:
         """Writes dataset_info.json and features.json."""
