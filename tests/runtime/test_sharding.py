@@ -124,8 +124,16 @@ def two_processes(tmp_path):
     assert placed["dense"]["kernel"].addressable_shards[0].data.shape == (2, 2**15)
     batch = sharding.shard_batch(np.arange(8.0), mesh)
     assert [shard.data.shape for shard in batch.addressable_shards] == [(2,), (2,)]
+    first = 4 * jax.process_index()
+    places, rows = sharding.own_rows(batch)
+    assert places.tolist() == rows.tolist() == list(range(first, first + 4))
+    places, _ = sharding.own_rows(sharding.shard_params({"bias": np.arange(3.0)}, mesh)["bias"])
+    assert places.tolist() == ([0, 1, 2] if first == 0 else [])
     with jax.set_mesh(mesh):
-        assert float(jax.jit(jnp.sum)(batch)) == 28
+        held = sharding.held_rows(sharding.batch_sharding(8), 8)
+        assert held.tolist() == list(range(first, first + 4))
+        again = sharding.place_rows(np.arange(8.0)[held], held, 8, sharding.batch_sharding(8))
+        assert float(jax.jit(jnp.sum)(batch)) == float(jax.jit(jnp.sum)(again)) == 28
 
     checkpoints.save_component(tmp_path, {"_class_name": "X"}, placed)
     from jax.experimental import multihost_utils

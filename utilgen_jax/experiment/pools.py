@@ -324,7 +324,10 @@ class PoolSteps:
                 number = common_beginning(records, read_records(folder, class_names))
                 longest, source = max((longest, source), (number, folder), key=lambda found: found[0])
         if source is not None:
-            writer, pool = PoolWriter(experiment.pool_folder(spec, round_number), class_names), read_pool(source)
+            # The images are in the first process's shard, or in the folder itself.
+            shard = 0 if jax.process_count() > 1 else None
+            writer = PoolWriter(experiment.pool_folder(spec, round_number), class_names, shard)
+            pool = read_pool(source)
             missing = slice(len(writer), longest)
             if len(writer) < longest:
                 writer.append(to_float(pool.images[missing]), records[missing])
@@ -345,9 +348,10 @@ class PoolSteps:
         return {"num_images": np.array(len(pool.records))}
 
     def _open(self, spec: PoolSpec, round_number: int) -> PoolWriter:
-        """Opens a pool to be continued, in every process, see `open_pool`."""
+        """Opens a pool to be continued, in every process, each with a shard of its own; see `open_pool`."""
         with self._repairable(spec, round_number):
-            return open_pool(self.experiment.pool_folder(spec, round_number), self.experiment.split.real.class_names)
+            folder, names = self.experiment.pool_folder(spec, round_number), self.experiment.split.real.class_names
+            return open_pool(folder, names, is_sharded=True)
 
     @contextmanager
     def _repairable(self, spec: PoolSpec, round_number: int) -> Iterator[None]:

@@ -18,7 +18,7 @@ from utilgen_jax.generator.sampling import check_finite_images
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.pool.storage import PoolRecord, PoolWriter
 from utilgen_jax.runtime.distributed import wait_for_all
-from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.runtime.sharding import own_rows, to_host
 
 # (condition of text, places in the pool int [B]) -> (condition, latents to start from, or None)
 ConditionOn = Callable[[Condition, np.ndarray], tuple[Condition, jax.Array | None]]
@@ -41,25 +41,33 @@ def generate_pool(
 
     Args:
         sd, records, adapter, sampling, condition_on, refine: see `generate_batches`.
-        writer: of the pool's folder; its length is the number of the first image to generate.
+        writer: of the pool's folder; its length is the number of the first image to generate. Of several processes
+            each writes what its own devices have generated.
         on_images: called with the number of finished images.
 
     Raises:
         FloatingPointError: an image is not finite; names the first one's place.
     """
-    done = len(writer)
-    batches = generate_batches(sd, records, adapter, sampling, condition_on=condition_on, refine=refine, first=done)
-    for images in batches:
-        if jax.process_index() == 0:
-            writer.append(images, records[done : done + len(images)])
-        done += len(images)
-        on_images(done)
+    for start, end, generated in _generate(
+        sd, records, adapter, sampling, condition_on, refine, (len(writer), len(records))
+    ):
+        rows, images = own_rows(generated)
+        mine = rows < end - start
+        places, images = start + rows[mine], images[mine]
+        check_finite_images(images, sd.architecture, int(places[0]) if len(places) else start)
+        writer.append(images, [records[place] for place in places], places)
+        on_images(end)
 
 
-def open_pool(folder: Path, class_names: Sequence[str]) -> PoolWriter:
-    """Opens a pool to be continued, in every process; the first one alone may append to it.
+def open_pool(folder: Path, class_names: Sequence[str], is_sharded: bool = False) -> PoolWriter:
+    """Opens a pool to be continued, in every process.
 
-    Opening removes what a run that was cut off left: the first process does, and before it appends all have opened.
+    Opening removes what a run that was cut off left: the first process does, and before one appends all have opened.
+
+    Args:
+        folder: the pool's.
+        class_names: K words.
+        is_sharded: whether each of several processes appends, to a shard of its own; if not, the first one alone may.
 
     Raises:
         InputError: see `PoolWriter`.
@@ -67,7 +75,7 @@ def open_pool(folder: Path, class_names: Sequence[str]) -> PoolWriter:
     is_first = jax.process_index() == 0
     if not is_first:
         wait_for_all("the first process has opened the pool")
-    writer = PoolWriter(folder, class_names)
+    writer = PoolWriter(folder, class_names, jax.process_index() if is_sharded and jax.process_count() > 1 else None)
     if is_first:
         wait_for_all("the first process has opened the pool")
     wait_for_all("every process has opened the pool")
@@ -105,11 +113,27 @@ def generate_batches(
     Raises:
         FloatingPointError: an image is not finite; names the first one's place.
     """
+    span = first, len(records) if stop is None else stop
+    for start, end, generated in _generate(sd, records, adapter, sampling, condition_on, refine, span):
+        images = to_host(generated)[: end - start]
+        check_finite_images(images, sd.architecture, start)
+        yield images
+
+
+def _generate(
+    sd: StableDiffusion,
+    records: Sequence[PoolRecord],
+    adapter: Adapter | ClassAdapters,
+    sampling: SamplingConfig,
+    condition_on: ConditionOn | None,
+    refine: RefineBatch | None,
+    span: tuple[int, int],
+) -> Iterator[tuple[int, int, jax.Array]]:
+    """Beginning and end of each batch, and its images on the devices, filled up behind them."""
     batch_size = min(sampling.batch_size, len(records))
     from_noise = dataclasses.replace(sampling, strength=1.0)
     encoder, encodes = sd, None
-    last = len(records) if stop is None else stop
-    for start, end, used in _parts(records, adapter, (first, last), batch_size):
+    for start, end, used in _parts(records, adapter, span, batch_size):
         if used is not encodes:
             encoder, encodes = with_text_encoder_lora(sd, used), used
         places = np.minimum(np.arange(start, start + batch_size), end - 1)
@@ -128,16 +152,17 @@ def generate_batches(
         if used.knows_difficulty:
             logits = _logits([record.requested_difficulty for record in batch])
             used = dataclasses.replace(used, difficulty_logits=logits)
-        generated = generate_images(
-            sd,
-            used if refine is None else refine(used, sample_inputs),
-            sample_inputs,
-            from_noise if sample_inputs.clean_latents is None else sampling,
-            num_differentiable_steps=None,
+        yield (
+            start,
+            end,
+            generate_images(
+                sd,
+                used if refine is None else refine(used, sample_inputs),
+                sample_inputs,
+                from_noise if sample_inputs.clean_latents is None else sampling,
+                num_differentiable_steps=None,
+            ),
         )
-        images = to_host(generated)[: end - start]
-        check_finite_images(images, sd.architecture, start)
-        yield images
 
 
 def _parts(

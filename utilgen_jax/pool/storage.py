@@ -2,6 +2,7 @@
 
     <folder>/<class>/00012.png      the image; the number counts through the whole pool
     <folder>/metadata.jsonl         one line an image, the fields of `PoolRecord`
+    <folder>/shard-00003/...        the same of each process, where several write; the number counts through all shards
 
 An image belongs to the pool once its line in metadata.jsonl is complete; images are written first, their lines
 after. Work that was cut off leaves at most images without a line and half a line, which the next `PoolWriter`
@@ -26,6 +27,7 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line, write_bytes, write_text
 
 METADATA = "metadata.jsonl"
+_SHARD = re.compile(r"shard-\d{5}")
 # Images of `PoolWriter`, whole or partial; other files in the folder are never removed.
 _IMAGE_FILE = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.partial")
 
@@ -95,16 +97,17 @@ class Pool:
 class PoolWriter:
     """Adds images to a pool folder, and continues one that was cut off.
 
-    `len(writer)` images are safely there, in the order in which they were appended; a caller whose images depend on
+    `len(writer)` images are safely there, the first ones of the pool; a caller whose images depend on
     their position alone goes on from that position and gets the pool that an unbroken run would have written.
     """
 
-    def __init__(self, folder: str | Path, class_names: Sequence[str]) -> None:
+    def __init__(self, folder: str | Path, class_names: Sequence[str], shard: int | None = None) -> None:
         """Opens or makes the folder, and removes what an interrupted `append` left.
 
         Args:
             folder: The pool's folder.
             class_names: K words.
+            shard: Of this process, where several write; None: it writes alone.
 
         Raises:
             InputError: The folder holds a pool of other classes, a damaged one, or one that lacks an image.
@@ -112,26 +115,31 @@ class PoolWriter:
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
         self._class_folders = class_folders(self.class_names)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        metadata = self.folder / METADATA
-        metadata.touch()
+        self._shard = "" if shard is None else f"shard-{shard:05d}"
+        (self.folder / self._shard).mkdir(parents=True, exist_ok=True)
+        (self.folder / self._shard / METADATA).touch()
         records = read_records(self.folder, self.class_names)
         for record in records:
             _image_path(self.folder, record)
-        cut_partial_line(metadata)
-        self._remove_orphans({record.file_name for record in records})
+        files = _metadata_files(self.folder)
+        for file in files:
+            cut_partial_line(file)
+        if len(files) > 1:
+            records = self._cut_at_first_gap(records)
+        self._remove_orphans({record.file_name for record in records}, files)
         self._count = len(records)
 
     def __len__(self) -> int:
         """Images in the pool."""
         return self._count
 
-    def append(self, images: np.ndarray, records: Sequence[PoolRecord]) -> None:
+    def append(self, images: np.ndarray, records: Sequence[PoolRecord], places: np.ndarray | None = None) -> None:
         """Writes images, then commits their records.
 
         Args:
             images: float [B, H, W, 3] in [-1, 1]; values beyond are clipped.
             records: B records; `file_name` and `class_name` are filled in here.
+            places: Of the images in the pool, rising, int [B]; None: those that follow.
 
         Raises:
             ValueError: The shapes do not fit, a value is not finite, or a label is not one of the classes.
@@ -143,27 +151,41 @@ class PoolWriter:
             raise ValueError("a generated image holds NaN or infinity")
         if any(not 0 <= record.label < len(self.class_names) for record in records):
             raise ValueError(f"a label is outside 0..{len(self.class_names) - 1}")
+        if not len(records):
+            return
+        numbers = np.arange(self._count, self._count + len(records)) if places is None else places
+        base = f"{self._shard}/" if self._shard else ""
         named = [
             dataclasses.replace(
                 record,
-                file_name=f"{self._class_folders[record.label]}/{self._count + row:05d}.png",
+                file_name=f"{base}{self._class_folders[record.label]}/{number:05d}.png",
                 class_name=self.class_names[record.label],
             )
-            for row, record in enumerate(records)
+            for number, record in zip(numbers.tolist(), records, strict=True)
         ]
         lines = "".join(to_line(record) for record in named)  # Before any file: a value JSON cannot hold raises here.
         for pixels, record in zip(to_uint8(images), named, strict=True):
             path = self.folder / record.file_name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, _to_png(pixels))
-        append_text(self.folder / METADATA, lines)
-        self._count += len(named)
+        append_text(self.folder / self._shard / METADATA, lines)
+        self._count = int(numbers[-1]) + 1
 
-    def _remove_orphans(self, committed: set[str]) -> None:
-        for class_folder in self._class_folders:
-            for path in (self.folder / class_folder).glob("*"):
-                if _IMAGE_FILE.fullmatch(path.name) and f"{class_folder}/{path.name}" not in committed:
-                    path.unlink()
+    def _cut_at_first_gap(self, records: list[PoolRecord]) -> list[PoolRecord]:
+        """Leaves out, on disk too, what follows the first image that is missing in the shard of another process."""
+        places = np.array([_place(record) for record in records])
+        gaps = np.flatnonzero(places != np.arange(len(records)))
+        kept = records[: gaps[0]] if len(gaps) else records
+        if len(kept) < len(records):
+            _write_records(self.folder, kept)
+        return kept
+
+    def _remove_orphans(self, committed: set[str], metadata_files: Sequence[Path]) -> None:
+        for class_folder in (file.parent / name for file in metadata_files for name in self._class_folders):
+            for path in class_folder.glob("*"):
+                name = path.relative_to(self.folder).as_posix()
+                if _IMAGE_FILE.fullmatch(path.name) and name not in committed:
+                    path.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +242,7 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None, read
 
 
 def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) -> None:
-    """Replaces fields of all records at once; metadata.jsonl is the old or the new one at any time.
+    """Replaces fields of all records at once; each metadata.jsonl is the old or the new one at any time.
 
     Args:
         folder: The pool's folder.
@@ -239,19 +261,62 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
             raise ValueError(f"column {name!r} has {len(column)} values for {len(records)} images")
         values = column.tolist() if isinstance(column, np.ndarray) else column
         records = [dataclasses.replace(record, **{name: value}) for record, value in zip(records, values, strict=True)]
-    lines = "".join(to_line(record) for record in records)  # Before any file: a value JSON cannot hold raises here.
-    write_text(folder / METADATA, lines, fsync=True)
+    _write_records(folder, records)
+
+
+def _write_records(folder: Path, records: Sequence[PoolRecord]) -> None:
+    lines: dict[Path, list[str]] = {file: [] for file in _metadata_files(folder)}
+    for record in records:  # Before any file: a value JSON cannot hold raises here.
+        lines[folder / _shard_of(record.file_name) / METADATA].append(to_line(record))
+    for file, of_file in lines.items():
+        write_text(file, "".join(of_file), fsync=True)
 
 
 def read_records(folder: str | Path, class_names: tuple[str, ...] | None) -> list[PoolRecord]:
-    """The committed records, checked against each other and against class_names; images are not looked at."""
+    """The committed records, checked against each other and against class_names; images are not looked at.
+
+    Those of shards are in the order of their numbers.
+    """
     folder = Path(folder)
-    metadata = folder / METADATA
-    if not metadata.is_file():
+    files = _metadata_files(folder)
+    if not files:
         raise InputError(f"{folder} is no pool: it has no {METADATA}")
-    records: list[PoolRecord] = []
     names: dict[int, str] = dict(enumerate(class_names)) if class_names is not None else {}
     seen: set[str] = set()
+    records = [record for file in files for record in _read_lines(file, folder, class_names, names, seen)]
+    if len(files) == 1:
+        return records
+    records.sort(key=_place)
+    twice = [record for record, before in zip(records[1:], records, strict=False) if _place(record) == _place(before)]
+    if twice:
+        raise InputError(f"{folder}: image {_place(twice[0])} stands in two shards; remove the folder to make it again")
+    return records
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    """The metadata.jsonl of a pool, or of its shards in their order."""
+    files = [folder / METADATA, *sorted(file for file in folder.glob(f"shard-*/{METADATA}"))]
+    return [file for file in files if file.is_file() and (file.parent == folder or _SHARD.fullmatch(file.parent.name))]
+
+
+def _shard_of(file_name: str) -> str:
+    """The shard's folder in which an image lies; "" where there are none."""
+    first = file_name.partition("/")[0]
+    return first if _SHARD.fullmatch(first) else ""
+
+
+def _place(record: PoolRecord) -> int:
+    """An image's number in its pool."""
+    stem = Path(record.file_name).stem
+    return int(stem) if stem.isdecimal() else -1
+
+
+def _read_lines(
+    metadata: Path, folder: Path, class_names: tuple[str, ...] | None, names: dict[int, str], seen: set[str]
+) -> list[PoolRecord]:
+    """The records of one file; `names` and `seen` are of all files of the pool's."""
+    records: list[PoolRecord] = []
+    shard = "" if metadata.parent == folder else f"{metadata.parent.name}/"
     # What follows the last newline was never committed.
     for number, line in enumerate(metadata.read_bytes().split(b"\n")[:-1], start=1):
         where = f"{metadata}, line {number}"
@@ -267,9 +332,10 @@ def read_records(folder: str | Path, class_names: tuple[str, ...] | None) -> lis
             raise InputError(f"{where}: label {label!r} is out of range, it should be {expected}")
         if not isinstance(name, str) or names.setdefault(label, name) != name:
             raise InputError(f"{where}: class_name {name!r}, but label {label} is {names.get(label)!r}: another pool?")
-        if not isinstance(file_name, str) or file_name in seen:
+        if not isinstance(file_name, str) or shard + file_name in seen:
             raise InputError(f"{where}: file_name {file_name!r} is missing or stands there twice")
-        seen.add(file_name)
+        fields["file_name"] = shard + file_name
+        seen.add(shard + file_name)
         wrong = [key for key, kind in _KINDS.items() if not isinstance(fields.get(key), kind | None)]
         if wrong:
             raise InputError(f"{where}: {wrong[0]} is {fields[wrong[0]]!r}, which it cannot be")
@@ -299,6 +365,8 @@ def class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:
 def to_line(record: PoolRecord) -> str:
     """A line of metadata.jsonl, with its end; ValueError where a value is not finite."""
     fields = dataclasses.asdict(record)
+    if shard := _shard_of(record.file_name):
+        fields["file_name"] = record.file_name.removeprefix(f"{shard}/")
     fields = {name: value for name, value in fields.items() if value is not None or name not in _LEFT_OUT}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
 

@@ -180,8 +180,8 @@ def held_rows(sharding: Sharding | None, number: int) -> np.ndarray:
     """The rows of a batch that this process's devices hold, sorted."""
     if sharding is None or sharding.is_fully_addressable:
         return np.arange(number)
-    slices = {index[0] for index in sharding.addressable_devices_indices_map((number,)).values() if index is not None}
-    return np.unique(np.concatenate([np.arange(number)[each] for each in slices]))
+    indices = sharding.addressable_devices_indices_map((number,)).values()
+    return np.unique(np.concatenate([np.arange(number)[index[0]] for index in indices if index is not None]))
 
 
 def place_rows(rows: np.ndarray, held: np.ndarray, number: int, sharding: Sharding | None) -> jax.Array:
@@ -211,6 +211,29 @@ def place(array: np.ndarray | jax.Array, sharding: Sharding | None) -> jax.Array
     # `device_put` would first compare the values of all processes over the network.
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def own_rows(batch: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a batch that are this process's to write; each is one process's.
+
+    Args:
+        batch: [B, ...], a shard on each device, or whole in every process.
+
+    Returns:
+        The rows' numbers, sorted, int [n], and the rows [n, ...].
+    """
+    if not isinstance(batch, jax.Array) or batch.is_fully_addressable:
+        mine = np.arange(len(batch) if jax.process_index() == 0 else 0)
+        return mine, np.asarray(batch)[mine]
+    owner = np.full(len(batch), jax.process_count())
+    for device, index in batch.sharding.devices_indices_map(batch.shape).items():
+        process: int = device.process_index  # type: ignore[attr-defined]
+        owner[index[0]] = np.minimum(owner[index[0]], process)
+    mine = np.flatnonzero(owner == jax.process_index())
+    rows: dict[int, np.ndarray] = {}
+    for shard in batch.addressable_shards:
+        rows.update(zip(np.arange(len(batch))[shard.index[0]].tolist(), np.asarray(shard.data), strict=True))
+    return mine, np.stack([rows[row] for row in mine.tolist()]) if len(mine) else np.zeros((0, *batch.shape[1:]))
 
 
 def to_host(array: np.ndarray | jax.Array) -> np.ndarray:
