@@ -104,7 +104,7 @@ def test_what_has_changed_is_refused_by_name(mine, change):
     with pytest.raises(InputError) as caught:
         run()
     message = str(caught.value)
-    assert message.startswith("run holds results of other input; take another --workdir")
+    assert message.startswith("run holds results of other input; take another folder")
     assert f"\n  {CHANGES[change][1]}: other content now" in message
     assert Path("run/inputs.json").read_bytes() == before
 

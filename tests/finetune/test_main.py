@@ -182,3 +182,19 @@ def test_settings_are_noted(checkpoint, photos, tmp_path, monkeypatch):
     assert run(checkpoint, photos, tmp_path / "out", "--prompt=a {class}") == 0
     settings = json.loads((tmp_path / "out/finetune.json").read_text())
     assert settings["prompt"] == "a {class}" and settings["rank"] == 2 and settings["seed"] == 0
+
+
+def test_a_training_is_not_continued_on_other_images(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "_train_lora", lambda *arguments: "the file")
+    monkeypatch.setattr(training, "load_stable_diffusion", lambda *arguments, **settings: load_stable_diffusion)
+
+    def again() -> str:
+        status = run(checkpoint, photos, tmp_path / "out", "--prompt=a {class}")
+        return capsys.readouterr().err if status else ""
+
+    assert again() == again() == ""
+    Image.new("RGB", (20, 30)).save(photos / "dogs" / "1.png")
+    assert "holds results of other input" in (told := again())
+    assert "--images: dogs/1.png: other content now" in told and "dogs/0.png" not in told
+    (photos / "dogs" / "1.png").unlink()
+    assert "--images: the names of all: other content now" in again()

@@ -48,8 +48,13 @@ def fingerprint_files(config: Config, checkpoint: Path | None) -> Fingerprints:
         if place.is_file():
             found[field] = fingerprint_file(place)
         elif place.is_dir():
-            found |= {f"{field}: {file.relative_to(place)}": fingerprint_file(file) for file in _files_of(place)}
+            found |= fingerprint_model(field, place)
     return found
+
+
+def fingerprint_model(name: str, folder: Path) -> Fingerprints:
+    """The fingerprints of a model's files that are read; `name` stands before theirs."""
+    return {f"{name}: {file.relative_to(folder)}": fingerprint_file(file) for file in _files_of(folder)}
 
 
 def of_checkpoint(fingerprints: Fingerprints) -> Fingerprints:
@@ -72,8 +77,8 @@ def check_inputs(folder: Path, now: Fingerprints) -> Fingerprints:
         lines = [f"{name}: other content now" for name in differing] + [f"{name}: not there now" for name in gone]
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise InputError(
-            f"{folder} holds results of other input; take another --workdir, remove this one, or bring back what was "
-            "read before. What differs:\n  " + "\n  ".join(lines[:_SHOWN] + more)
+            f"{folder} holds results of other input; take another folder, remove this one, or bring back what was read "
+            "before. What differs:\n  " + "\n  ".join(lines[:_SHOWN] + more)
         )
     return before
 
@@ -129,5 +134,5 @@ def _read(folder: Path) -> dict[str, str]:
         if not isinstance(before, dict) or not all(isinstance(found, str) for found in before.values()):
             raise ValueError("not an object of texts")
     except ValueError as error:
-        raise InputError(f"{file}: cannot be read ({error}); remove {folder}, or take another --workdir") from error
+        raise InputError(f"{file}: cannot be read ({error}); remove {folder}, or take another one") from error
     return before

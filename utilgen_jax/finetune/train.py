@@ -14,10 +14,12 @@ import numpy as np
 from utilgen_jax import checkpoints
 from utilgen_jax.checkpoints.learned_embeds import FILE_NAME, save_learned_embeds
 from utilgen_jax.checkpoints.lora_files import LORA_FILE, save_lora
+from utilgen_jax.data.fingerprint import Fingerprints, digest
 from utilgen_jax.data.image_folder import load_for_training
 from utilgen_jax.data.image_source import ImageSource, random_crops
 from utilgen_jax.data.images import to_float
 from utilgen_jax.errors import InputError
+from utilgen_jax.experiment.inputs import fingerprint_model, note_inputs
 from utilgen_jax.experiment.workdir import versions
 from utilgen_jax.finetune.fields import training_fields
 from utilgen_jax.generator.adapter import adapter_loras
@@ -54,7 +56,8 @@ def train(settings: dict[str, Any]) -> Iterator[Path]:
         The files, each once it is written.
 
     Raises:
-        InputError: images or checkpoint cannot be read or do not suit, or --out is of other settings.
+        InputError: images or checkpoint cannot be read or do not suit, or --out is of other settings, images or
+            another checkpoint.
     """
     out = Path(settings["out"])
     source = load_for_training(settings["images"], settings["image_size"], 3)
@@ -67,6 +70,7 @@ def train(settings: dict[str, Any]) -> Iterator[Path]:
     config = LoraConfig(prior_fraction=0.0, **{field.path: settings[field.path] for field in training_fields()})
     mesh = make_mesh()
     with locked_folder(out), jax.set_mesh(mesh):
+        note_inputs(out, _inputs(source, folder))
         sd = load_stable_diffusion(folder, dtype, architecture=architecture, sharding_for=sharding_for(mesh))
         if settings["per_class"]:
             for label, name in enumerate(source.class_names):
@@ -87,6 +91,16 @@ def _prompts(settings: dict[str, Any], source: ImageSource) -> list[str]:
         what = "--token learns one subject" if settings["token"] else "--prompt must hold {class}"
         raise InputError(f"--images: {settings['images']} has {number} class folders; {what}")
     return [prompt.replace("{class}", name.replace("_", " ")) for name in source.class_names]
+
+
+def _inputs(source: ImageSource, checkpoint: Path) -> Fingerprints:
+    """Fingerprints of all that is read."""
+    images = {
+        f"--images: {id_}": digest([source.encoded(row), source.class_names[source.labels[row]].encode()])
+        for row, id_ in enumerate(source.ids)
+    }
+    names = {"--images: the names of all": digest(id_.encode() for id_ in source.ids)}
+    return {**names, **images, **fingerprint_model("--checkpoint", checkpoint)}
 
 
 def _check_size(image_size: int, factor: int) -> None:
