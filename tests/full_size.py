@@ -227,7 +227,10 @@ def run_jax(part: str, folder: Path, size: int) -> tuple[np.ndarray, float]:
     module = getattr(read_architecture(folder), part)
     variables = {"params": load_params(folder / part, module, None)}
     arguments = {"unet": (latents, jnp.array([TIMESTEP]), states, labels), "vae": (latents,)}[part]
-    compute = jax.jit(functools.partial(module.apply, method="decode" if part == "vae" else None))
+    compute = functools.partial(module.apply, method="decode" if part == "vae" else None)
+    # A compiled program may make all weights float32 at once.
+    is_half = jax.tree.leaves(variables)[0].dtype != jnp.float32
+    compute = compute if is_half and part == "unet" else jax.jit(compute)
     result, seconds = timed(lambda: np.asarray(compute(variables, *arguments)))
     return result.transpose(0, 3, 1, 2), seconds
 

@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -386,6 +387,18 @@ def test_stable_diffusion_xl_is_told_sizes(checkpoint, latents, tmp_path):
     theirs = torch_images(pipeline, latents=to_torch(LATENTS), **sizes)
     assert relative_error(ours, theirs) < TOLERANCE
     assert relative_error(generate_images(tmp_path / "own", *settings(checkpoint("sdxl"), latents)), ours) > TOLERANCE
+
+
+@pytest.mark.slow
+def test_few_steps_without_guidance_as_sdxl_lightning_takes_them(checkpoint, latents, tmp_path):
+    few = ["--steps=4", "--guidance_scale=0", "--scheduler=euler", "--timestep_spacing=trailing"]
+    ours = generate_images(tmp_path / "ours", *settings(checkpoint("sdxl"), latents), *few)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint("sdxl"), add_watermarker=False)
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.set_progress_bar_config(disable=True)
+    few = {"num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "np"}
+    theirs = pipeline(prompt=[PROMPT] * 2, latents=to_torch(LATENTS), **few).images
+    assert relative_error(ours, theirs) < TOLERANCE
 
 
 def test_all_mistakes_are_told_at_once_before_the_checkpoint_is_opened(capsys, tmp_path):

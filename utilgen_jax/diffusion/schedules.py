@@ -88,6 +88,12 @@ def read_by(schedule: NoiseSchedule, class_name: str, **overrides: Any) -> Noise
     return NoiseSchedule(schedule.alphas_cumprod, schedule.prediction_type, FrozenDict(settings))
 
 
+def with_spacing(schedule: NoiseSchedule, spacing: str) -> NoiseSchedule:
+    """Returns a schedule whose samplers place their steps so: 'leading', 'linspace' or 'trailing'."""
+    settings: FrozenDict[str, Any] = FrozenDict({**schedule.settings, "timestep_spacing": spacing})
+    return NoiseSchedule(schedule.alphas_cumprod, schedule.prediction_type, settings)
+
+
 def _betas(values: Mapping[str, Any]) -> np.ndarray:
     """Returns the variances β_t, float64 [num_train_timesteps]."""
     number, start, end = values["num_train_timesteps"], values["beta_start"], values["beta_end"]

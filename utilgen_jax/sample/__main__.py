@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from utilgen_jax.sample.inputs import Inputs
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_SPACINGS = ("leading", "linspace", "trailing")
 _LAST_SEED = 2**64 - 1
 
 
@@ -59,6 +60,8 @@ def define_flags() -> flags.FlagValues:
     whole("num", None, "images of each prompt; default 4, or as many as --latents holds", 1)
     whole("seed", 0, "of each prompt's first image; the next have the next ones", 0, _LAST_SEED)
     text("scheduler", "checkpoint", f"{', '.join(SCHEDULERS)}; the last is what the checkpoint's files name")
+    about = f"where its steps lie: {', '.join(_SPACINGS)}; default the checkpoint's; trailing for SDXL-Lightning"
+    text("timestep_spacing", None, about)
     whole("steps", 30, "denoising steps", 1)
     number("guidance_scale", 7.5, "of classifier-free guidance; 1 or less is none, as turbo checkpoints want", 0.0)
     about = "how far the contrast is brought back to that without guidance: 0 not at all, 1 wholly"
@@ -117,7 +120,8 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     problems += [
         f"--{name}: say which, such as --{name}={text}" for name, text in examples.items() if not settings[name]
     ]
-    choices = {"scheduler": SCHEDULERS, "dtype": _DTYPES, "weights_dtype": _DTYPES, "vae_dtype": _DTYPES}
+    choices = {"scheduler": SCHEDULERS, "timestep_spacing": _SPACINGS}
+    choices |= dict.fromkeys(("dtype", "weights_dtype", "vae_dtype"), _DTYPES)
     for name, valid in choices.items():
         problems += choice_problems(name, settings[name], valid)
     needs = {"strength": "init_image", "mask_image": "init_image", "noise_level": "image_prompt"}

@@ -18,6 +18,7 @@ from utilgen_jax.config.lora_flags import lora_files
 from utilgen_jax.config.schema import ConfigError
 from utilgen_jax.data.images import to_float
 from utilgen_jax.diffusion.samplers import make_sampler, sampler_name
+from utilgen_jax.diffusion.schedules import with_spacing
 from utilgen_jax.errors import InputError
 from utilgen_jax.generator.adapter_files import load_adapter_files
 from utilgen_jax.generator.config import SamplingConfig
@@ -90,6 +91,9 @@ def _open(
     dtype, param_dtype = (jnp.dtype(settings[name] or settings["dtype"]) for name in ("dtype", "weights_dtype"))
     vae_dtype = jnp.dtype(settings["vae_dtype"]) if settings["vae_dtype"] else None
     architecture = read_architecture(folder, dtype, vae_dtype, components=components, may_inpaint=True)
+    if settings["timestep_spacing"]:
+        schedule = with_spacing(architecture.schedule, settings["timestep_spacing"])
+        architecture = dataclasses.replace(architecture, schedule=schedule)
     sampling, image_inputs = plan(architecture, settings, inputs)
     adapters = load_adapter_files(lora_files(settings), architecture)
     sd = load_stable_diffusion(
