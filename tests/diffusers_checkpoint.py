@@ -106,19 +106,20 @@ def write_tiny_stable_diffusion(
     return folder
 
 
-def write_quick_stable_diffusion(folder: Path | str) -> Path:
+def write_quick_stable_diffusion(folder: Path | str, family: Family = "unclip") -> Path:
     """One on which all rows run and which is quick to compile: unCLIP, with attention in the UNet's middle alone.
 
-    Groups of one channel would hide the conditioning on images.
+    On 'sdxl' run all but those that need an image encoder. Groups of one channel would hide the conditioning on images.
     """
     return write_tiny_stable_diffusion(
         folder,
-        family="unclip",
+        family=family,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
         block_out_channels=(8,),
         norm_num_groups=2,
         attention_head_dim=2,
+        transformer_layers_per_block=1,
     )
 
 

@@ -195,9 +195,9 @@ def test_an_augmentation_is_a_row_or_under_any(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["datadream", "difficulty"])
-def test_methods_that_adapt_the_generator_run(tmp_path, method):
-    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
+@pytest.mark.parametrize(("method", "family"), [("datadream", "unclip"), ("difficulty", "sdxl")])
+def test_methods_that_adapt_the_generator_run(tmp_path, method, family):
+    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint", family)
     own = {
         "generator.checkpoint": str(checkpoint),
         "generator.image_size": "16",

@@ -54,8 +54,8 @@ def _of_unet(unet: Any, latent_shape: tuple[int, ...], length: int) -> int:
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1, length, unet.cross_attention_dim), unet.dtype),
     ]
-    if unet.class_embed_type is not None:
-        shapes.append(jax.ShapeDtypeStruct((1, unet.projection_class_embeddings_input_dim), unet.dtype))
+    if unet.label_width is not None:
+        shapes.append(jax.ShapeDtypeStruct((1, unet.label_width), unet.dtype))
     return _of_call(unet, {"params": expected_params(unet)}, *shapes)
 
 
