@@ -64,6 +64,11 @@ def test_text_states_are_those_of_both_encoders(loaded, pipeline, clip_skip):
     assert relative_error(ours.pooled, pooled) < 1e-4
 
 
+def test_sizes_are_asked_for(loaded):
+    with pytest.raises(InputError, match="is told the sizes of images"):
+        text_condition(loaded("sdxl"), PROMPTS)
+
+
 def test_an_empty_negative_prompt_is_no_text_unless_the_checkpoint_takes_it_for_one(loaded):
     sd = loaded("sdxl")
     assert not encode_negative_prompt(sd, "").states.any() and not encode_negative_prompt(sd, "").pooled.any()

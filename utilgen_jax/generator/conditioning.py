@@ -130,10 +130,17 @@ def embeds_condition(
         states: of the prompts.
         negative: of the unconditional branch, B or one; None without guidance.
         sizes: of the images; of use to XL, which needs them.
+
+    Raises:
+        InputError: XL is told no sizes.
     """
     negative = states if negative is None else negative
     if isinstance(states, PooledStates) or isinstance(negative, PooledStates):
-        assert isinstance(states, PooledStates) and isinstance(negative, PooledStates) and sizes is not None
+        assert isinstance(states, PooledStates) and isinstance(negative, PooledStates)
+        if sizes is None:
+            raise InputError(
+                "Stable Diffusion XL is told the sizes of images: give sizes=ImageSizes.of((height, width))"
+            )
         numbers = jnp.array(sizes.numbers(), jnp.float32)
 
         def labels(pooled: jax.Array) -> jax.Array:
