@@ -5,8 +5,9 @@ import pytest
 from utilgen_jax.config import command_line
 from utilgen_jax.methods import METHODS
 from utilgen_jax.plan import __main__ as plan
-from utilgen_jax.plan.hours import RunSize, calls, summary
+from utilgen_jax.plan.hours import RunSize, calls, cost, num_chips, summary
 from utilgen_jax.plan.methods import ALL_PROGRAMS, programs_of
+from utilgen_jax.runtime.chips import CHIPS
 
 
 def of(method, *settings, config="configs/cifar.py", **size):
@@ -56,10 +57,24 @@ def test_every_program_of_every_method_is_called(name):
 
 
 def test_the_summary_tells_chips_and_gpus():
-    text = summary(3600 * 0.4 * 312e12, "v5e:2x2", 4 * 197e12, of("captions"))
-    assert text.endswith("449.3 PFLOP; hours at 40% of the peak: 0.4 on v5e:2x2, 1 on one A100, 0.32 on one H100")
+    text = summary(3600 * 0.4 * 312e12, "v5e:2x2", 10, of("captions"))
+    told = "v5e:2x2 10 h, $48; one A100 1 h, $4; one H100 0.32 h, $3"
+    assert text.endswith(f"449.3 PFLOP; at 40% of the peak, on demand: {told}")
     assert text.startswith("10 classes, 160 labelled images, pools of 800: ")
     assert set(ALL_PROGRAMS) >= set(programs_of("captions"))
+
+
+@pytest.mark.parametrize(
+    ("flops", "moved", "hours", "bottleneck"),
+    [(0.4 * 16 * 197e12, 100e9, 2, "products"), (0.4 * 16 * 197e12, 2 * 819e9, 4, "memory")],
+)
+def test_a_program_takes_the_time_of_its_products_or_of_its_bytes(flops, moved, hours, bottleneck):
+    found = cost(7200, flops, moved, CHIPS["v5e"], 16)
+    assert (found.hours, found.bottleneck) == (pytest.approx(hours), bottleneck)
+
+
+def test_chips_of_a_topology():
+    assert [num_chips(name) for name in ("v5e:1x1", "v5e:4x4", "v4:2x2x4", "v5e:16x16")] == [1, 16, 16, 256]
 
 
 def test_labelled_images_have_to_be_told_where_the_config_takes_all(capsys):

@@ -26,6 +26,7 @@ from utilgen_jax.bench import (
     job,
     precision,
     sampling,
+    scaling,
     unet,
     valuation,
 )
@@ -47,6 +48,7 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "valuation": valuation,
     "job": job,
     "device": device,
+    "scaling": scaling,
 }
 
 _AGAINST = ("none", "torch")

@@ -121,7 +121,7 @@ def _read(images: StreamedImages, rows: np.ndarray) -> Iterator[np.ndarray]:
         for read, problem in batches:
             if problem:
                 raise InputError(problem)
-            yield read
+            yield np.array(read)  # a copy, so that the memory which it shares with a worker is free at once
 
 
 class _Batches:

@@ -8,8 +8,9 @@
       --config.classifier.name=resnet50 --config.data.image_size=224 --config.classifier.dtype=bfloat16
 
 For each program it prints the memory that a chip needs against what it has, the operations of all chips, the seconds
-that these take at the chips' peak, which no run undercuts, and how often a run calls it; then the hours of all calls,
-at a share of the peak that good runs reach; and all figures as one JSON object, the last line.
+that these take at the chips' peak, which no run undercuts, how often a run calls it, and the hours of all calls: of the
+products at a share of the peak that good runs reach, or of the bytes where these take longer ("memory"). Then the hours
+and the price of the whole run; and all figures as one JSON object, the last line.
 No weights are needed; the classifier is planned as if all of it were trained. XLA is told to save memory wherever it
 can, by recomputing, and is stopped before it generates code, which takes a minute or two; what does not fit then never
 will, and for what fits it will do the same. With --full it compiles to the end, for a chip with the memory that it has:
@@ -42,7 +43,7 @@ from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.program import JointProgram
 from utilgen_jax.models.classifiers import build_classifier
 from utilgen_jax.plan import table
-from utilgen_jax.plan.hours import RunSize, calls, summary
+from utilgen_jax.plan.hours import RunSize, calls, cost, summary
 from utilgen_jax.plan.methods import ALL_PROGRAMS, plan_program, programs_of
 from utilgen_jax.plan.programs import NUM_CLASSES, PlannedRun
 from utilgen_jax.plan.topology import topology_mesh
@@ -129,6 +130,7 @@ def run(argv: Sequence[str]) -> None:
             "fits": figures.needed_bytes <= plan["available_bytes"],
             "seconds_at_peak": figures.flops / plan["peak_flops_per_second"],
             "calls": calls(name, size),
+            **dataclasses.asdict(cost(calls(name, size), figures.flops, figures.moved_bytes, chip, planned.mesh.size)),
         }
         print(table.line(name, row), flush=True)
         if not row["fits"]:
@@ -136,7 +138,9 @@ def run(argv: Sequence[str]) -> None:
     # The UNet alone is what the sampler calls.
     counted = [row for name, row in plan["programs"].items() if name != "unet"]
     flops = sum(row["calls"] * row["flops"] for row in counted)
-    print(f"\n{summary(flops, plan['topology'], plan['peak_flops_per_second'], size)}")
+    plan["hours"] = sum(row["hours"] for row in counted)
+    plan["dollars"] = plan["hours"] * planned.mesh.size * chip.dollars
+    print(f"\n{summary(flops, plan['topology'], plan['hours'], size)}")
     print(json.dumps(plan))
 
 

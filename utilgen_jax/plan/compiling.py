@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from utilgen_jax.runtime.flops import count_flops
+from utilgen_jax.runtime.flops import count_bytes, count_flops
 
 GIB = 2**30
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -49,6 +49,7 @@ class Figures:
         resident_bytes: weights of the generator's other components, which lie beside it.
         needed_bytes: the sum.
         flops: of all chips together, see `runtime.flops.count_flops`.
+        moved_bytes: that one chip's products read and write, about, see `runtime.flops.count_bytes`.
         compile_seconds: on this machine.
     """
 
@@ -58,6 +59,7 @@ class Figures:
     resident_bytes: int
     needed_bytes: int
     flops: int
+    moved_bytes: int
     compile_seconds: float
 
 
@@ -89,6 +91,7 @@ def compile_program(call: Call, resident_bytes: int, full: bool = False) -> Figu
         resident_bytes=resident_bytes,
         needed_bytes=argument_bytes + temporary_bytes + code_bytes + resident_bytes,
         flops=count_flops(traced.jaxpr),
+        moved_bytes=count_bytes(traced.jaxpr, jax.sharding.get_mesh().size or 1),
         compile_seconds=time.perf_counter() - start,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 from utilgen_jax.config.schema import Config
@@ -11,7 +12,7 @@ from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.methods.datadream import DataDreamConfig
 from utilgen_jax.methods.deliberate_practice import DeliberatePracticeConfig
 from utilgen_jax.methods.difficulty import DifficultyConfig
-from utilgen_jax.runtime.chips import GPUS
+from utilgen_jax.runtime.chips import CHIPS, GPU_DOLLARS, GPUS, Chip
 from utilgen_jax.valuation.config import EnsembleConfig
 
 # Of a chip's peak; what a well-tuned run of such models reaches. No run of ours has been timed on an accelerator.
@@ -100,18 +101,54 @@ def calls(program: str, size: RunSize) -> int:
     return int(_CALLS[program](size))
 
 
-def summary(flops: float, topology: str, peak_flops_per_second: float, size: RunSize) -> str:
-    """The hours of a run's programs, for people.
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What all calls of a program, or of several, take.
+
+    Attributes:
+        hours: on the planned chips.
+        bottleneck: "products" or "memory", whichever takes longer.
+    """
+
+    hours: float
+    bottleneck: str
+
+
+def cost(calls: float, flops: float, moved_bytes: float, chip: Chip, chips: int) -> Cost:
+    """The time of a program by the roofline: that of its products at `SHARE_OF_PEAK`, or that of its bytes if longer.
+
+    Args:
+        calls: of the program.
+        flops: of a call, all chips together.
+        moved_bytes: of a call, on one chip.
+        chip: its kind.
+        chips: their number.
+    """
+    products, memory = flops / (SHARE_OF_PEAK * chip.flops * chips), moved_bytes / chip.bandwidth
+    return Cost(calls * max(products, memory) / 3600, "memory" if memory > products else "products")
+
+
+def summary(flops: float, topology: str, hours: float, size: RunSize) -> str:
+    """The hours and dollars of a run's programs, for people.
 
     Args:
         flops: of all calls of all programs.
         topology: the planned chips.
-        peak_flops_per_second: theirs together.
+        hours: on them.
         size: of the run.
     """
-    peaks = {topology: peak_flops_per_second, **{f"one {name}": GPUS[name]["bfloat16"] * 1e12 for name in _GPUS_TOLD}}
-    hours = (f"{flops / (SHARE_OF_PEAK * peak) / 3600:.2g} on {name}" for name, peak in peaks.items())
+    kind = topology.partition(":")[0]
+    dollars = hours * num_chips(topology) * CHIPS[kind].dollars
+    told = [f"{topology} {hours:.2g} h, ${dollars:,.0f}"]
+    for name in _GPUS_TOLD:
+        on_gpu = flops / (SHARE_OF_PEAK * GPUS[name]["bfloat16"] * 1e12) / 3600
+        told.append(f"one {name} {on_gpu:.2g} h, ${on_gpu * GPU_DOLLARS[name]:,.0f}")
     return (
         f"{size.num_classes} classes, {size.num_real} labelled images, pools of {size.pool_size}: "
-        f"{flops / 1e15:.4g} PFLOP; hours at {SHARE_OF_PEAK:.0%} of the peak: {', '.join(hours)}"
+        f"{flops / 1e15:.4g} PFLOP; at {SHARE_OF_PEAK:.0%} of the peak, on demand: {'; '.join(told)}"
     )
+
+
+def num_chips(topology: str) -> int:
+    """How many chips a topology has: 16 of v5e:4x4."""
+    return math.prod(int(side) for side in topology.partition(":")[2].split("x"))

@@ -14,7 +14,8 @@ def heading(plan: dict[str, Any]) -> str:
         f"on {plan['topology']}: {plan['chips']} chips (data {plan['mesh']['data']}, fsdp {plan['mesh']['fsdp']}), "
         f"{plan['available_bytes'] / _GIB:.2f} GiB for programs on each\n"
         f"a chip needs, GiB{least}: arguments + temporaries + code + the generator's other weights\n\n"
-        f"{'program':8} {'needs':>7} {'':8}   {'':35} {'TFLOP':>12} {'s at peak':>10} {'calls':>7} {'compiled in':>12}"
+        f"{'program':8} {'needs':>7} {'':8}   {'':35} {'TFLOP':>12} {'s at peak':>10} {'calls':>7} "
+        f"{'hours':>8} {'limit':8} {'compiled in':>12}"
     )
 
 
@@ -25,7 +26,8 @@ def line(name: str, row: dict[str, Any]) -> str:
     )
     return (
         f"{name:8} {needed:>7} {'fits' if row['fits'] else 'TOO MUCH':8} = {' + '.join(parts):35} "
-        f"{row['flops'] / 1e12:12.2f} {row['seconds_at_peak']:10.4f} {row['calls']:7} {row['compile_seconds']:10.0f} s"
+        f"{row['flops'] / 1e12:12.2f} {row['seconds_at_peak']:10.4f} {row['calls']:7} "
+        f"{row['hours']:8.3g} {row['bottleneck']:8} {row['compile_seconds']:10.0f} s"
     )
 
 

@@ -17,20 +17,25 @@ class Chip:
             computes them in bfloat16 by default.
         cores: libtpu's name for what is one device; 'megacore' where the chip's two cores act as one.
         layouts: the topologies that it is rented in.
+        bandwidth: bytes a second of its memory.
+        dollars: an hour, on demand; spot costs a third to a half.
     """
 
     memory: float
     flops: float
     cores: str
     layouts: tuple[str, ...]
+    bandwidth: float
+    dollars: float
 
 
-# Memory as libtpu states it when a program does not fit; the rest from cloud.google.com/tpu/docs.
+# Memory as libtpu states it when a program does not fit; the rest from cloud.google.com/tpu/docs, dollars from its list
+# of prices for the USA in 2025: they change, see cloud.google.com/tpu/pricing.
 CHIPS = {
-    "v4": Chip(memory=30.75, flops=275e12, cores="megacore", layouts=_CUBES),
-    "v5e": Chip(memory=15.75, flops=197e12, cores="default", layouts=_SQUARES),
-    "v5p": Chip(memory=95.73, flops=459e12, cores="megacore", layouts=_CUBES),
-    "v6e": Chip(memory=31.24, flops=918e12, cores="default", layouts=_SQUARES),
+    "v4": Chip(memory=30.75, flops=275e12, cores="megacore", layouts=_CUBES, bandwidth=1228e9, dollars=3.22),
+    "v5e": Chip(memory=15.75, flops=197e12, cores="default", layouts=_SQUARES, bandwidth=819e9, dollars=1.20),
+    "v5p": Chip(memory=95.73, flops=459e12, cores="megacore", layouts=_CUBES, bandwidth=2765e9, dollars=4.20),
+    "v6e": Chip(memory=31.24, flops=918e12, cores="default", layouts=_SQUARES, bandwidth=1640e9, dollars=2.70),
 }
 TOPOLOGIES = tuple(f"{name}:{layout}" for name, chip in CHIPS.items() for layout in chip.layouts)
 
@@ -47,3 +52,6 @@ GPUS: Mapping[str, Mapping[str, float]] = {
     "L4": {"bfloat16": 121.0, "float16": 121.0, "float32": 60.0},
     "T4": {"float16": 65.0, "float32": 8.1},
 }
+
+# Dollars an hour of one, on demand in a machine of eight, in 2025; GPU clouds ask from a third to the whole of it.
+GPU_DOLLARS: Mapping[str, float] = {"A100": 3.67, "H100": 11.06}

@@ -1,10 +1,11 @@
-"""Operations of a traced program, counted from its jaxpr, so that loops count as often as they run.
+"""Operations and bytes of a traced program, counted from its jaxpr, so that loops count as often as they run.
 
 XLA's own `cost_analysis()` counts a loop's body once and the inside of a kernel not at all.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -25,18 +26,39 @@ def count_flops(jaxpr: Jaxpr | ClosedJaxpr, platform: str | None = None, repeat_
         platform: 'cpu', 'cuda' or 'tpu': of branches for kinds of devices, this one's counts instead of the costliest.
         repeat_loops: False counts the body of each loop once, as XLA does.
     """
+    products = {"dot_general": _of_dot, "conv_general_dilated": _of_convolution}
+    return _count(jaxpr, products, platform, repeat_loops)
+
+
+def count_bytes(jaxpr: Jaxpr | ClosedJaxpr, devices: int = 1) -> int:
+    """Counts the bytes that all matrix products and convolutions read and write on each of so many devices.
+
+    An estimate: what of a product is an example's is split over the devices, and what is a weight's is read whole by
+    each. Elementwise operations count nothing, as XLA computes them with the products beside them; and a product's
+    result counts though the next one may find it in the cache. Loops and branches count as in `count_flops`.
+
+    Args:
+        jaxpr: see `count_flops`.
+        devices: over which examples are split.
+    """
+    of_product = partial(_bytes_of_product, devices)
+    return _count(jaxpr, {"dot_general": of_product, "conv_general_dilated": of_product}, None, True)
+
+
+_Products = dict[str, Callable[[JaxprEqn], int]]
+
+
+def _count(jaxpr: Jaxpr | ClosedJaxpr, products: _Products, platform: str | None, repeat_loops: bool) -> int:
     equations = jaxpr.jaxpr.eqns if isinstance(jaxpr, ClosedJaxpr) else jaxpr.eqns
-    return sum(_of_equation(equation, platform, repeat_loops) for equation in equations)
+    return sum(_of_equation(equation, products, platform, repeat_loops) for equation in equations)
 
 
-def _of_equation(equation: JaxprEqn, platform: str | None, repeat_loops: bool) -> int:
+def _of_equation(equation: JaxprEqn, products: _Products, platform: str | None, repeat_loops: bool) -> int:
     name, parameters = equation.primitive.name, equation.params
-    if name == "dot_general":
-        return _of_dot(equation)
-    if name == "conv_general_dilated":
-        return _of_convolution(equation)
+    if name in products:
+        return products[name](equation)
     jaxprs = [jaxpr for value in parameters.values() for jaxpr in _jaxprs(value)]
-    inner = [count_flops(jaxpr, platform, repeat_loops) for jaxpr in jaxprs]
+    inner = [_count(jaxpr, products, platform, repeat_loops) for jaxpr in jaxprs]
     if name == "cond":
         return _of_branches(inner, parameters.get("branches_platforms"), platform)
     return sum(inner) * (parameters["length"] if name == "scan" and repeat_loops else 1)
@@ -66,6 +88,14 @@ def _of_convolution(equation: JaxprEqn) -> int:
         wider = kernel[kernel_axis] > inputs[input_axis]
         operations = operations * inputs[input_axis] // dilation if wider else operations * kernel[kernel_axis]
     return operations
+
+
+def _bytes_of_product(devices: int, equation: JaxprEqn) -> int:
+    variables: tuple[Any, ...] = (*equation.invars, equation.outvars[0])
+    left, right, result = (math.prod(_shape(each)) * each.aval.dtype.itemsize for each in variables)
+    # The right side of a convolution, or of a product without batch axes, is a weight.
+    is_batched = equation.primitive.name == "dot_general" and bool(equation.params["dimension_numbers"][1][0])
+    return (left + result + (right if is_batched else 0)) // devices + (0 if is_batched else right)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
