@@ -4,7 +4,7 @@ XLA's own `cost_analysis()` counts a loop's body once and the inside of a kernel
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ def count_bytes(jaxpr: Jaxpr | ClosedJaxpr, devices: int = 1) -> int:
     return _count(jaxpr, {"dot_general": of_product, "conv_general_dilated": of_product}, None, True)
 
 
-_Products = dict[str, Callable[[JaxprEqn], int]]
+_Products = Mapping[str, Callable[[JaxprEqn], int]]
 
 
 def _count(jaxpr: Jaxpr | ClosedJaxpr, products: _Products, platform: str | None, repeat_loops: bool) -> int:
