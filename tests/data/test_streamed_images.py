@@ -1,6 +1,12 @@
 """Images that are read when they are needed: the same bits, in the order asked for, from this process or others."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +18,7 @@ from utilgen_jax.data.streamed_images import Reading, StreamedImages, on_device
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.sharding import make_mesh
 
+ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
 
 
@@ -62,6 +69,38 @@ def test_a_broken_image_is_told_as_from_memory(workers):
     images = streamed(source=Broken(), workers=workers)
     with pytest.raises(InputError, match="^image 3 cannot be decoded; replace it$"):
         list(images.batches(np.arange(8).reshape(4, 2)))
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_the_workers_alone_which_end_with_the_run_however_it_ends(tmp_path):
+    code = """
+import multiprocessing, os, signal
+import numpy as np
+from tests.data.test_streamed_images import streamed
+
+if __name__ == "__main__":
+    batches = streamed(workers=1).batches(np.zeros((1000, 4), int))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    for _ in range(20):
+        next(batches)
+    print(worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "killed.py").write_text(code)
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "killed.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    worker = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert done.returncode == -signal.SIGKILL and not Path(f"/proc/{worker}").exists()
 
 
 def test_a_batch_is_split_over_the_devices_that_divide_it():

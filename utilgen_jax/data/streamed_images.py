@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
+import os
+import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -117,11 +121,26 @@ def _read(images: StreamedImages, rows: np.ndarray) -> Iterator[np.ndarray]:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
         )
         if workers:
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            batches = batches.mp_prefetch(options, _start_worker)
         for read, problem in batches:
             if problem:
                 raise InputError(problem)
             yield np.array(read)  # a copy, so that the memory which it shares with a worker is free at once
+
+
+def _start_worker(number: int, workers: int) -> None:
+    """Makes a worker live as long as the run: SIGTERM and Ctrl-C, which reach all processes, are the run's affair."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)  # it was killed: else it would have ended this process
 
 
 class _Batches:
