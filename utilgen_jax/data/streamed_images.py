@@ -15,9 +15,10 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -113,9 +114,9 @@ def _read(images: StreamedImages, rows: np.ndarray) -> Iterator[np.ndarray]:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     workers = num_cores() if images.workers < 0 else images.workers
-    with tempfile.TemporaryDirectory(prefix="utilgen_rows_") as folder:
-        file = Path(folder) / "rows.npy"
-        np.save(file, rows.astype(np.int32))
+    with _unnamed_file() as (opened, file):
+        np.save(opened, rows.astype(np.int32))
+        opened.flush()
         threads = 1 if workers else num_cores()
         batches: Any = grain.MapDataset.source(_Batches(images.source, file, len(rows))).to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
@@ -127,6 +128,14 @@ def _read(images: StreamedImages, rows: np.ndarray) -> Iterator[np.ndarray]:
             if problem:
                 raise InputError(problem)
             yield np.array(read)  # a copy, so that the memory which it shares with a worker is free at once
+
+
+@contextmanager
+def _unnamed_file() -> Iterator[tuple[IO[bytes], Path]]:
+    """A file for the workers, and its path; where the system can, one that is gone when this process is killed."""
+    has_paths = Path("/proc/self/fd").is_dir()
+    with tempfile.TemporaryFile() if has_paths else tempfile.NamedTemporaryFile() as file:
+        yield file, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}" if has_paths else file.name)
 
 
 def _start_worker(number: int, workers: int) -> None:
