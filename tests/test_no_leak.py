@@ -19,8 +19,10 @@ from utilgen_jax.config.command_line import read_config
 from utilgen_jax.data.image_source import Sources
 from utilgen_jax.data.sources import load_source
 from utilgen_jax.data.splits import few_shot
+from utilgen_jax.experiment import experiment as experiment_module
 from utilgen_jax.experiment import setup
 from utilgen_jax.experiment.experiment import SharedDirs
+from utilgen_jax.experiment.outline import outline
 from utilgen_jax.methods import METHODS
 from utilgen_jax.valuation.cross_fit import PoolValues
 
@@ -65,9 +67,13 @@ def runs(tmp_path_factory):
     for kind, replaced in noise.items():
         folder = root / kind
         shared = SharedDirs(stages=folder / "stages", pools=folder / "pools", shotless_pools=folder / "shotless")
+        told: list[dict] = []
         with pytest.MonkeyPatch.context() as patch:
             # After so few steps weights may contradict what the images do, and then nothing is learnt from them.
             patch.setattr(PoolValues, "contradictory", False)
+            patch.setattr(
+                experiment_module, "outline", lambda experiment, told=told: told.append(outline(experiment)) or told[-1]
+            )
             patch.setattr(setup, "load_source", lambda settings, replaced=replaced: replace_images(whole, replaced))
             summaries = {
                 name: pipeline.run(
@@ -75,6 +81,9 @@ def runs(tmp_path_factory):
                 )
                 for name in NAMES
             }
+        # The progress line knows the stages before they run.
+        for summary, stages in zip(summaries.values(), told, strict=True):
+            assert set(summary["seconds"]) == set(stages), summary["method"]
         found[kind] = results(folder), {name: summary["accuracy"]["final"] for name, summary in summaries.items()}
     return found
 

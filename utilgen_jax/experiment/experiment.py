@@ -29,6 +29,7 @@ from utilgen_jax.experiment.inputs import check_inputs, note_inputs, of_checkpoi
 from utilgen_jax.experiment.joint import JointSteps
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.logging import log_stage
+from utilgen_jax.experiment.outline import outline
 from utilgen_jax.experiment.pools import GeneratedPool, PoolSteps
 from utilgen_jax.experiment.results import changes, next_commands, print_table, report_data, write_results
 from utilgen_jax.experiment.stages import StageCache
@@ -40,6 +41,7 @@ from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.pool.storage import Pool, PoolRecord, read_pool, update_records
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
+from utilgen_jax.report.job import job_progress
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.sharding import replicate
@@ -178,6 +180,7 @@ class Experiment:
             for folder, inputs in self._input_notes():
                 note_inputs(folder, inputs)
             stack.enter_context(jax.set_mesh(self.mesh))
+            stack.enter_context(job_progress(outline(self)))
             self.metrics = stack.enter_context(MetricsWriter(self.workdir, enabled=self.is_first))
             self._stack = stack.pop_all()
         return self

@@ -12,6 +12,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial, wraps
 from pathlib import Path
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.report.job import current_job
 from utilgen_jax.runtime.atomic_write import replace_file
 from utilgen_jax.runtime.distributed import agree, check_terminated, wait_for_all
 from utilgen_jax.runtime.saved_state import SavedState
@@ -86,15 +88,18 @@ class StageCache:
         if name in self._results:
             return self._results[name]
         file = (folder or self._folder) / f"{name}.safetensors"
-        states = StateFolder(file.with_suffix(".partial"), self._saving)
+        states, job = StateFolder(file.with_suffix(".partial"), self._saving), current_job()
         if agree(file.is_file()):
             states.remove()  # of a run that was killed between its last two operations
+            if job is not None:
+                job.skip(name)
             arrays, self.seconds[name] = _read(file)
             if jax.process_index() == 0:
                 print(f"{name}: done before, in {self.seconds[name]:.1f} s", file=sys.stderr)
         else:
             check_terminated()
-            arrays = self._compute(name, compute, file, states)
+            with nullcontext() if job is None else job.stage(name):
+                arrays = self._compute(name, compute, file, states)
         result = _unpack(arrays, kind)
         self._results[name] = result
         return result

@@ -68,6 +68,10 @@ class PoolSpec:
         """Makes the pool."""
         raise NotImplementedError
 
+    def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
+        """Names of the stages that `build` runs, in their order, for the progress line."""
+        return (f"pool_{self.name}",)
+
     def findings(self, experiment: Experiment) -> Findings | None:
         """What the training of the generator found, for the report of a pool that is built; None: nothing of note."""
         return None
@@ -106,6 +110,16 @@ class Method:
     def has_soft_labels(self) -> bool:
         """Whether `predict_values` gives soft labels."""
         return False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages between pool and classifier, for the progress line."""
+        return (f"value_{self.name}",)
+
+    @property
+    def stages_of_update(self) -> tuple[str, ...]:
+        """Names of the stages of `accuracy_of_update`."""
+        return ()
 
     def training_data(self, experiment: Experiment) -> TrainingData:
         """Returns what the classifier trains on beside the real images."""

@@ -38,6 +38,12 @@ class DataDreamPool(PoolSpec):
     def sampling(self, config: Config) -> SamplingConfig:
         return config.section(DataDreamConfig).of(config.generator)
 
+    def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
+        settings = config.section(DataDreamConfig)
+        prior = PlainPool().stages(config, num_classes) if settings.num_prior else ()
+        labels = [f"_{label}" for label in range(num_classes)] if settings.per_class else [""]
+        return (*prior, *(f"lora_{self.name}{label}" for label in labels), f"pool_{self.name}")
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         settings = experiment.config.section(DataDreamConfig)
         prior = experiment.pool(PlainPool()) if settings.num_prior else None

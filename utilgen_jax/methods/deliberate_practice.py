@@ -15,6 +15,7 @@ from utilgen_jax.fields import setting
 from utilgen_jax.methods.base import Method, PoolSpec
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.types import Params
@@ -47,6 +48,11 @@ class DeliberatePracticePool(PoolSpec):
     @property
     def name(self) -> str:
         return "deliberate_practice"
+
+    def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
+        rounds = range(config.section(DeliberatePracticeConfig).rounds)
+        grown = [(f"practice_{self.name}_{number}", f"pool_{self.name}_{number + 1}") for number in rounds]
+        return (f"pool_{self.name}", *(name for pair in grown for name in pair))
 
     def build(self, experiment: Experiment) -> GeneratedPool:
         settings = experiment.config.section(DeliberatePracticeConfig)

@@ -87,6 +87,10 @@ class DifficultyPool(PoolSpec):
         settings = experiment.config.section(DifficultyConfig)
         return experiment.adapters.train_lora(self, settings, plain if settings.num_prior else None, measured)
 
+    def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
+        own = ("difficulty_of_shots", f"lora_{self.name}", "difficulty_sheets", f"pool_{self.name}")
+        return (*PlainPool().stages(config, num_classes), *own)
+
     def build(self, experiment: Experiment) -> GeneratedPool:
         settings = experiment.config.section(DifficultyConfig)
         adapter = self.train(experiment)

@@ -23,6 +23,7 @@ from utilgen_jax.methods.difficulty import DifficultyPool
 from utilgen_jax.valuation.config import EnsembleConfig
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment, TrainingData
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.joint.train import JointResult
@@ -60,6 +61,13 @@ class JointPool(PoolSpec):
                 f"joint.coverage_features={','.join(features)}: this checkpoint has no image_encoder; an unCLIP "
                 "checkpoint has"
             )
+
+    def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
+        joint, names = config.section(JointConfig), list(PlainPool().stages(config, num_classes))
+        if joint.start == "difficulty":
+            names += ["difficulty_of_shots", f"lora_{DifficultyPool().name}"]
+        gate = [] if "gate" in self.without or not joint.gate_images else [f"gate_{self.name}"]
+        return (*names, f"joint_{self.name}", *gate, f"pool_{self.name}")
 
     def train(self, experiment: Experiment) -> JointResult:
         """Trains by the joint update, once."""
@@ -109,6 +117,15 @@ class Joint(Method):
     @property
     def has_soft_labels(self) -> bool:
         return self.ensemble
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        assert self.pool is not None
+        return (f"value_{self.name}", *([f"ensemble_{self.pool.name}"] if self.ensemble else []))
+
+    @property
+    def stages_of_update(self) -> tuple[str, ...]:
+        return (f"evaluation_{self.pool.name}_update",) if isinstance(self.pool, JointPool) else ()
 
     def value(self, experiment: Experiment, pool: GeneratedPool) -> PoolValues:
         if self.weights:

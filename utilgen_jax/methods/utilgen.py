@@ -24,6 +24,7 @@ from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.methods.baselines import PlainPool
 
 if TYPE_CHECKING:
+    from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
     from utilgen_jax.valuation.cross_fit import PoolValues
@@ -70,6 +71,24 @@ class UtilGenPool(PoolSpec):
                 "give --config.per_image.clip=openai/clip-vit-large-patch14 or a folder, or "
                 "--config.per_image.clip_weight=0 to do without"
             )
+
+    def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
+        rounds = config.section(DpoConfig).rounds
+        if not (self.dpo or self.prompts or self.noise):
+            has_prior = config.section(TextualInversionConfig).num_prior
+            prior = PlainPool().stages(config, num_classes) if has_prior else ()
+            return (*prior, "class_tokens", f"pool_{self.name}")
+        if self.prompts or self.noise:
+            before = UtilGenPool(dpo=self.dpo, prompts=False, noise=False).stages(config, num_classes)
+            last = rounds if self.dpo else 0
+            value = [f"value_{self.name}_{last}"] if self.prompts else []
+            return (*before, *value, f"pool_{self.name}_{last + 1}")
+        before = UtilGenPool(dpo=False, prompts=False, noise=False).stages(config, num_classes)
+        of_rounds = [
+            (f"value_{self.name}_{number}", f"dpo_{self.name}_{number}", f"pool_{self.name}_{number + 1}")
+            for number in range(rounds)
+        ]
+        return (*before, *(name for names in of_rounds for name in names))
 
     def build(self, experiment: Experiment) -> GeneratedPool:
         if not (self.dpo or self.prompts or self.noise):

@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
+from utilgen_jax.report.job import current_job
+from utilgen_jax.runtime.compile_clock import compile_seconds
+
+_LEAST_TOLD = 0.5  # seconds of compilation
 _TERMINAL_INTERVAL = 0.2  # seconds between rewrites of the line
 _line = threading.Lock()  # the terminal's, which one stage at a time rewrites
 
@@ -16,7 +20,8 @@ class Progress:
 
     The first update is excluded from the rate and the ETA, as it includes the compilation. On a terminal a single line
     is rewritten, by one stage at a time; of others that run at once the end is told. Elsewhere (a log, CI, a notebook)
-    a line is printed at most every `interval` seconds, and at the end.
+    a line is printed at the end, and in a long stage every `interval` seconds. In a run (see `job`) a line begins with
+    the number of the stage, and tells when all stages will be done. The last line tells how long of it JAX compiled.
 
     Args:
         stage: name of the stage.
@@ -37,7 +42,7 @@ class Progress:
         stream: TextIO | None = None,
         *,
         initial: int = 0,
-        interval: float = 10.0,
+        interval: float = 600.0,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,11 +53,12 @@ class Progress:
         self._enabled = enabled
         self._clock = clock
         self._start = self._last_print = clock()
-        self._now, self._done = self._start, initial
+        self._now, self._done, self._initial = self._start, initial, initial
         self._warm: tuple[float, int] | None = None  # time and count at the first update
         self._metrics: dict[str, Any] = {}
         self._width = 0
         self._closed = False
+        self._job, self._compiled = current_job(), compile_seconds()
         self._has_line = self._terminal and enabled and _line.acquire(blocking=False)
 
     @property
@@ -78,6 +84,8 @@ class Progress:
         self._now, self._done, self._metrics = self._clock(), done, metrics
         if self._warm is None:
             self._warm = (self._now, done)
+        if self._job is not None and self._total:
+            self._job.update(done / self._total)
         if done >= self._total:
             self.close()
         elif (self._has_line or not self._terminal) and self._now - self._last_print >= self._interval:
@@ -88,6 +96,10 @@ class Progress:
         if not self._closed:
             self._closed = True
             self._now = self._clock()
+            self._compiled = compile_seconds() - self._compiled
+            if self._job is not None and self._done >= self._total:
+                share = (self._done - self._initial) / max(self._total, 1)
+                self._job.learn(self._now - self._start - self._compiled, share)
             self._print("\r" if self._terminal else "", "\n")
             if self._has_line:
                 _line.release()
@@ -102,16 +114,23 @@ class Progress:
         """Returns the current progress line, without a line break."""
         elapsed = format_duration(self._now - self._start)
         percent = 100 * self._done // self._total if self._total else 100
-        parts = [f"{self._stage}: {percent:3d}%", f"{self._done}/{self._total} {self._unit}s"]
+        place = "" if self._job is None else self._job.place
+        parts = [f"{f'[{place}] ' if place else ''}{self._stage}: {percent:3d}%"]
+        parts.append(f"{self._done}/{self._total} {self._unit}s")
         if self.rate is not None:
             slow = self.rate < 1
             parts.append(f"{1 / self.rate:.3g} s/{self._unit}" if slow else f"{self.rate:.3g} {self._unit}s/s")
         if self._done >= self._total:
-            parts.append(f"done in {elapsed}")
+            compiled = self._compiled if self._closed else 0.0
+            told = f", {format_duration(compiled)} of it compiling" if compiled >= _LEAST_TOLD else ""
+            parts.append(f"done in {elapsed}{told}")
         else:
             parts.append(f"{elapsed} elapsed")
             if self.eta is not None:
                 parts.append(f"ETA {format_duration(self.eta)}")
+        left = None if self._job is None else self._job.seconds_left
+        if left is not None:
+            parts.append(f"all: ETA {format_duration(left)}")
         parts += [f"{name} {float(value):.4g}" for name, value in self._metrics.items()]
         return " | ".join(parts)
 
