@@ -70,6 +70,14 @@ def test_of_many_real_images_some_of_each_class_are_kept():
     assert found["label"] == [0] * 20 + [1] * 5 and found["count"] == [45, 5]
 
 
+def test_of_a_very_large_pool_a_part_is_shown_by_its_own_numbers(monkeypatch):
+    monkeypatch.setattr("utilgen_jax.report.gallery.MOST_SHOWN", 3)
+    found = shown(pool_of([0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert found.index["synthetic"]["number"] == [4, 2, 0] and "3 of 5 images are shown." in found.text
+    assert found.index["synthetic"]["file"] == ["a/4.png", "a/2.png", "a/0.png"]
+    assert found.index["stats"][0].startswith("5 synthetic")
+
+
 def test_images_that_memory_does_not_hold_are_shown_too(tmp_path):
     writer = PoolWriter(tmp_path, ("zero", "one"))
     images = np.random.default_rng(0).uniform(-1, 1, (4, 200, 200, 3))
@@ -95,7 +103,7 @@ def test_near_duplicates_are_counted_and_marked():
     pool, real = pool_of([0.5, 0.75, 0.25]), real_images()
     pool.images[1], pool.images[2] = pool.images[0], 0  # the real images are black
     found = shown(pool, run_data(real))
-    assert "1 image of 3 nearly repeat an earlier one of their class; 1 image a real image." in found.text
+    assert "marked: 1 of an earlier image of the class, 1 of a real image, among 3." in found.text
     assert found.index["synthetic"]["number"] == [1, 0, 2]
     assert found.index["synthetic"]["same"] == [0, None, None]
     assert found.index["synthetic"]["copy"] == [None, None, 0]

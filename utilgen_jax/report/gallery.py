@@ -51,8 +51,8 @@ def gallery(data: RunData, pool: Pool | None) -> tuple[str, str]:
     marks = ""
     if pool is not None:
         small = max(pool.images.shape[1:3]) <= SMALL_SIDE
-        pool, note = _shown(pool)
-        columns, order = _columns(data, pool, index["prompts"])
+        pool, numbers, note = _shown(pool)
+        columns, order = _columns(data, pool, numbers, index["prompts"])
         columns = {
             name: [values[place] for place in order]
             for name, values in columns.items()
@@ -70,18 +70,21 @@ def gallery(data: RunData, pool: Pool | None) -> tuple[str, str]:
     return place, html.json_block("gallery-index", index) + "".join(blocks)
 
 
-def _shown(pool: Pool) -> tuple[Pool, str]:
-    """The part of a pool that the page holds, shrunk; a note where it is not all."""
+def _shown(pool: Pool) -> tuple[Pool, np.ndarray, str]:
+    """The part of a pool that the page holds, shrunk; which images it is; a note where it is not all."""
     number = len(pool.labels)
     rows = np.arange(number) if number <= MOST_SHOWN else np.linspace(0, number - 1, MOST_SHOWN).astype(int)
     side = SMALL_SIDE if number > MANY else MAX_SIDE
     # A part at a time: memory need not hold them as they were generated.
     parts = [shrink(in_memory(pool.images[rows[start : start + 256]]), side) for start in range(0, len(rows), 256)]
     note = html.note(f"{MOST_SHOWN:,} of {number:,} images are shown.") if len(rows) < number else ""
-    return Pool(np.concatenate(parts), pool.labels[rows], tuple(pool.records[row] for row in rows)), note
+    shown = Pool(np.concatenate(parts), pool.labels[rows], tuple(pool.records[row] for row in rows))
+    return shown, rows, note
 
 
-def _columns(data: RunData, pool: Pool, prompts: list[str]) -> tuple[dict[str, list[Any]], np.ndarray]:
+def _columns(
+    data: RunData, pool: Pool, numbers: np.ndarray, prompts: list[str]
+) -> tuple[dict[str, list[Any]], np.ndarray]:
     """What the index tells of each image, and the order in which the images are stored; fills in the prompts."""
     records = pool.records
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(record.prompt or "" for record in records))}
@@ -91,7 +94,7 @@ def _columns(data: RunData, pool: Pool, prompts: list[str]) -> tuple[dict[str, l
     same = near_duplicates(images, pool.labels, images, pool.labels, is_same=True)
     copies = near_duplicates(images, pool.labels, data.real_images, data.real_labels, is_same=False)
     columns: dict[str, list[Any]] = {
-        "number": list(range(len(records))),
+        "number": numbers.tolist(),
         "label": pool.labels.tolist(),
         "file": [record.file_name for record in records],
         "prompt": [places[record.prompt or ""] for record in records],
@@ -101,7 +104,7 @@ def _columns(data: RunData, pool: Pool, prompts: list[str]) -> tuple[dict[str, l
         "requested": [_rounded(record.requested_difficulty) for record in records],
         "disagreement": [_disagreement(record) for record in records],
         "top": [_top(record.soft_label) for record in records],
-        "same": [None if other < 0 else int(other) for other in same],
+        "same": [None if other < 0 else int(numbers[other]) for other in same],
         "copy": [None if other < 0 else int(other) for other in copies],
         "sources": [_known(record.conditioned_on, rows) for record in records],
     }
@@ -117,8 +120,8 @@ def _known(ids: Sequence[str] | None, rows: dict[str, int]) -> list[int] | None:
 def _marks(columns: dict[str, list[Any]], number: int) -> str:
     """A sentence on near-duplicates."""
     same, copies = (sum(value is not None for value in columns.get(name, ())) for name in ("same", "copy"))
-    text = f"{html.count(same, 'image')} of {number:,} nearly repeat an earlier one of their class"
-    return html.note(f"{text}; {html.count(copies, 'image')} a real image. Such images are marked.")
+    text = f"{same:,} of an earlier image of the class, {copies:,} of a real image, among {number:,}"
+    return html.note(f"Near-duplicates, which are marked: {text}.")
 
 
 def _stats(data: RunData, pool: Pool | None) -> list[str]:
