@@ -7,7 +7,6 @@ import pytest
 from tests.experiment.conftest import random_pool
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.experiment.experiment import Accuracy, TrainingData
-from utilgen_jax.experiment.flops import spent_flops
 from utilgen_jax.experiment.results import changes, next_commands, print_table, report_data, write_results
 from utilgen_jax.methods import METHODS
 from utilgen_jax.report.data import RunData, load, shown_real
@@ -113,18 +112,6 @@ def test_the_report_is_made_of_what_the_run_has(make_experiment, monkeypatch):
     assert data.command == "python -m utilgen_jax.main '--config=a b.py'"
     assert ("classifier.width", "32", "8") in data.changed and "seed" not in [name for name, _, _ in data.changed]
     assert {"classifier_real", "difficulty", "image_map"} <= set(experiment.stages.seconds)
-
-
-def test_operations_are_counted_for_the_sampler_and_three_passes_of_each_classifier(make_experiment):
-    experiment = make_experiment("vanilla", data__image_size=8, classifier__batch_size=10)
-    # An mlp of width 8 on 8 * 8 pixels of one channel, two classes; five steps.
-    forward = 2 * (64 * 8 + 8 * 8 + 8 * 2)
-    spent = spent_flops(experiment, random_pool(6), num_trainings=2)
-    assert spent["Training of the final classifiers"] == 3 * forward * 10 * 5 * 2
-    assert (
-        spent["UNet, to sample the pool"] == 2 * spent_flops(experiment, random_pool(3), 2)["UNet, to sample the pool"]
-    )
-    assert list(spent_flops(experiment, None, 1)) == ["Training of the final classifiers"]
 
 
 def test_the_map_is_scikit_learns_pca_of_the_features(make_experiment, monkeypatch):

@@ -55,7 +55,7 @@ def _of_unet(unet: Any, latent_shape: tuple[int, ...], length: int) -> int:
         jax.ShapeDtypeStruct((1, length, unet.cross_attention_dim), unet.dtype),
     ]
     if unet.label_width is not None:
-        shapes.append(jax.ShapeDtypeStruct((1, unet.label_width), unet.dtype))
+        shapes.append(jax.ShapeDtypeStruct((1, unet.label_width), jnp.float32))
     return _of_call(unet, {"params": expected_params(unet)}, *shapes)
 
 
