@@ -13,10 +13,11 @@ from utilgen_jax.config.schema import FIELDS, default_config, diff_configs, flat
 from utilgen_jax.config.validation import checked, validate
 
 # Flags whose text is no path; `config` finds its file itself.
-WORDS = """ablate against architecture attention augment batch_sizes class_names classifier config data dtype
-gradient_checkpointing images_per_shot initial methods models negative_prompt noise normalization objective passes pool
-programs prompt protocol regimes revision scheduler scores shots steps token topology update vae_dtype variant
-weightings weights_dtype without""".split()
+WORDS = """ablate against architecture attention augment batch_sizes checks class_counts class_names classifier config
+crop data dtype dtypes format gradient_checkpointing images_per_shot initial methods models name
+negative_prompt noise normalization objective original_size passes pool programs prompt protocol regimes
+revision scheduler scores shard shots steps target_size timestep_spacing token topology update vae_dtype
+variant weightings weights_dtype without""".split()
 
 
 def all_flags():

@@ -63,7 +63,7 @@ def run(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: the run failed.
     """
-    cache = str(Path(settings["cache"]).expanduser().absolute()) if settings["cache"] else ""
+    cache = str(Path(settings["cache"]).absolute()) if settings["cache"] else ""
     keeping = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(to_json(settings["config"]), encoding="utf-8")

@@ -41,6 +41,7 @@ from utilgen_jax.runtime.termination import STATUS, Terminated, sigterm_handled
 PREFIX = "--config."
 # Flags of any command whose values are, or may be, paths.
 PATH_FLAGS = (
+    "cache",
     "checkpoint",
     "configs",
     "data_path",
