@@ -13,6 +13,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from PIL import Image
+
 _ASSETS = Path(__file__).parents[1] / "assets" / "report"
 # Colours of `plots` -> the page's, which dark mode changes.
 _COLOURS = {
@@ -22,7 +24,6 @@ _COLOURS = {
     "#e6e8eb": "var(--line)",
     "fill: #ffffff": "fill: none",
 }
-_MIME = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 Row = tuple[Sequence[str], str]  # HTML cells, CSS class
 
@@ -154,8 +155,10 @@ def figure(draw: Callable[[Path], Any], description: str, is_wide: bool = False)
 
 def image(path: Path, description: str) -> str:
     """An image file in the page."""
-    source = f"data:{_MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return f'<img class="sheet" loading="lazy" src="{source}" alt="{escape(description)}">'
+    with Image.open(path) as opened:
+        kind, (width, height) = Image.MIME[opened.format or "PNG"], opened.size
+    source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f'<img class="sheet" width="{width}" height="{height}" src="{source}" alt="{escape(description)}">'
 
 
 def json_block(name: str, content: Any) -> str:
