@@ -125,12 +125,12 @@ def test_classes_with_adapters_of_their_own_do_not_share_a_batch(loaded, monkeyp
     seen, asked = [], []
 
     def record_call(sd, adapter, sample_inputs, sampling, num_differentiable_steps):
-        seen.append((adapter.unet_lora, sample_inputs.labels.tolist()))
+        seen.append((adapter.unet_lora["layer"]["down"], sample_inputs.labels.tolist()))
         return jnp.zeros((len(sample_inputs.labels), 16, 16, 3))
 
     def of_class(label):
         asked.append(label)
-        return Adapter(unet_lora=label)
+        return Adapter(unet_lora={"layer": {"down": label}})
 
     monkeypatch.setattr(pool_generation, "generate_images", record_call)
     records = [PoolRecord(label=label, seed=seed) for seed, label in enumerate((0, 0, 0, 0, 0, 1, 2, 2))]
