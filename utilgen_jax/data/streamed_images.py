@@ -27,6 +27,7 @@ import numpy as np
 from utilgen_jax.data.decoding import quietly
 from utilgen_jax.data.images import resize, set_channels, to_float
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.sharding import batch_sharding, held_rows, place_rows
 from utilgen_jax.runtime.threads import num_cores
 
@@ -185,10 +186,12 @@ class Reading:
     Attributes:
         memory: bytes that images may take; more are streamed.
         workers: see `StreamedImages`.
+        held_for: the method that needs all images at once; they are held in any case then, with a warning.
     """
 
     memory: float = math.inf
     workers: int = 0
+    held_for: str = ""
 
     def images(self, source: Readable, rows: np.ndarray, shape: tuple[int, ...], itemsize: int) -> Images:
         """Images of a source, read or to be streamed.
@@ -199,7 +202,13 @@ class Reading:
             shape: H, W and C of each.
             itemsize: bytes that a number takes where they are held.
         """
-        if itemsize * len(rows) * math.prod(shape) <= self.memory:
+        size = itemsize * len(rows) * math.prod(shape)
+        if size > self.memory and self.held_for:
+            warn(
+                f"images take {size / 2**30:.1f} GiB of memory, more than data.memory_gib allows: the method "
+                f"{self.held_for} needs them all at once"
+            )
+        if size <= self.memory or self.held_for:
             return source.read(rows)
         height, width, channels = shape
         return StreamedImages(source, np.asarray(rows), (height, width, channels), self.workers)

@@ -22,7 +22,7 @@ from utilgen_jax.config.schema import Config
 from utilgen_jax.data.fingerprint import Fingerprints
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold
-from utilgen_jax.data.streamed_images import IN_MEMORY, Images, Reading, StreamedImages
+from utilgen_jax.data.streamed_images import Images, Reading, StreamedImages
 from utilgen_jax.experiment.adapters import AdapterSteps
 from utilgen_jax.experiment.classifiers import ClassifierSteps
 from utilgen_jax.experiment.inputs import check_inputs, note_inputs, of_checkpoint
@@ -117,9 +117,8 @@ class GeneratorSource:
 
 def reading_of(config: Config, methods: Sequence[Method]) -> Reading:
     """What of a run's images is held in memory: all, unless each of its methods can read them as they are needed."""
-    if not all(method.streams for method in methods):
-        return IN_MEMORY
-    return Reading(config.data.memory_gib * 2**30, config.data.workers)
+    held_for = next((method.name for method in methods if not method.streams), "")
+    return Reading(config.data.memory_gib * 2**30, config.data.workers, held_for)
 
 
 @dataclasses.dataclass
