@@ -60,14 +60,6 @@ def test_every_method_runs_in_two_processes(tmp_path):
     assert "compare.md" in outputs[0] and "compare.md" not in outputs[1]  # the first process alone reports
 
 
-def test_a_run_of_its_own_leaves_a_report(tmp_path):
-    processes = start(["utilgen_jax.main", *SMALLEST_RUN], tmp_path)
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert (tmp_path / "run" / "report" / "index.html").is_file() and (tmp_path / "run" / "summary.json").is_file()
-    assert "test accuracy" in outputs[0] and "test accuracy" not in outputs[1]
-
-
 def test_images_without_a_line_yet_are_not_taken_for_those_of_a_run_that_was_cut_off(tmp_path):
     # The second process opens the folder when the first one has written images, and not yet their lines.
     code = """
@@ -108,12 +100,14 @@ sys.exit(main.main(sys.argv))
     assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
 
 
-def test_sigterm_ends_both_and_the_run_goes_on_with_the_same_bits(tmp_path):
+def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_with_the_same_bits(tmp_path):
     command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=400"]
     command += ["--config.checkpoint_every_minutes=0.01", "--config.also_synthetic_only=False"]
     whole = start([*command, "--workdir=whole"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in whole]
     assert [process.returncode for process in whole] == [0, 0], outputs
+    assert (tmp_path / "whole" / "report" / "index.html").is_file() and (tmp_path / "whole" / "summary.json").is_file()
+    assert "test accuracy" in outputs[0] and "test accuracy" not in outputs[1]
 
     processes = start([*command, "--workdir=cut"], tmp_path)
     states = tmp_path / "cut" / "checkpoints" / "classifier_vanilla.partial" / "training"
