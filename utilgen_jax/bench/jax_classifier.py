@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utilgen_jax.bench.costs import compiled_flops, peak_bytes
-from utilgen_jax.bench.timing import Prepared, Work
+from utilgen_jax.bench.compiled import prepare_compiled
+from utilgen_jax.bench.timing import Prepared
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import make_classifier
 from utilgen_jax.classifier.train import init_classifier, init_training, learning_step
-from utilgen_jax.runtime.flops import count_flops
 
 NUM_CLASSES, LEARNING_RATE, WEIGHT_DECAY = 1000, 0.1, 1e-4
 
@@ -32,21 +31,10 @@ def prepare_ours(name: str, dtype: str, images: np.ndarray, labels: np.ndarray) 
     params = init_classifier(classifier, images.shape[1:], jax.random.key(0))
     state = init_training(config, params)
     batch = (jnp.asarray(images), jax.nn.one_hot(labels, NUM_CLASSES), jnp.ones(NUM_CLASSES))
-    begin = time.perf_counter()
-    traced = learning_step.trace(classifier, config, *state, *batch, LEARNING_RATE)
-    compiled = traced.lower().compile()
 
-    def step() -> jax.Array:
+    def step(compiled: Any) -> jax.Array:
         nonlocal state
         *state, loss = compiled(classifier, *state, *batch, LEARNING_RATE)
         return loss
 
-    jax.block_until_ready(step())
-    return Prepared(
-        work=Work(step, jax.block_until_ready),
-        outputs={},
-        first_seconds=time.perf_counter() - begin,
-        flops=count_flops(traced.jaxpr),
-        compiled_flops=compiled_flops(compiled, traced),
-        peak_bytes=peak_bytes(compiled),
-    )
+    return prepare_compiled(lambda: learning_step.trace(classifier, config, *state, *batch, LEARNING_RATE), step)

@@ -9,7 +9,6 @@ and memory of the compiled program. --against has no effect here.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,9 +18,9 @@ import numpy as np
 from absl import flags
 
 from utilgen_jax.bench import peaks, sides
-from utilgen_jax.bench.costs import compiled_flops, peak_bytes
+from utilgen_jax.bench.compiled import prepare_compiled
 from utilgen_jax.bench.jax_unet import random_params
-from utilgen_jax.bench.timing import Prepared, Work
+from utilgen_jax.bench.timing import Prepared
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.generator.conditioning import Condition
@@ -29,7 +28,6 @@ from utilgen_jax.generator.config import SCHEDULERS, SamplingConfig
 from utilgen_jax.generator.find_architecture import find_architecture
 from utilgen_jax.generator.sampling import initial_latents, sample, step_keys
 from utilgen_jax.generator.stable_diffusion import StableDiffusion, expected_params
-from utilgen_jax.runtime.flops import count_flops
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -51,11 +49,7 @@ def check_settings(settings: Mapping[str, Any]) -> list[str]:
     problems = choice_problems("architecture", settings["architecture"], (*ARCHITECTURES, "glyphs"))
     problems += choice_problems("scheduler", settings["scheduler"], SCHEDULERS)
     problems += choice_problems("dtype", settings["dtype"], _DTYPES)
-    problems += [
-        f"--batch_sizes: expected whole numbers of at least 1, got {size!r}"
-        for size in settings["batch_sizes"]
-        if not size.isdecimal() or int(size) < 1
-    ]
+    problems += sides.check_batch_sizes(settings["batch_sizes"])
     return problems + ([] if settings["against"] == "none" else ["--against: there is no other side here"])
 
 
@@ -119,19 +113,6 @@ def _prepare(sd: StableDiffusion, sampling: SamplingConfig) -> Prepared:
     condition = Condition(embeds, -embeds, labels, negative_class_labels=labels)
     arguments = (sd, condition, initial_latents(sd.architecture, seeds, sampling.size))
     keys = step_keys(seeds)
-    begin = time.perf_counter()
-    traced = sample.trace(*arguments, sampling, keys=keys)
-    compiled = traced.lower().compile()
-
-    def call() -> jax.Array:
-        return compiled(*arguments, keys=keys)
-
-    jax.block_until_ready(call())
-    return Prepared(
-        work=Work(call, jax.block_until_ready),
-        outputs={},
-        first_seconds=time.perf_counter() - begin,
-        flops=count_flops(traced.jaxpr),
-        compiled_flops=compiled_flops(compiled, traced),
-        peak_bytes=peak_bytes(compiled),
+    return prepare_compiled(
+        lambda: sample.trace(*arguments, sampling, keys=keys), lambda compiled: compiled(*arguments, keys=keys)
     )

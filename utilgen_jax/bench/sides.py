@@ -31,6 +31,15 @@ def check_torch() -> list[str]:
     return [f"--against=torch: {', '.join(missing)} missing; pip install {' '.join(missing)}"] if missing else []
 
 
+def check_batch_sizes(sizes: Sequence[str]) -> list[str]:
+    """Lists what is wrong with the values of --batch_sizes."""
+    return [
+        f"--batch_sizes: expected whole numbers of at least 1, got {size!r}"
+        for size in sizes
+        if not size.isdecimal() or int(size) < 1
+    ]
+
+
 def torch_device() -> str:
     """The kind of device that both sides have, as JAX calls it; InputError where torch has none of that kind."""
     import torch

@@ -85,11 +85,7 @@ def check_settings(settings: Mapping[str, Any]) -> list[str]:
     for flag in ("passes", "batch_sizes"):
         if not settings[flag]:
             problems.append(f"--{flag}: name at least one")
-    problems += [
-        f"--batch_sizes: expected whole numbers of at least 1, got {size!r}"
-        for size in settings["batch_sizes"]
-        if not size.isdecimal() or int(size) < 1
-    ]
+    problems += sides.check_batch_sizes(settings["batch_sizes"])
     if settings["architecture"] and settings["checkpoint"]:
         problems.append("--architecture, --checkpoint: give one of them")
     if settings["against"] == "torch":
