@@ -15,6 +15,7 @@ INSTALL = [
     "array_record>=0.8,<0.9",  # prepared tfds folders are read through it, without TensorFlow
     "filelock>=3.16",  # JAX needs it to bound the size of its cache of programs
     "flax>=0.12,<0.13",
+    "fsspec>=2026.1",  # workdirs and data in buckets
     "grain>=0.2.18,<0.3",  # reads images that memory does not hold
     "huggingface_hub>=1.0,<3",
     "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not declare it
@@ -73,6 +74,8 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tfds": ["tensorflow-cpu>=2.20,<3"],  # to prepare a tfds data set; reading a prepared one needs none of it
         "hf": HF,  # to read image data sets of the Hugging Face hub, or Parquet, Arrow and WebDataset folders
+        "gs": ["gcsfs>=2026.1"],  # for gs://, by Application Default Credentials
+        "s3": ["s3fs>=2026.1"],  # for s3://
         "caption": ["torch>=2.6", "transformers>=5.0,<6"],
         "test": TEST,
         "dev": [*TEST, "jupyterlab>=4.2"],

@@ -13,9 +13,11 @@ from utilgen_jax.methods import METHODS
 _MEASURED = ("glyphs", "tones")  # captioners that are no model
 
 
-def extras(config: Config) -> list[str]:
-    """The extras that this config needs."""
-    wanted = [config.data.source] if config.data.source in ("tfds", "hf") else []
+def extras(config: Config, workdir: str = "") -> list[str]:
+    """The extras that this config needs, and a workdir in a bucket."""
+    paths = (workdir, config.data.path, config.generator.checkpoint)
+    wanted = [scheme for scheme in ("gs", "s3") if any(path.startswith(f"{scheme}://") for path in paths)]
+    wanted += [config.data.source] if config.data.source in ("tfds", "hf") else []
     captions = config.prompts.captions
     methods = [METHODS[name] for name in (config.method, *config.baselines)]
     has_model = captions not in _MEASURED and not captions.endswith(".jsonl")
@@ -29,7 +31,7 @@ def main() -> None:
     values = define_flags()
     overrides, _ = parse_flags(values, sys.argv)
     try:
-        names = extras(read_config(values["config"].value or "digits", overrides))
+        names = extras(read_config(values["config"].value or "digits", overrides), values["workdir"].value or "")
     except ConfigError:
         return
     if names:

@@ -81,7 +81,7 @@ create() {
 run() {
   ((${#arguments[@]})) || fail "run needs the job's arguments after --, such as -- --config=configs/digits.py --workdir=..."
   # With UTILGEN_DISTRIBUTED=1 the workers find each other. A shell that waited would keep SIGTERM from the job: exec.
-  local quoted install="pip install --quiet --constraint launch/constraints.txt --editable .[tpu]"
+  local quoted install="pip install --quiet --constraint launch/constraints.txt --editable .[tpu,gs]"
   printf -v quoted '%q ' "${arguments[@]}"
   xpk_call workload create "--workload=$workload" "--tpu-type=$type" --num-slices=1 \
     "--base-docker-image=$image" "--script-dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" ${storage:+"--storage=$storage"} \

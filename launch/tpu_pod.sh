@@ -129,7 +129,7 @@ setup() {
   fi
   # The images' own Python may be older than 3.11: uv brings one.
   on_workers all "python3 -m pip install --quiet --user uv && cd utilgen_jax && python3 -m uv venv --clear --python 3.12 .venv \
-&& python3 -m uv pip install --quiet --python .venv/bin/python --constraint launch/constraints.txt --editable '.[tpu]'"
+&& python3 -m uv pip install --quiet --python .venv/bin/python --constraint launch/constraints.txt --editable '.[tpu,gs]'"
 }
 
 run() {

@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "methods": {"generator", "joint", "valuation", "prompts"},  # their config sections
     "config": {"classifier", "data", "generator", "methods", "pool", "prompts", "runtime", "valuation"},
     "experiment": _LIBRARIES | {"config", "methods", "report"},
-    "pipeline": {"config", "experiment", "methods"},
+    "pipeline": {"config", "experiment", "methods", "runtime"},
     "library": _LIBRARIES | {"config", "pipeline"},
     "main": {"config", "pipeline", "pretraining", "runtime"},
 }

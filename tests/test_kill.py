@@ -1,4 +1,7 @@
-"""A run that is killed three times leaves what one leaves that is not; `python -m tests.kill` does more of it."""
+"""A run that is killed three times leaves what one leaves that is not; `python -m tests.kill` does more of it.
+
+Its folder is in a bucket, and it is started again where nothing else is of it.
+"""
 
 import signal
 
@@ -18,7 +21,8 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(tmp_path, monk
     checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
     settings = (*TINY, ("generator.checkpoint", str(checkpoint)), ("checkpoint_every_minutes", "0"))
     settings += (("also_synthetic_only", "False"),)
-    job = [f"--config={DIGITS}:method=joint", *(f"--config.{name}={value}" for name, value in settings)]
+    fields = [f"--config.{name}={value}" for name, value in settings]
+    job = kill.Job([f"--config={DIGITS}:method=joint", *fields], in_bucket=True)
     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
     # Early, so that one run takes them all.
     assert kill.check(job, tmp_path / "runs", signals, within=0.5) == []

@@ -64,7 +64,7 @@ def test_setup_warms_the_ssh_key_up_on_one_worker_then_installs_on_all(no_gcloud
     assert archive[0] == "git" and archive[-1] == "HEAD"
     output = next(word for word in archive if word.startswith("--output=")).removeprefix("--output=")
     assert copy == gcloud("scp", output, "utilgen:utilgen_jax.tar.gz", "--worker=all", *PLACE)
-    pinned = "--constraint launch/constraints.txt --editable '.[tpu]'"
+    pinned = "--constraint launch/constraints.txt --editable '.[tpu,gs]'"
     for line, needed in ((unpack, "tar -xzf utilgen_jax.tar.gz"), (install, pinned)):
         assert line[:7] == gcloud("ssh", "utilgen", "--worker=all")
         assert needed in line[7]
@@ -353,9 +353,10 @@ def test_sigterm_to_the_script_reaches_the_job_which_is_not_run_again(tmp_path):
         (["--config=cifar:method=captions"], "[tfds,caption]"),
         (["--config=cifar:method=difficulty", "--config.prompts.captions=mine.jsonl"], "[tfds]"),
         (["--config=imagefolder:path=x,method=vanilla", "--config.data.source=hf"], "[hf]"),
+        (["--config=digits", "--workdir=gs://bucket/run", "--config.data.path=s3://bucket/data"], "[gs,s3]"),
     ],
 )
-def test_extras_follow_from_data_and_captions(arguments, expected, monkeypatch, capsys):
+def test_extras_follow_from_data_captions_and_buckets(arguments, expected, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["extras.py", *arguments])
     runpy.run_path(str(ROOT / "launch/extras.py"), run_name="__main__")
     assert capsys.readouterr().out.strip() == expected

@@ -3,6 +3,7 @@
   python -m utilgen_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m utilgen_jax.main --config=configs/digits.py:method=vanilla,shots=5 --workdir=runs/vanilla
   python -m utilgen_jax.main --config=configs/imagefolder.py --config.data.path=my_images --workdir=runs/mine
+  python -m utilgen_jax.main --config=configs/digits.py --workdir=gs://bucket/digits
 
 Rerunning a command on its workdir continues where it was last saved: config.checkpoint_every_minutes ago at most, or at
 the step at which SIGTERM came. Exit status: 0 done, 2 bad input, 130 interrupted, 143 terminated.
@@ -20,7 +21,9 @@ from utilgen_jax.config.schema import Config
 
 def define_flags() -> flags.FlagValues:
     """Returns this command's flags, not yet parsed."""
-    values = command_line.common_flags("folder for all that the run writes; default runs/CONFIG-METHOD-Kshots-seedS")
+    values = command_line.common_flags(
+        "folder for all that the run writes, also gs://… or s3://…; default runs/CONFIG-METHOD-Kshots-seedS"
+    )
     command_line.define_protocol(values)
     return values
 
@@ -40,12 +43,13 @@ def run(argv: Sequence[str]) -> None:
         print(command_line.help_text(__doc__ or "", values))
         return
     workdir, spec = str(values["workdir"].value or ""), values["config"].value
-    problems += command_line.folder_problems("workdir", workdir)
+    problems += command_line.folder_problems("workdir", workdir, may_be_in_bucket=True)
     overrides = command_line.protocol_overrides(values, problems) + overrides
     if not spec:
         problems.append("--config: say which config, such as --config=digits or --config=my_config.py")
         raise command_line.ConfigError(problems)
     config = command_line.read_config(spec, overrides, problems)
+    command_line.check_buckets(config)
 
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax import pipeline

@@ -12,6 +12,7 @@ from utilgen_jax.config.schema import Config
 from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.experiment.setup import set_up
 from utilgen_jax.methods import METHODS, Method
+from utilgen_jax.runtime.mirror import working_folder
 
 
 def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -
 
     Args:
         config: checked, see `config.command_line.read_config`.
-        workdir: for everything that the run writes.
+        workdir: for everything that the run writes; a folder, or one in a bucket.
         shared: for a run that is part of a comparison. It writes its summary, but no report and no table, and notes no
             weights in the pool.
 
@@ -32,7 +33,7 @@ def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -
     """
     methods = methods_of(config)
     accuracy = {}
-    with set_up(config, Path(workdir), shared, methods) as experiment:
+    with working_folder(workdir) as folder, set_up(config, folder, shared, methods) as experiment:
         for method in methods:
             data = method.training_data(experiment)
             accuracy[method.name] = experiment.train_and_test(method, data)

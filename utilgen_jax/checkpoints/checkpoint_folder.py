@@ -9,6 +9,7 @@ from pathlib import Path
 from utilgen_jax.checkpoints.published import PUBLISHED, RETIRED
 from utilgen_jax.checkpoints.weight_files import PICKLES, choose_weight_files, has_variant, pickle_advice
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.buckets import local_copy
 from utilgen_jax.runtime.hub import list_files
 
 GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs"
@@ -29,7 +30,7 @@ def resolve_checkpoint(
 
     Args:
         name: 'glyphs' for the embedded checkpoint, a name of `published.PUBLISHED` such as 'sd15', an existing folder,
-            or a hub id 'owner/name'.
+            one in a bucket, or a hub id 'owner/name'.
         revision: branch, tag or commit of a hub id; None or '' for the newest, or that of a published name.
         variant: preferred weights, e.g. 'fp16'. Only weights that `load_component` reads are downloaded: by default
             those in full precision, or else fp16.
@@ -82,7 +83,7 @@ def read_json(path: Path) -> dict:
 
 
 def _resolve(name: str, revision: str | None, choose: _Choose) -> Path:
-    folder = Path(name).expanduser()
+    folder = Path(local_copy(name))
     if folder.is_dir():
         files = {path.relative_to(folder).as_posix() for pattern in ("*", "*/*") for path in folder.glob(pattern)}
         choose(str(folder), files)

@@ -87,17 +87,17 @@ def run(argv: Sequence[str]) -> None:
     for name in ("config", "workdir"):
         if not values[name].value:
             problems.append(f"--{name}: required, e.g. --config=configs/digits.py --workdir=runs/compare")
-    problems += command_line.folder_problems("workdir", values["workdir"].value)
+    problems += command_line.folder_problems("workdir", values["workdir"].value, may_be_in_bucket=True)
     if not values["config"].value:
         raise command_line.ConfigError(problems)
     regimes = list(dict.fromkeys(values["regimes"].value or []))
     if regimes and sizes:
         problems.append("--regimes, --images_per_shot: give only one")
-    workdir = Path(str(values["workdir"].value))
     comparisons = []
     for regime in regimes or [""]:
         given = command_line.variant_overrides(values["config"].value, regime, problems) + overrides
         config = command_line.read_config(values["config"].value, given, problems)
+        command_line.check_buckets(config)
         # Where the classifiers are trained on synthetic images alone anyway, there is nothing to train beside them.
         also = bool(values["also_synthetic_only"].value) and config.classifier.synthetic_fraction < 1
         config = with_fields(config, {"also_synthetic_only": also})
@@ -113,16 +113,21 @@ def run(argv: Sequence[str]) -> None:
 
     from utilgen_jax.compare.regimes import write_regimes
     from utilgen_jax.pretraining.on_demand import pretrain_if_missing
+    from utilgen_jax.runtime.distributed import initialize_distributed
+    from utilgen_jax.runtime.mirror import working_folder
 
-    found = {}
-    for regime, config, plan, files in comparisons:
-        if values["run"].value:
-            pretrain_if_missing(config)
-        if regime:
-            print(f"{regime}:", file=sys.stderr)
-        found[regime] = compare(config, workdir / regime, plan, files, bool(values["run"].value))
-    if regimes and jax.process_index() == 0:
-        write_regimes(workdir, found, methods)
+    found, may_run = {}, bool(values["run"].value)
+    if may_run:
+        initialize_distributed()
+    with working_folder(str(values["workdir"].value), claims=may_run) as workdir:
+        for regime, config, plan, files in comparisons:
+            if may_run:
+                pretrain_if_missing(config)
+            if regime:
+                print(f"{regime}:", file=sys.stderr)
+            found[regime] = compare(config, workdir / regime, plan, files, may_run)
+        if regimes and jax.process_index() == 0:
+            write_regimes(workdir, found, methods)
 
 
 def compare(config: Config, workdir: Path, plan: Plan, joined_files: Sequence[Path], may_run: bool) -> "list[Run]":
@@ -147,7 +152,6 @@ def compare(config: Config, workdir: Path, plan: Plan, joined_files: Sequence[Pa
     joined = _joined_runs(joined_files, config, plan)
     own = [entry for entry in plan if entry not in joined]
     if may_run and own:
-        distributed.initialize_distributed()
         with distributed.end_together():
             run_all(config, workdir, own)
     if jax.process_index() != 0:

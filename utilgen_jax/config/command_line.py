@@ -32,10 +32,11 @@ from utilgen_jax.config.schema import (
     set_field,
     unknown_field,
 )
-from utilgen_jax.config.validation import checked, validate
+from utilgen_jax.config.validation import IN_BUCKETS, checked, validate
 from utilgen_jax.errors import InputError, nearest
+from utilgen_jax.runtime.buckets import bucket_problem
 from utilgen_jax.runtime.compilation_cache import keep_programs
-from utilgen_jax.runtime.paths import expand, is_without_home
+from utilgen_jax.runtime.paths import expand, is_in_bucket, is_url, is_without_home
 from utilgen_jax.runtime.termination import STATUS, Terminated, sigterm_handled
 
 PREFIX = "--config."
@@ -59,6 +60,8 @@ PATH_FLAGS = (
     "weights",
     "workdir",
 )
+# Those of them that may be in a bucket, where the command knows how.
+_IN_BUCKETS = ("checkpoint", "data_path", "images", "unet", "vae", "workdir")
 
 
 def common_flags(workdir_help: str | None) -> flags.FlagValues:
@@ -129,6 +132,9 @@ def _expand_paths(flag: flags.Flag, problems: list[str]) -> None:
     several = flag.value if isinstance(flag.value, list) else []
     paths = [flag.value] if isinstance(flag.value, str) else several
     problems += [f"--{flag.name}={path}: there is no such home folder" for path in paths if is_without_home(path)]
+    for path in paths:
+        if is_in_bucket(path) and flag.name not in _IN_BUCKETS:
+            problems.append(f"--{flag.name}={path}: cannot be in a bucket; give a path on this machine")
     if isinstance(flag.value, str):
         flag.value = expand(flag.value)
     elif several:
@@ -185,15 +191,27 @@ def read_settings(
     return settings
 
 
-def folder_problems(flag: str, folder: str | None) -> list[str]:
+def folder_problems(flag: str, folder: str | None, may_be_in_bucket: bool = False) -> list[str]:
     """Says of a flag's value, if it is given, why no folder can be made there or nothing be written into it."""
     if not folder:
         return []
+    if is_url(folder):
+        if not (may_be_in_bucket and is_in_bucket(folder)):
+            buckets = "gs://BUCKET/FOLDER, s3://BUCKET/FOLDER, or " if may_be_in_bucket else ""
+            return [f"--{flag}={folder}: give {buckets}a folder on this machine"]
+        problem = bucket_problem(folder, may_be_missing=True)
+        return [f"--{flag}: {problem}"] if problem else []
     try:
         problem = _folder_problem(Path(folder))
     except (OSError, ValueError) as error:  # a name that is too long or no name, a folder above that may not be entered
         problem = getattr(error, "strerror", None) or str(error)
     return [f"--{flag}: {folder} {problem}"] if problem else []
+
+
+def missing_bucket_problems(flag: str, folder: str) -> list[str]:
+    """Says of a folder to read why it cannot be read, where it is in a bucket."""
+    problem = bucket_problem(folder) if is_in_bucket(folder) else ""
+    return [f"--{flag}: {problem}"] if problem else []
 
 
 def _folder_problem(folder: Path) -> str:
@@ -240,6 +258,14 @@ def read_config(spec: str, overrides: Sequence[tuple[str, str]] = (), problems: 
     if problems:
         raise ConfigError(problems)
     return checked(config)
+
+
+def check_buckets(config: Config) -> None:
+    """Raises ConfigError where what a config names in a bucket cannot be read."""
+    places = {path: flatten(config)[path] for path in IN_BUCKETS}
+    found = {path: bucket_problem(place) for path, place in places.items() if is_in_bucket(place)}
+    if problems := [f"config.{path}: {problem}" for path, problem in found.items() if problem]:
+        raise ConfigError(problems)
 
 
 def variant_overrides(spec: str, variant: str, problems: list[str]) -> list[tuple[str, str]]:

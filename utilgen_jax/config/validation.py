@@ -19,7 +19,9 @@ from utilgen_jax.config.schema import (
 from utilgen_jax.data.words import word_problems
 from utilgen_jax.errors import nearest
 from utilgen_jax.fields import Field
-from utilgen_jax.runtime.paths import expand, is_without_home
+from utilgen_jax.runtime.paths import expand, is_in_bucket, is_without_home
+
+IN_BUCKETS = ("data.path", "generator.checkpoint")  # the fields that may name a place in a bucket
 
 
 def checked(config: ConfigDict) -> Config:
@@ -82,6 +84,8 @@ def _field_problem(field: Field, value: Any) -> str:
     for entry in value if many else (value,):
         if field.is_path and is_without_home(entry):
             return f"there is no such home folder, {entry!r}"
+        if field.is_path and is_in_bucket(entry) and field.path not in IN_BUCKETS:
+            return f"cannot be in a bucket, {entry!r}; give a path on this machine"
         if field.choices and entry not in field.choices:
             near = f"; the nearest is {nearest(entry, field.choices)!r}" if isinstance(entry, str) else ""
             return f"must be one of {', '.join(map(repr, field.choices))}, got {entry!r}{near}"

@@ -16,7 +16,9 @@ class DataConfig:
     source: str = setting("digits", "where images come from", choices=SOURCES)
     name: str = setting("digits", "of the data set (tfds, hf); for other sources the name shown in tables")
     path: str = setting(
-        "", "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file; hf: local folder", is_path=True
+        "",
+        "tfds: data_dir; imagefolder: folder with train/<class>/; npz: the file; hf: folder; also gs://…, s3://…",
+        is_path=True,
     )
     image_column: str = setting("", "hf: of the images; empty: found by its type")
     label_column: str = setting("", "hf: of the labels; empty: found by its type")

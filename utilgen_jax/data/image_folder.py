@@ -20,6 +20,7 @@ from utilgen_jax.data.formats import image_suffixes
 from utilgen_jax.data.image_source import SizedSource, Sources
 from utilgen_jax.data.images import open_image
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.buckets import local_copy
 from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.paths import expand
 
@@ -91,13 +92,13 @@ def load_for_training(path: str, image_size: int, channels: int) -> FolderSource
     """Lists the images of a folder to train a generator on: its own, of one class, or those of its class folders.
 
     Args:
-        path: folder with images, or with a folder for each class, perhaps under `train/`.
+        path: folder with images, or with a folder for each class, perhaps under `train/`; it may be in a bucket.
         image_size, channels: see `load`.
 
     Raises:
         InputError: there are no images, a folder cannot be read, or a link leaves the folder.
     """
-    folder = Path(expand(path))
+    folder = Path(local_copy(path))
     if not _is_folder(folder):
         raise InputError(f"{path}: is no folder")
     listing = _Listing(folder)

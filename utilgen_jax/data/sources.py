@@ -10,6 +10,8 @@ from utilgen_jax.data.image_source import ImageSource, Sources
 from utilgen_jax.data.subset import choose_classes, leave_out, read_class_file, read_ids
 from utilgen_jax.data.words import have_several, split_words
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.buckets import local_copy
+from utilgen_jax.runtime.paths import is_in_bucket
 
 # name -> loader of config.data, see `load_source`
 LOADERS: dict[str, Callable[[DataConfig], Sources]] = {
@@ -39,6 +41,8 @@ def load_source(data: DataConfig) -> Sources:
     """
     if data.source not in LOADERS:
         raise InputError(f"config.data.source={data.source!r} is not one of {', '.join(LOADERS)}")
+    if is_in_bucket(data.path):
+        data = dataclasses.replace(data, path=local_copy(data.path))
     sources = _renamed(LOADERS[data.source](data), tuple(data.class_names))
     if data.exclude:
         sources = Sources(leave_out(sources.train, read_ids(data.exclude)), sources.test)

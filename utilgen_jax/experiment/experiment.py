@@ -44,6 +44,7 @@ from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.job import job_progress
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.runtime.folder_lock import locked_folder
+from utilgen_jax.runtime.mirror import shown
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.runtime.state_folder import Saving
 from utilgen_jax.runtime.threads import run_at_once
@@ -390,7 +391,8 @@ class Experiment:
             write_summary(self.workdir, summary)
         if page is not None and report is not None:
             print_table(summary)
-            print("\n".join([*changes(report), f"report: {page}", *next_commands(summary, self.workdir, sys.argv)]))
+            following = next_commands(summary, shown(self.workdir), sys.argv)
+            print("\n".join([*changes(report), f"report: {shown(page)}", *following]))
         return summary
 
     def _note_values(self, pool: GeneratedPool, values: PoolValues) -> Pool:

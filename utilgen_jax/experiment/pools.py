@@ -38,6 +38,7 @@ from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import replace_file
 from utilgen_jax.runtime.distributed import check_terminated
+from utilgen_jax.runtime.mirror import was_saved
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.types import Params
 
@@ -303,6 +304,7 @@ class PoolSteps:
 
                 def on_images(done: int) -> None:
                     progress.update(done)
+                    was_saved(writer.folder, 60 * experiment.config.checkpoint_every_minutes)
                     check_terminated()
 
                 sd = experiment.adapters.sd_of(spec)

@@ -21,6 +21,7 @@ from utilgen_jax.report.page import write_report
 from utilgen_jax.report.summary import UPDATE_NOTE, accuracy_columns
 from utilgen_jax.report.table import format_table
 from utilgen_jax.report.words import word_lines
+from utilgen_jax.runtime.paths import is_in_bucket
 
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Accuracy, Experiment, TrainingData
@@ -68,12 +69,12 @@ def changes(data: RunData) -> list[str]:
     ]
 
 
-def next_commands(summary: Mapping[str, Any], workdir: Path, argv: Sequence[str]) -> list[str]:
+def next_commands(summary: Mapping[str, Any], workdir: str, argv: Sequence[str]) -> list[str]:
     """The commands that one would want next, a line each; none where the run was not started by `main`.
 
     Args:
         summary: of the run.
-        workdir: the run's folder.
+        workdir: the run's folder, which may be in a bucket.
         argv: the command line, its first entry the program.
     """
     words = list(argv[1:])
@@ -84,8 +85,9 @@ def next_commands(summary: Mapping[str, Any], workdir: Path, argv: Sequence[str]
     compare = ["python", "-m", "utilgen_jax.compare", *own, f"--methods={methods}", f"--workdir={workdir}-seeds"]
     lines = [f"next, whether other seeds agree: {shlex.join(compare)}"]
     if summary["num_synthetic"]:
+        out = Path(workdir).name if is_in_bucket(workdir) else workdir
         more = ["python", "-m", "utilgen_jax.generate", f"--workdir={workdir}", f"--num={summary['num_synthetic']}"]
-        lines.append(f"or more of these images: {shlex.join([*more, f'--out={workdir}-more'])}")
+        lines.append(f"or more of these images: {shlex.join([*more, f'--out={out}-more'])}")
     return lines
 
 

@@ -29,6 +29,7 @@ from absl import flags
 from utilgen_jax.config import command_line
 from utilgen_jax.config.schema import choice_problems
 from utilgen_jax.generate.formats import FORMATS
+from utilgen_jax.runtime.paths import is_in_bucket
 
 
 def define_flags() -> flags.FlagValues:
@@ -72,11 +73,20 @@ def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     if shard is None or int(shard[1]) >= int(shard[2]):
         problems.append(f"--shard={settings['shard']}: should be i/n with i from 0 to n - 1, such as --shard=0/8")
     workdir = settings["workdir"]
-    if workdir and not (Path(workdir) / "config.json").is_file():
-        problems.append(f"--workdir: {workdir} is no folder of a run; it has no config.json")
-    elif workdir and not (Path(workdir) / "summary.json").is_file():
-        problems.append(f"--workdir: the run in {workdir} is not finished; run its command again first")
+    if workdir and is_in_bucket(workdir):
+        problems += command_line.missing_bucket_problems("workdir", workdir)
+    elif workdir:
+        problems += run_problems(Path(workdir))
     return problems + command_line.folder_problems("out", settings["out"])
+
+
+def run_problems(workdir: Path) -> list[str]:
+    """Says why a folder has no finished run."""
+    if not (workdir / "config.json").is_file():
+        return [f"--workdir: {workdir} is no folder of a run; it has no config.json"]
+    if not (workdir / "summary.json").is_file():
+        return [f"--workdir: the run in {workdir} is not finished; run its command again first"]
+    return []
 
 
 def run(argv: Sequence[str]) -> None:
@@ -95,10 +105,13 @@ def run(argv: Sequence[str]) -> None:
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax.generate.write import generate
     from utilgen_jax.runtime import distributed
+    from utilgen_jax.runtime.mirror import working_folder
 
     distributed.initialize_distributed()
-    with distributed.end_together():
-        print(generate(settings))
+    with distributed.end_together(), working_folder(settings["workdir"], claims=False) as workdir:
+        if problems := run_problems(workdir):
+            raise command_line.ConfigError(problems)
+        print(generate(settings, workdir))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,12 @@ from utilgen_jax.runtime.folder_lock import locked_folder
 CARD = "README.md"
 
 
-def generate(settings: dict[str, Any]) -> str:
+def generate(settings: dict[str, Any], workdir: Path) -> str:
     """Generates the images that are missing, and closes the set if it was the last to come.
 
     Args:
         settings: values of the command's flags.
+        workdir: folder of the run.
 
     Returns:
         What has become of it, for a person.
@@ -48,7 +48,7 @@ def generate(settings: dict[str, Any]) -> str:
         InputError: the run, the classes or the folder do not suit; nothing has been written.
         FloatingPointError: an image is not finite.
     """
-    workdir, out = Path(settings["workdir"]), Path(settings["out"])
+    out = Path(settings["out"])
     config = _read_config(workdir)
     methods = methods_of(config)
     if methods[-1].pool is None:
@@ -182,7 +182,7 @@ class _Writing:
 def _close(data_format: Format, parts: Sequence[Part], card: CardSource) -> str:
     """Closes the set where all parts are there; says what has become of it."""
     out = data_format.out
-    with _waiting_lock(out):
+    with locked_folder(out, patience=60.0):  # shards may end at the same time
         missing = [part for part in parts if not data_format.file(part).is_file()]
         if missing:
             return f"this shard is whole; {len(missing)} of {len(parts)} files of other shards are missing: {out}"
@@ -192,23 +192,3 @@ def _close(data_format: Format, parts: Sequence[Part], card: CardSource) -> str:
             shutil.rmtree(out / PARTS, ignore_errors=True)
             write_text(out / CARD, data_card(card), fsync=True)
     return f"{len(card.records)} images: {out}; {out / CARD} tells of them"
-
-
-@contextmanager
-def _waiting_lock(folder: Path, patience: float = 60.0) -> Iterator[None]:
-    """Holds the folder's lock, waiting for shards that end at the same time; InputError after too long."""
-    last = time.monotonic() + patience
-    while True:
-        lock = locked_folder(folder)
-        try:
-            lock.__enter__()
-        except InputError:
-            if time.monotonic() > last:
-                raise
-            time.sleep(0.2)
-            continue
-        break
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)

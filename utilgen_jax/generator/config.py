@@ -67,7 +67,9 @@ class GeneratorConfig(SamplingConfig):
     """The section `generator`: which checkpoint, and how it is sampled."""
 
     checkpoint: str = setting(
-        "glyphs", "glyphs (embedded), sd15, sd21, ..., a diffusers folder, or a hub id", is_path=True
+        "glyphs",
+        "glyphs (embedded), sd15, sd21, ..., a diffusers folder (also gs://…, s3://…), or a hub id",
+        is_path=True,
     )
     revision: str = setting("", "branch, tag or commit of a hub id; empty: its main branch")
     dtype: str = setting("float32", "type of the generator's activations", choices=("float32", "bfloat16"))

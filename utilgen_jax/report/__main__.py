@@ -33,7 +33,9 @@ def define_flags() -> flags.FlagValues:
 
 def check_arguments(settings: dict[str, Any], given: set[str]) -> list[str]:
     """Returns messages about invalid flag values; reads no files."""
-    return [] if settings["workdir"] else ["--workdir: required, e.g. --workdir=runs/digits"]
+    if not settings["workdir"]:
+        return ["--workdir: required, e.g. --workdir=runs/digits"]
+    return command_line.missing_bucket_problems("workdir", settings["workdir"])
 
 
 def make_report(workdir: Path) -> Path:
@@ -71,8 +73,12 @@ def run(argv: Sequence[str]) -> None:
         InputError: the user's input is invalid.
     """
     settings = command_line.read_settings(__doc__ or "", define_flags(), argv, check_arguments)
-    if settings is not None:
-        print(f"report: {make_report(Path(settings['workdir']))}")
+    if settings is None:
+        return
+    from utilgen_jax.runtime.mirror import shown, working_folder
+
+    with working_folder(settings["workdir"], claims=False) as workdir:
+        print(f"report: {shown(make_report(workdir))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

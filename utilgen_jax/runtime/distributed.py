@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,6 +102,20 @@ def is_any_terminated() -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(is_requested())).any())
+
+
+def all_see(file: Path) -> bool:
+    """Whether every process sees a file that the first one writes, and so shares its folder."""
+    if jax.process_count() == 1:
+        return True
+    from jax.experimental import multihost_utils
+
+    number = str(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbelow(2**31))))
+    if jax.process_index() == 0:
+        file.write_text(number)
+    wait_for_all(f"{file.name} is written")
+    sees = file.is_file() and file.read_text() == number
+    return bool(multihost_utils.process_allgather(np.array(sees)).all())
 
 
 def check_terminated() -> None:

@@ -22,8 +22,12 @@ _held: set[str] = set()  # folders that this process has locked
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock of a folder, which is made; a process may hold it several times.
+
+    Args:
+        folder: to lock.
+        patience: seconds to wait for another process that holds it.
 
     Raises:
         InputError: another process holds it; says which, on what machine, and since when.
@@ -33,7 +37,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = _acquire(folder)
+    file = _acquire_in(folder, patience)
     _held.add(name)
     try:
         yield
@@ -53,6 +57,17 @@ def check_unlocked(folder: Path) -> None:
         _lock(file, folder, fcntl.LOCK_SH)
     finally:
         os.close(file)
+
+
+def _acquire_in(folder: Path, patience: float) -> int:
+    last = time.monotonic() + patience
+    while True:
+        try:
+            return _acquire(folder)
+        except InputError:
+            if time.monotonic() >= last:
+                raise
+            time.sleep(0.2)
 
 
 def _acquire(folder: Path) -> int:

@@ -17,6 +17,7 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import orbax_checkpoint
 from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.distributed import agree, wait_for_all
+from utilgen_jax.runtime.mirror import was_saved
 from utilgen_jax.types import PyTree
 
 ABOUT = "about.json"
@@ -102,6 +103,7 @@ class StateFolder:
                 self._note()
                 orbax_checkpoint.save(self.folder / name, state)
             self._waiting.clear()
+        was_saved(self.folder)
 
     def save_later(self, name: str, state: PyTree) -> None:
         """Saves a state that stays as it is with the next one; now, where a save is due that did not come."""

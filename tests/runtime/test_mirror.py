@@ -1,0 +1,198 @@
+"""A run's folder in a bucket: whatever happens, what is saved there is a whole state of it."""
+
+import json
+import shutil
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from utilgen_jax.errors import InputError
+from utilgen_jax.runtime import mirror
+from utilgen_jax.runtime.mirror import Mirror, shown, was_saved, working_folder
+
+URL = "memory://bucket/runs/first"
+WRITES = ("pipe_file", "put_file", "cp_file", "rm_file")
+EARLIER = {"config.json": "{}", "log.jsonl": "1\n", "states/4/a": "four", "states/4/b": "four"}
+_WRITES_OF_A_SAVE = 14
+LATER = {"config.json": "{}", "log.jsonl": "1\n2\n", "states/5/a": "five", "pool/new.png": "image"}
+
+
+class Killed(BaseException):
+    """Ends a process."""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Goes to another machine, where nothing of the run is; begins on one. Buckets are empty at first."""
+
+    def go(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    go("first")
+    MemoryFileSystem.store.clear()
+    yield go
+    MemoryFileSystem.store.clear()
+
+
+def write(folder, files):
+    """Makes the folder's files these, and no others."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def read(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def in_bucket(url=URL):
+    """What lies in the bucket under names that a person sees, and how many objects there are beside."""
+    found = {path: file.getvalue().decode() for path, file in MemoryFileSystem.store.items()}
+    names = {path.removeprefix("/bucket/runs/first/"): text for path, text in found.items()}
+    return {name: text for name, text in names.items() if not name.startswith(".")}, len(names)
+
+
+def kill_at(monkeypatch, number):
+    """Ends the process before its write of this number, counted from here."""
+    done = []
+
+    def counted(write):
+        def run(*arguments, **options):
+            done.append(1)
+            if len(done) > number:
+                raise Killed
+            return write(*arguments, **options)
+
+        return run
+
+    for name in WRITES:
+        monkeypatch.setattr(MemoryFileSystem, name, counted(getattr(MemoryFileSystem, name)))
+
+
+def test_a_folder_in_a_bucket_is_what_the_run_leaves_and_another_machine_finds_it(machine):
+    with working_folder(URL) as folder:
+        write(folder, EARLIER | {".lock": "", ".a.partial": "half", "states/6.orbax-checkpoint-tmp/a": "half"})
+        assert shown(folder / "report") == f"{URL}/report"
+    assert in_bucket() == (EARLIER, len(EARLIER) + 1)  # one object says which files there are
+    machine("second")
+    with working_folder(URL) as folder:
+        assert read(folder) == EARLIER
+        write(folder, LATER)
+        was_saved(folder / "states")
+        assert in_bucket() == (LATER, len(LATER) + 1)
+
+
+@pytest.mark.parametrize("number", range(_WRITES_OF_A_SAVE + 1))
+def test_killed_at_any_write_the_bucket_has_the_old_state_or_the_new_one(machine, monkeypatch, number):
+    with working_folder(URL) as folder:
+        write(folder, EARLIER)
+    saving = Mirror(URL)
+    saving.fetch()
+    write(saving.folder, LATER)
+    with monkeypatch.context() as patch:
+        kill_at(patch, number)
+        try:
+            saving.save()
+        except Killed:
+            is_killed = True
+        else:
+            is_killed = False
+    assert is_killed == (number < _WRITES_OF_A_SAVE), "there are more: all should be tried"
+    machine("second")
+    with working_folder(URL, claims=False) as folder:  # reads alone
+        found = read(folder)
+    assert found in (EARLIER, LATER) and (is_killed or found == LATER)
+    with working_folder(URL) as folder:
+        assert read(folder) == found
+        write(folder, LATER)
+    assert in_bucket() == (LATER, len(LATER) + 1), "something is left over"
+
+
+def test_a_machine_that_was_further_than_the_bucket_goes_on_from_there_unless_another_one_did(machine):
+    with working_folder(URL) as folder:
+        write(folder, EARLIER)
+    write(folder, LATER)  # and is killed before it is saved
+    with working_folder(URL) as folder:
+        assert read(folder) == LATER
+    machine("second")
+    with working_folder(URL) as other:
+        write(other, EARLIER)
+    machine("first")
+    with working_folder(URL) as folder:
+        assert read(folder) == EARLIER
+
+
+def test_of_two_runs_the_one_that_started_later_goes_on(machine):
+    with pytest.raises(InputError, match=r"^memory://bucket/runs/first is in use by another run \(process"):
+        with working_folder(URL) as folder:
+            machine("second")
+            with working_folder(URL) as other:
+                write(other, LATER)
+            write(folder, EARLIER)
+            was_saved(folder)
+    assert in_bucket()[0] == LATER
+
+
+def test_what_was_copied_to_the_bucket_by_hand_is_continued():
+    files = MemoryFileSystem()
+    for name, text in EARLIER.items():
+        files.pipe_file(f"/bucket/runs/first/{name}", text.encode())
+    with working_folder(URL) as folder:
+        assert read(folder) == EARLIER
+
+
+def test_files_that_come_and_go_while_they_are_saved_make_no_half_of_a_state(machine, monkeypatch):
+    with working_folder(URL) as folder:
+        write(folder, EARLIER)
+        put_file = MemoryFileSystem.put_file
+
+        def put_while_another_thread_saves(*arguments, **options):
+            monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+            write(folder, LATER)
+            return put_file(*arguments, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, "put_file", put_while_another_thread_saves)
+        was_saved(folder)
+        assert in_bucket()[0] == LATER
+
+
+def test_a_bucket_that_is_not_reached_stops_no_run_before_its_end(machine, monkeypatch, capsys):
+    def refuse(*arguments, **options):
+        raise OSError("no route to host")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match="no route to host.*the same command on this machine"),
+    ):
+        with working_folder(URL) as folder:
+            patch.setattr(MemoryFileSystem, "put_file", refuse)
+            write(folder, EARLIER)
+            was_saved(folder)
+            assert (
+                "warning: memory://bucket/runs/first: cannot be reached (no route to host)" in capsys.readouterr().err
+            )
+    with working_folder(URL):
+        pass
+    assert in_bucket()[0] == EARLIER
+
+
+def test_saves_are_as_far_apart_as_is_asked():
+    with working_folder(URL) as folder:
+        write(folder, EARLIER)
+        was_saved(folder, every_seconds=3600)
+        assert in_bucket()[0] == {}
+        was_saved(folder.parent)  # of another run
+        assert in_bucket()[0] == {}
+        was_saved(folder)
+        assert in_bucket()[0] == EARLIER
+
+
+def test_messages_name_the_bucket_and_a_local_folder_stays_one(tmp_path):
+    with working_folder(tmp_path / "run") as folder:
+        assert folder == tmp_path / "run" and shown(folder) == str(folder)
+        was_saved(folder)
+    with pytest.raises(InputError, match=f"^{URL}/config.json is of another run$"), working_folder(URL) as folder:
+        raise InputError(f"{folder / 'config.json'} is of another run")
+    assert json.loads((folder.parent / "state.json").read_text())["number"] == 0 and not mirror._mirrors
