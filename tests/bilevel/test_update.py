@@ -346,6 +346,27 @@ def test_the_average_follows_the_parameters():
     assert_close(second.ema_params, expected)
 
 
+def test_influence_can_be_taken_on_the_average_gradient_of_the_validation_loss():
+    it, optimizer, ones = domain(), OPTIMIZERS["sgd"], jnp.ones(8)
+    state = init_bilevel(it.params, optimizer, {}, optax.sgd(1.0), validation_decay=0.8)
+    update = jax.jit(make_bilevel_update(apply, saflex(), optimizer, optax.sgd(1.0)))
+    first, _ = update(state, it.examples, it.validation)
+    second, metrics = update(first, it.examples, it.validation)
+    gradients = [
+        jax.grad(validation_loss)(step_with(optimizer, before, it.examples, ones)) for before in (state, first)
+    ]
+    average = jax.tree.map(lambda one, two: 0.8 * 0.2 * one + 0.2 * two, *gradients)
+    assert_close(second.validation_gradient, average)
+    along = jax.grad(lambda weights: flat_product(average, step_with(optimizer, first, it.examples, weights)))(ones)
+    np.testing.assert_allclose(metrics.utilities, -8 * along, rtol=1e-9)
+    plain, _ = update(second, it.examples)
+    assert_close(plain.validation_gradient, average)
+
+
+def flat_product(one, other):
+    return sum(jnp.sum(leaf * own) for leaf, own in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
 @pytest.mark.slow
 def test_saflex_takes_the_step_with_its_weights_and_soft_labels():
     optimizer, it = OPTIMIZERS["nesterov, clipped"], domain()

@@ -36,12 +36,14 @@ class Influence:
         matrix: Π, float32 [B, K]. Σ_k y_ik Π_ik > 0: more weight on example i lowers the validation loss.
         direction: q, like the parameters.
         validation_loss: scalar, after the lookahead step.
+        validation_gradient: like the parameters: ∇L_val(θ'), or the average that was taken in its place.
         logits: float32 [B, K], before it.
     """
 
     matrix: jax.Array
     direction: Params
     validation_loss: jax.Array
+    validation_gradient: Params
     logits: jax.Array
 
 
@@ -73,6 +75,8 @@ def influence(
     validation: Examples,
     weights: jax.Array | None = None,
     transform: Transform | None = None,
+    validation_apply: Apply | None = None,
+    average: Callable[[Params], Params] = lambda gradient: gradient,
 ) -> Influence:
     """Looks one step of the optimiser ahead, and back along it: three plain gradients' work in all.
 
@@ -86,6 +90,8 @@ def influence(
         weights: of the examples, float32 [B]; None: all 1.
         transform: of the weighted batch that the step is taken on. The matrix stays that of the examples before it:
             of an image itself, where the step sees it mixed with another.
+        validation_apply: `apply` for the validation examples; None: the same.
+        average: makes what is taken in place of ∇L_val(θ'), such as its average over steps.
     """
     weights = jnp.ones(examples.targets.shape[0]) if weights is None else weights
     step_weights, step_examples = transformed(transform, weights, examples)
@@ -97,8 +103,9 @@ def influence(
 
     new_params, pull_back = jax.vjp(step, gradient)
     validation_loss, along_params = jax.value_and_grad(
-        lambda params: jnp.mean(cross_entropies(apply, params, validation))
+        lambda params: jnp.mean(cross_entropies(validation_apply or apply, params, validation))
     )(new_params)
+    along_params = average(along_params)
     (direction,) = pull_back(along_params)
 
     def log_probabilities(params: Params) -> tuple[jax.Array, jax.Array]:
@@ -107,4 +114,4 @@ def influence(
         return jax.nn.log_softmax(logits), logits
 
     _, matrix, logits = jax.jvp(log_probabilities, (params,), (direction,), has_aux=True)
-    return Influence(matrix, direction, validation_loss, logits)
+    return Influence(matrix, direction, validation_loss, along_params, logits)

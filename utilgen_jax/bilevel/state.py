@@ -26,6 +26,8 @@ class BilevelState:
         ema_params: exponential moving average of θ, or None.
         ema_decay: of that average; static.
         first_nonfinite: by tensor group, the first step at which it was not finite or -1; see `check_finite`.
+        validation_gradient: exponential moving average of the gradient of the validation loss, from zero; or None.
+        validation_decay: of that average; static.
     """
 
     step: jax.Array
@@ -36,6 +38,8 @@ class BilevelState:
     ema_params: Params | None
     first_nonfinite: dict[str, jax.Array]
     ema_decay: float = struct.field(pytree_node=False, default=0.0)
+    validation_gradient: Params | None = None
+    validation_decay: float = struct.field(pytree_node=False, default=0.0)
 
 
 @struct.dataclass
@@ -51,7 +55,8 @@ class BilevelMetrics:
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
         targets: float32 [B, K], the labels that the weighting gave; of several inner steps, in the first one.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
-            loss. It is what all objectives of the generator maximise; None without validation.
+            loss. It is what all objectives of the generator maximise; None without validation. Of an averaged gradient
+            of the validation loss they have the average's size, which is small at first.
         first_nonfinite: as in the state, but of this update too.
     """
 
@@ -82,6 +87,7 @@ def init_bilevel(
     outer: dict[str, Params],
     outer_optimizer: optax.GradientTransformation,
     ema_decay: float = 0.0,
+    validation_decay: float = 0.0,
 ) -> BilevelState:
     """The state before the first update.
 
@@ -91,6 +97,8 @@ def init_bilevel(
         outer: {'weighting': `weighting.init(key)`, 'adapter': ...}; what is not there is not learnt.
         outer_optimizer: of `outer` as a whole.
         ema_decay: of a moving average of the parameters, which starts at their copy; 0: none is kept.
+        validation_decay: of a moving average of the gradient of the validation loss, on which influence is then taken;
+            0: on each step's own. One step's is mostly noise (measured: valuation/README.md).
     """
     return BilevelState(
         step=jnp.zeros((), jnp.int32),
@@ -101,6 +109,8 @@ def init_bilevel(
         ema_params=jax.tree.map(jnp.copy, params) if ema_decay else None,
         first_nonfinite=no_steps(watched(params, outer)),
         ema_decay=ema_decay,
+        validation_gradient=jax.tree.map(jnp.zeros_like, params) if validation_decay else None,
+        validation_decay=validation_decay,
     )
 
 

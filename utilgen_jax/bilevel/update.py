@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,6 +59,7 @@ def make_bilevel_update(
     num_inner_steps: int = 1,
     num_microbatches: int = 1,
     transform: Transform | None = None,
+    validation_apply: Apply | None = None,
 ) -> Update:
     """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
 
@@ -79,6 +81,8 @@ def make_bilevel_update(
         num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is
             that of the whole batch, for one more forward pass or two.
         transform: of a batch between its weighting and the step, such as Mixup; see `influence.Transform`.
+        validation_apply: `apply` for validation examples, where classes are as frequent in them as not in the batches;
+            None: the same.
 
     Returns:
         update(state, examples, validation=None, sample inputs=None) -> (new state, `BilevelMetrics`). Without
@@ -92,7 +96,9 @@ def make_bilevel_update(
     if weighting.needs_influence and num_inner_steps > 1:
         raise ValueError("a weighting that needs influence looks one step ahead: num_inner_steps must be 1")
     predict_batch = make_predict(apply, num_microbatches)
-    problem = Bilevel(make_inner_loss(apply, weighting, num_microbatches, transform), make_outer_loss(apply), optimizer)
+    validation_apply = validation_apply or apply
+    inner_loss = make_inner_loss(apply, weighting, num_microbatches, transform)
+    problem = Bilevel(inner_loss, make_outer_loss(validation_apply), optimizer)
 
     def update(
         state: BilevelState,
@@ -120,12 +126,23 @@ def make_bilevel_update(
             # Before the step: an estimator may evaluate the inner loss elsewhere, and what is detached must not move.
             batch = jax.tree.map(lambda leaf: leaf[0], batches).all_examples(outer_variables.inputs)
             batches = dataclasses.replace(batches, logits=predict_batch(state.params, batch.inputs)[None])
+        new = dataclasses.replace(state, step=state.step + num_inner_steps)
         if weighting.needs_influence and validation is not None:
-            ahead = influence(apply, optimizer, *start, batch, validation, transform=transform)
+            ahead = influence(
+                apply,
+                optimizer,
+                *start,
+                batch,
+                validation,
+                transform=transform,
+                validation_apply=validation_apply,
+                average=partial(_average_with, state.validation_gradient, state.validation_decay),
+            )
+            if state.validation_gradient is not None:
+                new = dataclasses.replace(new, validation_gradient=ahead.validation_gradient)
             batches = dataclasses.replace(batches, influence=ahead.matrix[None])
             utilities = jnp.sum(batch.targets * ahead.matrix, -1)
 
-        new = dataclasses.replace(state, step=state.step + num_inner_steps)
         if validation is None:
             found = _inner_steps(problem, outer_variables, *start, batches)
         elif utilities is not None and not jax.tree.leaves(state.outer):
@@ -235,4 +252,9 @@ def _inner_steps(
 
 def _average(average: Params | None, params: Params, decay: float) -> Params | None:
     """Polyak averaging; None stays None."""
-    return None if average is None else optax.incremental_update(params, average, 1.0 - decay)
+    return None if average is None else _average_with(average, decay, params)
+
+
+def _average_with(average: Params | None, decay: float, new: Params) -> Params:
+    """The moving average with what is new; without an average that itself."""
+    return new if average is None else optax.incremental_update(new, average, 1.0 - decay)
