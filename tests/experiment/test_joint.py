@@ -152,7 +152,9 @@ def test_the_gate_compares_plain_images_with_those_that_the_adapter_would_make(g
     np.testing.assert_allclose(second.inputs, 0.25, rtol=1e-6)
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(experiment.key(Key.GATE)))
     assert gate.is_open and "the adapter is used" in capsys.readouterr().err
-    # Read again, and told again.
+    experiment.joint.gate(NamedPool(), plain, TRAINED)
+    assert not capsys.readouterr().err  # told once
+    # Read by another run.
     assert given.make(joint__gate_images=2, joint__gate_steps=7).joint.gate(NamedPool(), plain, TRAINED).is_open
 
 
@@ -162,8 +164,9 @@ def test_a_pool_is_valued_at_its_prompts_and_difficulties(given):
     records = tuple(dataclasses.replace(record, **each) for record, each in zip(pool.records, changes, strict=True))
     pool = dataclasses.replace(pool, pool=dataclasses.replace(pool.pool, records=records))
     values = experiment.joint.value("name", pool, TRAINED, ("anchor",))
-    _, program, trained, examples = given.calls["predict_weights"]
+    _, program, trained, shots, examples = given.calls["predict_weights"]
     assert trained is TRAINED and program.without == ("anchor",)
+    assert [len(known) for known in shots] == [len(fold.train_indices) for fold in experiment.folds]
     assert examples.difficulty.tolist() == [0.5, 0.75]
     assert examples.attributes.tolist() == [[0, 0, 1, 1, 0], [1, 0, 0, 1, 0]]
     np.testing.assert_allclose(values.weights, [0.3, 0.6], rtol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from tests.toy_images import CONFIG, TinyClassifier, draw_set
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.splits import cross_fit_folds
-from utilgen_jax.joint.gate import Gate, compare_pools
+from utilgen_jax.joint.gate import Gate, _losses, compare_pools
 from utilgen_jax.runtime.training_loop import TrainingLoop
 
 
@@ -42,3 +42,14 @@ def test_right_images_are_preferred_to_wrong_ones_and_neither_to_itself():
     assert seen == list(range(1, 161))
     assert not compare(right, wrong).is_open
     np.testing.assert_array_equal(compare(right, right).gains, 0)
+
+
+def test_with_balanced_softmax_the_frequencies_of_a_long_tail_are_no_error():
+    """A classifier that has learnt nothing else has the entropy of the shots' frequencies for its mean loss."""
+    counts, classifier = np.array([6, 3, 2, 1]), Classifier(TinyClassifier())
+    shots = draw_set(6, seed=0)[0]
+    shots = shots.take(np.flatnonzero(np.arange(24) % 6 < counts[np.arange(24) // 6]))
+    config = dataclasses.replace(CONFIG, loss="balanced_softmax")
+    params = jax.tree.map(np.zeros_like, classifier.module.init(jax.random.key(0), shots.inputs)["params"])
+    losses = _losses(classifier, config, counts, params, shots.dense())
+    np.testing.assert_allclose(losses, -np.log(counts / 12)[shots.labels], rtol=1e-5)

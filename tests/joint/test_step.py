@@ -135,6 +135,19 @@ def test_what_is_not_finite_is_named(name, group):
         check_finite(state.first_nonfinite)
 
 
+def test_balanced_softmax_is_the_loss_of_the_updates_steps_too():
+    program, classifier, state, sd, train_set, _, key = arguments()
+    config = dataclasses.replace(program.config, loss="balanced_softmax", label_smoothing=0.0)
+    tail = train_set.real.take(np.array([0, 1, 2, 3, 6]))  # four images of the first class, one of the second
+    state = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
+    data = dataclasses.replace(train_set, real=tail)
+    _, metrics = joint_update(dataclasses.replace(program, config=config), classifier, state, sd, data, None, key)
+    # Logits of zero are those of the classes' frequencies, of which two are counted as one.
+    counts = np.bincount(tail.labels, minlength=4).clip(1)
+    labels = np.asarray(metrics.targets).argmax(-1)
+    np.testing.assert_allclose(metrics.losses, -np.log(counts / counts.sum())[labels], rtol=1e-5)
+
+
 class MeanColour:
     """An image encoder whose embedding is the mean pixel."""
 

@@ -109,12 +109,16 @@ def test_it_can_start_from_another_adapter(trained):
 
 def test_steps_are_told_plain_ones_first_and_every_mth_is_of_both_levels():
     seen = []
-    joint = dataclasses.replace(JOINT, steps=8, outer_every=2)
-    train(joint=joint, loop=TrainingLoop(lambda step, loss, **scalars: seen.append((step, "penalty" in scalars))))
+    joint = dataclasses.replace(JOINT, steps=8, outer_every=2, ema_decay=0.0)
+    result = train(
+        joint=joint, loop=TrainingLoop(lambda step, loss, **scalars: seen.append((step, "penalty" in scalars)))
+    )
     plain = 2 * JOINT.plain_steps
     assert [step for step, _ in seen] == list(range(1, plain + 9))
     assert num_steps(dataclasses.replace(PROGRAM, joint=joint), 2) == plain + 8
     assert [is_outer for _, is_outer in seen[plain:]] == [True, True, False, False] * 2
+    # Without an average the classifiers are those of the last steps.
+    assert {len(leaf) for leaf in jax.tree.leaves(result.classifiers)} == {2}
 
 
 @pytest.mark.slow
@@ -136,7 +140,7 @@ def test_useless_images_get_small_weights_and_their_attribute_becomes_less_proba
     if without == "weights":
         assert result.attribute_logits[1] < result.attribute_logits[0] - 0.15
         return
-    weights, losses = predict_weights(CLASSIFIER, program, result, data.pool)
+    weights, losses = predict_weights(CLASSIFIER, program, result, 2 * [data.real], data.pool)
     assert weights.shape == losses.shape == (2, len(data.pool))
     is_wrong = np.asarray(data.pool.attributes)[:, 1] == 1
     assert (weights[:, ~is_wrong].mean(1) > weights[:, is_wrong].mean(1) + 0.1).all()

@@ -17,7 +17,15 @@ from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.models.weight_net import WeightNet
 from utilgen_jax.runtime import sharding
 from utilgen_jax.runtime.training_loop import TrainingLoop
-from utilgen_jax.valuation.cross_fit import agreement, cross_fit, predict_weights
+from utilgen_jax.valuation.cross_fit import (
+    PoolValues,
+    _Program,
+    _utilities,
+    agreement,
+    cross_fit,
+    make_weighting,
+    predict_weights,
+)
 
 # So many steps are never done: valuation has its own numbers.
 CONFIG = dataclasses.replace(toy_images.CONFIG, steps=10**6, synthetic_fraction=0.75)
@@ -209,6 +217,27 @@ def test_what_an_image_does_is_how_much_a_small_step_on_it_helps(toy, monkeypatc
         gradient = jax.grad(loss)(params, pool, slice(image, image + 1))
         after = loss(jax.tree.map(lambda leaf, step: leaf - 1e-3 * step, params, gradient), held_out, slice(None))
         np.testing.assert_allclose(1e-1 * (before - after), utilities[1, image], rtol=0.05, atol=2e-7)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "balanced_softmax"])
+def test_no_image_is_useful_for_its_class_being_frequent_among_the_shots(toy, loss):
+    """Where the loss balances classes: a classifier that knows frequencies alone learns nothing of them."""
+    shots, pool = toy[0].take(np.array([0, 1, 2, 3, 4, 5, 8, 12])), toy[1].dense()
+    config = dataclasses.replace(CONFIG, loss=loss, label_smoothing=0.0)
+    program = _Program(config, VALUATION, make_weighting("loss_network", VALUATION, NUM_CLASSES))
+    classifier = Classifier(TinyClassifier())
+    params = jax.tree.map(np.zeros_like, classifier.module.init(jax.random.key(0), shots.inputs)["params"])
+    counts = np.bincount(shots.labels, minlength=NUM_CLASSES)
+    utilities = _utilities(classifier, program, (counts, params), pool, shots.dense())
+    of_frequent, of_rare = (np.mean(utilities[pool.labels == label]) for label in (0, 3))
+    assert (of_frequent > 1e-6 + of_rare) == (loss == "softmax")
+    assert loss == "softmax" or np.abs(utilities).max() < 1e-9
+
+
+def test_weights_count_the_same_in_every_pool_or_in_every_class():
+    values, labels = PoolValues(np.array([0.1, 0.3, 0.2, 0.0, 0.0], np.float32)), np.array([0, 0, 1, 1, 2])
+    np.testing.assert_allclose(values.training_weights(labels, within_classes=False), values.weights / 0.12)
+    np.testing.assert_allclose(values.training_weights(labels, within_classes=True), [0.5, 1.5, 2, 0, 0], rtol=1e-6)
 
 
 @pytest.mark.slow

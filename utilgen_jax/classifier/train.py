@@ -175,7 +175,11 @@ def training_logits(
     classifier: Classifier, config: ClassifierConfig, class_counts: jax.Array, params: Params, images: jax.Array
 ) -> jax.Array:
     """The logits [B, K] that the loss sees; class_counts [K] of the real images are for the balanced softmax."""
-    logits = classifier.apply(params, images)
+    return logits_of_loss(config, class_counts, classifier.apply(params, images))
+
+
+def logits_of_loss(config: ClassifierConfig, class_counts: jax.Array, logits: jax.Array) -> jax.Array:
+    """The same of the network's own logits [B, K]."""
     return balance_logits(logits, class_counts) if config.loss == "balanced_softmax" else logits
 
 

@@ -293,10 +293,11 @@ class Experiment:
         return TrainingData()
 
     def training_data(self, pool: GeneratedPool, values: PoolValues) -> TrainingData:
-        """A pool as a classifier trains on it: weights of mean 1, so that it counts the same in every method."""
+        """A pool as a classifier trains on it, see `PoolValues.training_weights`."""
         examples = self.examples(pool)
         targets = examples.targets if values.soft_labels is None else replicate(values.soft_labels)
-        weights = replicate(values.weights / values.weights.mean())
+        is_balanced = self.config.classifier.loss == "balanced_softmax"
+        weights = replicate(values.training_weights(pool.labels, within_classes=is_balanced))
         return TrainingData(dataclasses.replace(examples, targets=targets, weights=weights), pool, values)
 
     def train_and_test(self, method: Method, data: TrainingData) -> Accuracy:

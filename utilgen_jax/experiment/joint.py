@@ -52,6 +52,7 @@ class JointSteps:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self._told: set[str] = set()  # pools of which the gate's verdict has been told
 
     def program(self, without: tuple[str, ...] = ()) -> JointProgram:
         """The update's program, without some of its parts."""
@@ -130,8 +131,11 @@ class JointSteps:
         )
 
     def gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:
-        """Decides over the folds whether the trained adapter is used, see `joint.gate`; says it."""
+        """Decides over the folds whether the trained adapter is used, see `joint.gate`; tells it once."""
         gate = self._gate(spec, plain, trained)
+        if spec.name in self._told:
+            return gate
+        self._told.add(spec.name)
         self.experiment.metrics.write(0, f"gate_{spec.name}", gain=gate.mean, standard_error=gate.standard_error)
         if self.experiment.is_first:
             verdict = "the adapter is used" if gate.is_open else "the generator stays as it is"
@@ -211,7 +215,8 @@ class JointSteps:
             np.float32,
         )
         examples = self._known(experiment.examples(pool), experiment.prompt_attributes(pool.records), requested)
-        weights, losses = predict_weights(experiment.classifier, self.program(without), trained, examples)
+        shots = [experiment.real.take(fold.train_indices) for fold in experiment.folds]
+        weights, losses = predict_weights(experiment.classifier, self.program(without), trained, shots, examples)
         return PoolValues(
             weights.mean(0),
             losses.mean(0),

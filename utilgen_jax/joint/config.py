@@ -22,7 +22,9 @@ class JointConfig:
     micro_batch_size: int = setting(0, "of these images that are worked on at a time; 0: all", minimum=0)
     sampler_steps: int = setting(4, "denoising steps to an image inside an update", minimum=1, maximum=1000)
     differentiable_steps: int = setting(1, "last denoising steps through which gradients flow", minimum=1)
-    ema_decay: float = setting(0.95, "of the average of the classifier's parameters", minimum=0.0, maximum=0.99999)
+    ema_decay: float = setting(
+        0.95, "of the average of the classifier's parameters; 0: no average", minimum=0.0, maximum=0.99999
+    )
     weight_learning_rate: float = setting(1e-2, "Adam's rate, weight network", minimum=1e-8, maximum=10.0)
     attribute_learning_rate: float = setting(0.02, "Adam's rate, attribute logits", minimum=1e-8, maximum=10.0)
     attribute_weight_decay: float = setting(0.01, "L2 of the attribute logits; larger stays nearer to 0", minimum=0.0)

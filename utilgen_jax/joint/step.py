@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_update
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.examples import Examples, count_classes
 from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
 from utilgen_jax.classifier.model import Classifier
+from utilgen_jax.classifier.train import training_logits
 from utilgen_jax.data.images import set_channels
 from utilgen_jax.generator.adapter import Adapter, generate_images, generate_images_beside, requested_difficulty
 from utilgen_jax.generator.conditioning import embeds_condition, encode_images
@@ -96,7 +97,7 @@ def joint_update(
         return penalty
 
     update = make_bilevel_update(
-        classifier.apply,
+        partial(training_logits, classifier, program.config, count_classes(data.real)),
         program.weighting,
         program.optimizer,
         program.outer_optimizer,

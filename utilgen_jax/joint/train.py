@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from flax import struct
 
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.examples import Examples, count_classes
 from utilgen_jax.bilevel.folds import FoldStates
 from utilgen_jax.bilevel.weightings import WeightingInputs
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
-from utilgen_jax.classifier.train import predict_logits
+from utilgen_jax.classifier.train import logits_of_loss, predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
@@ -39,7 +39,7 @@ class JointResult:
     Attributes:
         adapter: LoRA, difficulty encoder, and the logits of each class's requested difficulty.
         weighting: parameters of the weight network and of the attributes.
-        classifiers: moving averages of the folds' classifiers, stacked [F, ...].
+        classifiers: moving averages of the folds' classifiers, or without an average the last ones, stacked [F, ...].
     """
 
     adapter: Adapter
@@ -110,7 +110,7 @@ def train_jointly(
 
     joint_loop = loop.part("update", len(folds) * plain_config.steps)
     trained = joint_loop.run(start_of_folds, program.joint.steps, update)
-    averages = [fold.ema_params for fold in trained.folds]
+    averages = [fold.ema_params if program.joint.ema_decay else fold.params for fold in trained.folds]
     averages, weighting = jax.tree.map(to_host, (averages, trained.outer["weighting"]))
     classifiers = jax.tree.map(lambda *leaves: np.stack(leaves), *averages)
     return JointResult(trained.outer["adapter"], weighting, classifiers)
@@ -122,7 +122,7 @@ def num_steps(program: JointProgram, num_folds: int) -> int:
 
 
 def predict_weights(
-    classifier: Classifier, program: JointProgram, result: JointResult, images: Examples
+    classifier: Classifier, program: JointProgram, result: JointResult, shots: Sequence[Examples], images: Examples
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weights that the weight network gives to images, by each fold's classifier.
 
@@ -130,6 +130,7 @@ def predict_weights(
         classifier: as in `train_jointly`.
         program: as in `train_jointly`.
         result: of `train_jointly`.
+        shots: that each fold's classifier was trained on.
         images: with attributes and difficulty.
 
     Returns:
@@ -137,10 +138,11 @@ def predict_weights(
     """
     examples = smoothed(program.config, images)
     weights, losses = [], []
-    for fold in range(len(jax.tree.leaves(result.classifiers)[0])):
+    for fold, known in enumerate(shots):
         params = jax.tree.map(lambda leaf, fold=fold: leaf[fold], result.classifiers)
         logits = predict_logits(classifier, params, examples.inputs, PREDICTION_BATCH_SIZE)
-        inputs = WeightingInputs(examples, jax.numpy.asarray(logits))
+        seen = logits_of_loss(program.config, count_classes(known), jax.numpy.asarray(logits))
+        inputs = WeightingInputs(examples, seen)
         weights.append(to_host(program.network.apply(result.weighting.get("network", {}), inputs)[0]))
         losses.append(to_host(inputs.losses))
     return np.stack(weights), np.stack(losses)

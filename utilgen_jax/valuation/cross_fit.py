@@ -23,7 +23,7 @@ import optax
 from flax import struct
 
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
-from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.bilevel.examples import Examples, count_classes
 from utilgen_jax.bilevel.folds import FoldStates
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network
@@ -31,7 +31,7 @@ from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
-from utilgen_jax.classifier.train import predict_logits
+from utilgen_jax.classifier.train import predict_logits, training_logits
 from utilgen_jax.data.splits import Fold, cross_fit_folds
 from utilgen_jax.runtime.sharding import init_sharded, to_host
 from utilgen_jax.runtime.training_loop import TrainingLoop
@@ -90,6 +90,19 @@ class PoolValues:
     def contradictory(self) -> bool:
         """Whether the weights clearly contradict what the images do, so that nothing was learnt."""
         return self.agreement is not None and self.agreement < _LEAST_AGREEMENT
+
+    def training_weights(self, labels: np.ndarray, within_classes: bool) -> np.ndarray:
+        """The weights as training takes them: of mean 1, so that a pool counts the same in every method.
+
+        Args:
+            labels: of the images, int [N].
+            within_classes: whether that holds in each class. Where a loss balances classes, weights would tip it:
+                they say which images of a class count, not how much the class does.
+        """
+        if not within_classes:
+            return self.weights / self.weights.mean()
+        means = np.bincount(labels, self.weights) / np.maximum(np.bincount(labels), 1)
+        return (self.weights / np.where(means > 0, means, 1.0)[labels]).astype(np.float32)
 
 
 def weighting_folds(valuation: ValuationConfig, labels: np.ndarray, seed: int) -> list[Fold]:
@@ -166,7 +179,8 @@ def cross_fit(
     first = smoothed(program.config, pool.take(np.arange(min(len(pool), PREDICTION_BATCH_SIZE))))
     held_out = [smoothed(program.config, validation) for validation in validations]
     utilities = [
-        _utilities(classifier, state.params, first, shots) for state, shots in zip(trained.folds, held_out, strict=True)
+        _utilities(classifier, program, (count_classes(train), state.params), first, shots)
+        for train, state, shots in zip(trains, trained.folds, held_out, strict=True)
     ]
     classifiers = [jax.tree.map(to_host, state.params) for state in trained.folds]
     fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
@@ -266,7 +280,14 @@ def _step(
         validation = validation.take(chosen)
     shifted = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
     validation = dataclasses.replace(validation, inputs=shifted)
-    update = make_bilevel_update(classifier.apply, program.weighting, program.optimizer, program.outer_optimizer)
+    update = make_bilevel_update(
+        classifier.apply,
+        program.weighting,
+        program.optimizer,
+        program.outer_optimizer,
+        # Classes are as frequent in the held-out shots as in the others, but not in the pool.
+        validation_apply=partial(training_logits, classifier, program.config, count_classes(real)),
+    )
     of_pool = dataclasses.replace(program.config, synthetic_fraction=1.0)
     batch = smoothed(program.config, draw_batch(of_pool, real, pool, key))
     return update(state, batch, smoothed(program.config, validation))
@@ -282,11 +303,25 @@ def _value(
     return to_host(weights), to_host(inputs.losses)
 
 
-@jax.jit
-def _utilities(classifier: Classifier, params: Params, pool: Examples, held_out: Examples) -> jax.Array:
-    """How much a small step of descent on each image lowers the loss on held-out shots, float32 [N]."""
-    descent = optax.sgd(1e-4)
-    found = influence(classifier.apply, descent, params, descent.init(params), pool, held_out)
+@partial(jax.jit, static_argnames="program")
+def _utilities(
+    classifier: Classifier,
+    program: _Program,
+    trained: tuple[jax.Array, Params],
+    pool: Examples,
+    held_out: Examples,
+) -> jax.Array:
+    """How much a small step of descent on each image lowers the loss on held-out shots, float32 [N].
+
+    Args:
+        classifier, program: as in training.
+        trained: the numbers of its shots of each class, and parameters.
+        pool, held_out: smoothed.
+    """
+    descent, (class_counts, params) = optax.sgd(1e-4), trained
+    balanced = partial(training_logits, classifier, program.config, class_counts)
+    start = params, descent.init(params)
+    found = influence(classifier.apply, descent, *start, pool, held_out, validation_apply=balanced)
     return jnp.sum(pool.targets * found.matrix, axis=-1)
 
 
@@ -301,12 +336,14 @@ def init_state(
     outer: dict[str, Params],
     outer_optimizer: optax.GradientTransformation,
     ema_decay: float = 0.0,
+    validation_decay: float = 0.0,
 ) -> BilevelState:
     """The state before the first bilevel step, laid out over the devices; arguments as in `init_bilevel`."""
 
     def init(params: Params, outer: dict[str, Params]) -> BilevelState:
         # Steps take over the memory of their state, and several states may start from one `outer`.
-        return init_bilevel(params, optimizer, jax.tree.map(jnp.copy, outer), outer_optimizer, ema_decay)
+        own = jax.tree.map(jnp.copy, outer)
+        return init_bilevel(params, optimizer, own, outer_optimizer, ema_decay, validation_decay)
 
     return init_sharded(init, params, outer)
 
