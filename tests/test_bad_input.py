@@ -26,7 +26,8 @@ from utilgen_jax.experiment.setup import set_up
 from utilgen_jax.finetune import __main__ as finetune
 from utilgen_jax.methods import METHODS
 from utilgen_jax.noisy_labels import __main__ as noisy_labels
-from utilgen_jax.pool.storage import METADATA, PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pool.records import METADATA, PoolRecord
+from utilgen_jax.pool.storage import PoolWriter, read_pool
 from utilgen_jax.pretraining import __main__ as pretraining
 from utilgen_jax.report.metrics import read_metrics
 from utilgen_jax.sample import __main__ as sample

@@ -50,7 +50,7 @@ from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.tokens import tokenize_prompts
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import generate_batches
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import Array, Params
 from utilgen_jax.valuation.config import EnsembleConfig, ValuationConfig

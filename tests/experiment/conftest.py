@@ -20,7 +20,8 @@ from utilgen_jax.experiment.setup import set_up
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.pipeline import methods_of
-from utilgen_jax.pool.storage import Pool, PoolRecord
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import Pool
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -109,6 +110,7 @@ def generated(monkeypatch):
         )
         missing = records[len(writer) :]
         writer.append(np.stack([image_of(record) for record in missing]), missing)
+        writer.finish()
         on_images(len(records))
 
     monkeypatch.setattr(pools, "generate_pool", generate)

@@ -16,7 +16,7 @@ from utilgen_jax.experiment.more_images import MoreImages, MorePools, values_of_
 from utilgen_jax.experiment.setup import set_up
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.pipeline import methods_of
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 

@@ -21,7 +21,8 @@ from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.methods.baselines import PlainPool
 from utilgen_jax.pool.generate import generate_batches
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import PoolWriter
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import captioning
 
@@ -187,6 +188,20 @@ def test_a_pool_is_generated_once_and_read_by_the_next_run(make_experiment, gene
         np.testing.assert_array_equal(read.labels, [0, 1] * 4)
         np.testing.assert_allclose(to_float(read.images), [image_of(record) for record in records], atol=0.005)
     assert generated[0]["folder"] == experiment.workdir / "pool" / "round_00"
+
+
+def test_packed_images_are_those_of_single_files(make_experiment, generated, tmp_path):
+    def pool_of(image_format):
+        experiment = make_experiment(workdir=tmp_path / image_format, pool__format=image_format)
+        return with_fake_sd(experiment).pool(PlainPool())
+
+    single = pool_of("png")
+    for image_format, file in (("webdataset", "train-00000.tar"), ("arrayrecord", "train-00000.array_record")):
+        packed = pool_of(image_format)
+        folder = tmp_path / image_format / "pool" / "round_00"
+        assert sorted(path.name for path in folder.iterdir()) == ["metadata.jsonl", file]
+        np.testing.assert_array_equal(packed.images, single.images)
+        assert unwritten(packed.records) == unwritten(single.records)
 
 
 def of_size(make_experiment, tmp_path, size, *others):

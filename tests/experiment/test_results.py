@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,14 +84,14 @@ def test_the_terminal_tells_what_changed_most():
 def test_the_next_commands_are_those_of_this_config(given):
     argv = ["main.py", "--config=digits:shots=5", *given, "--config.seed=1"]
     run = summary("joint")
-    compare, generate = next_commands(run, Path("runs/mine"), argv)
+    compare, generate = next_commands(run, "runs/mine", argv)
     assert compare == (
         "next, whether other seeds agree: python -m utilgen_jax.compare --config=digits:shots=5 --config.seed=1 "
         "--methods=real,vanilla,joint --workdir=runs/mine-seeds"
     )
     assert generate.endswith("utilgen_jax.generate --workdir=runs/mine --num=1234 --out=runs/mine-more")
-    assert len(next_commands(run | {"num_synthetic": 0}, Path("runs/mine"), argv)) == 1
-    assert next_commands(run, Path("runs/mine"), ["ipykernel"]) == []
+    assert len(next_commands(run | {"num_synthetic": 0}, "runs/mine", argv)) == 1
+    assert next_commands(run, "runs/mine", ["ipykernel"]) == []
 
 
 def test_the_report_is_made_of_what_the_run_has(make_experiment, monkeypatch):

@@ -24,7 +24,9 @@ def test_a_streamed_run_has_the_weights_the_values_and_the_accuracies_of_one_in_
 ):
     folders = {"memory": tmp_path / "memory", "streamed": tmp_path / "streamed"}
     held = run(make_experiment("vanilla", folders["memory"]))
-    experiment = make_experiment("vanilla", folders["streamed"], data__memory_gib=0, data__workers=0)
+    experiment = make_experiment(
+        "vanilla", folders["streamed"], data__memory_gib=0, data__workers=0, pool__format="arrayrecord"
+    )
     streamed = run(experiment)
 
     pool = experiment.pool(experiment.methods[-1].pool).pool

@@ -17,7 +17,8 @@ from utilgen_jax.generate.formats.base import Example, make_format
 from utilgen_jax.generate.plan import Part
 from utilgen_jax.generate.png import to_png
 from utilgen_jax.methods import METHODS, SECTIONS
-from utilgen_jax.pool.storage import PoolRecord, read_pool
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import read_pool
 
 # webdataset leaves its tar files to the garbage collector.
 leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -13,7 +13,8 @@ from utilgen_jax.generator.sampling import initial_latents, sample
 from utilgen_jax.pool import generate as pool_generation
 from utilgen_jax.pool.generate import generate_batches, generate_pool
 from utilgen_jax.pool.plan import plan_pool
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import PoolWriter, read_pool
 
 SAMPLING = SamplingConfig(steps=2, guidance_scale=3.0, negative_prompt="blurred", image_size=16, batch_size=4)
 CLASSES = ("zero", "one", "two")

@@ -7,8 +7,8 @@ from PIL import Image
 
 from utilgen_jax.data.images import to_float, to_uint8
 from utilgen_jax.errors import InputError
-from utilgen_jax.pool import storage as pool
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool, update_records
+from utilgen_jax.pool.records import PoolRecord, class_folders
+from utilgen_jax.pool.storage import PoolWriter, read_pool, update_records
 
 NAMES = ("sea lion", "cat")
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
@@ -137,8 +137,8 @@ def test_floats_are_rounded_and_clipped(tmp_path):
 
 
 def test_class_folders_differ_whatever_the_names():
-    assert pool.class_folders(("A b", "../etc", "++", "Straße")) == ("a_b", "etc", "class", "straße")
-    assert pool.class_folders(("a b", "A-b", "a b 0")) == ("a_b_0", "a_b_1", "a_b_0_2")
+    assert class_folders(("A b", "../etc", "++", "Straße")) == ("a_b", "etc", "class", "straße")
+    assert class_folders(("a b", "A-b", "a b 0")) == ("a_b_0", "a_b_1", "a_b_0_2")
 
 
 def test_update_replaces_columns_and_nothing_else(folder):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from utilgen_jax.data.splits import LabelledImages
-from utilgen_jax.pool.storage import Pool, PoolRecord
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import Pool
 from utilgen_jax.report.data import RunData, shown_real
 
 EVIL = "<script>alert('x')</script>\"&"

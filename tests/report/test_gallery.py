@@ -9,7 +9,8 @@ from PIL import Image
 
 from tests.report.conftest import Elements, pool_of, real_images, real_of, run_data
 from utilgen_jax.data.streamed_images import Reading, StreamedImages
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import PoolWriter, read_pool
 from utilgen_jax.report.duplicates import near_duplicates
 from utilgen_jax.report.gallery import gallery
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.report.conftest import real_images, run_data, summary
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import PoolWriter
 from utilgen_jax.report import __main__ as command
 from utilgen_jax.report.data import load, save
 from utilgen_jax.report.page import write_report

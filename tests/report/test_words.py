@@ -1,6 +1,6 @@
 import numpy as np
 
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.report.words import cells, word_lines, word_table
 
 NAMES = [("crane", "bird"), ("crane", "machine"), ("bank", "shore"), ("bank", "bench"), ("bank", "loan")]

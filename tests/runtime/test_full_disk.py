@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from utilgen_jax.config.console import as_message
-from utilgen_jax.pool.storage import METADATA, PoolRecord, PoolWriter, read_pool
+from utilgen_jax.pool.records import METADATA, PoolRecord
+from utilgen_jax.pool.storage import PoolWriter, read_pool
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.report.plots import plot_difficulty
 from utilgen_jax.runtime import orbax_checkpoint

@@ -24,7 +24,7 @@ from utilgen_jax.experiment.setup import classifier_config
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pool.generate import generate_batches
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.valuation.cross_fit import weighting_folds
 

@@ -32,7 +32,7 @@ from utilgen_jax.experiment.stages import read_result
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.pool.generate import generate_batches
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.prompts.templates import class_prompts
 from utilgen_jax.report.table import format_table
 from utilgen_jax.valuation.difficulty import difficulty

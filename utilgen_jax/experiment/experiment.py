@@ -38,7 +38,8 @@ from utilgen_jax.experiment.words import WordPool, WordSteps
 from utilgen_jax.experiment.workdir import identity_of, open_workdir, versions, write_summary
 from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.methods.base import Method, PoolSpec
-from utilgen_jax.pool.storage import Pool, PoolRecord, read_pool, update_records
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import Pool, read_pool, update_records
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.job import job_progress

@@ -31,7 +31,7 @@ from utilgen_jax.joint.step import joint_update
 from utilgen_jax.joint.train import JointResult, num_steps, predict_weights, train_jointly
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.generate import generate_batches
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.report.data import Findings
 from utilgen_jax.report.progress import Progress

@@ -22,7 +22,8 @@ from utilgen_jax.experiment.stages import Result, StageCache, read_result
 from utilgen_jax.generator.adapter import Adapter, ClassAdapters
 from utilgen_jax.methods.base import Method, PoolSpec
 from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_batches
-from utilgen_jax.pool.storage import Pool, PoolRecord
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import Pool
 from utilgen_jax.report.metrics import MetricsWriter
 from utilgen_jax.valuation.cross_fit import PoolValues
 

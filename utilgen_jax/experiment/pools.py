@@ -30,7 +30,8 @@ from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool, open_pool
 from utilgen_jax.pool.plan import common_beginning, in_rounds, plan_pool
-from utilgen_jax.pool.storage import Pool, PoolRecord, PoolWriter, read_pool, read_records
+from utilgen_jax.pool.records import PoolRecord, read_records
+from utilgen_jax.pool.storage import Pool, PoolWriter, read_pool
 from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.captions import caption_labelled_images, check_captions
 from utilgen_jax.prompts.templates import caption_prompts, class_prompts
@@ -328,11 +329,13 @@ class PoolSteps:
         if source is not None:
             # The images are in the first process's shard, or in the folder itself.
             shard = 0 if jax.process_count() > 1 else None
-            writer = PoolWriter(experiment.pool_folder(spec, round_number), class_names, shard)
+            folder, image_format = experiment.pool_folder(spec, round_number), experiment.config.pool.format
+            writer = PoolWriter(folder, class_names, shard, image_format)
             pool = read_pool(source)
             missing = slice(len(writer), longest)
             if len(writer) < longest:
                 writer.append(to_float(pool.images[missing]), records[missing])
+                writer.finish()
 
     def adopt(self, spec: PoolSpec, pool: GeneratedPool) -> GeneratedPool:
         """Copies a pool, as that of another spec."""
@@ -347,13 +350,15 @@ class PoolSteps:
         done = len(writer)
         if self.experiment.is_first and done < len(pool.records):
             writer.append(to_float(pool.images[done:]), pool.records[done:])
+            writer.finish()
         return {"num_images": np.array(len(pool.records))}
 
     def _open(self, spec: PoolSpec, round_number: int) -> PoolWriter:
         """Opens a pool to be continued, in every process, each with a shard of its own; see `open_pool`."""
+        experiment = self.experiment
         with self._repairable(spec, round_number):
-            folder, names = self.experiment.pool_folder(spec, round_number), self.experiment.split.real.class_names
-            return open_pool(folder, names, is_sharded=True)
+            folder, names = experiment.pool_folder(spec, round_number), experiment.split.real.class_names
+            return open_pool(folder, names, is_sharded=True, image_format=experiment.config.pool.format)
 
     @contextmanager
     def _repairable(self, spec: PoolSpec, round_number: int) -> Iterator[None]:

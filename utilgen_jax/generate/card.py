@@ -13,7 +13,7 @@ from utilgen_jax import __version__
 from utilgen_jax.checkpoints.published import published_name
 from utilgen_jax.config.schema import Config
 from utilgen_jax.methods.base import Method
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 
 _LICENCES: Mapping[str, str] = {
     "glyphs": "Apache-2.0; trained on renderings of the DejaVu, STIX and Computer Modern fonts",

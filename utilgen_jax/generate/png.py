@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from utilgen_jax import __version__
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 
 # The term of the International Press Telecommunications Council for images that a trained model has made.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

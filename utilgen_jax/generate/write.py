@@ -25,7 +25,8 @@ from utilgen_jax.generate.plan import Part, claim_folder, class_counts, split_in
 from utilgen_jax.generate.png import to_png
 from utilgen_jax.pipeline import methods_of
 from utilgen_jax.pool.generate import open_pool
-from utilgen_jax.pool.storage import class_folders, read_pool
+from utilgen_jax.pool.records import class_folders
+from utilgen_jax.pool.storage import read_pool
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.distributed import agree, check_terminated, wait_for_all

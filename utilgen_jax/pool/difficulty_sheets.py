@@ -13,7 +13,7 @@ from utilgen_jax.generator.conditioning import Condition
 from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.pool.generate import ConditionOn, generate_batches
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.report.contact_sheet import contact_sheet
 
 SWEEP = (0.1, 0.3, 0.5, 0.7, 0.9)

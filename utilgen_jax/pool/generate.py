@@ -16,7 +16,8 @@ from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.inputs import SampleInputs, make_sample_inputs
 from utilgen_jax.generator.sampling import check_finite_images
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
-from utilgen_jax.pool.storage import PoolRecord, PoolWriter
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import PoolWriter
 from utilgen_jax.runtime.distributed import wait_for_all
 from utilgen_jax.runtime.sharding import own_rows, to_host
 
@@ -57,9 +58,12 @@ def generate_pool(
         check_finite_images(images, sd.architecture, int(places[0]) if len(places) else start)
         writer.append(images, [records[place] for place in places], places)
         on_images(end)
+    writer.finish()
 
 
-def open_pool(folder: Path, class_names: Sequence[str], is_sharded: bool = False) -> PoolWriter:
+def open_pool(
+    folder: Path, class_names: Sequence[str], is_sharded: bool = False, image_format: str = "png"
+) -> PoolWriter:
     """Opens a pool to be continued, in every process.
 
     Opening removes what a run that was cut off left: the first process does, and before one appends all have opened.
@@ -67,6 +71,7 @@ def open_pool(folder: Path, class_names: Sequence[str], is_sharded: bool = False
     Args:
         folder: the pool's.
         class_names: K words.
+        image_format: see `PoolWriter`.
         is_sharded: whether each of several processes appends, to a shard of its own; if not, the first one alone may.
 
     Raises:
@@ -75,7 +80,8 @@ def open_pool(folder: Path, class_names: Sequence[str], is_sharded: bool = False
     is_first = jax.process_index() == 0
     if not is_first:
         wait_for_all("the first process has opened the pool")
-    writer = PoolWriter(folder, class_names, jax.process_index() if is_sharded and jax.process_count() > 1 else None)
+    shard = jax.process_index() if is_sharded and jax.process_count() > 1 else None
+    writer = PoolWriter(folder, class_names, shard, image_format)
     if is_first:
         wait_for_all("the first process has opened the pool")
     wait_for_all("every process has opened the pool")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 
 
 def plan_pool(

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from utilgen_jax.data.streamed_images import in_memory
-from utilgen_jax.pool.storage import Pool, PoolRecord
+from utilgen_jax.pool.records import PoolRecord
+from utilgen_jax.pool.storage import Pool
 from utilgen_jax.report import html
 from utilgen_jax.report.data import MAX_SIDE, RunData, shrink
 from utilgen_jax.report.duplicates import near_duplicates

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 
 Row = Mapping[str, Any]
 # Key of a row -> title of the column; what a row's number is a mean of is said in `NOTE`.

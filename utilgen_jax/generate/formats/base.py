@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utilgen_jax.generate.plan import Part
-from utilgen_jax.pool.storage import PoolRecord
+from utilgen_jax.pool.records import PoolRecord
 
 PARTS = ".parts"  # folder of what belongs to parts until the set is closed
 # What each image carries beside its pixels and its label.

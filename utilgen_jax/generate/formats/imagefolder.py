@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utilgen_jax.generate.formats.base import PARTS, Example, Format
 from utilgen_jax.generate.plan import Part
-from utilgen_jax.pool.storage import METADATA, to_line
+from utilgen_jax.pool.records import METADATA, to_line
 from utilgen_jax.runtime.atomic_write import write_bytes, write_text
 
 _OPENING = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from utilgen_jax.generate.formats.base import Example, Format
 from utilgen_jax.generate.plan import Part
-from utilgen_jax.runtime.atomic_write import replace_file
+from utilgen_jax.pool.packed import write_array_record
 
 _NAME, _VERSION = "synthetic_images", "1.0.0"
 _TEXTS, _INTEGERS = ("class_name", "prompt", "word"), ("seed", "round")
@@ -55,14 +55,9 @@ class TfdsFormat(Format):
 
     def write(self, part: Part, examples: Sequence[Example]) -> None:
         """See `Format.write`."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
         serializer = self._tfds.core.example_serializer.ExampleSerializer(self._features.get_serialized_info())
-        with replace_file(self.file(part), fsync=True) as partial:
-            writer = ArrayRecordWriter(str(partial), "group_size:1")
-            for example in examples:
-                writer.write(serializer.serialize_example(self._features.encode_example(self._row(example))))
-            writer.close()
+        encoded = (self._features.encode_example(self._row(example)) for example in examples)
+        write_array_record(self.file(part), map(serializer.serialize_example, encoded))
 
     def _row(self, example: Example) -> dict[str, Any]:
         fields, unknown = example.fields, (np.nan,) * len(self.class_names)

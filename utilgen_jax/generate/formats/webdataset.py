@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from utilgen_jax.generate.formats.base import Example, Format
 from utilgen_jax.generate.plan import Part
-from utilgen_jax.runtime.atomic_write import replace_file
+from utilgen_jax.pool.packed import Entry, write_tar
 
 _OPENING = (
     '`webdataset.WebDataset` and `datasets.load_dataset("webdataset", data_files="train-*.tar")` open these files.'
@@ -39,14 +36,7 @@ class WebDatasetFormat(Format):
 
     def write(self, part: Part, examples: Sequence[Example]) -> None:
         """See `Format.write`."""
-        with replace_file(self.file(part), fsync=True) as partial, tarfile.open(partial, "w") as tar:
-            for example in examples:
-                text = json.dumps(example.fields, ensure_ascii=False, allow_nan=False)
-                members = {"png": example.png, "cls": str(example.record.label).encode(), "json": text.encode()}
-                for suffix, content in members.items():
-                    info = tarfile.TarInfo(f"{example.key}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        write_tar(self.file(part), (Entry(each.key, each.png, each.record.label, each.fields) for each in examples))
 
     def close(self, parts: Sequence[Part], description: str) -> None:
         """The files are all there is."""
