@@ -10,16 +10,13 @@ import pytest
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from tests.tiny import DIGITS, TINY
 from utilgen_jax.bench import __main__ as bench
-from utilgen_jax.bench.job import OUTSIDE, StageTimes, total_length
-
-
-def test_a_union_counts_what_overlaps_once():
-    assert total_length([(3.0, 4.0), (0.0, 2.0), (0.5, 1.0), (1.5, 2.5)]) == 3.5
+from utilgen_jax.bench.job import OUTSIDE, StageTimes
+from utilgen_jax.runtime.compile_clock import seconds_by_kind
 
 
 def test_an_inner_stage_is_taken_off_the_outer_one_and_compilation_has_its_column():
     times = StageTimes()
-    jax.monitoring.register_event_duration_secs_listener(times._on_event)
+    seconds_by_kind()
     with times.stage("outer"):
         time.sleep(0.2)
         with times.stage("inner"):

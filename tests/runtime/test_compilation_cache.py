@@ -45,3 +45,10 @@ def test_the_environment_and_a_folder_that_cannot_be_made_are_respected(tmp_path
     environ = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     keep_programs(environ)
     assert "JAX_COMPILATION_CACHE_DIR" not in environ
+
+
+def test_a_command_that_compiles_nothing_leaves_no_folder(tmp_path):
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    keep_programs(environ)
+    assert environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+    assert list(tmp_path.iterdir()) == []

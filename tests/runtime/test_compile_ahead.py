@@ -1,4 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +59,33 @@ def test_the_end_waits_for_what_is_compiled_and_drops_the_rest():
         begun.wait(30)
         threading.Timer(0.2, goes_on.set).start()
     assert done == [True]
+
+
+TERMINATED_BESIDE_A_COMPILATION = """
+import sys, time
+from utilgen_jax.config.command_line import training_exit_status
+from utilgen_jax.runtime import termination
+from utilgen_jax.runtime.compile_ahead import CompileAhead
+
+termination.PATIENCE = 0.5
+
+def command():
+    with CompileAhead() as ahead:
+        ahead.start("long", lambda: time.sleep(60))
+        print("begun", flush=True)
+        while not termination.is_requested():
+            time.sleep(0.05)
+        raise termination.Terminated
+
+sys.exit(training_exit_status(command))
+"""
+
+
+def test_sigterm_does_not_wait_for_a_compilation():
+    command = [sys.executable, "-c", TERMINATED_BESIDE_A_COMPILATION]
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from utilgen_jax.bench.compiled import prepare_update
 from utilgen_jax.bench.jax_unet import random_params
 from utilgen_jax.bench.peaks import jax_matmul
 from utilgen_jax.bench.timing import Prepared, Work
-from utilgen_jax.bench.updates import prepare_update
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, init_bilevel, make_bilevel_update
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import Weighting, loss_network, saflex, uniform

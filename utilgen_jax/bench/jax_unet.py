@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from utilgen_jax.bench.costs import compiled_flops, peak_bytes
+from utilgen_jax.bench.compiled import prepare_compiled
 from utilgen_jax.bench.peaks import jax_matmul
 from utilgen_jax.bench.timing import Prepared, Work
 from utilgen_jax.diffusion.losses import denoising_loss
@@ -177,18 +176,12 @@ class JaxUNet:
         """Compiles make(module), a jitted function, for its arguments; `call` calls what is compiled."""
         plain = self._module.clone(attention_implementation="plain", gradient_checkpointing="none")
         flops = count_flops(make(plain).trace(*arguments).jaxpr)
-        begin = time.perf_counter()
-        traced = make(self._module).trace(*arguments)
-        compiled = traced.lower().compile()
-        outputs = jax.block_until_ready(call(compiled))
-        return Prepared(
-            work=Work(lambda: call(compiled), jax.block_until_ready),
-            outputs={name: np.asarray(output, np.float32) for name, output in outputs.items()},
-            first_seconds=time.perf_counter() - begin,
-            flops=flops,
-            compiled_flops=compiled_flops(compiled, traced),
-            peak_bytes=peak_bytes(compiled),
-        )
+        prepared = prepare_compiled(lambda: make(self._module).trace(*arguments), call, _in_float32)
+        return dataclasses.replace(prepared, flops=flops)
+
+
+def _in_float32(outputs: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(output, np.float32) for name, output in outputs.items()}
 
 
 def random_params(shapes: Any, dtype: str) -> Params:

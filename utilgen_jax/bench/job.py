@@ -4,8 +4,9 @@
   python -m utilgen_jax.bench job --cache=FOLDER               # again: what a second start takes
 
 The run is made in a folder that is removed, in a process of its own; --cache keeps its compiled programs; without it
-all is compiled. Stages that run at once each count their whole time. On CPU, small programs run in the thread that
-calls them: they count as Python. Nothing is compared: --against, --repeats and --warmup have no effect here.
+all is compiled. What a thread compiles ahead is no stage's; one that waits for it counts that as the wait. Stages that
+run at once each count their whole time. On CPU, small programs run in the thread that calls them: they count as Python.
+Nothing is compared: --against, --repeats and --warmup have no effect here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,10 @@ from utilgen_jax.config.schema import from_flat, from_json, to_json
 from utilgen_jax.config.validation import checked
 from utilgen_jax.errors import InputError
 from utilgen_jax.report.table import format_table
+from utilgen_jax.runtime.compile_clock import seconds_by_kind
 
 COLUMNS = ("seconds", "trace", "compile", "python", "wait")
 OUTSIDE = "between the stages"
-_EVENTS = {
-    "/jax/core/compile/jaxpr_trace_duration": "trace",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration": "trace",
-    "/jax/core/compile/backend_compile_duration": "compile",
-}
-Interval = tuple[float, float]
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -93,12 +88,9 @@ class StageTimes:
         self._local = threading.local()
 
     def install(self) -> None:
-        """Listens to JAX, and wraps the computation of stages."""
-        import jax
-
+        """Wraps the computation of stages."""
         from utilgen_jax.experiment.stages import StageCache
 
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
         compute = StageCache._compute
 
         def timed(cache: StageCache, name: str, *arguments: Any) -> Any:
@@ -111,48 +103,35 @@ class StageTimes:
         """A context in which a stage is computed; one within another is taken off it."""
         return _Stage(self, name)
 
-    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
-        stack = getattr(self._local, "stack", [])
-        if event in _EVENTS and stack:
-            now = time.monotonic()
-            stack[-1].intervals[_EVENTS[event]].append((now - duration_secs, now))
-
 
 class _Stage:
     """The times of one stage while it is computed."""
 
     def __init__(self, times: StageTimes, name: str) -> None:
         self._times, self._name = times, name
-        self.intervals: dict[str, list[Interval]] = defaultdict(list)
-        self.inner: dict[str, float] = defaultdict(float)  # seconds of the stages within
+        self.inner = dict.fromkeys(_clocks(), 0.0)  # seconds of the stages within
 
     def __enter__(self) -> None:
         local = self._times._local
         local.stack = [*getattr(local, "stack", []), self]
-        self._start, self._cpu = time.monotonic(), time.thread_time()
+        self._start = _clocks()
 
     def __exit__(self, *exception: Any) -> None:
-        seconds, cpu = time.monotonic() - self._start, time.thread_time() - self._cpu
-        compile = total_length(self.intervals["compile"])
-        trace = total_length(self.intervals["compile"] + self.intervals["trace"]) - compile
+        taken = {name: now - self._start[name] for name, now in _clocks().items()}
         stack = self._times._local.stack
         stack.pop()
         if stack:
-            stack[-1].inner["seconds"] += seconds
-            stack[-1].inner["cpu"] += cpu
-        own, own_cpu = seconds - self.inner["seconds"], cpu - self.inner["cpu"]
-        python = max(min(own_cpu, own) - trace - compile, 0.0)
-        found = (own, trace, compile, python, max(own - trace - compile - python, 0.0))
-        self._times.stages[self._name] = {name: round(each, 2) for name, each in zip(COLUMNS, found, strict=True)}
+            stack[-1].inner = {name: seconds + taken[name] for name, seconds in stack[-1].inner.items()}
+        own = {name: seconds - self.inner[name] for name, seconds in taken.items()}
+        compiling = own["trace"] + own["compile"]
+        own["python"] = max(min(own["cpu"], own["seconds"]) - compiling, 0.0)
+        own["wait"] = max(own["seconds"] - compiling - own["python"], 0.0)
+        self._times.stages[self._name] = {name: round(own[name], 2) for name in COLUMNS}
 
 
-def total_length(intervals: Iterable[Interval]) -> float:
-    """The length of a union of intervals: a program that is traced within another one counts once."""
-    total, reached = 0.0, -float("inf")
-    for begin, end in sorted(intervals):
-        total += max(end - max(begin, reached), 0.0)
-        reached = max(reached, end)
-    return total
+def _clocks() -> dict[str, float]:
+    """Seconds since some moment: of the clock, of this thread on a CPU, of its tracing and of its compilation."""
+    return {"seconds": time.monotonic(), "cpu": time.thread_time()} | seconds_by_kind()
 
 
 def _run_timed(folder: Path, start: float) -> None:
@@ -162,6 +141,7 @@ def _run_timed(folder: Path, start: float) -> None:
     imported = time.monotonic()
     times = StageTimes()
     times.install()
+    seconds_by_kind()  # counts from here
     config = checked(from_flat(from_json((folder / "config.json").read_text(encoding="utf-8"))))
     with times.stage(OUTSIDE):
         pipeline.run(config, folder / "run")

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from utilgen_jax.bench.compiled import prepare_update
 from utilgen_jax.bench.jax_unet import random_params
 from utilgen_jax.bench.timing import Prepared
-from utilgen_jax.bench.updates import prepare_update
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier, make_classifier

@@ -18,25 +18,31 @@ _MAX_BYTES = 4 * 2**30  # those that were used least recently are removed beyond
 def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:
     """Lets JAX keep compiled programs in the user's cache folder; call it before JAX is imported.
 
-    Does nothing where the environment names a folder, or where the user's cannot be written.
+    Does nothing where the environment names a folder, or where the user's cannot be written. JAX makes the folder as it
+    compiles: a command that answers without JAX leaves nothing.
 
     Args:
         environ: the variables that JAX reads as it is imported.
     """
     if "JAX_COMPILATION_CACHE_DIR" in environ:
         return
-    caches = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
     try:
-        folder = caches.expanduser() / "utilgen_jax" / "programs" / _processor()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        caches = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # there is no home
         return
-    if os.access(folder, os.W_OK):
+    folder = caches / "utilgen_jax" / "programs" / _processor()
+    if _can_be_written(folder):
         _remove_incomplete(folder)
         environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MAX_BYTES))
         # Small programs too: a run has hundreds of them.
         environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether a folder, or the first of those above it that there is, can be written."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _remove_incomplete(folder: Path) -> None:
