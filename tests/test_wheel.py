@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# All stages, few steps; quick to compile, for one device.
+SMALL = ("generator.steps=2", "pool.images_per_class=1", "classifier.steps=2", "also_synthetic_only=False")
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 PACKAGED = ("utilgen_jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -42,12 +45,13 @@ def test_the_installed_command_runs_a_config_by_its_name_in_an_empty_folder(tmp_
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    settings = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"XLA_FLAGS": FLAGS}
     where = run(python, "-c", "import utilgen_jax; print(utilgen_jax.__file__)", cwd=empty, env=settings).strip()
     assert Path(where).is_relative_to(environment)
     command = environment / "bin" / "utilgen"
     assert "cifar, digits" in run(command, "--help", cwd=empty, env=settings)
-    printed = run(command, "--config=digits:runlocal,method=vanilla", cwd=empty, env=settings)
+    fields = [f"--config.{field}" for field in SMALL]
+    printed = run(command, "--config=digits:runlocal,method=vanilla", *fields, cwd=empty, env=settings)
     assert printed.startswith("workdir: runs/digits-vanilla-2shots-seed0\n")
     summary = json.loads((empty / "runs" / "digits-vanilla-2shots-seed0" / "summary.json").read_text())
     assert "vanilla" in json.dumps(summary)
