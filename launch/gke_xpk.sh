@@ -33,43 +33,14 @@ The data and the workdir must lie on a storage that every worker sees.
 USAGE
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 cluster=utilgen workload=utilgen zone=us-central1-a project='' type=v5litepod-16 image=python:3.12 storage='' restarts=100
-spot='' dry_run='' command='' arguments=()
-while (($#)); do
-  case "$1" in
-    --cluster=* | --workload=* | --zone=* | --project=* | --type=* | --image=* | --storage=* | --restarts=*)
-      option="${1%%=*}"
-      printf -v "${option#--}" '%s' "${1#*=}"
-      ;;
-    --spot) spot=yes ;;
-    --dry_run) dry_run=yes ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; arguments=("$@"); break ;;
-    create | run | watch | stop | delete)
-      [[ -z "$command" ]] || fail "two commands, $command and $1: give one at a time"
-      command="$1"
-      ;;
-    *) fail "unknown argument '$1'; see --help (arguments of the job come after --)" ;;
-  esac
-  shift
-done
-[[ -n "$command" ]] || fail "no command: create, run, watch, stop or delete; see --help"
+spot='' dry_run=''
+parse_options "create run watch stop delete" "cluster workload zone project type image storage restarts" "spot dry_run" "$@"
 [[ "$command" == run || ${#arguments[@]} -eq 0 ]] || fail "only run takes arguments after --"
 
-# xpk_call NOUN VERB [more]: prints the call in a form that can be pasted into a shell, and makes it unless --dry_run.
 xpk_call() {
-  local call=(xpk "$@" "--cluster=$cluster" "--zone=$zone" ${project:+"--project=$project"})
-  if [[ -n "$dry_run" ]]; then
-    printf '%q ' "${call[@]}"
-    echo
-  else
-    "${call[@]}"
-  fi
+  perform xpk "$@" "--cluster=$cluster" "--zone=$zone" ${project:+"--project=$project"}
 }
 
 create() {

@@ -46,33 +46,11 @@ without keep: delete, create, setup, and the same run again, which continues whe
 USAGE
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 name=utilgen zone=us-central1-a type=v5litepod-16 version=v2-alpha-tpuv5-lite project='' worker=0 spot='' queued='' dry_run=''
-mount='' logs=logs every=60 retries=3 command='' arguments=()
-while (($#)); do
-  case "$1" in
-    --name=* | --zone=* | --type=* | --version=* | --project=* | --worker=* | --mount=* | --logs=* | --every=* | --retries=*)
-      option="${1%%=*}"
-      printf -v "${option#--}" '%s' "${1#*=}"
-      ;;
-    --spot) spot=yes ;;
-    --queued) queued=yes ;;
-    --dry_run) dry_run=yes ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; arguments=("$@"); break ;;
-    create | setup | run | watch | delete | keep)
-      [[ -z "$command" ]] || fail "two commands, $command and $1: give one at a time"
-      command="$1"
-      ;;
-    *) fail "unknown argument '$1'; see --help (arguments of the job come after --)" ;;
-  esac
-  shift
-done
-[[ -n "$command" ]] || fail "no command: create, setup, run, watch, delete or keep; see --help"
+mount='' logs=logs every=60 retries=3
+parse_options "create setup run watch delete keep" "name zone type version project worker mount logs every retries" \
+  "spot queued dry_run" "$@"
 if [[ "$command" == run || "$command" == keep ]]; then
   ((${#arguments[@]})) || fail "$command needs the job's arguments after --, such as -- --config=configs/digits.py --workdir=..."
 else
@@ -81,16 +59,6 @@ fi
 # The job's status is in a file of its own for each job, so that keep, started anew, finds it.
 job="$(printf '%q ' "${arguments[@]}")"
 status_file="status-$(cksum <<<"$job" | cut -d ' ' -f 1)"
-
-# Prints a command in a form that can be pasted into a shell, and runs it unless --dry_run.
-perform() {
-  if [[ -n "$dry_run" ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 
 # cloud GROUP VERB [more]: one gcloud call, of tpu-vm or queued-resources.
 cloud() {

@@ -336,7 +336,7 @@ def test_gpu_installs_cuda_and_runs_a_job_again_that_left_with_143(checkout):
 
 def test_sigterm_to_the_script_reaches_the_job_which_is_not_run_again(tmp_path):
     job = "trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.05; done"
-    script = f"source {ROOT}/launch/rerun.sh; rerun bash -c {shlex.quote(job)}"
+    script = f"set -euo pipefail; source {ROOT}/launch/rerun.sh; rerun bash -c {shlex.quote(job)}"
     with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None and running.stdout.readline() == "ready\n"
         running.terminate()
