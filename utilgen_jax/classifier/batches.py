@@ -23,6 +23,8 @@ from utilgen_jax.classifier.dataset import (
 from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.runtime.sharding import to_host
 
+_STEPS_AT_ONCE = 256  # whose rows one program draws, for images that are to be read ahead
+
 
 def make_draw(
     config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array
@@ -103,18 +105,20 @@ class _StreamedDraw:
 
     def _open(self, first: int) -> None:
         """Starts reading from a step on."""
+        config, last = _read_by_the_draw(self._config), self._config.steps
+        numbers = len(self._real), None if self._synthetic is None else len(self._synthetic)
         rows: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-        for step in range(first, self._config.steps):
-            drawn = _draw(self._config, self._real, self._synthetic, self._key, step)
-            for of_part, each in zip(rows, (drawn.real, drawn.synthetic), strict=True):
+        for begin in range(first, last, _STEPS_AT_ONCE):
+            drawn = _rows_of_steps(config, *numbers, self._key, np.arange(begin, begin + _STEPS_AT_ONCE))
+            for of_part, each in zip(rows, drawn, strict=True):
                 if each is not None:
-                    of_part.append(to_host(each))
+                    of_part.append(to_host(each)[: last - begin])
         self._images = self._batches(self._real, rows[0]), self._batches(self._synthetic, rows[1])
 
     def _batches(self, examples: Examples | None, rows: list[np.ndarray]) -> Iterator[jax.Array]:
         if examples is None or not is_streamed(examples) or not rows[0].size:
             return iter(())
-        return examples.inputs.batches(np.stack(rows))
+        return examples.inputs.batches(np.concatenate(rows))
 
     def _part(self, examples: Examples, rows: jax.Array | None, images: Iterator[jax.Array]) -> Examples:
         if not is_streamed(examples):
@@ -134,6 +138,19 @@ def _read_by_the_draw(config: ClassifierConfig) -> ClassifierConfig:
 @partial(jax.jit, static_argnames="config")
 def _draw_rows(config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
     return draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
+
+
+@partial(jax.jit, static_argnames="config")
+def _rows_of_steps(
+    config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, steps: np.ndarray
+) -> tuple[jax.Array, jax.Array | None]:
+    """Rows of real and of synthetic images of several steps, int [n, B] each; what augments them is not drawn."""
+
+    def rows(step: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        drawn = draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
+        return drawn.real, drawn.synthetic
+
+    return jax.vmap(rows)(jnp.asarray(steps))
 
 
 _take_batch = jax.jit(take_batch, static_argnames="config")

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from utilgen_jax.data.image_source import SizedSource, Sources
-from utilgen_jax.data.images import open_image
+from utilgen_jax.data.images import open_image, read_encoded
 from utilgen_jax.errors import InputError, line_of
 from utilgen_jax.runtime import hub
 from utilgen_jax.runtime.paths import expand
@@ -61,10 +61,7 @@ class HfSource(SizedSource):
     def encoded(self, index: int) -> bytes:
         """See `ImageSource.encoded`."""
         file = self._file(index)
-        try:
-            return file.read_bytes() if isinstance(file, Path) else file.read()
-        except OSError as error:
-            raise InputError(f"{file}: the image cannot be read ({error.strerror})") from error
+        return read_encoded(file) if isinstance(file, Path) else file.read()
 
     def _file(self, index: int) -> Path | BinaryIO:
         where = f"{self.name}: {self.ids[index]}"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from utilgen_jax.data.formats import image_suffixes
 from utilgen_jax.data.image_source import SizedSource, Sources
-from utilgen_jax.data.images import open_image
+from utilgen_jax.data.images import open_image, read_encoded
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.buckets import local_copy
 from utilgen_jax.runtime.notes import warn
@@ -48,11 +48,7 @@ class FolderSource(SizedSource):
 
     def encoded(self, index: int) -> bytes:
         """See `ImageSource.encoded`."""
-        path = self.folder / self.ids[index]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: the image cannot be read ({error.strerror})") from error
+        return read_encoded(self.folder / self.ids[index])
 
 
 def load(path: str, image_size: int, channels: int) -> Sources:

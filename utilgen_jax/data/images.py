@@ -110,6 +110,14 @@ def fit_image(image: Image.Image, size: int, channels: int, place: float = 0.5) 
     return np.asarray(image).reshape(size, size, channels)
 
 
+def read_encoded(file: Path) -> bytes:
+    """The bytes of an image file; InputError where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: the image cannot be read ({error.strerror})") from error
+
+
 def open_image(file: Path | BinaryIO, where: str, channels: int = 3) -> Image.Image:
     """Decodes an image file and applies its EXIF rotation, see `plain_image`.
 
