@@ -38,6 +38,7 @@ from utilgen_jax.runtime.compilation_cache import keep_programs
 
 ROOT = Path(__file__).parents[1]
 _LONGEST_LEAVE = 20.0  # seconds from SIGTERM to the end
+_LONGEST_JOIN = 330.0  # JAX waits so long for a process that was killed before it came; for one that came, seconds
 # What differs between any two runs: hours, seconds, and what is drawn of them.
 _OF_ITS_TIME = ("metrics.jsonl", "tensorboard", "report", "log.txt", "log1.txt", "log2.txt", "log3.txt", ".saved")
 
@@ -120,7 +121,8 @@ class Job:
             # command begins and after its end.
             fine = (0, 143, -sent)
             problems += [f"status {status} after SIGTERM, not 143" for status in statuses if status not in fine]
-        if took > _LONGEST_LEAVE and (sent == signal.SIGTERM or self.processes > 1):
+        longest = _LONGEST_LEAVE if sent == signal.SIGTERM else _LONGEST_JOIN
+        if took > longest and (sent == signal.SIGTERM or self.processes > 1):
             problems.append(f"it left {took:.0f} s after {sent.name}")
         return Interruption(after, _last_line(log, begin), problems)
 

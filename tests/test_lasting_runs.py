@@ -56,6 +56,21 @@ def test_after_a_full_disk_the_same_command_ends_the_same(tmp_path, whole):
     assert result(tmp_path) == result(whole)
 
 
+@pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"]).returncode != 0, reason="may mount nothing")
+def test_after_a_read_only_folder_the_same_command_ends_the_same(tmp_path, whole):
+    for folder, message in (
+        ("run", "error: --workdir: run cannot be written: run is read-only for you; give another folder"),
+        ("run/checkpoints", "Read-only file system"),
+    ):
+        (tmp_path / folder).mkdir()
+        mount = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec"
+        status, told = shell(tmp_path, before=f"unshare -m bash -c '{mount} \"$@\"' --")
+        assert status == 2 and message in told.splitlines()[-1]
+        assert [*(tmp_path / folder).iterdir()] == []
+    assert shell(tmp_path)[0] == 0
+    assert result(tmp_path) == result(whole)
+
+
 def test_a_runs_files_have_the_umasks_mode_and_no_lock_is_left(tmp_path):
     assert shell(tmp_path, before="umask 027;")[0] == 0
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -25,6 +25,7 @@ _DEATH = "utilgen_jax/death"
 _LISTENER = "utilgen_jax/listener"
 _INTERVAL = 0.5  # seconds between looks for a failure
 _BETWEEN_MEETINGS = 0.5  # seconds, about
+_LATE = 15.0  # seconds until it is told that others have not come yet
 _GRACE = 2.0  # seconds within which a failed collective operation is known to be another process's end
 # What another process reports, and seconds that one waits for the others to end too.
 _ENDS = ((_FAILURE, 20.0), (_DEATH, 3.0))
@@ -63,6 +64,9 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
         return False
     # It would take SIGTERM for itself, see `termination`.
     jax.config.update("jax_enable_preemption_service", False)
+    late = threading.Timer(_LATE, _tell, ["waiting for the other processes of this run, for 5 minutes at most"])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             coordinator_address=environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -71,7 +75,13 @@ def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(f"cannot join other processes ({error}); UTILGEN_DISTRIBUTED=0 runs without them") from error
+    finally:
+        late.cancel()
     return True
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def wait_for_all(name: str) -> None:
