@@ -54,7 +54,7 @@ def test_wrong_labels_are_found_and_the_classifier_is_better_for_it(memory):
     assert found.soft_labels.shape == (160, NUM_CLASSES)
     np.testing.assert_allclose(found.soft_labels.sum(-1), 1, rtol=1e-4)
     own = found.soft_labels[np.arange(160), pool.labels]
-    assert roc_auc_score(~is_wrong, own) > 0.9 and roc_auc_score(~is_wrong, found.weights) > 0.6
+    assert roc_auc_score(~is_wrong, own) > 0.9 and roc_auc_score(~is_wrong, found.weights) > 0.55
     # At zero influence a class that is not the label has 0.1 / 3.
     gained = found.soft_labels[np.arange(160), truth][is_wrong].mean() / (0.1 / 3)
     assert gained > (10 if memory else 2)
@@ -92,11 +92,11 @@ def test_plain_steps_are_those_of_all_methods(toy, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", [0.0, 0.5])
-def test_labels_are_the_closed_form_of_the_steps_influence(toy, memory):
+@pytest.mark.parametrize(("memory", "lookahead"), [(0.0, "optimizer"), (0.5, "descent")])
+def test_labels_are_the_closed_form_of_the_steps_influence(toy, memory, lookahead):
     real, pool = toy
     config = dataclasses.replace(CONFIG, steps=1, synthetic_fraction=1.0, max_shift=1)
-    settings = SaflexConfig(plain_fraction=0.0, memory=memory)
+    settings = SaflexConfig(plain_fraction=0.0, memory=memory, lookahead=lookahead)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0)
     found = train(real, pool, config, settings, seed=3)
 
@@ -110,7 +110,7 @@ def test_labels_are_the_closed_form_of_the_steps_influence(toy, memory):
     optimizer = make_optimizer(config)
     matrix = influence(
         CLASSIFIER.apply,
-        optimizer,
+        optimizer if lookahead == "optimizer" else None,
         params,
         optimizer.init(params),
         smoothed(config, batch),
@@ -198,6 +198,11 @@ def test_all_settings_of_the_classifiers_training_are_obeyed(toy):
         assert name == "plain" or largest_difference(each.params, found["plain"].params) > 1e-4
     assert largest_difference(found["plain"], train(*toy, CONFIG, settings)) == 0
     assert largest_difference(found["plain"], train(*toy, CONFIG, settings, seed=1)) > 1e-3
+    each_its_own = dataclasses.replace(settings, validation_decay=0.0)
+    assert largest_difference(found["plain"].soft_labels, train(*toy, CONFIG, each_its_own).soft_labels) > 1e-4
+    # There is no average where nothing real is trained on.
+    only = dataclasses.replace(CONFIG, synthetic_fraction=1.0)
+    assert largest_difference(train(*toy, only, settings), train(*toy, only, each_its_own)) == 0
 
 
 @pytest.mark.parametrize("cut_after", [2, 4])

@@ -49,14 +49,14 @@ class BilevelMetrics:
     Attributes:
         train_loss: scalar, the weighted loss of the batch; of several inner steps, of the first one's.
         validation_loss: scalar, after the inner steps (of a weighting that needs influence and learns nothing: after
-            the plain step that it looks ahead); None without validation.
+            the plain step that it looks ahead, if it does); None without validation.
         penalty: scalar, of the regularizer; None where there is none.
         losses: float32 [B], with the labels as they came.
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
         targets: float32 [B, K], the labels that the weighting gave; of several inner steps, in the first one.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
             loss. It is what all objectives of the generator maximise; None without validation. Of an averaged gradient
-            of the validation loss they have the average's size, which is small at first.
+            of the validation loss they have the average's size, small at first; by descent that of a rate of 1.
         first_nonfinite: as in the state, but of this update too.
     """
 

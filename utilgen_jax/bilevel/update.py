@@ -60,6 +60,7 @@ def make_bilevel_update(
     num_microbatches: int = 1,
     transform: Transform | None = None,
     validation_apply: Apply | None = None,
+    descent: bool = False,
 ) -> Update:
     """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
 
@@ -83,6 +84,7 @@ def make_bilevel_update(
         transform: of a batch between its weighting and the step, such as Mixup; see `influence.Transform`.
         validation_apply: `apply` for validation examples, where classes are as frequent in them as not in the batches;
             None: the same.
+        descent: whether influence is that of an infinitely short step of descent, and not of the optimiser's.
 
     Returns:
         update(state, examples, validation=None, sample inputs=None) -> (new state, `BilevelMetrics`). Without
@@ -130,7 +132,7 @@ def make_bilevel_update(
         if weighting.needs_influence and validation is not None:
             ahead = influence(
                 apply,
-                optimizer,
+                None if descent else optimizer,
                 *start,
                 batch,
                 validation,

@@ -54,6 +54,17 @@ class SaflexConfig:
         0.9, "share of the influence of earlier steps that an image's label keeps; 0: none", minimum=0.0, maximum=1.0
     )
     validation_batch_size: int = setting(0, "validation images a step; 0: the whole fold", minimum=0)
+    validation_decay: float = setting(
+        0.9,
+        "of an average over steps of the validation loss's gradient, beside real images; 0: each step's own",
+        minimum=0.0,
+        maximum=0.999,
+    )
+    lookahead: str = setting(
+        "optimizer",
+        "the step whose effect decides: the optimiser's own, or an infinitely short one of descent",
+        choices=("optimizer", "descent"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
