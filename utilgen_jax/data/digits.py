@@ -1,9 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, without a test split."""
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
+from sklearn.datasets import load_digits
 
 from utilgen_jax.data.image_source import ArraySource, Sources
 
@@ -20,15 +18,12 @@ def load(image_size: int, channels: int) -> Sources:
     Returns:
         All images as the training split, without a test split. Grey levels 0..16 are scaled to 0..255.
     """
-    # `sklearn.datasets` imports pandas and scipy.stats, which takes a second; all that is needed is its file.
-    package = find_spec("sklearn")
-    assert package is not None and package.origin is not None
-    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    images = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     source = ArraySource(
         name="digits",
         class_names=CLASS_NAMES,
-        labels=table[:, -1].astype(np.int32),
+        labels=digits.target.astype(np.int32),
         ids=tuple(f"digits/{index:04d}" for index in range(len(images))),
         images=images,
         image_size=image_size,
