@@ -100,7 +100,9 @@ sys.exit(main.main(sys.argv))
     assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
 
 
-def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_with_the_same_bits(tmp_path):
+def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucket_with_the_same_bits(
+    tmp_path, monkeypatch
+):
     command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=400"]
     command += ["--config.checkpoint_every_minutes=0.01", "--config.also_synthetic_only=False"]
     whole = start([*command, "--workdir=whole"], tmp_path)
@@ -109,7 +111,9 @@ def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_with_the_same_
     assert (tmp_path / "whole" / "report" / "index.html").is_file() and (tmp_path / "whole" / "summary.json").is_file()
     assert "test accuracy" in outputs[0] and "test accuracy" not in outputs[1]
 
-    processes = start([*command, "--workdir=cut"], tmp_path)
+    bucket = f"--workdir=file://{tmp_path}/cut"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+    processes = start([*command, bucket], tmp_path)
     states = tmp_path / "cut" / "checkpoints" / "classifier_vanilla.partial" / "training"
     deadline = time.monotonic() + 300
     while not states.is_dir() and time.monotonic() < deadline:
@@ -119,7 +123,8 @@ def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_with_the_same_
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [143, 143] and states.is_dir(), outputs
 
-    again = start([*command, "--workdir=cut"], tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other_machine"))
+    again = start([*command, bucket], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
     assert "classifier_vanilla: goes on after step" in outputs[0]
