@@ -55,7 +55,7 @@ class SaflexConfig:
     )
     validation_batch_size: int = setting(0, "validation images a step; 0: the whole fold", minimum=0)
     validation_decay: float = setting(
-        0.9,
+        0.0,
         "of an average over steps of the validation loss's gradient, beside real images; 0: each step's own",
         minimum=0.0,
         maximum=0.999,

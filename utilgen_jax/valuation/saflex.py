@@ -8,9 +8,9 @@ Validation comes out of the shots. An image that was just trained on says little
 step t trains on the real images of the other folds and validates on fold t mod F. Where the classifier trains on
 synthetic images alone, all shots validate.
 
-One step says little (measured: README.md). Two averages, both ours, put that right: with `SaflexConfig.memory` an
-image's soft label starts, the next time it is drawn, from where the earlier steps have moved it; with
-`validation_decay` the gradient of the validation loss is an average over steps, where real images are trained on too.
+One step says little (measured: README.md). Two averages, both ours, tell more: with `SaflexConfig.memory` an image's
+soft label starts, the next time it is drawn, from where the earlier steps have moved it; with `validation_decay`, 0 by
+default, the gradient of the validation loss is an average over steps, where real images are trained on too.
 """
 
 from __future__ import annotations
