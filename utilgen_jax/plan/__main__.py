@@ -12,9 +12,9 @@ that these take at the chips' peak, which no run undercuts, how often a run call
 products at a share of the peak that good runs reach, or of the bytes where these take longer ("memory"). Then the hours
 and the price of the whole run; and all figures as one JSON object, the last line.
 No weights are needed; the classifier is planned as if all of it were trained. XLA is told to save memory wherever it
-can, by recomputing, and is stopped before it generates code, which takes a minute or two; what does not fit then never
-will, and for what fits it will do the same. With --full it compiles to the end, for a chip with the memory that it has:
-many minutes for each of Stable Diffusion's programs.
+can, by recomputing, and is stopped before it generates code, which takes a minute or two. What does not fit then is
+compiled once more, to half of the memory: XLA does not always save most where it has least. With --full it compiles to
+the end, for a chip with the memory that it has: many minutes for each of Stable Diffusion's programs.
 Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
 """
 
@@ -124,7 +124,7 @@ def run(argv: Sequence[str]) -> None:
         names += [name for name in programs_of(config.method) if name not in names]
     for name in names:
         print(f"compiling {name} ...", file=sys.stderr)
-        figures = plan_program(name, planned, settings["full"])
+        figures = plan_program(name, planned, plan["available_bytes"], settings["full"])
         plan["programs"][name] = row = {
             **dataclasses.asdict(figures),
             "fits": figures.needed_bytes <= plan["available_bytes"],

@@ -31,10 +31,10 @@ def programs_of(method: str) -> tuple[str, ...]:
     return (*(found[0] if found else ()), "classifier")
 
 
-def plan_program(name: str, run: PlannedRun, full: bool = False) -> Figures:
+def plan_program(name: str, run: PlannedRun, available_bytes: int, full: bool = False) -> Figures:
     """Compiles one of `ALL_PROGRAMS` for the run's chips and says what it needs; see `compile_program`."""
     program, params = ALL_PROGRAMS[name], run.params()
     taken = {component: params.pop(component) for component in program.components if component in params}
     call = program.call(run, taken)  # without the mesh, whose chips are not here to compute anything on
     with jax.set_mesh(run.mesh):
-        return compile_program(call, bytes_on_chip(params), full)
+        return compile_program(call, bytes_on_chip(params), available_bytes, full)
