@@ -40,15 +40,6 @@ def prepare(optimizer):
     return params, state, examples, validation
 
 
-def test_without_an_optimizer_it_is_that_of_an_infinitely_short_step_of_descent():
-    descent = optax.sgd(1e-7)
-    params, _, *batches = prepare(OPTIMIZERS["momentum"])
-    found = influence(apply, None, params, (), *batches)
-    short = influence(apply, descent, params, descent.init(params), *batches)
-    np.testing.assert_allclose(found.matrix, short.matrix / 1e-7, rtol=1e-5)
-    np.testing.assert_allclose(found.validation_loss, short.validation_loss, rtol=1e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_matrix_is_the_gradient_of_weights_and_of_labels(name):

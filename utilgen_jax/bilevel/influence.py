@@ -68,7 +68,7 @@ def transformed(transform: Transform | None, weights: jax.Array, examples: Examp
 
 def influence(
     apply: Apply,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: optax.GradientTransformation,
     params: Params,
     optimizer_state: optax.OptState,
     examples: Examples,
@@ -82,8 +82,7 @@ def influence(
 
     Args:
         apply: (params, inputs) -> logits [B, K]. Batch statistics, if the classifier has any, must be frozen in it.
-        optimizer: any optax transformation; its update is differentiated. Adam's kin need `eps_root` > 0. None: an
-            infinitely short step of descent, q = -∇L_val(θ), which saves a gradient of the examples.
+        optimizer: any optax transformation; its update is differentiated. Adam's kin need `eps_root` > 0.
         params: θ before the step.
         optimizer_state: before the step.
         examples: of the step.
@@ -94,13 +93,15 @@ def influence(
         validation_apply: `apply` for the validation examples; None: the same.
         average: makes what is taken in place of ∇L_val(θ'), such as its average over steps.
     """
-    if optimizer is None:
-        new_params, pull_back = params, lambda along: (jax.tree.map(jnp.negative, along),)
-    else:
-        weights = jnp.ones(examples.targets.shape[0]) if weights is None else weights
-        new_params, pull_back = _look_ahead(
-            apply, optimizer, params, optimizer_state, transformed(transform, weights, examples)
-        )
+    weights = jnp.ones(examples.targets.shape[0]) if weights is None else weights
+    step_weights, step_examples = transformed(transform, weights, examples)
+    gradient = jax.grad(lambda params: jnp.mean(step_weights * cross_entropies(apply, params, step_examples)))(params)
+
+    def step(gradient: Params) -> Params:
+        updates, _ = optimizer.update(gradient, optimizer_state, params)
+        return optax.apply_updates(params, updates)
+
+    new_params, pull_back = jax.vjp(step, gradient)
     validation_loss, along_params = jax.value_and_grad(
         lambda params: jnp.mean(cross_entropies(validation_apply or apply, params, validation))
     )(new_params)
@@ -114,21 +115,3 @@ def influence(
 
     _, matrix, logits = jax.jvp(log_probabilities, (params,), (direction,), has_aux=True)
     return Influence(matrix, direction, validation_loss, along_params, logits)
-
-
-def _look_ahead(
-    apply: Apply,
-    optimizer: optax.GradientTransformation,
-    params: Params,
-    optimizer_state: optax.OptState,
-    weighted: tuple[jax.Array, Examples],
-) -> tuple[Params, Callable[[Params], tuple[Params]]]:
-    """θ' after a step on weighted examples, and the way back along it: of a gradient at θ' to one in ḡ."""
-    weights, examples = weighted
-    gradient = jax.grad(lambda params: jnp.mean(weights * cross_entropies(apply, params, examples)))(params)
-
-    def step(gradient: Params) -> Params:
-        updates, _ = optimizer.update(gradient, optimizer_state, params)
-        return optax.apply_updates(params, updates)
-
-    return jax.vjp(step, gradient)

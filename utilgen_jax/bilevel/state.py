@@ -56,7 +56,7 @@ class BilevelMetrics:
         targets: float32 [B, K], the labels that the weighting gave; of several inner steps, in the first one.
         utilities: float32 [B], Σ_k y_ik Π_ik = -B ∂L_val/∂w_i: positive where more of the example lowers the validation
             loss. It is what all objectives of the generator maximise; None without validation. Of an averaged gradient
-            of the validation loss they have the average's size, small at first; by descent that of a rate of 1.
+            of the validation loss they have the average's size, which is small at first.
         first_nonfinite: as in the state, but of this update too.
     """
 

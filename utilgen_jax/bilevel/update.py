@@ -48,7 +48,7 @@ Update = Callable[..., tuple[BilevelState, BilevelMetrics]]
 
 
 def make_bilevel_update(
-    apply: Apply,
+    apply: Apply | tuple[Apply, Apply],
     weighting: Weighting,
     optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation,
@@ -59,14 +59,13 @@ def make_bilevel_update(
     num_inner_steps: int = 1,
     num_microbatches: int = 1,
     transform: Transform | None = None,
-    validation_apply: Apply | None = None,
-    descent: bool = False,
 ) -> Update:
     """Makes the update; pure, to be jitted by the caller, best with `donate_argnums=0`.
 
     Args:
         apply: (classifier params, inputs) -> logits [B, K], in any dtype; losses are float32. Batch statistics, if it
-            has any, must be frozen in it.
+            has any, must be frozen in it. Or two of them, of which the second is for validation examples, where
+            classes are as frequent in these as not in the batches.
         weighting: see `utility.weightings`; what it learns is `state.outer['weighting']`.
         optimizer: of the classifier; any optax transformation, the outer gradient goes through its update. Adam's kin
             need `eps_root` > 0, or a gradient of exactly zero makes NaN.
@@ -82,9 +81,6 @@ def make_bilevel_update(
         num_microbatches: the batch is worked on in so many parts, of which one at a time is in memory; the result is
             that of the whole batch, for one more forward pass or two.
         transform: of a batch between its weighting and the step, such as Mixup; see `influence.Transform`.
-        validation_apply: `apply` for validation examples, where classes are as frequent in them as not in the batches;
-            None: the same.
-        descent: whether influence is that of an infinitely short step of descent, and not of the optimiser's.
 
     Returns:
         update(state, examples, validation=None, sample inputs=None) -> (new state, `BilevelMetrics`). Without
@@ -97,8 +93,8 @@ def make_bilevel_update(
     """
     if weighting.needs_influence and num_inner_steps > 1:
         raise ValueError("a weighting that needs influence looks one step ahead: num_inner_steps must be 1")
+    apply, validation_apply = apply if isinstance(apply, tuple) else (apply, apply)
     predict_batch = make_predict(apply, num_microbatches)
-    validation_apply = validation_apply or apply
     inner_loss = make_inner_loss(apply, weighting, num_microbatches, transform)
     problem = Bilevel(inner_loss, make_outer_loss(validation_apply), optimizer)
 
@@ -132,7 +128,7 @@ def make_bilevel_update(
         if weighting.needs_influence and validation is not None:
             ahead = influence(
                 apply,
-                None if descent else optimizer,
+                optimizer,
                 *start,
                 batch,
                 validation,

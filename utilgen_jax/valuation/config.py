@@ -60,11 +60,6 @@ class SaflexConfig:
         minimum=0.0,
         maximum=0.999,
     )
-    lookahead: str = setting(
-        "optimizer",
-        "the step whose effect decides: the optimiser's own, or an infinitely short one of descent",
-        choices=("optimizer", "descent"),
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -280,14 +280,10 @@ def _step(
         validation = validation.take(chosen)
     shifted = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
     validation = dataclasses.replace(validation, inputs=shifted)
-    update = make_bilevel_update(
-        classifier.apply,
-        program.weighting,
-        program.optimizer,
-        program.outer_optimizer,
-        # Classes are as frequent in the held-out shots as in the others, but not in the pool.
-        validation_apply=partial(training_logits, classifier, program.config, count_classes(real)),
-    )
+    # Classes are as frequent in the held-out shots as in the others, but not in the pool.
+    balanced = partial(training_logits, classifier, program.config, count_classes(real))
+    applies = classifier.apply, balanced
+    update = make_bilevel_update(applies, program.weighting, program.optimizer, program.outer_optimizer)
     of_pool = dataclasses.replace(program.config, synthetic_fraction=1.0)
     batch = smoothed(program.config, draw_batch(of_pool, real, pool, key))
     return update(state, batch, smoothed(program.config, validation))

@@ -2,7 +2,7 @@
 
 Each step asks which label of which image of the batch would lower the loss on validation images, and is then taken
 with the weights and soft labels that follow. Asked is what a step of this very training would do, optimiser, schedule
-and mixing included, or with `SaflexConfig.lookahead=descent` what a short step of descent would do.
+and mixing included.
 
 Validation comes out of the shots. An image that was just trained on says little, so the shots are divided into folds:
 step t trains on the real images of the other folds and validates on fold t mod F. Where the classifier trains on
@@ -218,5 +218,4 @@ def _make_update(
         make_optimizer(config),
         optax.identity(),
         transform=mixed_and_smoothed,
-        descent=program.saflex.lookahead == "descent",
     )
