@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "colabs/01_quickstart.ipynb"
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 FIELDS = {
+    "also_synthetic_only": False,
+    "data.max_test": 20,
     "generator.steps": 2,
     "generator.batch_size": 20,
     "pool.images_per_class": 2,
@@ -21,6 +23,7 @@ FIELDS = {
     "joint.sampler_steps": 1,
     "joint.gate_images": 1,
     "joint.gate_steps": 4,
+    "classifier.name": "mlp",
     "classifier.steps": 4,
     "classifier.width": 8,
 }

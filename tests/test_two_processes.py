@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,14 +28,21 @@ SMALLEST_RUN = [
 pytestmark = pytest.mark.slow
 
 
-def start(command: list[str], cwd: Path) -> list[subprocess.Popen]:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Callable[[list[str], Path], list[subprocess.Popen]]:
+    """Starts a command as two processes of one run; what one run has compiled the next one finds."""
+    return partial(start_two, tmp_path_factory.mktemp("programs"))
+
+
+def start_two(programs: Path, command: list[str], cwd: Path) -> list[subprocess.Popen]:
     """The command as two processes of one run, one CPU device each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
-    shared |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    shared |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(programs)}
+    shared |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return [
         subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -47,7 +56,7 @@ def start(command: list[str], cwd: Path) -> list[subprocess.Popen]:
     ]
 
 
-def test_every_method_runs_in_two_processes(tmp_path):
+def test_every_method_runs_in_two_processes(start, tmp_path):
     checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
     fields = [f"--config.{name}={value}" for name, value in (*TINY, ("generator.checkpoint", str(checkpoint)))]
     command = ["utilgen_jax.compare", f"--config={DIGITS}", "--seeds=1", f"--methods={','.join(NAMES)}"]
@@ -60,7 +69,7 @@ def test_every_method_runs_in_two_processes(tmp_path):
     assert "compare.md" in outputs[0] and "compare.md" not in outputs[1]  # the first process alone reports
 
 
-def test_images_without_a_line_yet_are_not_taken_for_those_of_a_run_that_was_cut_off(tmp_path):
+def test_images_without_a_line_yet_are_not_taken_for_those_of_a_run_that_was_cut_off(start, tmp_path):
     # The second process opens the folder when the first one has written images, and not yet their lines.
     code = """
 import os, sys, time
@@ -101,7 +110,7 @@ sys.exit(main.main(sys.argv))
 
 
 def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucket_with_the_same_bits(
-    tmp_path, monkeypatch
+    start, tmp_path, monkeypatch
 ):
     command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=400"]
     command += ["--config.checkpoint_every_minutes=0.01", "--config.also_synthetic_only=False"]
@@ -132,7 +141,7 @@ def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucke
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
-def test_where_one_process_fails_both_end_with_its_message(tmp_path, culprit):
+def test_where_one_process_fails_both_end_with_its_message(start, tmp_path, culprit):
     code = f"""
 import os, sys
 import jax
