@@ -63,6 +63,11 @@ def without_seconds(summary: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
+def quick_checkpoint(tmp_path_factory):
+    return write_quick_stable_diffusion(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     return workdir, pipeline.run(shrunk("method=saflex"), workdir)
@@ -159,9 +164,8 @@ def test_the_other_methods_run(tmp_path, capsys, method, synthetic):
 
 
 @pytest.mark.slow
-def test_synthetic_images_only_is_the_second_column_of_a_run_of_both(tmp_path):
-    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
-    own = {"generator.checkpoint": str(checkpoint), "generator.image_size": "16", "classifier.name": "mlp"}
+def test_synthetic_images_only_is_the_second_column_of_a_run_of_both(tmp_path, quick_checkpoint):
+    own = {"generator.checkpoint": str(quick_checkpoint), "generator.image_size": "16", "classifier.name": "mlp"}
     settings = (*SHRUNK, *own.items(), ("baselines", ""), ("ensemble.members", "1"))
     spec = f"{CONFIGS / 'digits.py'}:method=joint"
     both = pipeline.run(read_config(spec, settings), tmp_path / "both")
@@ -228,9 +232,12 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method, family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["joint", "joint_without_gate"])
-def test_joint_trains_adapter_and_weight_network_and_learns_what_several_classifiers_say(tmp_path, method, compiled_in):
-    variant = f"{CONFIGS / 'digits.py'}:method={method}"
-    summary = pipeline.run(read_config(variant, (*SHRUNK, ("baselines", ""), ("classifier.name", "mlp"))), tmp_path)
+def test_joint_trains_adapter_and_weight_network_and_learns_what_several_classifiers_say(
+    tmp_path, quick_checkpoint, method, compiled_in
+):
+    own = {"generator.checkpoint": str(quick_checkpoint), "generator.image_size": "16", "classifier.name": "mlp"}
+    settings = (*SHRUNK, *own.items(), ("baselines", ""), ("also_synthetic_only", "False"))
+    summary = pipeline.run(read_config(f"{CONFIGS / 'digits.py'}:method={method}", settings), tmp_path)
     assert summary["num_synthetic"] == 40
     # Both methods have one program, which the first of them compiles.
     assert compiled_in["jit(joint_update)"] <= {"compile_ahead_0"}
@@ -349,9 +356,8 @@ def test_the_better_of_several_words_are_chosen_and_shown(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_word_is_one_of_the_attributes_that_are_learnt(tmp_path):
-    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
-    settings = (*TINY, ("generator.checkpoint", str(checkpoint)))
+def test_a_word_is_one_of_the_attributes_that_are_learnt(tmp_path, quick_checkpoint):
+    settings = (*TINY, ("generator.checkpoint", str(quick_checkpoint)), ("also_synthetic_only", "False"))
     summary = pipeline.run(read_config(f"{DIGITS}:polysemy,method=joint", settings), tmp_path / "run")
     lines = (tmp_path / "run" / "pool" / "plain" / "round_00" / "metadata.jsonl").read_text().splitlines()
     words = [json.loads(line)["word"] for line in lines]
@@ -423,8 +429,9 @@ def test_another_config_on_a_workdir_is_refused_by_the_fields_that_differ(tmp_pa
 
 
 @pytest.mark.slow
-def test_each_class_has_a_lora_as_datadream_publishes_it_and_a_run_that_was_cut_off_ends_the_same(tmp_path):
-    checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
+def test_each_class_has_a_lora_as_datadream_publishes_it_and_a_run_that_was_cut_off_ends_the_same(
+    tmp_path, quick_checkpoint
+):
     published = {
         "lora.per_class": "True",
         "lora.text_encoder_rank": "2",
@@ -435,7 +442,7 @@ def test_each_class_has_a_lora_as_datadream_publishes_it_and_a_run_that_was_cut_
         "lora.snr_gamma": "0",
         "lora.crops": "2",
         "lora.sampler_steps": "3",
-        "generator.checkpoint": str(checkpoint),
+        "generator.checkpoint": str(quick_checkpoint),
         "generator.batch_size": "3",
         "also_synthetic_only": "False",
     }
