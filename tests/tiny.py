@@ -20,6 +20,7 @@ TINY = (
     ("dpo.steps", "2"),
     ("per_image.steps", "1"),
     ("per_image.sampler_steps", "1"),
+    ("deliberate_practice.rounds", "2"),  # each compiles, for pools smaller than a batch
     ("joint.plain_steps", "2"),
     ("joint.steps", "4"),
     ("joint.num_generated", "2"),
