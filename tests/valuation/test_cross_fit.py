@@ -193,6 +193,12 @@ def test_weights_that_contradict_what_images_do_are_not_used(toy, valued, monkey
     assert not valued[0].contradictory and np.ptp(valued[0].weights) > 0
 
 
+def test_weights_that_rise_with_the_loss_need_clear_agreement():
+    values = PoolValues(np.ones(3), agreement=0.1, rise=0.3)
+    assert values.contradictory and not dataclasses.replace(values, agreement=0.3).contradictory
+    assert not dataclasses.replace(values, rise=-0.3).contradictory
+
+
 @pytest.mark.slow
 def test_what_an_image_does_is_how_much_a_small_step_on_it_helps(toy, monkeypatch):
     seen = []

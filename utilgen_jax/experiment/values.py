@@ -80,7 +80,8 @@ class ValueSteps:
         experiment.metrics.write(pool.round, f"agreement_{name}", correlation=values.agreement)
         if values.contradictory and experiment.is_first:
             print(
-                f"value_{name}: the weights contradict what images do, so all images count the same",
+                f"value_{name}: the weights contradict what images do, or rise with the loss without evidence, "
+                "so all images count the same",
                 file=sys.stderr,
             )
         return dataclasses.replace(values, difficulty=difficulty)

@@ -41,6 +41,8 @@ from utilgen_jax.valuation.config import ValuationConfig
 PREDICTION_BATCH_SIZE = 500
 # Right weights may agree a little less than not at all, where the held-out shots are few.
 _LEAST_AGREEMENT = -0.05
+# Weights that rise with the loss are what classifiers that still learn make of any pool, so they need evidence.
+_CLEAR_AGREEMENT = 0.2
 
 # Inputs of `joint`'s weight network; the prompts' attributes come after them where there are any.
 JOINT_FEATURES = ("loss", "margin", "entropy", "class")
@@ -77,6 +79,7 @@ class PoolValues:
             `predict_weights` values other images with them. None without a weighting.
         agreement: of the weights with what the images do for the folds' classifiers, see `agreement`; None without a
             weighting.
+        rise: of the weights with the losses, the mean correlation of a fold; None without a weighting.
     """
 
     weights: np.ndarray
@@ -85,11 +88,15 @@ class PoolValues:
     difficulty: np.ndarray | None = None
     fold_models: dict[str, Params] | None = None
     agreement: float | None = None
+    rise: float | None = None
 
     @property
     def contradictory(self) -> bool:
-        """Whether the weights clearly contradict what the images do, so that nothing was learnt."""
-        return self.agreement is not None and self.agreement < _LEAST_AGREEMENT
+        """Whether nothing was learnt: weights contradict what images do, or rise with the loss without evidence."""
+        if self.agreement is None:
+            return False
+        rises = self.rise is not None and self.rise > 0
+        return self.agreement < (_CLEAR_AGREEMENT if rises else _LEAST_AGREEMENT)
 
     def training_weights(self, labels: np.ndarray, within_classes: bool) -> np.ndarray:
         """The weights as training takes them: of mean 1, so that a pool counts the same in every method.
@@ -194,6 +201,7 @@ def cross_fit(
             "weighting": jax.tree.map(to_host, weighting),
         },
         agreement=agrees,
+        rise=_mean_correlation(fold_weights, fold_losses),
     )
     return dataclasses.replace(found, weights=np.ones_like(weights)) if found.contradictory else found
 
@@ -208,8 +216,12 @@ def agreement(weights: np.ndarray, utilities: np.ndarray) -> float:
     Returns:
         The mean correlation of a fold, in [-1, 1]; weights that are all the same correlate with nothing.
     """
-    centred = [values - values.mean(1, keepdims=True) for values in (weights, utilities)]
-    unit = [values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12) for values in centred]
+    return _mean_correlation(weights, utilities)
+
+
+def _mean_correlation(*values: np.ndarray) -> float:
+    centred = [each - each.mean(1, keepdims=True) for each in values]
+    unit = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in centred]
     return float(np.mean(np.sum(unit[0] * unit[1], axis=1)))
 
 
