@@ -2,8 +2,6 @@
 
 import os
 import sys
-import threading
-from collections import defaultdict
 
 import pytest
 
@@ -48,19 +46,3 @@ def programs_of_a_module():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-
-
-@pytest.fixture
-def compiled_in():
-    """The threads in which programs are compiled, by the program's name."""
-    import jax
-
-    threads = defaultdict(set)
-
-    def note(event, seconds, fun_name="", **_):
-        if event.endswith("backend_compile_duration"):
-            threads[fun_name].add(threading.current_thread().name)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield threads
-    jax.monitoring.unregister_event_duration_listener(note)

@@ -4,8 +4,11 @@ import dataclasses
 import json
 import re
 import shutil
+import threading
+from collections import defaultdict
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -228,6 +231,20 @@ def test_methods_that_adapt_the_generator_run(tmp_path, method, family):
 
     # Everything is on disk: a second run computes nothing.
     assert pipeline.run(config, tmp_path) == summary
+
+
+@pytest.fixture
+def compiled_in():
+    """The threads in which programs are compiled, by the program's name."""
+    threads = defaultdict(set)
+
+    def note(event, seconds, fun_name="", **_):
+        if event.endswith("backend_compile_duration"):
+            threads[fun_name].add(threading.current_thread().name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield threads
+    jax.monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.mark.slow

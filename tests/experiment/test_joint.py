@@ -119,10 +119,10 @@ def test_the_update_is_compiled_for_the_shapes_that_it_will_see(given):
 def test_what_is_trained_is_not_compiled_again(given, monkeypatch):
     experiment, started = given.make(), []
     monkeypatch.setattr(experiment.ahead, "start", lambda name, lower: started.append(name))
-    experiment.joint.compile_ahead(NamedPool(), (), True)
+    experiment.joint.compile_ahead(NamedPool(), ())
     experiment.joint.train(NamedPool(), random_pool(4), None, ())
-    experiment.joint.compile_ahead(NamedPool(), (), True)
-    assert started == ["joint_named", "gate_named"]
+    experiment.joint.compile_ahead(NamedPool(), ())
+    assert started == ["joint_named"]
 
 
 def test_words_are_among_the_features(given):

@@ -390,18 +390,6 @@ def test_the_images_are_the_librarys(make_experiment, quick_checkpoint):
     assert (made["plain"] != made["both"]).any(axis=(1, 2, 3)).all()
 
 
-@pytest.mark.slow
-def test_the_sampler_is_compiled_ahead_once(make_experiment, quick_checkpoint, compiled_in):
-    experiment = make_experiment(generator__checkpoint=quick_checkpoint, generator__batch_size=4)
-    for _ in range(2):
-        experiment.pools.compile_ahead(PlainPool())
-    experiment.pools.generate(PlainPool(), experiment.pools.plan(experiment.pools.class_prompts()))
-    assert compiled_in["jit(sample)"] == {"compile_ahead_0"}
-    # A pool that there is needs no sampler.
-    experiment.ahead.start = None
-    experiment.pools.compile_ahead(PlainPool())
-
-
 # A pool that is taken over
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
-from utilgen_jax.bilevel import BilevelState
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import ClassifierInput
@@ -86,14 +85,13 @@ class JointSteps:
         trained = self._train(spec, plain, start, without)
         return dataclasses.replace(trained, adapter=_adapter(trained.adapter))
 
-    def compile_ahead(self, spec: PoolSpec, without: tuple[str, ...], has_gate: bool) -> None:
+    def compile_ahead(self, spec: PoolSpec, without: tuple[str, ...]) -> None:
         """Starts the compilation of the update for `train` without a `start`, unless an earlier run has trained.
 
         It takes as long as all that comes before the update, which is work for one core.
 
         Args:
             spec, without: as of `train`.
-            has_gate: whether what generates the gate's images is compiled too, after the update.
         """
         experiment = self.experiment
         if experiment.stages.is_done(_stage_name(spec)):
@@ -101,21 +99,11 @@ class JointSteps:
         # The checkpoint is read here: two threads might read it twice.
         program, classifier, sd = self.program(without), experiment.classifier, experiment.adapters.sd
 
-        @cache
-        def shapes() -> tuple[BilevelState, JointData, Examples, Any]:
-            return update_shapes(program, classifier, sd, experiment.mesh, self._sizes(program))
-
         def lower() -> jax.stages.Lowered:
-            state, data, held_out, key = shapes()
+            state, data, held_out, key = update_shapes(program, classifier, sd, experiment.mesh, self._sizes(program))
             return joint_update.lower(program, classifier, state, sd, data, held_out, key)
 
-        def lora() -> Adapter:
-            return Adapter(unet_lora=shapes()[0].outer["adapter"].unet_lora)
-
         experiment.ahead.start(_stage_name(spec), lower)
-        if has_gate:
-            number = self._gate_number(experiment.config.section(JointConfig))
-            experiment.pools.compile_images(f"gate_{spec.name}", experiment.config.generator, number, lora)
 
     def _sizes(self, program: JointProgram) -> DataSizes:
         """Of what the first fold's updates learn from."""
@@ -218,20 +206,16 @@ class JointSteps:
         names = [("|".join(group), value) for group in attributes.groups for value in ("", *group)]
         return [(*name, float(old), float(new)) for name, old, new in zip(names, before, after, strict=True)]
 
-    def _gate_number(self, joint: JointConfig) -> int:
-        return joint.gate_images * self.experiment.classifier_input.num_classes
-
     @step("gate_{spec.name}", Gate)
     def _gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:
         experiment = self.experiment
         joint = experiment.config.section(JointConfig)
-        number = self._gate_number(joint)
+        number = joint.gate_images * experiment.classifier_input.num_classes
         records = experiment.pools.plan(
             experiment.pools.attribute_prompts(logits=trained.attribute_logits, number=joint.gate_images),
             difficulty=(trained.difficulties.tolist(), 0.0),
         )[:number]
         sd, sampling = experiment.adapters.sd, experiment.config.generator
-        experiment.ahead.wait(f"gate_{spec.name}")
         parts = []
         with Progress("images for the gate", number, "image", enabled=experiment.is_first) as progress:
             for images in generate_batches(sd, records, trained.adapter, dataclasses.replace(sampling, strength=1.0)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,11 @@ from utilgen_jax.data.long_tail import fill_counts
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
-from utilgen_jax.generator.adapter import Adapter, ClassAdapters, lower_images
+from utilgen_jax.generator.adapter import Adapter, ClassAdapters
 from utilgen_jax.generator.conditioning import Condition
-from utilgen_jax.generator.config import SamplingConfig
 from utilgen_jax.generator.feedback import Feedback
 from utilgen_jax.generator.finetune.textual_inversion import class_tokens
 from utilgen_jax.generator.image_conditioning import condition_on_images, find_mix_strategy, plan_sources
-from utilgen_jax.generator.inputs import make_sample_inputs
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.difficulty_sheets import difficulty_sheets
 from utilgen_jax.pool.generate import ConditionOn, RefineBatch, generate_pool, open_pool
@@ -253,34 +251,6 @@ class PoolSteps:
 
         return condition_on
 
-    def compile_ahead(self, spec: PoolSpec) -> None:
-        """Starts the compilation of what makes a pool by the generator as it is; `generate` waits for it."""
-        experiment, name = self.experiment, _stage_name(spec, 0)
-        if not experiment.stages.is_done(name, experiment.shotless_folder(spec)):
-            number = int(self.images_per_class().sum())
-            self.compile_images(name, spec.sampling(experiment.config), number, lambda: Adapter())
-
-    def compile_images(self, name: str, sampling: SamplingConfig, number: int, adapter: Callable[[], Adapter]) -> None:
-        """Starts the compilation of what makes images from words.
-
-        Args:
-            name: for `experiment.ahead.wait`.
-            sampling: of the images.
-            number: of images.
-            adapter: called in the thread; its arrays may be shapes where it is a LoRA alone.
-        """
-        # The checkpoint is read here: two threads might read it twice.
-        sd, prompt = self.experiment.adapters.sd, self.experiment.word_prompts[0]
-        size = min(sampling.batch_size, number)
-
-        def lower() -> jax.stages.Lowered:
-            zeros = np.zeros(size, int)
-            inputs = make_sample_inputs(sd, [prompt] * size, zeros, zeros, sampling, rows=np.arange(size))
-            from_noise = dataclasses.replace(sampling, strength=1.0)
-            return lower_images(sd, adapter(), inputs, from_noise, num_differentiable_steps=None)
-
-        self.experiment.ahead.start(name, lower)
-
     def generate(
         self,
         spec: PoolSpec,
@@ -339,7 +309,6 @@ class PoolSteps:
                     check_terminated()
 
                 sd = experiment.adapters.sd_of(spec)
-                experiment.ahead.wait(_stage_name(spec, round_number))
                 generate_pool(
                     sd, writer, records, adapter, sampling, on_images, condition_on=condition_on, refine=refine
                 )

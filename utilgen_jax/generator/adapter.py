@@ -243,37 +243,17 @@ def generate_images(
     Returns:
         Float32 [M, H, W, 3] in [-1, 1].
     """
-    arguments, options = _sampling_call(sd, adapter, sample_inputs, sampling, num_differentiable_steps)
-    return sample(*arguments, **options)
-
-
-def lower_images(
-    sd: StableDiffusion,
-    adapter: Adapter,
-    sample_inputs: SampleInputs,
-    sampling: SamplingConfig,
-    num_differentiable_steps: int | None = 1,
-) -> jax.stages.Lowered:
-    """The program of `generate_images`, lowered; the adapter's arrays may be shapes where it is a LoRA alone."""
-    arguments, options = _sampling_call(sd, adapter, sample_inputs, sampling, num_differentiable_steps)
-    return sample.lower(*arguments, **options)
-
-
-def _sampling_call(
-    sd: StableDiffusion,
-    adapter: Adapter,
-    sample_inputs: SampleInputs,
-    sampling: SamplingConfig,
-    num_differentiable_steps: int | None,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `sample`."""
     condition, latents = apply_adapter(adapter, sample_inputs)
-    return (sd, condition, latents, sampling), {
-        "loras": adapter_loras(adapter),
-        "keys": sample_inputs.keys,
-        "clean_latents": sample_inputs.clean_latents,
-        "num_differentiable_steps": num_differentiable_steps,
-    }
+    return sample(
+        sd,
+        condition,
+        latents,
+        sampling,
+        loras=adapter_loras(adapter),
+        keys=sample_inputs.keys,
+        clean_latents=sample_inputs.clean_latents,
+        num_differentiable_steps=num_differentiable_steps,
+    )
 
 
 def generate_images_beside(

@@ -28,9 +28,6 @@ class PlainPool(PoolSpec):
     def images_follow_records(self) -> bool:
         return True
 
-    def compile_ahead(self, experiment: Experiment) -> None:
-        experiment.pools.compile_ahead(self)
-
     def build(self, experiment: Experiment) -> GeneratedPool:
         prompts = experiment.pools.class_prompts()
         return experiment.pools.generate(self, experiment.pools.plan(prompts))

@@ -70,9 +70,8 @@ class JointPool(PoolSpec):
         return (*names, f"joint_{self.name}", *gate, f"pool_{self.name}")
 
     def compile_ahead(self, experiment: Experiment) -> None:
-        PlainPool().compile_ahead(experiment)
         if not self._starts_at_difficulty(experiment):  # another adapter has other shapes
-            experiment.joint.compile_ahead(self, self.without, self._has_gate(experiment))
+            experiment.joint.compile_ahead(self, self.without)
 
     def train(self, experiment: Experiment) -> JointResult:
         """Trains by the joint update, once."""

@@ -34,10 +34,10 @@ class CompileAhead:
         it compiles and would find the device busy.
 
         Args:
-            name: for `wait`; a name that has been started is not started again.
+            name: for `wait`.
             lower: traces and lowers it, in the thread.
         """
-        if name in self._compiling or jax.process_count() > 1 or jax.default_backend() == "gpu":
+        if jax.process_count() > 1 or jax.default_backend() == "gpu":
             return
         mesh = jax.sharding.get_mesh()
 
