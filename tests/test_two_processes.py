@@ -136,7 +136,8 @@ def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucke
     again = start([*command, bucket], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
-    assert "classifier_vanilla: goes on after step" in outputs[0]
+    # The end may have come between the last saved state and the stage's result.
+    assert "classifier_vanilla: goes on after step" in outputs[0] or "classifier_vanilla: done before" in outputs[0]
     assert kill.differences(tmp_path / "cut", tmp_path / "whole") == []
 
 

@@ -35,9 +35,6 @@ def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -
     accuracy = {}
     with working_folder(workdir) as folder, set_up(config, folder, shared, methods) as experiment:
         for method in methods:
-            if method.pool is not None:
-                method.pool.compile_ahead(experiment)
-        for method in methods:
             data = method.training_data(experiment)
             accuracy[method.name] = experiment.train_and_test(method, data)
         return experiment.finish(accuracy)

@@ -14,8 +14,6 @@ from utilgen_jax.experiment.keys import Key
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.gate import Gate
-from utilgen_jax.joint.regularizers import num_anchors
-from utilgen_jax.joint.shapes import data_shapes
 from utilgen_jax.joint.train import JointResult
 
 TRAINED = JointResult(
@@ -39,7 +37,7 @@ def given(make_experiment, monkeypatch):
     calls = {}
 
     def record(name, result):
-        def run(*arguments, **keywords):
+        def run(*arguments):
             assert name not in calls, "computed twice"
             calls[name] = arguments
             return result
@@ -96,33 +94,6 @@ def test_training_gets_shots_pool_and_prompts_with_their_features(given):
         assert embeds == len(prompt)
         assert attributes.tolist()[1:3] == ["thin" in prompt, "bold" in prompt]
         assert attributes.tolist()[3:] == ["small" not in prompt, "small" in prompt]
-
-
-def test_the_update_is_compiled_for_the_shapes_that_it_will_see(given):
-    experiment, plain = given.make(pool__images_per_class=4), random_pool(8)
-    steps, form = experiment.joint, lambda leaf: (leaf.shape, leaf.dtype)
-    shapes, held_out = data_shapes(steps.program(), experiment.generator.architecture, steps._sizes(steps.program()))
-    steps.train(NamedPool(), plain, None, ())
-    data, fold = given.calls["train_jointly"][3], experiment.folds[0]
-    for expected, found in (
-        (data.real.take(fold.train_indices), shapes.real),
-        (data.real.take(fold.validation_indices), held_out),
-        (data.pool, shapes.pool),
-        (data.prompt_labels, shapes.prompt_labels),
-        (data.prompt_attributes, shapes.prompt_attributes),
-    ):
-        assert jax.tree.map(form, expected) == jax.tree.map(form, found)
-    about, batch_size = given.calls["make_anchor_set"][4]
-    assert shapes.anchors.labels.shape == (num_anchors(about, batch_size),)
-
-
-def test_what_is_trained_is_not_compiled_again(given, monkeypatch):
-    experiment, started = given.make(), []
-    monkeypatch.setattr(experiment.ahead, "start", lambda name, lower: started.append(name))
-    experiment.joint.compile_ahead(NamedPool(), ())
-    experiment.joint.train(NamedPool(), random_pool(4), None, ())
-    experiment.joint.compile_ahead(NamedPool(), ())
-    assert started == ["joint_named"]
 
 
 def test_words_are_among_the_features(given):

@@ -209,19 +209,9 @@ def _make_optimizer(config: ClassifierConfig, rate: optax.ScalarOrSchedule) -> o
 
 def init_classifier(classifier: Classifier, image_shape: tuple[int, ...], key: jax.Array) -> Params:
     """Returns initial parameters for images of `image_shape` (H, W, C): the classifier's own, the rest random."""
-    drawn = init_sharded(_draw_of(classifier, image_shape), key)
-    return {**copy_params(classifier.initial), **drawn}
-
-
-def initial_params(classifier: Classifier, image_shape: tuple[int, ...], key: jax.Array) -> Params:
-    """The same as a pure function, for shapes."""
-    return {**classifier.initial, **_draw_of(classifier, image_shape)(key)}
-
-
-def _draw_of(classifier: Classifier, image_shape: tuple[int, ...]) -> Callable[[jax.Array], Params]:
-    """What draws the parameters that the classifier does not bring."""
     given = frozenset({*classifier.initial, *classifier.frozen.get("params", {})})
-    return _make_init(classifier.module, image_shape, given)
+    drawn = init_sharded(_make_init(classifier.module, image_shape, given), key)
+    return {**copy_params(classifier.initial), **drawn}
 
 
 @cache

@@ -44,7 +44,6 @@ from utilgen_jax.prompts.attributes import PromptAttributes
 from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.job import job_progress
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
-from utilgen_jax.runtime.compile_ahead import CompileAhead
 from utilgen_jax.runtime.folder_lock import locked_folder
 from utilgen_jax.runtime.mirror import shown
 from utilgen_jax.runtime.sharding import replicate
@@ -184,7 +183,6 @@ class Experiment:
             stack.enter_context(jax.set_mesh(self.mesh))
             stack.enter_context(job_progress(outline(self)))
             self.metrics = stack.enter_context(MetricsWriter(self.workdir, enabled=self.is_first))
-            self.ahead = stack.enter_context(CompileAhead())
             self._stack = stack.pop_all()
         return self
 

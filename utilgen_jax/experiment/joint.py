@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -25,9 +24,7 @@ from utilgen_jax.generator.stable_diffusion import Architecture
 from utilgen_jax.joint.config import JointConfig
 from utilgen_jax.joint.gate import Gate, compare_pools
 from utilgen_jax.joint.program import LEVELS, REGULARIZERS, JointData, JointProgram
-from utilgen_jax.joint.regularizers import AnchorSet, make_anchor_set, num_anchors
-from utilgen_jax.joint.shapes import DataSizes, update_shapes
-from utilgen_jax.joint.step import joint_update
+from utilgen_jax.joint.regularizers import AnchorSet, make_anchor_set
 from utilgen_jax.joint.train import JointResult, num_steps, predict_weights, train_jointly
 from utilgen_jax.methods.base import PoolSpec
 from utilgen_jax.pool.generate import generate_batches
@@ -85,37 +82,6 @@ class JointSteps:
         trained = self._train(spec, plain, start, without)
         return dataclasses.replace(trained, adapter=_adapter(trained.adapter))
 
-    def compile_ahead(self, spec: PoolSpec, without: tuple[str, ...]) -> None:
-        """Starts the compilation of the update for `train` without a `start`, unless an earlier run has trained.
-
-        It takes as long as all that comes before the update, which is work for one core.
-
-        Args:
-            spec, without: as of `train`.
-        """
-        experiment = self.experiment
-        if experiment.stages.is_done(_stage_name(spec)):
-            return
-        # The checkpoint is read here: two threads might read it twice.
-        program, classifier, sd = self.program(without), experiment.classifier, experiment.adapters.sd
-
-        def lower() -> jax.stages.Lowered:
-            state, data, held_out, key = update_shapes(program, classifier, sd, experiment.mesh, self._sizes(program))
-            return joint_update.lower(program, classifier, state, sd, data, held_out, key)
-
-        experiment.ahead.start(_stage_name(spec), lower)
-
-    def _sizes(self, program: JointProgram) -> DataSizes:
-        """Of what the first fold's updates learn from."""
-        experiment, fold = self.experiment, self.experiment.folds[0]
-        return DataSizes(
-            real=len(fold.train_indices),
-            held_out=len(fold.validation_indices),
-            pool=int(experiment.pools.images_per_class().sum()),
-            anchors=num_anchors(*self._anchor_sizes(program)),
-            prompts=_PROMPTS_PER_CLASS * experiment.classifier_input.num_classes,
-        )
-
     @step("joint_{spec.name}", JointResult)
     def _train(
         self, spec: PoolSpec, plain: GeneratedPool, start: Adapter | None, without: tuple[str, ...]
@@ -131,7 +97,6 @@ class JointSteps:
                 start,
                 experiment.key(Key.JOINT),
                 loop,
-                before_updates=partial(experiment.ahead.wait, _stage_name(spec)),
             )
 
     def _data(self, program: JointProgram, plain: GeneratedPool) -> JointData:
@@ -154,21 +119,16 @@ class JointSteps:
         )
 
     def _anchors(self, program: JointProgram, plain: GeneratedPool) -> AnchorSet:
-        experiment = self.experiment
+        experiment, joint = self.experiment, program.joint
         sd = experiment.adapters.sd
         return make_anchor_set(
             sd,
             experiment.adapters.latents(sd, plain.images),
             jnp.asarray(plain.labels),
             experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
-            self._anchor_sizes(program),
+            (min(joint.steps * joint.num_generated, _MOST_ANCHORS), experiment.config.generator.batch_size),
             jax.random.fold_in(experiment.key(Key.JOINT), 3),
         )
-
-    def _anchor_sizes(self, program: JointProgram) -> tuple[int, int]:
-        """About how many anchors there are, and how many are made at a time."""
-        joint = program.joint
-        return min(joint.steps * joint.num_generated, _MOST_ANCHORS), self.experiment.config.generator.batch_size
 
     def gate(self, spec: PoolSpec, plain: GeneratedPool, trained: JointResult) -> Gate:
         """Decides over the folds whether the trained adapter is used, see `joint.gate`; tells it once."""
@@ -313,10 +273,6 @@ def joint_program(
         latent_shape=architecture.latent_shape(config.generator.size),
         num_attributes=sum(PromptAttributes.parse(config.prompts.attributes).sizes) + num_words,
     )
-
-
-def _stage_name(spec: PoolSpec) -> str:
-    return f"joint_{spec.name}"
 
 
 def _adapter(nested: Adapter | dict) -> Adapter:

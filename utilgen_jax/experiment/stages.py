@@ -74,10 +74,6 @@ class StageCache:
             raise RuntimeError("no stage is computed whose state there would be to save")
         return SavedState(stage)
 
-    def is_done(self, name: str) -> bool:
-        """Whether a stage's result is in the cache's own folder."""
-        return name in self._results or (self._folder / f"{name}.safetensors").is_file()
-
     def run(self, name: str, kind: type[Result], compute: Callable[[], Result], folder: Path | None = None) -> Result:
         """Returns a stage's result: computed, or read where an earlier run has computed it.
 

@@ -55,7 +55,8 @@ def make_anchor_set(
         sizes: about how many noised images, and how many at a time.
         key: PRNG key of images, timesteps and noise.
     """
-    number, batch_size = num_anchors(*sizes), sizes[1]
+    number, batch_size = sizes
+    number = -(-number // batch_size) * batch_size  # batches of one shape
     chosen = jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, len(labels))
     timesteps = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, sd.schedule.num_train_timesteps)
     noise = jax.random.normal(jax.random.fold_in(key, 2), (number, *clean_latents.shape[1:]))
@@ -67,16 +68,10 @@ def make_anchor_set(
     return AnchorSet(noisy, timesteps, labels, jnp.concatenate(predictions), class_embeds)
 
 
-def num_anchors(about: int, batch_size: int) -> int:
-    """How many noised images there are: whole batches, which have one shape."""
-    return -(-about // batch_size) * batch_size
-
-
 @jax.jit
 def _predict(sd: StableDiffusion, embeds: TextStates, noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
     condition = embeds_condition(sd, embeds, sizes=ImageSizes.of_latents(sd.architecture, noisy.shape))
-    predictions = adapter_denoiser(sd, Adapter(), condition, guidance_scale=1.0)(noisy, timesteps)
-    return predictions.astype(jnp.promote_types(predictions.dtype, jnp.float32))
+    return adapter_denoiser(sd, Adapter(), condition, guidance_scale=1.0)(noisy, timesteps)
 
 
 @struct.dataclass

@@ -8,7 +8,7 @@ level, of weight network, attributes, LoRA and difficulty, is one for all folds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,7 +67,6 @@ def train_jointly(
     start: Adapter | None,
     key: jax.Array,
     loop: TrainingLoop,
-    before_updates: Callable[[], None] = lambda: None,
 ) -> JointResult:
     """Trains all parts side by side.
 
@@ -80,7 +79,6 @@ def train_jointly(
         start: of the adapter, see `JointProgram.init_outer`.
         key: PRNG key.
         loop: runs the steps, `num_steps` in all; it tells of further scalars of the bilevel ones.
-        before_updates: called after the classifiers' plain steps; waits for the update's compilation.
     """
     plain_config = dataclasses.replace(program.config, steps=program.joint.plain_steps)
     inputs = first_inputs(program, sd, data)
@@ -100,8 +98,6 @@ def train_jointly(
             for params in train_classifiers(classifier, plain_config, trainings, loop.part("plain"))
         ]
     )
-
-    before_updates()
 
     def update(states: FoldStates, step: int) -> tuple[FoldStates, dict[str, Any]]:
         number = step % len(folds)

@@ -64,9 +64,6 @@ class PoolSpec:
     def check(self, experiment: Experiment) -> None:
         """Raises InputError where config, data or checkpoint do not suit; called before anything is written."""
 
-    def compile_ahead(self, experiment: Experiment) -> None:
-        """Starts the compilation of what takes long to compile and is needed late; called before the first stage."""
-
     def build(self, experiment: Experiment) -> GeneratedPool:
         """Makes the pool."""
         raise NotImplementedError

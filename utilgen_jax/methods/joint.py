@@ -69,13 +69,10 @@ class JointPool(PoolSpec):
         gate = [] if "gate" in self.without or not joint.gate_images else [f"gate_{self.name}"]
         return (*names, f"joint_{self.name}", *gate, f"pool_{self.name}")
 
-    def compile_ahead(self, experiment: Experiment) -> None:
-        if not self._starts_at_difficulty(experiment):  # another adapter has other shapes
-            experiment.joint.compile_ahead(self, self.without)
-
     def train(self, experiment: Experiment) -> JointResult:
         """Trains by the joint update, once."""
-        start = DifficultyPool().train(experiment) if self._starts_at_difficulty(experiment) else None
+        starts_at_difficulty = experiment.config.section(JointConfig).start == "difficulty"
+        start = DifficultyPool().train(experiment) if starts_at_difficulty else None
         return experiment.joint.train(self, experiment.pool(PlainPool()), start, self.without)
 
     def build(self, experiment: Experiment) -> GeneratedPool:
@@ -91,9 +88,6 @@ class JointPool(PoolSpec):
         return experiment.joint.findings(
             self, experiment.pool(PlainPool()), self.train(experiment), self._has_gate(experiment)
         )
-
-    def _starts_at_difficulty(self, experiment: Experiment) -> bool:
-        return experiment.config.section(JointConfig).start == "difficulty"
 
     def _is_used(self, experiment: Experiment, plain: GeneratedPool, trained: JointResult) -> bool:
         return not self._has_gate(experiment) or experiment.joint.gate(self, plain, trained).is_open
