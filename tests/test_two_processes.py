@@ -112,7 +112,7 @@ sys.exit(main.main(sys.argv))
 def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucket_with_the_same_bits(
     start, tmp_path, monkeypatch
 ):
-    command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=400"]
+    command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=1200"]  # so that SIGTERM comes within them
     command += ["--config.checkpoint_every_minutes=0.01", "--config.also_synthetic_only=False"]
     whole = start([*command, "--workdir=whole"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in whole]
@@ -136,8 +136,7 @@ def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucke
     again = start([*command, bucket], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
-    # The end may have come between the last saved state and the stage's result.
-    assert "classifier_vanilla: goes on after step" in outputs[0] or "classifier_vanilla: done before" in outputs[0]
+    assert "classifier_vanilla: goes on after step" in outputs[0]
     assert kill.differences(tmp_path / "cut", tmp_path / "whole") == []
 
 

@@ -4,9 +4,8 @@
   python -m utilgen_jax.bench job --cache=FOLDER               # again: what a second start takes
 
 The run is made in a folder that is removed, in a process of its own; --cache keeps its compiled programs; without it
-all is compiled. What a thread compiles ahead is no stage's; one that waits for it counts that as the wait. Stages that
-run at once each count their whole time. On CPU, small programs run in the thread that calls them: they count as Python.
-Nothing is compared: --against, --repeats and --warmup have no effect here.
+all is compiled. Stages that run at once each count their whole time. On CPU, small programs run in the thread that
+calls them: they count as Python. Nothing is compared: --against, --repeats and --warmup have no effect here.
 """
 
 from __future__ import annotations

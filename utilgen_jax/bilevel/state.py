@@ -49,7 +49,7 @@ class BilevelMetrics:
     Attributes:
         train_loss: scalar, the weighted loss of the batch; of several inner steps, of the first one's.
         validation_loss: scalar, after the inner steps (of a weighting that needs influence and learns nothing: after
-            the plain step that it looks ahead, if it does); None without validation.
+            the plain step that it looks ahead); None without validation.
         penalty: scalar, of the regularizer; None where there is none.
         losses: float32 [B], with the labels as they came.
         weights: float32 [B], relative, see `weightings.relative_weights`; 1 for examples that are not weighed.
