@@ -145,7 +145,7 @@ def run_plan(*arguments: str) -> tuple[str, dict]:
 @needs_libtpu
 @pytest.mark.slow
 def test_a_program_compiles_for_a_tpu_that_is_not_here():
-    _, figures = run_plan(*SMALL, "--topology=v5e:2x2", "--programs=unet", "--full")
+    text, figures = run_plan(*SMALL, "--topology=v5e:2x2", "--programs=unet", "--full")
     row = figures["programs"]["unet"]
     unet = find_architecture("glyphs", None, None)[0].unet
     weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(expected_params(unet)))
@@ -155,6 +155,11 @@ def test_a_program_compiles_for_a_tpu_that_is_not_here():
     parts = ("argument_bytes", "temporary_bytes", "code_bytes", "resident_bytes")
     assert row["needed_bytes"] == sum(row[part] for part in parts) < figures["available_bytes"]
     assert row["seconds_at_peak"] == pytest.approx(row["flops"] / (4 * 197e12))
+    # Each weight is read once, and what is float32 here is so there.
+    counts = row["hlo"]
+    assert counts["memory_bytes"] > weights and counts["float32_bytes"] > 0
+    assert counts["kernels"] > counts["copies"] and counts["collectives"] == 0
+    assert f"{counts['kernels']} kernels" in text
 
 
 @needs_libtpu

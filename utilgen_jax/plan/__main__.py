@@ -14,7 +14,8 @@ and the price of the whole run; and all figures as one JSON object, the last lin
 No weights are needed; the classifier is planned as if all of it were trained. XLA is told to save memory wherever it
 can, by recomputing, and is stopped before it generates code, which takes a minute or two. What does not fit then is
 compiled once more, to half of the memory: XLA does not always save most where it has least. With --full it compiles to
-the end, for a chip with the memory that it has: many minutes for each of Stable Diffusion's programs.
+the end, for a chip with the memory that it has, which takes many minutes for some programs of Stable Diffusion's size,
+and tells what stands in the program: kernels, bytes, copies, float32, collectives.
 Exit status: 0 done, also where a program does not fit; 2 bad input; 130 interrupted.
 """
 
@@ -133,6 +134,8 @@ def run(argv: Sequence[str]) -> None:
             **dataclasses.asdict(cost(calls(name, size), figures.flops, figures.moved_bytes, chip, planned.mesh.size)),
         }
         print(table.line(name, row), flush=True)
+        if figures.hlo is not None:
+            print(table.compiled_line(row, chip.bandwidth), flush=True)
         if not row["fits"]:
             print(f"{'':8} does not fit; try {table.ways_out(plan, ALL_PROGRAMS[name].has_gradient)}", flush=True)
     # The UNet alone is what the sampler calls.

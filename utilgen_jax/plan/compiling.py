@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from utilgen_jax.plan.hlo_counts import HloCounts, count_hlo
 from utilgen_jax.runtime.flops import count_bytes, count_flops
 
 GIB = 2**30
@@ -53,6 +54,7 @@ class Figures:
         flops: of all chips together, see `runtime.flops.count_flops`.
         moved_bytes: that one chip's products read and write, about, see `runtime.flops.count_bytes`.
         compile_seconds: on this machine.
+        hlo: what stands in the program of one chip; None where it was not compiled to the end.
     """
 
     argument_bytes: int
@@ -63,6 +65,7 @@ class Figures:
     flops: int
     moved_bytes: int
     compile_seconds: float
+    hlo: HloCounts | None = None
 
 
 def compile_program(call: Call, resident_bytes: int, available_bytes: int, full: bool = False) -> Figures:
@@ -77,9 +80,9 @@ def compile_program(call: Call, resident_bytes: int, available_bytes: int, full:
     start = time.perf_counter()
     traced = call.function.trace(*call.arguments, **call.settings)
     lowered = traced.lower()
-    memory = _compile(call, lowered, None if full else _NO_MEMORY)
+    memory, hlo = _compile(call, lowered, None if full else _NO_MEMORY)
     if not full and sum(memory) + resident_bytes > available_bytes:
-        memory = min(memory, _compile(call, lowered, available_bytes // 2**21), key=sum)
+        memory = min(memory, _compile(call, lowered, available_bytes // 2**21)[0], key=sum)
     argument_bytes, temporary_bytes, code_bytes = memory
     return Figures(
         argument_bytes=argument_bytes,
@@ -90,22 +93,27 @@ def compile_program(call: Call, resident_bytes: int, available_bytes: int, full:
         flops=count_flops(traced.jaxpr),
         moved_bytes=count_bytes(traced.jaxpr, jax.sharding.get_mesh().size or 1),
         compile_seconds=time.perf_counter() - start,
+        hlo=hlo if full else None,
     )
 
 
-def _compile(call: Call, lowered: Any, limit: int | None) -> tuple[int, int, int]:
-    """Bytes of arguments, temporaries and code; `limit` is the memory in MiB that XLA is told, None: the chip's own."""
+def _compile(call: Call, lowered: Any, limit: int | None) -> tuple[tuple[int, int, int], HloCounts | None]:
+    """Bytes of arguments, temporaries and code, and counts of the program, if there is one.
+
+    `limit` is the memory in MiB that XLA is told, None: the chip's own.
+    """
     try:
-        memory = lowered.compile({} if limit is None else {"xla_tpu_max_hbm_size_mib": limit}).memory_analysis()
+        compiled = lowered.compile({} if limit is None else {"xla_tpu_max_hbm_size_mib": limit})
     except jax.errors.JaxRuntimeError as error:
         too_large = _TOO_LARGE.search(str(error))
         if too_large is None:
             raise
         argument_bytes = bytes_on_chip((call.arguments, call.settings))
-        return argument_bytes, int(float(too_large[1]) * _UNITS[too_large[2]]) - argument_bytes, 0
+        return (argument_bytes, int(float(too_large[1]) * _UNITS[too_large[2]]) - argument_bytes, 0), None
+    memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporary_bytes = memory.temp_size_in_bytes + results
-    return memory.argument_size_in_bytes, temporary_bytes, memory.generated_code_size_in_bytes
+    needed = memory.argument_size_in_bytes, memory.temp_size_in_bytes + results, memory.generated_code_size_in_bytes
+    return needed, count_hlo(compiled.as_text())
 
 
 def bytes_on_chip(shapes: Any) -> int:

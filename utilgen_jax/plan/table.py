@@ -31,6 +31,25 @@ def line(name: str, row: dict[str, Any]) -> str:
     )
 
 
+def compiled_line(row: dict[str, Any], bandwidth: float) -> str:
+    """What stands in a program that was compiled to the end, and the share of the peak that its memory allows.
+
+    Args:
+        row: its figures.
+        bandwidth: bytes a second of a chip's memory.
+    """
+    counts = row["hlo"]
+    seconds = counts["memory_bytes"] / bandwidth
+    share = min(row["seconds_at_peak"] / seconds, 1.0) if seconds else 1.0
+    return (
+        f"{'':8} a call on a chip: {counts['kernels']} kernels, {counts['memory_bytes'] / 1e9:.2f} GB read and written "
+        f"({counts['float32_bytes'] / 1e9:.2f} as float32), {counts['float32_products']} products of float32, "
+        f"{counts['copies']} copies of {counts['copied_bytes'] / 1e9:.2f} GB, {counts['gathers']} gathers, "
+        f"{counts['collectives']} collectives of {counts['collective_bytes'] / 1e9:.3f} GB; "
+        f"{seconds:.4f} s of its memory, so at most {share:.0%} of the peak"
+    )
+
+
 def ways_out(plan: dict[str, Any], has_gradient: bool) -> str:
     """The settings that save memory and are not exhausted yet.
 
