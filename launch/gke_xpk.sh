@@ -27,9 +27,10 @@ options:
   --dry_run            prints each command and runs nothing
 
   bash launch/gke_xpk.sh create --spot
+  bash launch/gke_xpk.sh run -- --config=configs/cifar.py --config.data.path=gs://BUCKET/tfds --workdir=gs://BUCKET/runs/cifar
   bash launch/gke_xpk.sh run --storage=data -- --config=configs/cifar.py --config.data.path=/data/tfds --workdir=/data/runs/cifar
 
-The data and the workdir must lie on a storage that every worker sees.
+The data and the workdir must lie in a bucket that the nodes' service account may write, or on a storage that every worker sees.
 USAGE
 }
 

@@ -23,6 +23,7 @@ options:
   --project=PROJECT    Cloud project               (gcloud's own default)
   --spot               create: cheaper, can be preempted at any time
   --queued             create: waits in Google's queue until there is a pod; give it to keep and delete too
+  --account=EMAIL      create: the service account that the workers are (the project's default one)
   --mount=HOST:/SHARE  setup: an NFS share such as Filestore's, to mount as /mnt/shared on every worker
   --logs=FOLDER        of a log for each worker    (logs, in the job's folder on each; one on a shared disk outlives the pod)
   --worker=N           watch: worker, or all       (0)
@@ -30,26 +31,26 @@ options:
   --retries=N          keep: starts after a failure of the job that is neither a preemption nor bad input (3)
   --dry_run            prints each command and runs nothing
 
-  bash launch/tpu_pod.sh keep --spot --queued --mount=10.0.0.2:/share --logs=/mnt/shared/logs -- --config=configs/cifar.py \
-    --config.data.path=/mnt/shared/tfds --workdir=/mnt/shared/runs/cifar
+  bash launch/tpu_pod.sh keep --spot --queued -- --config=configs/cifar.py --config.data.path=gs://BUCKET/tfds \
+    --workdir=gs://BUCKET/runs/cifar
 
 or step by step:
 
   bash launch/tpu_pod.sh create --spot
   bash launch/tpu_pod.sh setup
-  bash launch/tpu_pod.sh run -- --config=configs/cifar.py --config.data.path=/mnt/shared/tfds --workdir=/mnt/shared/runs/cifar
+  bash launch/tpu_pod.sh run -- --config=configs/cifar.py --config.data.path=gs://BUCKET/tfds --workdir=gs://BUCKET/runs/cifar
   bash launch/tpu_pod.sh watch --worker=all
   bash launch/tpu_pod.sh delete
 
-The data and the workdir must lie on a disk that every worker sees, such as a mounted bucket or Filestore. After a preemption,
-without keep: delete, create, setup, and the same run again, which continues where it was last saved.
+The data and the workdir must lie in a bucket that the pod's service account may write, or on a disk that every worker sees, such
+as Filestore, with setup's --mount. After a preemption, without keep: delete, create, setup, and the same run again, which continues where it was last saved.
 USAGE
 }
 
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 name=utilgen zone=us-central1-a type=v5litepod-16 version=v2-alpha-tpuv5-lite project='' worker=0 spot='' queued='' dry_run=''
-mount='' logs=logs every=60 retries=3
-parse_options "create setup run watch delete keep" "name zone type version project worker mount logs every retries" \
+account='' mount='' logs=logs every=60 retries=3
+parse_options "create setup run watch delete keep" "name zone type version project worker account mount logs every retries" \
   "spot queued dry_run" "$@"
 if [[ "$command" == run || "$command" == keep ]]; then
   ((${#arguments[@]})) || fail "$command needs the job's arguments after --, such as -- --config=configs/digits.py --workdir=..."
@@ -77,10 +78,12 @@ on_workers() {
 }
 
 create() {
+  # The scope allows all that the account's roles do, such as to write a bucket.
+  local more=(--scopes=https://www.googleapis.com/auth/cloud-platform ${account:+"--service-account=$account"} ${spot:+--spot})
   if [[ -n "$queued" ]]; then
-    cloud queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
+    cloud queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" "${more[@]}"
   else
-    tpu create "$name" "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
+    tpu create "$name" "--accelerator-type=$type" "--version=$version" "${more[@]}"
   fi
 }
 

@@ -6,11 +6,13 @@
   python -m tests.kill --times=10 --method=vanilla --config.data.memory_gib=0.0001
   python -m tests.kill --times=10 --method=vanilla --processes=2
   python -m tests.kill --times=10 --method=vanilla --in_bucket
+  python -m tests.kill --times=10 --method=vanilla --in_bucket --processes=2
 
 A job that ends by itself is compared bit for bit: its summary, the results of its stages, and its pools; and it leaves
 no file that the uninterrupted run does not leave. Then the next job begins, until all of the --times are done. Of
-several --processes one is killed, and all are started again; with --in_bucket each start finds nothing of the run but
-its folder in a bucket. Other arguments go to the job. Exit status: 0 all are the same, 1 one is not.
+several --processes one is killed, and all are started again; with --in_bucket each start, and each process, finds
+nothing of the run but its folder in a bucket. Other arguments go to the job. Exit status: 0 all are the same, 1 one
+is not.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Job:
     Attributes:
         arguments: of the command, without its workdir.
         processes: of which the run consists, on this machine.
-        in_bucket: whether its workdir is a bucket to it; each start is then on a machine that knows nothing of the run.
+        in_bucket: whether its workdir is a bucket to it; each process is then on a machine that does not know the run.
     """
 
     arguments: Sequence[str]
@@ -75,8 +77,6 @@ class Job:
         """Starts its processes; their logs are in the workdir."""
         workdir.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        if self.in_bucket:
-            environment |= {"XDG_CACHE_HOME": tempfile.mkdtemp(prefix="machine_", dir=workdir.parent)}
         if self.processes > 1:
             address = f"127.0.0.1:{_free_port()}"
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(self.processes)}
@@ -86,6 +86,8 @@ class Job:
         for number in range(self.processes):
             with open(_log(workdir, number), "ab") as log:
                 own = environment | ({"JAX_PROCESS_ID": str(number)} if self.processes > 1 else {})
+                if self.in_bucket:
+                    own["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="machine_", dir=workdir.parent)
                 started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=own))
         return started
 
@@ -229,7 +231,9 @@ def main() -> int:
     parser.add_argument("--within", type=float, default=1.0, help="part of a run's time in which each comes")
     parser.add_argument("--minutes", type=float, default=0.02, help="between two saves")
     parser.add_argument("--processes", type=int, default=1, help="of a run; one of them is killed")
-    parser.add_argument("--in_bucket", action="store_true", help="the workdir is a bucket, each start on a new machine")
+    parser.add_argument(
+        "--in_bucket", action="store_true", help="the workdir is a bucket, each process on a new machine"
+    )
     parser.add_argument("--folder", help="for the runs, kept; a temporary one by default")
     settings, rest = parser.parse_known_args()
     job = [f"--config={settings.config}", f"--config.checkpoint_every_minutes={settings.minutes}", *rest]

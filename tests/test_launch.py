@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
 PLACE = ["--zone=us-central1-a"]
+SCOPE = "--scopes=https://www.googleapis.com/auth/cloud-platform"
 
 
 def bash(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -50,12 +51,13 @@ def test_scripts_parse(script: Path):
 
 def test_create(no_gcloud):
     assert dry_run(no_gcloud, "create", "--name=pod", "--zone=z", "--type=v4-32", "--version=v", "--project=p") == [
-        gcloud("create", "pod", "--accelerator-type=v4-32", "--version=v", "--zone=z", "--project=p")
+        gcloud("create", "pod", "--accelerator-type=v4-32", "--version=v", SCOPE, "--zone=z", "--project=p")
     ]
     (line,) = dry_run(no_gcloud, "create", "--spot")
     assert line == gcloud(
-        "create", "utilgen", "--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot", *PLACE
+        "create", "utilgen", "--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", SCOPE, "--spot", *PLACE
     )
+    assert "--service-account=who@example.com" in dry_run(no_gcloud, "create", "--account=who@example.com")[0]
 
 
 def test_setup_warms_the_ssh_key_up_on_one_worker_then_installs_on_all(no_gcloud):
@@ -110,7 +112,7 @@ def test_a_queued_pod_is_a_queued_resource(no_gcloud):
     queued = ["gcloud", "compute", "tpus", "queued-resources"]
     (line,) = dry_run(no_gcloud, "create", "--queued", "--spot")
     kind = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"]
-    assert line == [*queued, "create", "utilgen", "--node-id=utilgen", *kind, "--spot", *PLACE]
+    assert line == [*queued, "create", "utilgen", "--node-id=utilgen", *kind, SCOPE, "--spot", *PLACE]
     assert dry_run(no_gcloud, "delete", "--queued") == [[*queued, "delete", "utilgen", "--force", "--quiet", *PLACE]]
 
 

@@ -34,8 +34,10 @@ def start(tmp_path_factory) -> Callable[[list[str], Path], list[subprocess.Popen
     return partial(start_two, tmp_path_factory.mktemp("programs"))
 
 
-def start_two(programs: Path, command: list[str], cwd: Path) -> list[subprocess.Popen]:
-    """The command as two processes of one run, one CPU device each."""
+def start_two(
+    programs: Path, command: list[str], cwd: Path, machines: tuple[str, str] = ("machine", "machine")
+) -> list[subprocess.Popen]:
+    """The command as two processes of one run, one CPU device each, on machines that have a disk each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -47,7 +49,9 @@ def start_two(programs: Path, command: list[str], cwd: Path) -> list[subprocess.
         subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=cwd,
-            env=os.environ | shared | {"JAX_PROCESS_ID": str(number)},
+            env=os.environ
+            | shared
+            | {"JAX_PROCESS_ID": str(number), "XDG_CACHE_HOME": str(cwd / f"disk_of_{machines[number]}")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -60,7 +64,7 @@ def test_every_method_runs_in_two_processes(start, tmp_path):
     checkpoint = write_quick_stable_diffusion(tmp_path / "checkpoint")
     fields = [f"--config.{name}={value}" for name, value in (*TINY, ("generator.checkpoint", str(checkpoint)))]
     command = ["utilgen_jax.compare", f"--config={DIGITS}", "--seeds=1", f"--methods={','.join(NAMES)}"]
-    processes = start([*command, *fields, "--workdir=run"], tmp_path)
+    processes = start([*command, *fields, f"--workdir=file://{tmp_path}/run"], tmp_path, ("one", "other"))
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     done = {path.parent.name for path in (tmp_path / "run").rglob("summary.json")}
@@ -109,10 +113,8 @@ sys.exit(main.main(sys.argv))
     assert len(list((tmp_path / "run" / "pool" / "round_00").rglob("*.png"))) == 8
 
 
-def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucket_with_the_same_bits(
-    start, tmp_path, monkeypatch
-):
-    command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=1200"]  # so that SIGTERM comes within them
+def test_a_run_leaves_a_report_and_one_that_was_cut_off_goes_on_from_its_bucket_with_the_same_bits(start, tmp_path):
+    command = ["utilgen_jax.main", *SMALLEST_RUN, "--config.classifier.steps=1200"]  # so that it is cut off within them
     command += ["--config.checkpoint_every_minutes=0.01", "--config.also_synthetic_only=False"]
     whole = start([*command, "--workdir=whole"], tmp_path)
     outputs = [process.communicate(timeout=300)[0] for process in whole]
@@ -120,24 +122,39 @@ def test_a_run_leaves_a_report_and_one_that_sigterm_ended_goes_on_from_its_bucke
     assert (tmp_path / "whole" / "report" / "index.html").is_file() and (tmp_path / "whole" / "summary.json").is_file()
     assert "test accuracy" in outputs[0] and "test accuracy" not in outputs[1]
 
-    bucket = f"--workdir=file://{tmp_path}/cut"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
-    processes = start([*command, bucket], tmp_path)
+    command.append(f"--workdir=file://{tmp_path}/cut")
+    processes = start(command, tmp_path)
     states = tmp_path / "cut" / "checkpoints" / "classifier_vanilla.partial" / "training"
-    deadline = time.monotonic() + 300
-    while not states.is_dir() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(states.is_dir)
     for process in processes:
         process.send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [143, 143] and states.is_dir(), outputs
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other_machine"))
-    again = start([*command, bucket], tmp_path)
+    # From here on each process is on a machine that knows nothing of the run.
+    saved = number_of_states(tmp_path / "cut")
+    processes = start(command, tmp_path, ("second", "third"))
+    wait_until(lambda: number_of_states(tmp_path / "cut") > saved + 1)
+    processes[1].kill()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL] and "has died" in outputs[0], outputs
+    assert "classifier_vanilla: goes on after step" in outputs[0]
+
+    again = start(command, tmp_path, ("fourth", "fifth"))
     outputs = [process.communicate(timeout=300)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
-    assert "classifier_vanilla: goes on after step" in outputs[0]
     assert kill.differences(tmp_path / "cut", tmp_path / "whole") == []
+
+
+def wait_until(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happens() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def number_of_states(bucket: Path) -> int:
+    """How many states have been saved."""
+    return max(int(file.stem) for file in (bucket / ".saved").glob("[0-9]*.json"))
 
 
 @pytest.mark.parametrize("culprit", [0, 1])

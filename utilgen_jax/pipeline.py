@@ -12,7 +12,7 @@ from utilgen_jax.config.schema import Config
 from utilgen_jax.experiment.experiment import SharedDirs
 from utilgen_jax.experiment.setup import set_up
 from utilgen_jax.methods import METHODS, Method
-from utilgen_jax.runtime.mirror import working_folder
+from utilgen_jax.runtime.working_folder import working_folder
 
 
 def run(config: Config, workdir: str | Path, shared: SharedDirs | None = None) -> dict[str, Any]:

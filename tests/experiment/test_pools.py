@@ -73,7 +73,10 @@ def test_each_process_captions_into_a_file_of_its_own(make_experiment, captioner
     first = experiment.pools.caption_prompts()
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert experiment.pools.caption_prompts() == first and len(captioner) == 8
-    assert sorted(file.name for file in shared.stages.glob("*.jsonl")) == ["captions.1.jsonl", "captions.jsonl"]
+    assert sorted(file.name for file in shared.stages.glob("*.jsonl")) == [
+        "captions.jsonl",
+        "captions.shard-00001.jsonl",
+    ]
     assert not (experiment.workdir / "captions.jsonl").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -51,6 +52,16 @@ def test_each_shard_is_a_pool_of_its_own(folder):
 def test_values_are_noted_in_the_shards(folder):
     update_records(folder, weight=np.arange(7) / 10)
     assert [record.weight for record in read_pool(folder, NAMES).records] == [place / 10 for place in range(7)]
+
+
+def test_each_process_notes_the_values_of_its_own_shard(folder, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    update_records(folder, weight=np.ones(7))
+    assert [record.weight for record in read_pool(folder, NAMES).records] == [None, None, 1, 1, None, None, 1]
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    update_records(folder, weight=np.ones(7))
+    assert {record.weight for record in read_pool(folder, NAMES).records} == {1}
 
 
 @pytest.mark.parametrize("processes", [None, 2, 3])

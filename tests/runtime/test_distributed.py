@@ -16,7 +16,7 @@ import pytest
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import distributed
-from utilgen_jax.runtime.distributed import agree, end_together, initialize_distributed, wait_for_all
+from utilgen_jax.runtime.distributed import agree, end_together, initialize_distributed, wait_for_all, writer_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +63,20 @@ def test_one_process_is_alone():
     with pytest.raises(ValueError, match="raised as ever"), end_together():
         assert threading.active_count() == before
         raise ValueError("raised as ever")
+
+
+@pytest.mark.parametrize(
+    ("path", "writer"),
+    [
+        ("pool/round_00/shard-00001/metadata.jsonl", 1),
+        ("captions.shard-00001.jsonl", 1),
+        ("shard-00007/a.png", 0),  # of a run of more processes
+        ("pool/a_shard-00001/a.png", 0),
+        ("summary.json", 0),
+    ],
+)
+def test_a_file_is_the_first_processs_unless_its_path_names_the_shard_of_another(path, writer):
+    assert writer_of(path, processes=2) == writer
 
 
 class FakeClient:

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import mirror
-from utilgen_jax.runtime.mirror import Mirror, shown, was_saved, working_folder
+from utilgen_jax.runtime import working_folder as working
+from utilgen_jax.runtime.mirror import Mirror
+from utilgen_jax.runtime.working_folder import shown, was_saved, working_folder
 
 URL = "memory://bucket/runs/first"
 WRITES = ("pipe_file", "put_file", "cp_file", "rm_file")
@@ -195,4 +199,131 @@ def test_messages_name_the_bucket_and_a_local_folder_stays_one(tmp_path):
         was_saved(folder)
     with pytest.raises(InputError, match=f"^{URL}/config.json is of another run$"), working_folder(URL) as folder:
         raise InputError(f"{folder / 'config.json'} is of another run")
-    assert json.loads((folder.parent / "state.json").read_text())["number"] == 0 and not mirror._mirrors
+    assert json.loads((folder.parent / "state.json").read_text())["number"] == 0 and not working._mirrors
+
+
+# Two processes, each with a disk of its own: threads that meet as processes would.
+ALSO_EARLIER = {"pool/shard-00001/a": "image", "pool/shard-00001/b": "half"}
+ALSO_LATER = {"pool/shard-00001/a": "image", "pool/shard-00001/b": "whole", "pool/shard-00001/c": "image"}
+_WRITES_OF_TWO = 27
+
+
+def _one_at_a_time(method, lock):
+    def run(*arguments, **options):
+        with lock:
+            return method(*arguments, **options)
+
+    return run
+
+
+class Two:
+    """Runs a function in both at once, with a copy of the folder each, on machines of a name."""
+
+    def __init__(self, monkeypatch):
+        self._values = [None, None]
+        self._own = threading.local()
+        monkeypatch.setattr(mirror, "is_any", lambda value: any(self._gather(value)))
+        monkeypatch.setattr(mirror, "agree_on", lambda value: self._gather(value)[0])
+        monkeypatch.setattr(mirror, "wait_for_all", self._gather)
+        lock = threading.RLock()  # fsspec's store in memory, unlike a bucket, is one process's
+        for name in (*WRITES, "get_file", "cat_file"):
+            monkeypatch.setattr(MemoryFileSystem, name, _one_at_a_time(getattr(MemoryFileSystem, name), lock))
+
+    def _gather(self, value):
+        self._values[self._own.process] = value
+        self._barrier.wait()
+        found = list(self._values)
+        self._barrier.wait()
+        return found
+
+    def run(self, work):
+        """The results of both, or what has ended one of them."""
+        self._barrier = threading.Barrier(2, timeout=20)
+
+        def of(process):
+            self._own.process = process
+            try:
+                copy = Mirror(URL, process, 2)
+                copy.fetch()
+                return work(copy, process)
+            except BaseException as error:
+                self._barrier.abort()  # the other one is ended too
+                return error
+
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(of, range(2)))
+
+    def write(self, *files):
+        """Both write their files, and save."""
+
+        def work(copy, process):
+            copy.claim()
+            mine = files[process]
+            for name in [name for name in read(copy.folder) if ("shard-00001" in name) == bool(process)]:
+                if name not in mine:
+                    (copy.folder / name).unlink()
+            for name, text in mine.items():
+                (copy.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if not (copy.folder / name).is_file() or (copy.folder / name).read_text() != text:
+                    (copy.folder / name).write_text(text)
+            copy.save(takes=True)
+            return read(copy.folder)
+
+        return self.run(work)
+
+    def found(self):
+        """What both find in the bucket."""
+        return self.run(lambda copy, process: read(copy.folder))
+
+
+@pytest.fixture
+def two(monkeypatch) -> Two:
+    return Two(monkeypatch)
+
+
+def test_two_without_a_shared_disk_have_what_each_of_them_wrote(machine, two):
+    assert two.write(EARLIER, ALSO_EARLIER) == [EARLIER | ALSO_EARLIER] * 2
+    assert in_bucket() == (EARLIER | ALSO_EARLIER, len(EARLIER | ALSO_EARLIER) + 1)
+    assert two.write(LATER, ALSO_LATER) == [LATER | ALSO_LATER] * 2
+    machine("second")
+    assert two.found() == [LATER | ALSO_LATER] * 2
+    assert in_bucket() == (LATER | ALSO_LATER, len(LATER | ALSO_LATER) + 1)
+
+
+@pytest.mark.parametrize("number", range(_WRITES_OF_TWO + 1))
+def test_one_of_two_killed_at_any_write_the_bucket_has_the_old_state_of_both_or_the_new_one(
+    machine, two, monkeypatch, number
+):
+    two.write(EARLIER, ALSO_EARLIER)
+    with monkeypatch.context() as patch:
+        kill_at(patch, number)
+        results = two.write(LATER, ALSO_LATER)
+    is_killed = any(isinstance(result, BaseException) for result in results)
+    assert is_killed == (number < _WRITES_OF_TWO), "there are more: all should be tried"
+    if number % 2:  # else where one was killed
+        machine("second")
+    first, second = two.found()
+    assert first == second and first in (EARLIER | ALSO_EARLIER, LATER | ALSO_LATER)
+    two.write(LATER, ALSO_LATER)
+    assert in_bucket() == (LATER | ALSO_LATER, len(LATER | ALSO_LATER) + 1), "something is left over"
+
+
+def test_a_copy_of_one_of_two_that_was_further_is_no_state_that_one_process_goes_on_from(two):
+    two.write(EARLIER, ALSO_EARLIER)
+    two.run(lambda copy, process: (copy.folder / "log.jsonl").write_text("further"))
+    with working_folder(URL) as folder:
+        assert read(folder) == EARLIER | ALSO_EARLIER
+
+
+def test_what_has_not_changed_is_copied_once(two, monkeypatch):
+    two.write(EARLIER, ALSO_EARLIER)
+    copied, get_file = [], MemoryFileSystem.get_file
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "get_file",
+        lambda self, path, *more, **options: copied.append(path) or get_file(self, path, *more, **options),
+    )
+    two.write(LATER, ALSO_LATER)
+    own = {path.removeprefix("/bucket/runs/first/") for path in copied}
+    assert own == {"log.jsonl", "states/5/a", "pool/new.png", "pool/shard-00001/b", "pool/shard-00001/c"}
+    assert len(copied) == len(own)

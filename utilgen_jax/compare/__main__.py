@@ -113,13 +113,13 @@ def run(argv: Sequence[str]) -> None:
 
     from utilgen_jax.compare.regimes import write_regimes
     from utilgen_jax.pretraining.on_demand import pretrain_if_missing
-    from utilgen_jax.runtime.distributed import initialize_distributed
-    from utilgen_jax.runtime.mirror import working_folder
+    from utilgen_jax.runtime.distributed import end_together, initialize_distributed
+    from utilgen_jax.runtime.working_folder import working_folder
 
     found, may_run = {}, bool(values["run"].value)
     if may_run:
         initialize_distributed()
-    with working_folder(str(values["workdir"].value), claims=may_run) as workdir:
+    with end_together(), working_folder(str(values["workdir"].value), claims=may_run) as workdir:
         for regime, config, plan, files in comparisons:
             if may_run:
                 pretrain_if_missing(config)
@@ -147,13 +147,11 @@ def compare(config: Config, workdir: Path, plan: Plan, joined_files: Sequence[Pa
 
     from utilgen_jax.compare.join import shared_settings
     from utilgen_jax.compare.report import write_comparison
-    from utilgen_jax.runtime import distributed
 
     joined = _joined_runs(joined_files, config, plan)
     own = [entry for entry in plan if entry not in joined]
     if may_run and own:
-        with distributed.end_together():
-            run_all(config, workdir, own)
+        run_all(config, workdir, own)
     if jax.process_index() != 0:
         return []
     runs = [run for entry in own if (run := read_done(config, workdir, entry)) is not None]

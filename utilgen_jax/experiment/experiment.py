@@ -45,11 +45,11 @@ from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.report.job import job_progress
 from utilgen_jax.report.metrics import MetricsWriter, read_metrics
 from utilgen_jax.runtime.folder_lock import locked_folder
-from utilgen_jax.runtime.mirror import shown
 from utilgen_jax.runtime.sharding import replicate
 from utilgen_jax.runtime.state_folder import Saving
 from utilgen_jax.runtime.threads import run_at_once
 from utilgen_jax.runtime.training_loop import TrainingLoop
+from utilgen_jax.runtime.working_folder import exchange, shown
 from utilgen_jax.valuation.cross_fit import PoolValues
 
 
@@ -400,7 +400,7 @@ class Experiment:
     def _note_values(self, pool: GeneratedPool, values: PoolValues) -> Pool:
         """Writes the values of a pool's images beside them, for a person to read."""
         folder = self.pool_folder(pool.spec, pool.round)
-        if self.is_first:
-            columns = {"difficulty": values.difficulty, "weight": values.weights, "soft_label": values.soft_labels}
-            update_records(folder, **{name: column for name, column in columns.items() if column is not None})
+        columns = {"difficulty": values.difficulty, "weight": values.weights, "soft_label": values.soft_labels}
+        update_records(folder, **{name: column for name, column in columns.items() if column is not None})
+        exchange(folder)
         return read_pool(folder, self.split.real.class_names, self.reading)

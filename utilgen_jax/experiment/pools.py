@@ -38,9 +38,9 @@ from utilgen_jax.prompts.templates import caption_prompts, class_prompts
 from utilgen_jax.prompts.words import pair_in_turn
 from utilgen_jax.report.progress import Progress
 from utilgen_jax.runtime.atomic_write import replace_file
-from utilgen_jax.runtime.distributed import check_terminated
-from utilgen_jax.runtime.mirror import was_saved
+from utilgen_jax.runtime.distributed import check_terminated, shard_name
 from utilgen_jax.runtime.sharding import replicate
+from utilgen_jax.runtime.working_folder import was_saved
 from utilgen_jax.types import Params
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class PoolSteps:
     def _captions_file(self) -> Path:
         """The shots' captions. Every process captions for itself: the same captions, in a file of its own."""
         experiment = self.experiment
-        name = "captions.jsonl" if experiment.is_first else f"captions.{jax.process_index()}.jsonl"
+        name = "captions.jsonl" if experiment.is_first else f"captions.{shard_name(jax.process_index())}.jsonl"
         return (experiment.shared.stages if experiment.shared else experiment.workdir) / name
 
     def check_captions(self) -> None:

@@ -28,10 +28,10 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.report.job import current_job
 from utilgen_jax.runtime.atomic_write import replace_file
 from utilgen_jax.runtime.distributed import agree, check_terminated, wait_for_all
-from utilgen_jax.runtime.mirror import was_saved
 from utilgen_jax.runtime.saved_state import SavedState
 from utilgen_jax.runtime.sharding import to_host
 from utilgen_jax.runtime.state_folder import Saving, StateFolder
+from utilgen_jax.runtime.working_folder import exchange, was_saved
 
 Result = TypeVar("Result")
 Self = TypeVar("Self")
@@ -120,6 +120,7 @@ class StageCache:
         wait_for_all(f"stage {name}")
         states.remove()
         was_saved(file.parent)
+        exchange(file.parent)
         return arrays
 
 

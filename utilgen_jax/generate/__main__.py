@@ -105,7 +105,7 @@ def run(argv: Sequence[str]) -> None:
     # JAX is imported only now, so that --help and mistakes answer at once and touch no device.
     from utilgen_jax.generate.write import generate
     from utilgen_jax.runtime import distributed
-    from utilgen_jax.runtime.mirror import working_folder
+    from utilgen_jax.runtime.working_folder import working_folder
 
     distributed.initialize_distributed()
     with distributed.end_together(), working_folder(settings["workdir"], claims=False) as workdir:

@@ -20,6 +20,7 @@ from utilgen_jax.pool.records import PoolRecord
 from utilgen_jax.pool.storage import PoolWriter
 from utilgen_jax.runtime.distributed import wait_for_all
 from utilgen_jax.runtime.sharding import own_rows, to_host
+from utilgen_jax.runtime.working_folder import exchange
 
 # (condition of text, places in the pool int [B]) -> (condition, latents to start from, or None)
 ConditionOn = Callable[[Condition, np.ndarray], tuple[Condition, jax.Array | None]]
@@ -79,11 +80,11 @@ def open_pool(
     """
     is_first = jax.process_index() == 0
     if not is_first:
-        wait_for_all("the first process has opened the pool")
+        exchange(folder)
     shard = jax.process_index() if is_sharded and jax.process_count() > 1 else None
     writer = PoolWriter(folder, class_names, shard, image_format)
     if is_first:
-        wait_for_all("the first process has opened the pool")
+        exchange(folder)
     wait_for_all("every process has opened the pool")
     return writer
 

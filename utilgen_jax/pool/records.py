@@ -13,6 +13,7 @@ import numpy as np
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
+from utilgen_jax.runtime.distributed import is_own
 
 METADATA = "metadata.jsonl"
 _SHARD = re.compile(r"shard-\d{5}")
@@ -143,13 +144,14 @@ def _read_lines(
     return records
 
 
-def write_records(folder: Path, records: Sequence[PoolRecord]) -> None:
-    """Replaces the lines of all files; each is the old or the new one at any time."""
+def write_records(folder: Path, records: Sequence[PoolRecord], own_alone: bool = False) -> None:
+    """Replaces the lines of all files, or of this process's own; each is the old or the new one at any time."""
     lines: dict[Path, list[str]] = {file: [] for file in metadata_files(folder)}
     for record in records:  # Before any file: a value JSON cannot hold raises here.
         lines[folder / shard_of(record.file_name) / METADATA].append(to_line(record))
     for file, of_file in lines.items():
-        write_text(file, "".join(of_file), fsync=True)
+        if not own_alone or is_own(file.relative_to(folder).as_posix()):
+            write_text(file, "".join(of_file), fsync=True)
 
 
 def class_folders(class_names: tuple[str, ...]) -> tuple[str, ...]:

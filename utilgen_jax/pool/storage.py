@@ -40,6 +40,7 @@ from utilgen_jax.pool.records import (
     write_records,
 )
 from utilgen_jax.runtime.atomic_write import append_text, cut_partial_line, write_bytes
+from utilgen_jax.runtime.distributed import shard_name
 
 # Images of `PoolWriter`, whole or partial; other files in the folder are never removed.
 _IMAGE_FILE = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.partial")
@@ -85,7 +86,7 @@ class PoolWriter:
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
         self._class_folders = class_folders(self.class_names)
-        self._shard = "" if shard is None else f"shard-{shard:05d}"
+        self._shard = "" if shard is None else shard_name(shard)
         self._packed = PACKED_FORMATS.get(image_format)
         (self.folder / self._shard).mkdir(parents=True, exist_ok=True)
         (self.folder / self._shard / METADATA).touch()
@@ -243,6 +244,8 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None, read
 def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) -> None:
     """Replaces fields of all records at once; each metadata.jsonl is the old or the new one at any time.
 
+    All processes call this; each writes the lines of its own shard, the first one all others.
+
     Args:
         folder: The pool's folder.
         **columns: Field of `PoolRecord` -> N values, e.g. weight=float [N] or soft_label=float [N, K].
@@ -260,7 +263,7 @@ def update_records(folder: str | Path, **columns: Sequence[Any] | np.ndarray) ->
             raise ValueError(f"column {name!r} has {len(column)} values for {len(records)} images")
         values = column.tolist() if isinstance(column, np.ndarray) else column
         records = [dataclasses.replace(record, **{name: value}) for record, value in zip(records, values, strict=True)]
-    write_records(folder, records)
+    write_records(folder, records, own_alone=True)
 
 
 def pack(folder: Path, file: str, records: Sequence[PoolRecord]) -> None:

@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> None:
     settings = command_line.read_settings(__doc__ or "", define_flags(), argv, check_arguments)
     if settings is None:
         return
-    from utilgen_jax.runtime.mirror import shown, working_folder
+    from utilgen_jax.runtime.working_folder import shown, working_folder
 
     with working_folder(settings["workdir"], claims=False) as workdir:
         print(f"report: {shown(make_report(workdir))}")

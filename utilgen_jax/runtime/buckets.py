@@ -99,13 +99,14 @@ def bucket_problem(url: str, may_be_missing: bool = False) -> str:
     return "" if exists or may_be_missing else f"{url}: there is no such file or folder"
 
 
-def cache_of(url: str, kind: str, environ: Mapping[str, str] = os.environ) -> Path:
+def cache_of(url: str, kind: str, environ: Mapping[str, str] = os.environ, process: int = 0) -> Path:
     """The path on this machine for a place in a bucket: of its own name, in a folder of its own in the user's cache.
 
     Args:
         url: of the place.
         kind: of what is kept there: "copies" or "runs".
         environ: of the user.
+        process: whose it is, where each has one of its own.
 
     Raises:
         InputError: there is no home, or the place is no folder in a bucket.
@@ -119,7 +120,8 @@ def cache_of(url: str, kind: str, environ: Mapping[str, str] = os.environ) -> Pa
         caches = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:
         raise InputError(f"{url}: there is no home folder to keep a copy in; set XDG_CACHE_HOME") from error
-    return caches / "utilgen_jax" / kind / hashlib.sha256(url.encode()).hexdigest()[:12] / parts[-1]
+    name = hashlib.sha256(url.encode()).hexdigest()[:12] + (f"-{process}" if process else "")
+    return caches / "utilgen_jax" / kind / name / parts[-1]
 
 
 def local_copy(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import sys
@@ -29,6 +30,7 @@ _LATE = 15.0  # seconds until it is told that others have not come yet
 _GRACE = 2.0  # seconds within which a failed collective operation is known to be another process's end
 # What another process reports, and seconds that one waits for the others to end too.
 _ENDS = ((_FAILURE, 20.0), (_DEATH, 3.0))
+_SHARD = re.compile(r"(?:^|[/.])shard-(\d{5})(?=[/.])")
 
 
 def initialize_distributed(environ: Mapping[str, str] = os.environ) -> bool:
@@ -100,32 +102,58 @@ def agree(value: bool) -> bool:
     """Returns the first process's value in every process."""
     if jax.process_count() == 1:
         return value
+    return bool(agree_on(int(value)))
+
+
+def agree_on(number: int) -> int:
+    """Returns the first process's number, an int32, in every process."""
+    if jax.process_count() == 1:
+        return number
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(value))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def is_any(value: bool) -> bool:
+    """Whether the value is true in any process; all of them call this at the same place."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def is_any_terminated() -> bool:
     """Whether SIGTERM has come to any process; all of them call this at the same place."""
-    if jax.process_count() == 1:
-        return is_requested()
-    from jax.experimental import multihost_utils
+    return is_any(is_requested())
 
-    return bool(multihost_utils.process_allgather(np.array(is_requested())).any())
+
+def shard_name(number: int) -> str:
+    """What a file or folder has in its name that a process other than the first may write, `shard-00003`."""
+    return f"shard-{number:05d}"
+
+
+def writer_of(path: str, processes: int) -> int:
+    """Which of so many processes writes a file: the first one, unless its path names the shard of another."""
+    found = _SHARD.search(path)
+    number = int(found[1]) if found else 0
+    return number if number < processes else 0
+
+
+def is_own(path: str) -> bool:
+    """Whether this process is the one that writes a file."""
+    return writer_of(path, jax.process_count()) == jax.process_index()
 
 
 def all_see(file: Path) -> bool:
     """Whether every process sees a file that the first one writes, and so shares its folder."""
     if jax.process_count() == 1:
         return True
-    from jax.experimental import multihost_utils
-
-    number = str(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbelow(2**31))))
+    number = str(agree_on(secrets.randbelow(2**31)))
     if jax.process_index() == 0:
         file.write_text(number)
     wait_for_all(f"{file.name} is written")
-    sees = file.is_file() and file.read_text() == number
-    return bool(multihost_utils.process_allgather(np.array(sees)).all())
+    return not is_any(not file.is_file() or file.read_text() != number)
 
 
 def check_terminated() -> None:
@@ -152,12 +180,10 @@ class Meetings:
             if self._since is None:  # from here on, as what a meeting brings is not a step's time
                 self._since = step, time.monotonic()
             return False
-        from jax.experimental import multihost_utils
-
         apart = 2.0
         if self._since is not None and step > self._since[0]:
             apart = _BETWEEN_MEETINGS * (step - self._since[0]) / max(time.monotonic() - self._since[1], 1e-3)
-        self._next = step + int(multihost_utils.broadcast_one_to_all(np.int32(np.clip(apart, 1, 1000))))
+        self._next = step + agree_on(int(np.clip(apart, 1, 1000)))
         self._since = None
         return True
 

@@ -1,10 +1,11 @@
 """A run's state on disk: orbax behind three functions.
 
 A checkpoint folder holds one saved tree. A new one is complete before the old one is removed, so that a run that is
-stopped in the middle of `save` finds the old one. Works with several processes (all call the same function on the same
-shared folder) and on buckets (`gs://...`).
+stopped in the middle of `save` finds the old one. Of several processes all call the same function: the first one writes
+the whole tree, and each reads, from the same folder or from a copy of its own. Works on buckets too (`gs://...`).
 """
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import named_in_errors
+from utilgen_jax.runtime.sharding import to_host
 from utilgen_jax.types import PyTree
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ _WAY_OUT = "remove the folder to start afresh"
 
 
 def save(folder: Path | str, tree: PyTree) -> None:
-    """Saves a tree in a folder, in place of what was saved there before; returns when it is on disk.
+    """Saves a tree in a folder, in place of what was saved there before; the first process returns when it is there.
 
     Args:
         folder: made if it does not exist.
@@ -38,11 +40,19 @@ def save(folder: Path | str, tree: PyTree) -> None:
         InputError: it cannot be written; what was saved before stays.
     """
     import orbax.checkpoint as ocp
+    from etils import epath
 
+    tree = jax.tree.map(_unwrap_key, tree)
+    if jax.process_count() > 1:
+        tree = jax.tree.map(lambda leaf: to_host(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+        if jax.process_index() > 0:
+            return
     _check_room(folder, tree)
     try:
-        with named_in_errors(Path(folder)), _without_logs(), _manager(folder) as manager:
-            manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(jax.tree.map(_unwrap_key, tree)))
+        with named_in_errors(Path(folder)), _without_logs():
+            epath.Path(folder).mkdir(parents=True, exist_ok=True)
+            with _manager(folder) as manager:
+                manager.save(_next(manager.latest_step()), args=ocp.args.StandardSave(tree))
     except OSError:
         raise
     except Exception as error:  # Without space the storage layer below orbax raises errors of its own.
@@ -124,6 +134,10 @@ def _manager(folder: Path | str) -> "ocp.CheckpointManager":
     location = str(folder) if "://" in str(folder) else os.path.abspath(folder)
     # Synchronous: what is saved is small, and a caller that goes on may rely on its being there.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    if jax.process_count() > 1:  # each works for itself
+        number = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(number, {number}, barrier_sync_key_prefix=f"process_{number}")
+        options = dataclasses.replace(options, create=False, multiprocessing_options=alone)
     return ocp.CheckpointManager(location, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
 

@@ -238,7 +238,7 @@ def own_rows(batch: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def to_host(array: np.ndarray | jax.Array) -> np.ndarray:
     """The whole array in host memory; with several processes all of them call this, for the same array."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))

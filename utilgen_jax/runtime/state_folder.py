@@ -17,7 +17,7 @@ from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import orbax_checkpoint
 from utilgen_jax.runtime.atomic_write import write_text
 from utilgen_jax.runtime.distributed import agree, wait_for_all
-from utilgen_jax.runtime.mirror import was_saved
+from utilgen_jax.runtime.working_folder import was_saved
 from utilgen_jax.types import PyTree
 
 ABOUT = "about.json"
