@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from utilgen_jax.classifier.dataset import (
     StepKey,
     apply_randaugment,
     draw_rows,
+    draw_synthetic,
     join_batch,
     take_batch,
 )
@@ -26,24 +28,44 @@ from utilgen_jax.runtime.sharding import to_host
 _STEPS_AT_ONCE = 256  # whose rows one program draws, for images that are to be read ahead
 
 
+class Draw(Protocol):
+    """Makes the batch of a step."""
+
+    def __call__(self, step: int, targets: jax.Array | None = None) -> Examples:
+        """The batch of a step, in which the synthetic images have other targets if these are given."""
+        ...
+
+
 def make_draw(
-    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array
-) -> Callable[[int], Examples]:
+    config: ClassifierConfig,
+    real: Examples,
+    synthetic: Examples | None,
+    key: jax.Array,
+    steps: range | None = None,
+) -> Draw:
     """Returns what makes the batch of a step, see `draw_training_batch`.
 
     Where images are streamed, it is called for one step after the other, from any step on.
 
     Args:
         config, real, synthetic, key: see `draw_training_batch`.
+        steps: that there are; None: all of the config's.
     """
-    if is_streamed(real) or (synthetic is not None and is_streamed(synthetic)):
-        return _StreamedDraw(config, real, synthetic, key)
-    return partial(draw_training_batch, config, real, synthetic, key)
+    if is_streamed(real, synthetic):
+        return _StreamedDraw(config, real, synthetic, key, steps or range(config.steps))
+
+    def draw(step: int, targets: jax.Array | None = None) -> Examples:
+        pool = synthetic
+        if pool is not None and targets is not None:
+            pool = dataclasses.replace(pool, targets=targets)
+        return draw_training_batch(config, real, pool, key, step)
+
+    return draw
 
 
-def is_streamed(examples: Examples) -> bool:
-    """Whether the images are not in memory."""
-    return isinstance(examples.inputs, StreamedImages)
+def is_streamed(*examples: Examples | None) -> bool:
+    """Whether images of any of these are not in memory."""
+    return any(each is not None and isinstance(each.inputs, StreamedImages) for each in examples)
 
 
 def draw_training_batch(
@@ -72,60 +94,75 @@ def _augmented(config: ClassifierConfig, batch: Examples, key: jax.Array, step: 
     return apply_randaugment(batch, jax.random.fold_in(jax.random.fold_in(key, step), StepKey.RANDAUGMENT))
 
 
-class _StreamedDraw:
-    """Draws the rows of all steps to come, and has their images read ahead.
+class RowsAhead:
+    """Takes examples by rows that are drawn for all steps to come, so that streamed images are read ahead.
 
     Args:
-        config, real, synthetic, key: see `draw_training_batch`.
+        examples: to take from, in memory or streamed.
+        draw: gives for steps, int [n], the rows of each, int [n, B].
+        steps: that there are; each is taken after the one before it, from any on.
     """
 
-    def __init__(self, config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array) -> None:
-        self._config = config
-        self._real = real
-        self._synthetic = synthetic
-        self._key = key
-        self._next = -1  # the step whose images come next
-        self._images: tuple[Iterator[jax.Array], Iterator[jax.Array]] = iter(()), iter(())
+    def __init__(self, examples: Examples, draw: Callable[[np.ndarray], jax.Array], steps: range) -> None:
+        self._examples = examples
+        self._draw = draw
+        self._steps = steps
+        self._first = 0  # place among the steps of the first whose rows are drawn
+        self._next = -1  # place of the step that comes next
+        self._rows = np.zeros((0, 0), np.int32)
+        self._images: Iterator[jax.Array] = iter(())
 
-    def __call__(self, step: int) -> Examples:
-        """The batch of a step."""
-        if step != self._next:
-            self._open(step)
-        self._next = step + 1
-        drawn = _draw(self._config, self._real, self._synthetic, self._key, step)
-        parts = [
-            None if examples is None else self._part(examples, rows, images)
-            for examples, rows, images in zip(
-                (self._real, self._synthetic), (drawn.real, drawn.synthetic), self._images, strict=True
-            )
-        ]
-        assert parts[0] is not None
-        batch = _join_batch(_read_by_the_draw(self._config), parts[0], parts[1], drawn)
-        return _augmented(self._config, batch, self._key, step)
+    def take(self, step: int, targets: jax.Array | None = None) -> Examples:
+        """The examples of a step, with other targets if they are given."""
+        place = self._steps.index(step)
+        if place != self._next:
+            self._open(place)
+        self._next = place + 1
+        rows = self._rows[place - self._first]
+        examples = self._examples if targets is None else dataclasses.replace(self._examples, targets=targets)
+        if not is_streamed(examples):
+            return _take(examples, rows)
+        # A batch that is synthetic alone has no real images.
+        images = next(self._images) if rows.size else jnp.zeros((0, *examples.inputs.shape[1:]))
+        return dataclasses.replace(_take(dataclasses.replace(examples, inputs=None), rows), inputs=images)
 
     def _open(self, first: int) -> None:
         """Starts reading from a step on."""
-        config, last = _read_by_the_draw(self._config), self._config.steps
-        numbers = len(self._real), None if self._synthetic is None else len(self._synthetic)
-        rows: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-        for begin in range(first, last, _STEPS_AT_ONCE):
-            drawn = _rows_of_steps(config, *numbers, self._key, np.arange(begin, begin + _STEPS_AT_ONCE))
-            for of_part, each in zip(rows, drawn, strict=True):
-                if each is not None:
-                    of_part.append(to_host(each)[: last - begin])
-        self._images = self._batches(self._real, rows[0]), self._batches(self._synthetic, rows[1])
+        drawn, every = [], self._steps.step
+        for begin in self._steps[first::_STEPS_AT_ONCE]:
+            drawn.append(to_host(self._draw(begin + every * np.arange(_STEPS_AT_ONCE))))
+        self._first, self._rows = first, np.concatenate(drawn)[: len(self._steps) - first]
+        if is_streamed(self._examples) and self._rows.size:
+            self._images = self._examples.inputs.batches(self._rows)
 
-    def _batches(self, examples: Examples | None, rows: list[np.ndarray]) -> Iterator[jax.Array]:
-        if examples is None or not is_streamed(examples) or not rows[0].size:
-            return iter(())
-        return examples.inputs.batches(np.concatenate(rows))
 
-    def _part(self, examples: Examples, rows: jax.Array | None, images: Iterator[jax.Array]) -> Examples:
-        if not is_streamed(examples):
-            return _take(examples, rows)
-        taken = _take(dataclasses.replace(examples, inputs=None), rows)
-        # A batch that is synthetic alone has no real images.
-        return dataclasses.replace(taken, inputs=next(images, jnp.zeros((0, *examples.inputs.shape[1:]))))
+class _StreamedDraw:
+    """Draws the rows of all steps to come once, and has their images read ahead.
+
+    Args:
+        config, real, synthetic, key: see `draw_training_batch`.
+        steps: that there are.
+    """
+
+    def __init__(
+        self, config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, steps: range
+    ) -> None:
+        self._config = config
+        self._key = key
+        read, numbers = _read_by_the_draw(config), (len(real), None if synthetic is None else len(synthetic))
+        self._numbers = numbers
+        self._real = RowsAhead(real, partial(_real_rows, read, *numbers, key), steps)
+        self._synthetic = None
+        if synthetic is not None:
+            self._synthetic = RowsAhead(synthetic, partial(_synthetic_rows, read, *numbers, key), steps)
+
+    def __call__(self, step: int, targets: jax.Array | None = None) -> Examples:
+        """The batch of a step."""
+        config = _read_by_the_draw(self._config)
+        real = self._real.take(step)
+        synthetic = None if self._synthetic is None else self._synthetic.take(step, targets)
+        drawn = _augmentation(config, *self._numbers, self._key, step)
+        return _augmented(self._config, _join_batch(config, real, synthetic, drawn), self._key, step)
 
 
 @cache
@@ -141,16 +178,28 @@ def _draw_rows(config: ClassifierConfig, num_real: int, pool_size: int | None, k
 
 
 @partial(jax.jit, static_argnames="config")
-def _rows_of_steps(
+def _augmentation(config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
+    """What augments the batch of a step, with rows that count alone: the compiler leaves them out."""
+    drawn = draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
+    return dataclasses.replace(drawn, real=jnp.zeros(drawn.real.shape, jnp.int32), synthetic=None)
+
+
+@partial(jax.jit, static_argnames="config")
+def _real_rows(
     config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, steps: np.ndarray
-) -> tuple[jax.Array, jax.Array | None]:
-    """Rows of real and of synthetic images of several steps, int [n, B] each; what augments them is not drawn."""
+) -> jax.Array:
+    """Rows of the real images of several steps, int [n, B]."""
+    draw = partial(draw_rows, config, num_real, pool_size)
+    return jax.vmap(lambda step: draw(jax.random.fold_in(key, step)).real)(jnp.asarray(steps))
 
-    def rows(step: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        drawn = draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
-        return drawn.real, drawn.synthetic
 
-    return jax.vmap(rows)(jnp.asarray(steps))
+@partial(jax.jit, static_argnames="config")
+def _synthetic_rows(
+    config: ClassifierConfig, num_real: int, pool_size: int, key: jax.Array, steps: np.ndarray
+) -> jax.Array:
+    """Rows of the synthetic images of several steps, int [n, B]."""
+    draw = partial(draw_synthetic, config, pool_size)
+    return jax.vmap(lambda step: draw(jax.random.fold_in(key, step)))(jnp.asarray(steps))
 
 
 _take_batch = jax.jit(take_batch, static_argnames="config")

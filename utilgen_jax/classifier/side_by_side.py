@@ -57,7 +57,8 @@ def train_classifiers(
     Returns:
         The trained parameters, in order.
     """
-    threads = min(len(trainings), num_threads(config, trainings[0].real)) if trainings else 1
+    others = [training.synthetic for training in trainings]
+    threads = min(len(trainings), num_threads(config, trainings[0].real, *others)) if trainings else 1
     if threads == 1:
         return [
             train_classifier(classifier, config, *training, loop.part(str(number), number * config.steps))
@@ -85,16 +86,17 @@ def _counted(on_step: OnStep, done: int, number: int) -> OnStep:
     return lambda step, loss: on_step(done + number * step, loss)
 
 
-def num_threads(config: ClassifierConfig, images: Examples) -> int:
+def num_threads(config: ClassifierConfig, images: Examples, *others: Examples | None) -> int:
     """How many trainings on such images run at once.
 
     Args:
         config: of each training.
         images: float32 [N, H, W, C].
+        *others: that are trained on beside these.
     """
     mesh = jax.sharding.get_mesh()
     # Several devices or processes have to be given the same work in the same order.
-    if is_streamed(images):
+    if is_streamed(images, *others):
         return 1
     alone = jax.process_count() == 1 and (jax.device_count() if mesh.empty else mesh.size) == 1
     small = config.batch_size * math.prod(images.inputs.shape[1:]) <= _MOST_NUMBERS

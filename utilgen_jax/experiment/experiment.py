@@ -316,7 +316,7 @@ class Experiment:
         has_both = self.config.also_synthetic_only and not self.config.classifier.is_synthetic_only
         if data.synthetic is not None and has_both:
             trainings.append(partial(method.train_on_synthetic, self, data))
-        at_once = num_threads(self.classifier_config, self.real)
+        at_once = num_threads(self.classifier_config, self.real, data.synthetic)
         (params, found), *other = run_at_once(trainings) if at_once > 1 else [train() for train in trainings]
         if method == self.methods[-1]:
             self._data = found
