@@ -1,7 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, without a test split."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from utilgen_jax.data.image_source import ArraySource, Sources
 
@@ -18,6 +17,8 @@ def load(image_size: int, channels: int) -> Sources:
     Returns:
         All images as the training split, without a test split. Grey levels 0..16 are scaled to 0..255.
     """
+    from sklearn.datasets import load_digits  # slow to import
+
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     source = ArraySource(

@@ -101,6 +101,8 @@ def set_up(
         pool.check(experiment)
     if any(pool.captions for pool in pools):
         experiment.pools.check_captions()
+    if generator is not None:
+        _check_weights(generator)  # seconds for a large checkpoint, so what else is missing has been told before
     return experiment
 
 
@@ -146,18 +148,22 @@ def _with_label_noise(real: LabelledImages, config: Config) -> LabelledImages:
 
 
 def _read_architecture(config: Config, checkpoint: Path, pools: Sequence[PoolSpec]) -> Architecture:
-    """Reads a checkpoint's architecture, and checks the headers of its weights and the sampling settings against it."""
+    """Reads a checkpoint's architecture, and checks the sampling settings against it."""
     architecture = read_architecture(
         checkpoint,
         jnp.dtype(config.generator.dtype),
         gradient_checkpointing=config.generator.gradient_checkpointing,
     )
-    for name, module in architecture.modules.items():
-        check_component(checkpoint / name, _expected_params(module))
     architecture.check_image_size(config.generator.image_size)
     for sampling in {config.generator, *(pool.sampling(config) for pool in pools)}:
         make_sampler(sampling.scheduler, architecture.schedule, sampling.steps)
     return architecture
+
+
+def _check_weights(generator: GeneratorSource) -> None:
+    """Checks the headers of a checkpoint's weights against its architecture."""
+    for name, module in generator.architecture.modules.items():
+        check_component(generator.checkpoint / name, _expected_params(module))
 
 
 def classifier_config(config: Config, real: LabelledImages) -> ClassifierConfig:

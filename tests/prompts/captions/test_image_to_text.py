@@ -1,18 +1,10 @@
 """Captioners of transformers: our captions equal those of its own classes, for tiny random checkpoints."""
 
-import numpy as np
 import pytest
 
+from tests.captioner_checkpoint import IMAGES, TEXT, TOWER, VISION, WORDS, blip, write_captioner
 from utilgen_jax.errors import InputError
 from utilgen_jax.prompts.captions import image_to_text, make_captioner
-
-WORDS = ("<s>", "</s>", "<pad>", "<unk>", "<image>", "red", "green", "blue", "cat", "dog", "sky")
-SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-# The sizes of every tower.
-TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION = {**TOWER, "image_size": 16, "patch_size": 8}
-TEXT = {**TOWER, **SPECIAL, "vocab_size": len(WORDS), "max_position_embeddings": 64}
 
 
 def blip2():
@@ -24,13 +16,6 @@ def blip2():
         vision_config=VISION, qformer_config=qformer, text_config=opt, num_query_tokens=4, image_token_index=4
     )
     return Blip2ForConditionalGeneration(config)
-
-
-def blip():
-    from transformers import BlipConfig, BlipForConditionalGeneration
-
-    text = {**TEXT, "encoder_hidden_size": 16, "projection_dim": 16, "sep_token_id": 1}
-    return BlipForConditionalGeneration(BlipConfig(vision_config=VISION, text_config=text, projection_dim=16))
 
 
 def git():
@@ -49,37 +34,10 @@ def vit_gpt2():
     return VisionEncoderDecoderModel(config=config)
 
 
-def write_checkpoint(folder, make_model):
-    """Saves a random model, tokenizer and image processor, and returns the model's captions of IMAGES."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BlipImageProcessorPil, PreTrainedTokenizerFast
-
-    vocabulary = models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")
-    words = Tokenizer(vocabulary)
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **names, additional_special_tokens=["<image>"])
-    tokenizer.save_pretrained(folder)
-    processor = BlipImageProcessorPil(size={"height": 16, "width": 16})
-    processor.save_pretrained(folder)
-    pixels = processor(list(IMAGES), return_tensors="pt").pixel_values
-    model = make_model().eval()
-    for seed in range(100):  # until it does not say one thing of all images
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-        said = tokenizer.batch_decode(model.generate(pixel_values=pixels, max_new_tokens=16), skip_special_tokens=True)
-        if len(set(said)) > 1:
-            model.save_pretrained(folder)
-            return said
-    raise AssertionError("no random model tells the images apart")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("make_model", [blip2, blip, git, vit_gpt2])
 def test_captions_are_those_of_the_model(tmp_path, make_model):
-    said = write_checkpoint(tmp_path, make_model)
+    said = write_captioner(tmp_path, make_model)
     captioner = make_captioner(str(tmp_path))
     assert captioner(IMAGES, ["cat"] * 4) == said == captioner(IMAGES[:2], []) + captioner(IMAGES[2:], [])
     assert max(len(caption.split()) for caption in said) <= 16
@@ -106,7 +64,7 @@ def test_message_without_pytorch_has_advice(monkeypatch):
 def test_pickled_weights_are_refused(tmp_path):
     import torch
 
-    write_checkpoint(tmp_path, blip)
+    write_captioner(tmp_path, blip)
     (tmp_path / "model.safetensors").unlink()
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot be loaded"):
