@@ -15,6 +15,7 @@ import pytest
 
 from tests.diffusers_checkpoint import write_quick_stable_diffusion
 from utilgen_jax.checkpoints.published import PUBLISHED
+from utilgen_jax.config.schema import FIELDS, default_config, flatten
 from utilgen_jax.generator.architectures import ARCHITECTURES
 from utilgen_jax.generator.find_architecture import find_architecture, published_architecture
 from utilgen_jax.generator.stable_diffusion import expected_params
@@ -104,14 +105,25 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name(capsys):
 
 
 def test_ways_out_are_those_that_are_left():
-    row = {"chips": 4, "batch_size": 16, "gradient_checkpointing": "none", "dtype": "float32", "mesh": {"fsdp": 1}}
-    ways = table.ways_out(row, has_gradient=True)
-    assert ways == (
-        "--config.generator.gradient_checkpointing=blocks, --config.generator.dtype=bfloat16, "
-        "--config.generator.batch_size=8, --config.parallel.data=-1 --config.parallel.fsdp=4, more chips"
+    plan_on = lambda fsdp: {"chips": 4, "mesh": {"fsdp": fsdp}}
+    fields = flatten(default_config()) | {"generator.batch_size": 16, "generator.dtype": "float32"}
+    assert table.ways_out(plan_on(1), ALL_PROGRAMS["bilevel"], fields) == (
+        "--config.generator.gradient_checkpointing=blocks, --config.joint.micro_batch_size=4, "
+        "--config.generator.dtype=bfloat16, --config.generator.batch_size=8, "
+        "--config.parallel.data=-1 --config.parallel.fsdp=4, more chips"
     )
-    row |= {"batch_size": 4, "dtype": "bfloat16", "mesh": {"fsdp": 4}}
-    assert table.ways_out(row, has_gradient=False) == "more chips"
+    fields |= {"generator.batch_size": 4, "generator.dtype": "bfloat16", "joint.micro_batch_size": 2}
+    fields |= {"generator.gradient_checkpointing": "blocks", "classifier.batch_size": 128}
+    assert table.ways_out(plan_on(4), ALL_PROGRAMS["bilevel"], fields) == "more chips"
+    assert table.ways_out(plan_on(4), ALL_PROGRAMS["classifier"], fields) == (
+        "--config.classifier.batch_size=64, more chips"
+    )
+
+
+def test_every_program_names_fields_of_its_own_sizes():
+    named = {path for program in ALL_PROGRAMS.values() for path in (program.batch, program.micro_batch) if path}
+    micro_batches = {path for path in FIELDS if path.endswith("micro_batch_size")}
+    assert named - micro_batches <= set(FIELDS) and micro_batches <= named
 
 
 @pytest.mark.parametrize(("at_half", "least"), [("11.00G", 11), ("20.00G", 19)])

@@ -35,7 +35,7 @@ from absl import flags
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.config import command_line
-from utilgen_jax.config.schema import Config, choice_problems
+from utilgen_jax.config.schema import Config, choice_problems, flatten
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.joint import joint_program
 from utilgen_jax.generator.architectures import ARCHITECTURES
@@ -137,7 +137,8 @@ def run(argv: Sequence[str]) -> None:
         if figures.hlo is not None:
             print(table.compiled_line(row, chip.bandwidth), flush=True)
         if not row["fits"]:
-            print(f"{'':8} does not fit; try {table.ways_out(plan, ALL_PROGRAMS[name].has_gradient)}", flush=True)
+            ways = table.ways_out(plan, ALL_PROGRAMS[name], flatten(config))
+            print(f"{'':8} does not fit; try {ways}", flush=True)
     # The UNet alone is what the sampler calls.
     counted = [row for name, row in plan["programs"].items() if name != "unet"]
     flops = sum(row["calls"] * row["flops"] for row in counted)

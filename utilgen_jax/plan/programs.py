@@ -120,12 +120,16 @@ class Program:
         call: (run, the generator's weights by component) -> the program and its arguments.
         components: whose weights it takes; the generator's others lie in memory beside it.
         has_gradient: through the UNet, so that gradient checkpointing saves memory.
+        batch: the config's field of the images, or pairs, of a step.
+        micro_batch: of those of them that are worked on at a time; "": there is none.
     """
 
     help: str
     call: Callable[[PlannedRun, Mapping[str, Any]], Call]
     components: tuple[str, ...]
     has_gradient: bool = False
+    batch: str = "generator.batch_size"
+    micro_batch: str = ""
 
 
 def _unet(run: PlannedRun, params: Mapping[str, Any]) -> Call:
@@ -168,5 +172,6 @@ PROGRAMS: Mapping[str, Program] = {
         _bilevel,
         ("unet", "vae"),
         has_gradient=True,
+        micro_batch="joint.micro_batch_size",
     ),
 }

@@ -1,6 +1,9 @@
 """The figures of a plan for people: a heading, a line a program, and what to try where one does not fit."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from utilgen_jax.plan.programs import Program
 
 _GIB = 2**30
 
@@ -50,21 +53,24 @@ def compiled_line(row: dict[str, Any], bandwidth: float) -> str:
     )
 
 
-def ways_out(plan: dict[str, Any], has_gradient: bool) -> str:
-    """The settings that save memory and are not exhausted yet.
+def ways_out(plan: Mapping[str, Any], program: Program, fields: Mapping[str, Any]) -> str:
+    """The settings that save memory and are not exhausted yet; those that change no result come first.
 
     Args:
         plan: what the command prints as JSON.
-        has_gradient: whether gradient checkpointing makes a difference.
+        program: that does not fit.
+        fields: the config's values by path, see `config.schema.flatten`.
     """
-    chips, batch_size = plan["chips"], plan["batch_size"]
-    ways = []
-    if has_gradient and plan["gradient_checkpointing"] != "blocks":
-        ways.append("--config.generator.gradient_checkpointing=blocks")
-    if plan["dtype"] != "bfloat16":
-        ways.append("--config.generator.dtype=bfloat16")
-    if batch_size > chips:
-        ways.append(f"--config.generator.batch_size={max(batch_size // 2 // chips, 1) * chips}")
+    chips, ways = plan["chips"], {}
+    if program.has_gradient and fields["generator.gradient_checkpointing"] != "blocks":
+        ways["generator.gradient_checkpointing"] = "blocks"
+    if program.micro_batch and (not fields[program.micro_batch] or fields[program.micro_batch] > chips):
+        ways[program.micro_batch] = chips
+    if fields["generator.dtype"] != "bfloat16":
+        ways["generator.dtype"] = "bfloat16"
+    if fields[program.batch] > chips:
+        ways[program.batch] = max(fields[program.batch] // 2 // chips, 1) * chips
+    told = [f"--config.{path}={value}" for path, value in ways.items()]
     if plan["mesh"]["fsdp"] < chips:
-        ways.append(f"--config.parallel.data=-1 --config.parallel.fsdp={chips}")
-    return ", ".join([*ways, "more chips"])
+        told.append(f"--config.parallel.data=-1 --config.parallel.fsdp={chips}")
+    return ", ".join([*told, "more chips"])

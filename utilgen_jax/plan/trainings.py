@@ -207,19 +207,41 @@ def _token_ids(run: PlannedRun) -> Any:
 
 _TRAINED = ("unet", "text_encoder", "text_encoder_2")
 TRAININGS: Mapping[str, Program] = {
-    "lora": Program("a step of DataDream's LoRA, config.lora", partial(_lora, DataDreamConfig), _TRAINED, True),
+    "lora": Program(
+        "a step of DataDream's LoRA, config.lora", partial(_lora, DataDreamConfig), _TRAINED, True, "lora.batch_size"
+    ),
     "difficulty": Program(
-        "a step of LoRA and difficulty encoder, config.difficulty", partial(_lora, DifficultyConfig), _TRAINED, True
+        "a step of LoRA and difficulty encoder, config.difficulty",
+        partial(_lora, DifficultyConfig),
+        _TRAINED,
+        True,
+        "difficulty.batch_size",
     ),
     "textual_inversion": Program(
-        "a step of the class tokens, config.textual_inversion", _textual_inversion, _TRAINED, True
+        "a step of the class tokens, config.textual_inversion",
+        _textual_inversion,
+        _TRAINED,
+        True,
+        "textual_inversion.batch_size",
     ),
-    "dpo": Program("a step of Diffusion-DPO, config.dpo", _dpo, ("unet",), True),
+    "dpo": Program(
+        "a step of Diffusion-DPO, config.dpo", _dpo, ("unet",), True, "dpo.batch_size", "dpo.micro_batch_size"
+    ),
     "per_image": Program(
-        "prompt ascent and golden noise of a batch, config.per_image", _per_image, ("unet", "vae"), True
+        "prompt ascent and golden noise of a batch, config.per_image",
+        _per_image,
+        ("unet", "vae"),
+        has_gradient=True,
+        micro_batch="per_image.micro_batch_size",
     ),
-    "classifier": Program("a step of the classifier, config.classifier", _classifier, ()),
+    "classifier": Program(
+        "a step of the classifier, config.classifier", _classifier, (), batch="classifier.batch_size"
+    ),
     "guided_sample": Program(
-        "the sampler led by the classifier, config.deliberate_practice", _guided_sample, ("unet", "vae"), True
+        "the sampler led by the classifier, config.deliberate_practice",
+        _guided_sample,
+        ("unet", "vae"),
+        has_gradient=True,
+        micro_batch="deliberate_practice.micro_batch_size",
     ),
 }
