@@ -12,7 +12,13 @@ GENERATOR = GeneratorConfig(steps=7, guidance_scale=3.0)
 
 @pytest.mark.parametrize(
     ("section", "method"),
-    [("captions", "captions"), ("augcond", "augcond"), ("lora", "datadream"), ("difficulty", "difficulty")],
+    [
+        ("captions", "captions"),
+        ("augcond", "augcond"),
+        ("lora", "datadream"),
+        ("difficulty", "difficulty"),
+        ("deliberate_practice", "deliberate_practice"),
+    ],
 )
 def test_a_method_samples_as_its_paper_does_or_as_the_generator(section, method):
     pool = METHODS[method].pool
@@ -25,6 +31,6 @@ def test_a_method_samples_as_its_paper_does_or_as_the_generator(section, method)
 
 
 def test_these_are_all_that_have_their_own():
-    assert set(OWN) == {"captions", "augcond", "lora", "difficulty"}
-    for name in ("vanilla", "utilgen", "joint", "deliberate_practice", "saflex"):
+    assert set(OWN) == {"captions", "augcond", "lora", "difficulty", "deliberate_practice"}
+    for name in ("vanilla", "utilgen", "joint", "saflex"):
         assert METHODS[name].pool.sampling(FakeExperiment(generator=GENERATOR).config) is GENERATOR

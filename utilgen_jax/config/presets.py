@@ -112,6 +112,7 @@ _PHOTOS: Mapping[str, Any] = {
     "dpo.micro_batch_size": 4,
     "dpo.learning_rate": 1e-5,
     "dpo.beta": 5000.0,
+    "deliberate_practice.guidance_scale": 3.0,
     "deliberate_practice.micro_batch_size": 4,
     "per_image.sampler_steps": 30,
     "per_image.micro_batch_size": 2,

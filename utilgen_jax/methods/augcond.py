@@ -2,6 +2,10 @@
 
 A generator with an image encoder (unCLIP) is given the image embedding of the mix; any other starts from the mixed
 image (SDEdit).
+
+Ours: only the few-shot images are mixed, not all of the train split; Embed-CutMix cuts along the features, where the
+released code cuts along the batch; configs keep the checkpoint that all methods share, at its size, where the paper has
+SD 2.1-unCLIP at 768 pixels.
 """
 
 from __future__ import annotations

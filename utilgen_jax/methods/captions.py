@@ -1,4 +1,7 @@
-"""Captions as prompts (arXiv 2307.08526): each few-shot image is captioned, and its caption prompts new images."""
+"""Captions as prompts (arXiv 2307.08526): each few-shot image is captioned, and its caption prompts new images.
+
+Ours: as many images a caption as the pool wants of the class, where the paper takes one.
+"""
 
 from __future__ import annotations
 

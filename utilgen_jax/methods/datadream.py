@@ -1,6 +1,9 @@
 """DataDream (arXiv 2407.10910): a LoRA of the generator, fitted to the few-shot images by the denoising loss.
 
 One for all classes, or with `lora.per_class` one for each, as in the paper's main results.
+
+Ours: random crops are drawn once, `lora.crops` of each image, not anew at each step; in the classifier's training real
+images count by their share of a batch, not 0.8.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
 2. A classifier is trained on it until its accuracy on held-out shots stalls.
 3. More images are sampled, led towards those whose classes this classifier cannot tell.
 4. It goes on training on the larger pool; 2 and 3 repeat, until the pool is whole.
+
+Ours: the gradient is that of the predicted clean image, not through the UNet, and is normalised; the final classifier
+is trained from the start, and on real images too.
 """
 
 from __future__ import annotations
@@ -12,18 +15,20 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from utilgen_jax.fields import setting
+from utilgen_jax.generator.config import OwnSampling
 from utilgen_jax.methods.base import Method, PoolSpec
 
 if TYPE_CHECKING:
     from utilgen_jax.config.schema import Config
     from utilgen_jax.experiment.experiment import Experiment
     from utilgen_jax.experiment.pools import GeneratedPool
+    from utilgen_jax.generator.config import SamplingConfig
     from utilgen_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class DeliberatePracticeConfig:
-    """The section `deliberate_practice`: when the pool grows, and how far new images are led."""
+class DeliberatePracticeConfig(OwnSampling):
+    """The section `deliberate_practice`: when the pool grows, how far new images are led, and how they are sampled."""
 
     rounds: int = setting(3, "times that the pool grows", minimum=1)
     initial_fraction: float = setting(0.25, "of the pool, plain images", minimum=0.01, maximum=0.99)
@@ -48,6 +53,9 @@ class DeliberatePracticePool(PoolSpec):
     @property
     def name(self) -> str:
         return "deliberate_practice"
+
+    def sampling(self, config: Config) -> SamplingConfig:
+        return config.section(DeliberatePracticeConfig).of(config.generator)
 
     def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
         rounds = range(config.section(DeliberatePracticeConfig).rounds)

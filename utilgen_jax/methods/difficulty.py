@@ -3,6 +3,9 @@
 The difficulty of each shot is measured by a classifier; an encoder of label and difficulty gives the text encoder's
 states one more token, and is trained with a LoRA by the denoising loss; new images are requested at difficulties drawn
 from a normal distribution, with captions as prompts.
+
+Ours: the learning rate decays by a cosine; Real-Fake's code, on which the paper builds, keeps it. Shots and pool are
+those of all methods.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 1. A pool by any upstream method, here plain synthetic images.
 2. Each step of the classifier's training weighs and relabels the synthetic images of its batch by what lowers the loss
    on few-shot images that this step does not train on.
+
+Ours: the constants; folds of the shots validate in turn; influence less its mean in the batch; the plain first quarter
+(`saflex.plain_fraction`), `saflex.memory` and `saflex.validation_decay`, which are off at 0.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ The steps, in the paper's order:
    hints at the prompt.
 5. The classifier trains on the real images and the weighted pool.
 
-Where the weights contradict what the images do there is nothing to follow: step 3 leaves the generator, 4 the prompts.
+Ours: step counts, ranks and learning rates, on which the paper is silent and whose code is not public. And where the
+weights contradict what the images do there is nothing to follow: step 3 leaves the generator, 4 the prompts.
 """
 
 from __future__ import annotations
