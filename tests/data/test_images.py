@@ -7,6 +7,7 @@ from PIL import Image
 
 from utilgen_jax.data import images
 from utilgen_jax.errors import InputError
+from utilgen_jax.runtime.sharding import batch_sharding, make_mesh
 
 
 def _random(shape, seed=0):
@@ -102,3 +103,16 @@ def test_decoding_error_names_the_image(broken):
         broken = file.getvalue()[:500]
     with pytest.raises(InputError, match="daisy/7.png.*cannot be decoded"):
         images.open_image(io.BytesIO(broken), "daisy/7.png")
+
+
+@pytest.mark.parametrize("size", [4, 8, 10, 16])
+def test_stored_images_are_scaled_with_the_same_bits_however_many_they_are(size):
+    stored = _random((8, 16, 16, 3))
+    for channels in (1, 3):
+        whole = images.scaled(stored, size, channels)
+        floats = images.set_channels(images.resize(images.to_float(stored), size), channels)
+        np.testing.assert_allclose(whole, floats, atol=1e-6)
+        with jax.set_mesh(make_mesh()):
+            split = images.scaled(jax.device_put(stored, batch_sharding(8)), size, channels)
+        for others in (split, np.concatenate([images.scaled(image[None], size, channels) for image in stored])):
+            np.testing.assert_array_equal(whole, others)

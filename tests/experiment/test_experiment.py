@@ -100,7 +100,7 @@ def test_a_classifier_sees_a_pool_as_it_sees_its_own_images(make_experiment):
     assert examples.inputs.shape == (5, 8, 8, 1)
     grey = np.asarray(examples.inputs)[..., 0]
     assert np.corrcoef(grey.ravel(), (means @ [0.299, 0.587, 0.114]).ravel())[0, 1] > 0.9
-    np.testing.assert_array_equal(examples.inputs, experiment.classifier_input.images(to_float(pool.images)))
+    np.testing.assert_allclose(examples.inputs, experiment.classifier_input.images(to_float(pool.images)), atol=1e-6)
     np.testing.assert_array_equal(examples.targets, pool.labels)
     np.testing.assert_array_equal(examples.weights, np.ones(5))
     assert examples.attributes is None and examples.num_classes == 2
@@ -337,7 +337,7 @@ def test_a_method_trains_on_its_own_synthetic_images(
 
 def test_both_classifiers_are_trained_at_once_where_a_core_is_free(make_experiment, monkeypatch):
     experiment, both_train = make_experiment("vanilla"), threading.Barrier(2, timeout=30)
-    monkeypatch.setattr(experiment_module, "num_threads", lambda config, images: 2)
+    monkeypatch.setattr(experiment_module, "num_threads", lambda config, *images: 2)
 
     def train(*arguments):
         both_train.wait()  # breaks unless the other one trains too

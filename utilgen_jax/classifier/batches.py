@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Protocol
 
@@ -23,7 +23,8 @@ from utilgen_jax.classifier.dataset import (
     take_batch,
 )
 from utilgen_jax.data.streamed_images import StreamedImages
-from utilgen_jax.runtime.sharding import to_host
+from utilgen_jax.runtime.sharding import replicate, split_batch, to_host
+from utilgen_jax.types import Array
 
 _STEPS_AT_ONCE = 256  # whose rows one program draws, for images that are to be read ahead
 
@@ -42,6 +43,7 @@ def make_draw(
     synthetic: Examples | None,
     key: jax.Array,
     steps: range | None = None,
+    folds: Sequence[np.ndarray] | None = None,
 ) -> Draw:
     """Returns what makes the batch of a step, see `draw_training_batch`.
 
@@ -50,15 +52,17 @@ def make_draw(
     Args:
         config, real, synthetic, key: see `draw_training_batch`.
         steps: that there are; None: all of the config's.
+        folds: the real images that take part in step t are those of fold t mod F, rows int [n] each; None: all.
     """
     if is_streamed(real, synthetic):
-        return _StreamedDraw(config, real, synthetic, key, steps or range(config.steps))
+        return _StreamedDraw(config, real, synthetic, key, steps or range(config.steps), folds)
+    parts = [real] if folds is None else [real.take(fold) for fold in folds]
 
     def draw(step: int, targets: jax.Array | None = None) -> Examples:
         pool = synthetic
         if pool is not None and targets is not None:
             pool = dataclasses.replace(pool, targets=targets)
-        return draw_training_batch(config, real, pool, key, step)
+        return draw_training_batch(config, parts[step % len(parts)], pool, key, step)
 
     return draw
 
@@ -103,7 +107,7 @@ class RowsAhead:
         steps: that there are; each is taken after the one before it, from any on.
     """
 
-    def __init__(self, examples: Examples, draw: Callable[[np.ndarray], jax.Array], steps: range) -> None:
+    def __init__(self, examples: Examples, draw: Callable[[np.ndarray], Array], steps: range) -> None:
         self._examples = examples
         self._draw = draw
         self._steps = steps
@@ -136,32 +140,91 @@ class RowsAhead:
             self._images = self._examples.inputs.batches(self._rows)
 
 
+def draw_ahead(
+    examples: Examples,
+    folds: Sequence[np.ndarray],
+    size: int,
+    key_of: Callable[[jax.Array], jax.Array],
+    steps: range,
+) -> Callable[[int], Examples]:
+    """Returns what draws examples of a fold in each step, with replacement, see `RowsAhead`.
+
+    Args:
+        examples: to draw from, in memory or streamed.
+        folds: step t draws from fold t mod F, rows int [n] each.
+        size: of a step's examples; 0: the whole fold, which is in memory then.
+        key_of: the PRNG key of a step.
+        steps: that there are.
+    """
+    if not size:
+        parts = [loaded(examples.take(fold)) for fold in folds]
+        return lambda step: parts[step % len(parts)]
+
+    def draw(number: int, steps: np.ndarray) -> jax.Array:
+        return jax.vmap(lambda step: jax.random.randint(key_of(step), (size,), 0, number))(jnp.asarray(steps))
+
+    ahead = RowsAhead(examples, _of_folds(folds, jax.jit(draw, static_argnums=0)), steps)
+    return lambda step: _split(ahead.take(step))
+
+
+def _of_folds(
+    folds: Sequence[np.ndarray], draw: Callable[[int, np.ndarray], jax.Array]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives for steps the rows of each, int [n, B].
+
+    Args:
+        folds: step t draws from fold t mod F, rows int [n] each.
+        draw: (images of a fold, steps) -> places in the fold.
+    """
+
+    def rows(steps: np.ndarray) -> np.ndarray:
+        of_folds = [fold[to_host(draw(len(fold), steps))] for fold in folds]
+        return np.stack(of_folds)[steps % len(folds), np.arange(len(steps))].astype(np.int32)
+
+    return rows
+
+
+def loaded(examples: Examples) -> Examples:
+    """The examples, few enough for memory, with their images on the devices."""
+    if not is_streamed(examples):
+        return examples
+    (images,) = examples.inputs.batches(np.arange(len(examples))[None])
+    return dataclasses.replace(examples, inputs=replicate(images))
+
+
 class _StreamedDraw:
     """Draws the rows of all steps to come once, and has their images read ahead.
 
     Args:
         config, real, synthetic, key: see `draw_training_batch`.
-        steps: that there are.
+        steps, folds: see `make_draw`.
     """
 
     def __init__(
-        self, config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, steps: range
+        self,
+        config: ClassifierConfig,
+        real: Examples,
+        synthetic: Examples | None,
+        key: jax.Array,
+        steps: range,
+        folds: Sequence[np.ndarray] | None = None,
     ) -> None:
         self._config = config
         self._key = key
-        read, numbers = _read_by_the_draw(config), (len(real), None if synthetic is None else len(synthetic))
-        self._numbers = numbers
-        self._real = RowsAhead(real, partial(_real_rows, read, *numbers, key), steps)
+        self._pool_size = None if synthetic is None else len(synthetic)
+        read, folds = _read_by_the_draw(config), folds or [np.arange(len(real))]
+        draw = partial(_real_rows, read, self._pool_size, key)
+        self._real = RowsAhead(real, _of_folds(folds, draw), steps)
         self._synthetic = None
         if synthetic is not None:
-            self._synthetic = RowsAhead(synthetic, partial(_synthetic_rows, read, *numbers, key), steps)
+            self._synthetic = RowsAhead(synthetic, partial(_synthetic_rows, read, len(synthetic), key), steps)
 
     def __call__(self, step: int, targets: jax.Array | None = None) -> Examples:
         """The batch of a step."""
         config = _read_by_the_draw(self._config)
         real = self._real.take(step)
         synthetic = None if self._synthetic is None else self._synthetic.take(step, targets)
-        drawn = _augmentation(config, *self._numbers, self._key, step)
+        drawn = _augmentation(config, self._pool_size, self._key, step)
         return _augmented(self._config, _join_batch(config, real, synthetic, drawn), self._key, step)
 
 
@@ -178,15 +241,15 @@ def _draw_rows(config: ClassifierConfig, num_real: int, pool_size: int | None, k
 
 
 @partial(jax.jit, static_argnames="config")
-def _augmentation(config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
-    """What augments the batch of a step, with rows that count alone: the compiler leaves them out."""
-    drawn = draw_rows(config, num_real, pool_size, jax.random.fold_in(key, step))
+def _augmentation(config: ClassifierConfig, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
+    """What augments the batch of a step, with rows that are nothing but counted: the compiler leaves their draw out."""
+    drawn = draw_rows(config, 1, pool_size, jax.random.fold_in(key, step))
     return dataclasses.replace(drawn, real=jnp.zeros(drawn.real.shape, jnp.int32), synthetic=None)
 
 
 @partial(jax.jit, static_argnames="config")
 def _real_rows(
-    config: ClassifierConfig, num_real: int, pool_size: int | None, key: jax.Array, steps: np.ndarray
+    config: ClassifierConfig, pool_size: int | None, key: jax.Array, num_real: int, steps: np.ndarray
 ) -> jax.Array:
     """Rows of the real images of several steps, int [n, B]."""
     draw = partial(draw_rows, config, num_real, pool_size)
@@ -194,9 +257,7 @@ def _real_rows(
 
 
 @partial(jax.jit, static_argnames="config")
-def _synthetic_rows(
-    config: ClassifierConfig, num_real: int, pool_size: int, key: jax.Array, steps: np.ndarray
-) -> jax.Array:
+def _synthetic_rows(config: ClassifierConfig, pool_size: int, key: jax.Array, steps: np.ndarray) -> jax.Array:
     """Rows of the synthetic images of several steps, int [n, B]."""
     draw = partial(draw_synthetic, config, pool_size)
     return jax.vmap(lambda step: draw(jax.random.fold_in(key, step)))(jnp.asarray(steps))
@@ -205,3 +266,4 @@ def _synthetic_rows(
 _take_batch = jax.jit(take_batch, static_argnames="config")
 _join_batch = jax.jit(join_batch, static_argnames="config")
 _take = jax.jit(Examples.take)
+_split = jax.jit(split_batch)

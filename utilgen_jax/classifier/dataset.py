@@ -14,7 +14,7 @@ from flax import struct
 from utilgen_jax.bilevel.examples import Examples, concatenate
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.data.augment.randaugment import randaugment
-from utilgen_jax.data.images import resize, set_channels, to_float, to_uint8
+from utilgen_jax.data.images import resize, scaled, set_channels, to_float, to_uint8
 from utilgen_jax.runtime.sharding import place, split_batch, to_host
 from utilgen_jax.types import Array
 
@@ -56,7 +56,8 @@ class ClassifierInput:
     def stored_images(self, images: np.ndarray) -> jax.Array:
         """The same of images uint8 [N, S, S, 3], a part at a time: as floats, all of them may not fit the memory."""
         size = max(1, _PIXELS_AT_ONCE // images[0].size)
-        parts = [self.images(to_float(images[start : start + size])) for start in range(0, len(images), size)]
+        starts = range(0, len(images), size)
+        parts = [scaled(images[start : start + size], self.image_size, self.channels) for start in starts]
         return jnp.concatenate(parts)
 
     def examples(self, images: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> Examples:

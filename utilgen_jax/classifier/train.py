@@ -21,7 +21,7 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.augment.batch_mixing import MIXINGS
 from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.runtime.schedules import warmup_cosine
-from utilgen_jax.runtime.sharding import init_sharded, to_host
+from utilgen_jax.runtime.sharding import batch_sharding, init_sharded, place, to_host
 from utilgen_jax.runtime.training_loop import TrainingLoop, Update
 from utilgen_jax.types import Array, Params
 
@@ -266,9 +266,9 @@ def _in_batches(function: Callable[[Array], jax.Array], images: Array | Streamed
         for read in images.batches(np.minimum(places, len(images) - 1)):
             parts.append(to_host(function(read)))
         return np.concatenate(parts)[: len(images)]
-    held = to_host(images)
+    held, sharding = to_host(images), batch_sharding(size)
     for start in range(0, len(held), size):
         batch = held[start : start + size]
         padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        parts.append(to_host(function(padded))[: len(batch)])
+        parts.append(to_host(function(place(padded, sharding)))[: len(batch)])
     return np.concatenate(parts)

@@ -4,6 +4,7 @@ Real images (Pillow, uint8) and generated images (JAX, float) are scaled by the 
 an integer factor down, else linear interpolation with antialiasing.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +75,44 @@ def set_channels(images: jax.Array | np.ndarray, channels: int) -> jax.Array:
     if (now, channels) == (1, 3):
         return jnp.repeat(images, 3, axis=-1)
     raise ValueError(f"cannot convert {now} channels to {channels}; only 1 and 3 are supported")
+
+
+def scaled(images: jax.Array | np.ndarray, size: int, channels: int) -> jax.Array:
+    """Stored images as `to_float`, `resize` and `set_channels` make them, but for rounding.
+
+    Bits do not depend on how many images there are, nor on their devices: sums are of whole numbers, or in one order.
+
+    Args:
+        images: uint8 [B, S, S, C] with C 1 or 3.
+        size: new side in pixels.
+        channels: 1 or 3.
+
+    Returns:
+        float32 [B, size, size, channels] in [-1, 1].
+    """
+    factor, rest = divmod(images.shape[1], size)
+    if factor > 1 and not rest:
+        floats = _block_sums(images, size).astype(jnp.float32) / (127.5 * factor**2) - 1.0
+    else:
+        floats = resize(looked_up(images), size)
+    if (floats.shape[-1], channels) != (3, 1):
+        return set_channels(floats, channels)
+    red, green, blue = (floats[..., place : place + 1] * weight for place, weight in enumerate(LUMINANCE))
+    return red + green + blue
+
+
+@jax.jit
+def looked_up(images: jax.Array) -> jax.Array:
+    """Float32 images in [-1, 1] of uint8 images of any shape, with the bits of `to_float`."""
+    return jnp.asarray(to_float(np.arange(256, dtype=np.uint8)))[images]
+
+
+@partial(jax.jit, static_argnames="size")
+def _block_sums(images: jax.Array, size: int) -> jax.Array:
+    """Sums over the blocks of images uint8 [B, S, S, C]: int32 [B, size, size, C]."""
+    batch, height, _, channels = images.shape
+    blocks = images.astype(jnp.int32).reshape(batch, size, height // size, size, height // size, channels)
+    return blocks.sum(axis=(2, 4))
 
 
 def plain_image(image: Image.Image, channels: int) -> Image.Image:

@@ -104,13 +104,18 @@ class FewShotSplit:
         """Whether the few-shot images are not held in memory."""
         return isinstance(self.real.images, StreamedImages)
 
-    def originals(self, image_size: int, channels: int) -> np.ndarray:
-        """Reads the few-shot images anew, at another size: uint8 [N, image_size, image_size, channels].
+    def originals(self, image_size: int, channels: int, reading: Reading = IN_MEMORY) -> Images:
+        """The few-shot images anew, at another size: uint8 [N, image_size, image_size, channels].
+
+        Args:
+            image_size, channels: of the images.
+            reading: what is held in memory.
 
         Raises:
             InputError: an image cannot be decoded.
         """
-        return self.source.at(image_size, channels).read(self._rows())
+        shape = image_size, image_size, channels
+        return reading.images(self.source.at(image_size, channels), self._rows(), shape, itemsize=1)
 
     def crops(
         self, image_size: int, channels: int, number: int, is_flipped: bool, rng: np.random.Generator

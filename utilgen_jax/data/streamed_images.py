@@ -16,16 +16,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.data.decoding import quietly
-from utilgen_jax.data.images import resize, set_channels, to_float
+from utilgen_jax.data.images import looked_up, scaled
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.sharding import batch_sharding, held_rows, place_rows
@@ -52,7 +50,7 @@ class StreamedImages:
         rows: which of the source, int [N].
         image_shape: H, W and C of what the source reads.
         workers: processes that decode; 0: threads of this one; -1: as many processes as there are cores.
-        seen_as: size and channels that the classifier sees, see `on_device`; None: those of `image_shape`.
+        seen_as: size and channels that the classifier sees, see `scaled`; None: those of `image_shape`.
     """
 
     source: Readable
@@ -94,17 +92,11 @@ class StreamedImages:
         held = held_rows(sharding, places.shape[1])
         waiting: deque[jax.Array] = deque()
         for images in _read(self, self.rows[places[:, held]]):
-            waiting.append(on_device(place_rows(images, held, places.shape[1], sharding), *(self.seen_as or (0, 0))))
+            placed = place_rows(images, held, places.shape[1], sharding)
+            waiting.append(scaled(placed, *self.seen_as) if self.seen_as else looked_up(placed))
             if len(waiting) > _AHEAD_ON_DEVICE:
                 yield waiting.popleft()
         yield from waiting
-
-
-@partial(jax.jit, static_argnames=("size", "channels"))
-def on_device(images: jax.Array, size: int = 0, channels: int = 0) -> jax.Array:
-    """Float32 images in [-1, 1] of uint8 images, with the bits of `to_float`; scaled unless size is 0."""
-    floats = jnp.asarray(to_float(np.arange(256, dtype=np.uint8)))[images]
-    return set_channels(resize(floats, size), channels) if size else floats
 
 
 def _read(images: StreamedImages, rows: np.ndarray) -> Iterator[np.ndarray]:

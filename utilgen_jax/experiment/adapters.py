@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from utilgen_jax.data.images import to_float
+from utilgen_jax.data.streamed_images import Images, in_memory
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.per_image import FoldModels, PerImageProgram, refine_batch
 from utilgen_jax.experiment.stages import step
@@ -313,21 +314,21 @@ class AdapterSteps:
         return jax.ops.segment_sum(embeds, labels, experiment.classifier_input.num_classes)
 
     def _denoising_set(
-        self, sd: StableDiffusion, images: np.ndarray, labels: np.ndarray, difficulties: np.ndarray | None = None
+        self, sd: StableDiffusion, images: Images, labels: np.ndarray, difficulties: np.ndarray | None = None
     ) -> DenoisingSet:
         """Encodes images uint8 [N, S, S, 3]; difficulties float32 [N] where they are known."""
         difficulty = None if difficulties is None else jnp.asarray(difficulties)
         return replicate(DenoisingSet(self.latents(sd, images), jnp.asarray(labels), difficulty))
 
-    def latents(self, sd: StableDiffusion, images: np.ndarray) -> jax.Array:
+    def latents(self, sd: StableDiffusion, images: Images) -> jax.Array:
         """Latents [N, h, w, C] of images uint8 [N, S, S, 3], encoded in batches."""
         return jnp.concatenate([encode_to_latents(sd, batch) for batch in self._batches(images)])
 
-    def _batches(self, images: np.ndarray) -> Iterator[jax.Array]:
+    def _batches(self, images: Images) -> Iterator[jax.Array]:
         """Images uint8 [N, S, S, 3] as float32 in [-1, 1], a batch at a time."""
         size = self.experiment.config.generator.batch_size
         for start in range(0, len(images), size):
-            yield jnp.asarray(to_float(images[start : start + size]))
+            yield jnp.asarray(to_float(in_memory(images[start : start + size])))
 
     def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[TextStates, np.ndarray]:
         """Text states of the different prompts of a pool, and which of them each image has, int [N]."""

@@ -248,9 +248,9 @@ class Experiment:
         return dataclasses.replace(examples, inputs=images)
 
     @cached_property
-    def generator_shots(self) -> np.ndarray:
+    def generator_shots(self) -> Images:
         """The few-shot images as the generator sees images, read from their originals: uint8 [N, S, S, 3]."""
-        return self.split.originals(self.config.generator.image_size, 3)
+        return self.split.originals(self.config.generator.image_size, 3, self.reading)
 
     def pool(self, spec: PoolSpec) -> GeneratedPool:
         """The pool of a spec, built once; methods whose specs are equal share it."""
@@ -268,7 +268,7 @@ class Experiment:
             seen = dataclasses.replace(pool.pool.images, seen_as=(sees.image_size, sees.channels))
             examples = self._labelled(seen, pool.labels)
         else:
-            images = sees.stored_images(pool.images)
+            images = sees.stored_images(pool.pool.images)
             examples = replicate(labelled(images, pool.labels, sees.num_classes))
         if pool.spec.attributes:
             return dataclasses.replace(examples, attributes=replicate(self.prompt_attributes(pool.records)))

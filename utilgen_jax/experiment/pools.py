@@ -18,6 +18,7 @@ from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.data.images import to_float
 from utilgen_jax.data.long_tail import fill_counts
+from utilgen_jax.data.streamed_images import Images, in_memory
 from utilgen_jax.errors import InputError
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
@@ -46,6 +47,8 @@ from utilgen_jax.types import Params
 if TYPE_CHECKING:
     from utilgen_jax.experiment.experiment import Experiment
 
+_COPIED_AT_ONCE = 256  # images
+
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedPool:
@@ -64,9 +67,8 @@ class GeneratedPool:
     round: int = 0
 
     @property
-    def images(self) -> np.ndarray:
-        """uint8 [N, H, W, 3]; for the methods that cannot stream them."""
-        assert isinstance(self.pool.images, np.ndarray)
+    def images(self) -> Images:
+        """uint8 [N, H, W, 3], in memory or to be streamed."""
         return self.pool.images
 
     @property
@@ -226,7 +228,7 @@ class PoolSteps:
         ]
 
         def condition_on(condition: Condition, places: np.ndarray) -> tuple[Condition, jax.Array | None]:
-            first, second = (jnp.asarray(to_float(shots[sources[places, column]])) for column in (0, 1))
+            first, second = (jnp.asarray(to_float(in_memory(shots[sources[places, column]]))) for column in (0, 1))
             return condition_on_images(experiment.adapters.sd, condition, strategy, first, second, seeds[places])
 
         return named, condition_on
@@ -331,26 +333,20 @@ class PoolSteps:
             shard = 0 if jax.process_count() > 1 else None
             folder, image_format = experiment.pool_folder(spec, round_number), experiment.config.pool.format
             writer = PoolWriter(folder, class_names, shard, image_format)
-            pool = read_pool(source)
-            missing = slice(len(writer), longest)
-            if len(writer) < longest:
-                writer.append(to_float(pool.images[missing]), records[missing])
-                writer.finish()
+            _copy(read_pool(source, reading=experiment.reading).first(longest), records, writer)
 
     def adopt(self, spec: PoolSpec, pool: GeneratedPool) -> GeneratedPool:
         """Copies a pool, as that of another spec."""
         experiment = self.experiment
         experiment.stages.run(_stage_name(spec, 0), dict, partial(self._adopt, spec, pool))
         with self._repairable(spec, 0):
-            copied = read_pool(experiment.pool_folder(spec), experiment.split.real.class_names)
+            copied = read_pool(experiment.pool_folder(spec), experiment.split.real.class_names, experiment.reading)
         return GeneratedPool(spec, copied, pool.adapter)
 
     def _adopt(self, spec: PoolSpec, pool: GeneratedPool) -> dict[str, np.ndarray]:
         writer = self._open(spec, 0)
-        done = len(writer)
-        if self.experiment.is_first and done < len(pool.records):
-            writer.append(to_float(pool.images[done:]), pool.records[done:])
-            writer.finish()
+        if self.experiment.is_first:
+            _copy(pool.pool, pool.records, writer)
         return {"num_images": np.array(len(pool.records))}
 
     def _open(self, spec: PoolSpec, round_number: int) -> PoolWriter:
@@ -395,6 +391,14 @@ class PoolSteps:
 def predict_generated(classifier: Classifier, sees: ClassifierInput, params: Params, images: jax.Array) -> jax.Array:
     """Logits [B, K] of generated images float32 [B, H, W, 3], as the classifier sees them."""
     return classifier.apply(params, sees.images(images))
+
+
+def _copy(pool: Pool, records: Sequence[PoolRecord], writer: PoolWriter) -> None:
+    """Appends the images of a pool that a writer does not hold yet, under these records."""
+    for start in range(len(writer), len(pool.labels), _COPIED_AT_ONCE):
+        part = slice(start, min(start + _COPIED_AT_ONCE, len(pool.labels)))
+        writer.append(to_float(in_memory(pool.images[part])), records[part])
+    writer.finish()
 
 
 def _stage_name(spec: PoolSpec, round_number: int) -> str:

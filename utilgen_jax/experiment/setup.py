@@ -16,7 +16,7 @@ from utilgen_jax.checkpoints import resolve_checkpoint
 from utilgen_jax.checkpoints.component import check_component
 from utilgen_jax.classifier.config import ClassifierConfig, synthetic_fraction
 from utilgen_jax.classifier.model import make_classifier
-from utilgen_jax.config.schema import Config
+from utilgen_jax.config.schema import Config, flatten
 from utilgen_jax.data.image_source import Sources
 from utilgen_jax.data.label_noise import add_label_noise
 from utilgen_jax.data.long_tail import long_tail_counts, long_tail_indices
@@ -64,6 +64,7 @@ def set_up(
         check_unlocked(workdir)
     check_config(workdir, config)
     split = split or read_split(config, load_source(config.data), reading_of(config, methods))
+    _check_validation(config, methods, split)
     real = split.real
     words = ClassWords(class_words(config.data.class_names, real.class_names))
     classifier = make_classifier(config.classifier, len(real.class_names), config.data.image_size, config.data.channels)
@@ -104,6 +105,16 @@ def set_up(
     if generator is not None:
         _check_weights(generator)  # seconds for a large checkpoint, so what else is missing has been told before
     return experiment
+
+
+def _check_validation(config: Config, methods: Sequence[Method], split: FewShotSplit) -> None:
+    """Raises InputError where steps are to see held-out images all at once, and memory does not hold them."""
+    fields = {method.validation_field for method in methods if method.validation_field} if split.is_streamed else set()
+    for field in sorted(name for name in fields if not flatten(config)[name]):
+        raise InputError(
+            f"config.{field}: at 0 each step sees all held-out real images, which config.data.memory_gib="
+            f"{config.data.memory_gib:g} does not hold; give a number, such as --config.{field}=256, or more memory"
+        )
 
 
 def _warn_of_shared_prompts(prompts: Sequence[str], words: ClassWords, class_names: Sequence[str]) -> None:

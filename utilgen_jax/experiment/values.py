@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from utilgen_jax.classifier.batches import loaded
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.methods.base import PoolSpec
@@ -132,7 +133,7 @@ class ValueSteps:
                     weighting,
                     experiment.config.valuation,
                     models,
-                    examples.take(np.arange(start, min(start + PREDICTION_BATCH_SIZE, len(examples)))),
+                    loaded(examples.take(np.arange(start, min(start + PREDICTION_BATCH_SIZE, len(examples))))),
                 )
             )
             for start in range(0, len(examples), PREDICTION_BATCH_SIZE)

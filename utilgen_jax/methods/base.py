@@ -89,7 +89,6 @@ class Method:
         only_in_ablations: whether a comparison leaves it out unless it is named.
         augmentation: of the classifier's training images in place of the config's; "": the config's.
         mixing: of a batch's images in place of the config's; "": the config's.
-        streams: whether it can do with images that memory does not hold, see `data.streamed_images`.
     """
 
     name: str
@@ -99,7 +98,6 @@ class Method:
     only_in_ablations: bool = False
     augmentation: str = ""
     mixing: str = ""
-    streams: bool = False
 
     @property
     def has_weights(self) -> bool:
@@ -110,6 +108,16 @@ class Method:
     def has_soft_labels(self) -> bool:
         """Whether `predict_values` gives soft labels."""
         return False
+
+    @property
+    def streams(self) -> bool:
+        """Whether it can do with images that memory does not hold, see `data.streamed_images`."""
+        return True
+
+    @property
+    def validation_field(self) -> str:
+        """The config field of how many held-out real images a step sees, of all at 0; "": none sees them."""
+        return ""
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -34,9 +34,9 @@ class PlainPool(PoolSpec):
 
 
 METHODS = (
-    Method("real", "real images only", streams=True),
-    Method("randaugment", "real images only, RandAugment", augmentation="randaugment", streams=True),
-    Method("mixup", "real images only, Mixup", mixing="mixup", streams=True),
-    Method("cutmix", "real images only, CutMix", mixing="cutmix", streams=True),
-    Method("vanilla", "+ plain synthetic images", PlainPool(), streams=True),
+    Method("real", "real images only"),
+    Method("randaugment", "real images only, RandAugment", augmentation="randaugment"),
+    Method("mixup", "real images only, Mixup", mixing="mixup"),
+    Method("cutmix", "real images only, CutMix", mixing="cutmix"),
+    Method("vanilla", "+ plain synthetic images", PlainPool()),
 )

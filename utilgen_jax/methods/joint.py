@@ -111,6 +111,11 @@ class Joint(Method):
     teachers: bool = True
 
     @property
+    def streams(self) -> bool:
+        # The update draws its images itself, on the devices.
+        return not isinstance(self.pool, JointPool)
+
+    @property
     def has_weights(self) -> bool:
         return self.weights
 

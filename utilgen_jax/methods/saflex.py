@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 class Saflex(Method):
     """Plain synthetic images, reweighted and relabelled while the classifier trains on them."""
 
+    @property
+    def validation_field(self) -> str:
+        return "saflex.validation_batch_size"
+
     def train(self, experiment: Experiment, data: TrainingData) -> tuple[Params, TrainingData]:
         assert data.synthetic is not None and data.values is not None  # the method has a pool
         trained = experiment.classifiers.train_saflex(self, data.synthetic)

@@ -130,6 +130,10 @@ class UtilGen(Method):
     """UtilGen's pool, weighted by its weight network."""
 
     @property
+    def validation_field(self) -> str:
+        return "valuation.validation_batch_size"
+
+    @property
     def has_weights(self) -> bool:
         return True
 

@@ -27,8 +27,9 @@ from utilgen_jax.bilevel.examples import Examples, count_classes
 from utilgen_jax.bilevel.folds import FoldStates
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import Weighting, WeightingInputs, feature_network, loss_network
+from utilgen_jax.classifier.batches import draw_ahead, loaded, make_draw
 from utilgen_jax.classifier.config import ClassifierConfig
-from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
+from utilgen_jax.classifier.dataset import StepKey, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import predict_logits, training_logits
@@ -159,7 +160,6 @@ def cross_fit(
     )
     pool = dataclasses.replace(pool, weights=jnp.ones(len(pool)))
     trains = [real.take(fold.train_indices) for fold in folds]
-    validations = [real.take(fold.validation_indices) for fold in folds]
     trainings = [
         Training(train, pool, jax.random.fold_in(jax.random.fold_in(key, 0), number))
         for number, train in enumerate(trains)
@@ -172,22 +172,35 @@ def cross_fit(
         ]
     )
 
+    # Classes are as frequent in the held-out shots as in the others, but not in the pool.
+    class_counts = [count_classes(train) for train in trains]
+    step_key, steps = jax.random.fold_in(key, 2), range(len(folds) * valuation.steps)
+
+    def validation_key(step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(step_key, step), StepKey.VALIDATION)
+
+    of_pool = dataclasses.replace(program.config, synthetic_fraction=1.0, augmentation="none")
+    draw = make_draw(of_pool, real, pool, step_key, steps)
+    held_out = [fold.validation_indices for fold in folds]
+    draw_validation = draw_ahead(real, held_out, valuation.validation_batch_size, validation_key, steps)
+
     def update(states: FoldStates, step: int) -> tuple[FoldStates, dict[str, Any]]:
         number = step % len(folds)
-        data = trains[number], pool, validations[number]
-        step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
-        state, metrics = _step(classifier, program, states.take(number), data, step_key)
+        data = class_counts[number], draw(step), draw_validation(step)
+        own_key = jax.random.fold_in(step_key, step)
+        state, metrics = _step(classifier, program, states.take(number), data, own_key)
         return states.put(number, state), metrics.told
 
     bilevel_loop = loop.part("bilevel", len(folds) * program.config.steps)
-    trained = bilevel_loop.run(start, len(folds) * valuation.steps, update)
+    trained = bilevel_loop.run(start, len(steps), update)
     weighting = trained.outer["weighting"]
     values = [_value(classifier, program, state.params, weighting, pool) for state in trained.folds]
-    first = smoothed(program.config, pool.take(np.arange(min(len(pool), PREDICTION_BATCH_SIZE))))
-    held_out = [smoothed(program.config, validation) for validation in validations]
+    first = smoothed(program.config, loaded(pool.take(np.arange(min(len(pool), PREDICTION_BATCH_SIZE)))))
     utilities = [
-        _utilities(classifier, program, (count_classes(train), state.params), first, shots)
-        for train, state, shots in zip(trains, trained.folds, held_out, strict=True)
+        _utilities(
+            classifier, program, (counts, state.params), first, smoothed(program.config, loaded(real.take(rows)))
+        )
+        for counts, state, rows in zip(class_counts, trained.folds, map(_spread, held_out), strict=True)
     ]
     classifiers = [jax.tree.map(to_host, state.params) for state in trained.folds]
     fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
@@ -281,24 +294,17 @@ def _step(
     classifier: Classifier,
     program: _Program,
     state: BilevelState,
-    data: tuple[Examples, Examples, Examples],
+    data: tuple[jax.Array, Examples, Examples],
     key: jax.Array,
 ) -> tuple[BilevelState, BilevelMetrics]:
     """One bilevel update on a batch of the pool: the classifier knows the shots, and what is asked is which help."""
-    real, pool, validation = data
-    size = program.valuation.validation_batch_size
-    if size:
-        chosen = jax.random.choice(jax.random.fold_in(key, StepKey.VALIDATION), len(validation), (size,))
-        validation = validation.take(chosen)
+    class_counts, batch, validation = data
     shifted = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
     validation = dataclasses.replace(validation, inputs=shifted)
-    # Classes are as frequent in the held-out shots as in the others, but not in the pool.
-    balanced = partial(training_logits, classifier, program.config, count_classes(real))
+    balanced = partial(training_logits, classifier, program.config, class_counts)
     applies = classifier.apply, balanced
     update = make_bilevel_update(applies, program.weighting, program.optimizer, program.outer_optimizer)
-    of_pool = dataclasses.replace(program.config, synthetic_fraction=1.0)
-    batch = smoothed(program.config, draw_batch(of_pool, real, pool, key))
-    return update(state, batch, smoothed(program.config, validation))
+    return update(state, smoothed(program.config, batch), smoothed(program.config, validation))
 
 
 def _value(
@@ -306,9 +312,15 @@ def _value(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights [N] and losses [N] of the pool's images, by the classifier of a fold."""
     logits = predict_logits(classifier, params, pool.inputs, PREDICTION_BATCH_SIZE)
-    inputs = WeightingInputs(smoothed(program.config, pool), jnp.asarray(logits))
+    examples = dataclasses.replace(smoothed(program.config, pool), inputs=None)
+    inputs = WeightingInputs(examples, jnp.asarray(logits))
     weights, _ = program.weighting.apply(weighting, inputs)
     return to_host(weights), to_host(inputs.losses)
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """Rows of a fold, spread evenly where there are more than a program takes at once."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), PREDICTION_BATCH_SIZE)).astype(int)]
 
 
 @partial(jax.jit, static_argnames="program")

@@ -30,7 +30,7 @@ from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_updat
 from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.bilevel.weightings import saflex
 from utilgen_jax.bilevel.weightings.saflex import at_zero_influence
-from utilgen_jax.classifier.batches import draw_training_batch
+from utilgen_jax.classifier.batches import draw_ahead, make_draw
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import StepKey, draw_synthetic, random_shift
 from utilgen_jax.classifier.model import Classifier
@@ -115,9 +115,10 @@ def train_saflex(
             relabel.
     """
     config, (real, folds) = program.config, shots
-    parts = [(real.take(fold.train_indices), real.take(fold.validation_indices)) for fold in folds]
+    trains = [fold.train_indices for fold in folds]
+    held_out = [fold.validation_indices for fold in folds]
     if config.is_synthetic_only:
-        parts = [(real, real)]
+        trains = held_out = [np.arange(len(real))]
     labels = pool.dense().targets
     prior = at_zero_influence(labels, program.saflex.label_probability)
     # A copy: a step takes over the memory of what it is given.
@@ -129,16 +130,21 @@ def train_saflex(
     state = init_state(params, make_optimizer(config), {}, optax.identity(), validation_decay=decay)
     class_counts = real.dense().targets.sum(0)
 
+    def validation_key(step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(batch_key, step), StepKey.VALIDATION), 0)
+
+    draw_plain = make_draw(config, real, pool, batch_key, range(program.plain_steps))
+    draw = make_draw(config, real, pool, batch_key, folds=trains)
+    size = program.saflex.validation_batch_size
+    draw_validation = draw_ahead(real, held_out, size, validation_key, range(config.steps))
+
     def update(both: _State, step: int) -> tuple[_State, dict[str, Any]]:
         state, found = both
         step_key = jax.random.fold_in(batch_key, step)
         if step < program.plain_steps:
-            batch = draw_training_batch(config, real, pool, batch_key, step)
-            state, metrics = _plain_step(classifier, program, state, (batch, class_counts), step_key)
+            state, metrics = _plain_step(classifier, program, state, (draw_plain(step), class_counts), step_key)
             return (state, found), metrics.told
-        train, validation = parts[step % len(parts)]
-        batch = draw_training_batch(config, train, dataclasses.replace(pool, targets=found.labels), batch_key, step)
-        data = batch, validation, class_counts, prior
+        data = draw(step, found.labels), draw_validation(step), class_counts, prior
         both, metrics = _saflex_step(classifier, program, both, data, step_key)
         return both, metrics.told
 
@@ -176,11 +182,6 @@ def _saflex_step(
     """A step with weights and labels by the influence on shifted validation images."""
     (classifier_state, found), (batch, validation, class_counts, prior) = state, data
     validation_key = jax.random.fold_in(key, StepKey.VALIDATION)
-    if program.saflex.validation_batch_size:
-        size = (program.saflex.validation_batch_size,)
-        validation = validation.take(
-            jax.random.randint(jax.random.fold_in(validation_key, 0), size, 0, len(validation))
-        )
     shifted = random_shift(validation.inputs, jax.random.fold_in(validation_key, 1), program.config.max_shift)
     validation = smoothed(program.config, dataclasses.replace(validation, inputs=shifted))
     update = _make_update(classifier, program, class_counts, key)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utilgen_jax.data.splits import LabelledImages
+from utilgen_jax.data.streamed_images import in_memory
 from utilgen_jax.errors import InputError
 from utilgen_jax.prompts.captions.caption_file import one_line, parse_captions, read_captions
 from utilgen_jax.prompts.captions.captioner import Captioner, check_captioner, make_captioner
@@ -88,7 +89,8 @@ def caption_images(
         on_images(len(ids) - len(todo))
     for start in range(0, len(todo), batch_size):
         rows = todo[start : start + batch_size]
-        texts = [one_line(text) for text in captioner(labelled.images[rows], [class_names[row] for row in rows])]
+        images = in_memory(labelled.images[rows])
+        texts = [one_line(text) for text in captioner(images, [class_names[row] for row in rows])]
         new = {ids[row]: text for row, text in zip(rows, texts, strict=True)}
         lines = [json.dumps({"id": name, "caption": text}, ensure_ascii=False) + "\n" for name, text in new.items()]
         append_text(cache_file, "".join(lines))
