@@ -8,8 +8,8 @@ with synthetic images only (`--config.classifier.synthetic_fraction=1`) and with
 conditioning (arXiv 2502.04475) with 16 synthetic images a class and a linear head on a frozen ResNet-50
 (`--config.pool.images_per_class=16 --config.classifier.trainable=head --config.classifier.pretrained=FILE`).
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 2.1 hours on one A100, 0.65 on one H100 and 0.41 on v5e:2x4,
-`utilgen` 17, 5.2 and 3.3.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 2.1 hours on one A100, 0.66 on one H100 and 0.42 on v5e:2x4,
+`utilgen` 17, 5.2 and 4.0.
 
   python -m utilgen_jax.main --config=configs/caltech101.py --config.data.path=DATA_DIR --workdir=runs/caltech101
   python -m utilgen_jax.main --config=configs/caltech101.py:runlocal --config.data.path=DATA_DIR \

@@ -5,8 +5,8 @@ TensorFlow is installed; `--config.data.path` is a data_dir other than ~/tensorf
 224×224. Generator: Stable Diffusion 2.1 from the hub, or `--config.generator.checkpoint=sd15`, or FOLDER in diffusers'
 format.
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 0.4 hours on one A100, 0.13 on one H100 and 0.08 on v5e:2x4,
-`utilgen` 2.5, 0.78 and 0.49, the other methods 0.1 to 0.4 on one A100. Memory: utilgen_jax/plan/README.md.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 0.4 hours on one A100, 0.13 on one H100 and 0.09 on v5e:2x4,
+`utilgen` 2.5, 0.79 and 0.58, the other methods 0.1 to 0.4 on one A100. Memory: utilgen_jax/plan/README.md.
 
 Protocol: 50,000 images to train, 10,000 to test. Long tail (Cui et al. 2019, arXiv 1901.05555): all of the first
 class, the last with 1/100 of it: `--config.data.shots=5000 --config.data.imbalance_factor=100` (CIFAR-100: 500).

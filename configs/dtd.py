@@ -6,8 +6,8 @@ prepared as ArrayRecord.
 Protocol: ten partitions into training, validation and test images, 40 a class each, and the mean over them; tfds has
 the first alone. Its validation images stay unused: ours come out of the shots.
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 1.1 hours on one A100, 0.34 on one H100 and 0.21 on v5e:2x4,
-`utilgen` 8.1, 2.6 and 1.6.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 1.1 hours on one A100, 0.35 on one H100 and 0.22 on v5e:2x4,
+`utilgen` 8.2, 2.6 and 2.0.
 
   python -m utilgen_jax.main --config=configs/dtd.py --config.data.path=DATA_DIR --workdir=runs/dtd
   python -m utilgen_jax.main --config=configs/dtd.py:runlocal --config.data.path=DATA_DIR \

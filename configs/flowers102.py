@@ -7,8 +7,8 @@ Protocol: 10 images a class to train, 10 to validate, 6,149 images to test. The 
 ours come out of the shots. UtilGen (arXiv 2510.24262) reports a data set of flowers with synthetic images only
 (`--config.classifier.synthetic_fraction=1`) and with real ones beside them.
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 1.4 hours on one A100, 0.43 on one H100 and 0.27 on v5e:2x4,
-`utilgen` 11, 3.4 and 2.1.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 1.4 hours on one A100, 0.44 on one H100 and 0.28 on v5e:2x4,
+`utilgen` 11, 3.4 and 2.6.
 
   python -m utilgen_jax.main --config=configs/flowers102.py --config.data.path=DATA_DIR --workdir=runs/flowers102
   python -m utilgen_jax.main --config=configs/flowers102.py:runlocal --config.data.path=DATA_DIR \

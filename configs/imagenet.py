@@ -17,7 +17,7 @@ a ResNeXt-50 with balanced softmax, on batches of half real and half synthetic i
 a device's memory: for 1,000 classes they are 64×64 here, and the long tail is filled to 100.
 
 At 40 % of the peak (utilgen_jax/plan) `joint` on all 1,000 classes takes 18 hours on one A100, 5.8 on one H100 and
-3.6 on v5e:2x4, `utilgen` 150, 48 and 30.
+3.6 on v5e:2x4, `utilgen` 150, 49 and 38.
 
   python -m utilgen_jax.main --config=configs/imagenet.py:imagenet100 --config.data.path=DATA_DIR \
       --config.data.classes_file=words.txt --workdir=runs/imagenet100

@@ -7,8 +7,8 @@ Protocol: all of train to train on (`--config.data.shots=0`), the validation ima
 diffusion (arXiv 2411.18109, `method=difficulty`) reports it for ResNet-50, ResNet-101 and ViT-S
 (`--config.classifier.name=vit_s`), with real images and with synthetic ones beside them.
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 0.4 hours on one A100, 0.13 on one H100 and 0.08 on v5e:2x4,
-`utilgen` 2.5, 0.78 and 0.49.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 0.4 hours on one A100, 0.13 on one H100 and 0.09 on v5e:2x4,
+`utilgen` 2.5, 0.79 and 0.58.
 
   python -m utilgen_jax.main --config=configs/imagenette.py --config.data.path=DATA_DIR --workdir=runs/imagenette
   python -m utilgen_jax.main --config=configs/imagenette.py:runlocal --config.data.path=DATA_DIR \

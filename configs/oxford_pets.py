@@ -5,8 +5,8 @@ data_dir in which it was prepared as ArrayRecord.
 
 Protocol: 3,680 images to train, about 100 a class (`--config.data.shots=0`: all), and 3,669 to test.
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 0.89 hours on one A100, 0.28 on one H100 and 0.18 on v5e:2x4,
-`utilgen` 6.6, 2.1 and 1.3.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 0.91 hours on one A100, 0.29 on one H100 and 0.19 on v5e:2x4,
+`utilgen` 6.6, 2.1 and 1.6.
 
   python -m utilgen_jax.main --config=configs/oxford_pets.py --config.data.path=DATA_DIR --workdir=runs/oxford_pets
   python -m utilgen_jax.main --config=configs/oxford_pets.py:runlocal --config.data.path=DATA_DIR \

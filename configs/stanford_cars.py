@@ -7,8 +7,8 @@ the data_dir in which it was prepared as ArrayRecord. Where tfds' download fails
 
 Protocol: 8,144 images to train, about 40 a class (`--config.data.shots=0`: all), and 8,041 to test.
 
-At 40 % of the peak (utilgen_jax/plan) `joint` takes 3.8 hours on one A100, 1.2 on one H100 and 0.75 on v5e:2x4,
-`utilgen` 31, 9.7 and 6.1.
+At 40 % of the peak (utilgen_jax/plan) `joint` takes 3.8 hours on one A100, 1.2 on one H100 and 0.76 on v5e:2x4,
+`utilgen` 31, 9.8 and 7.5.
 
   python -m utilgen_jax.main --config=configs/stanford_cars.py --config.data.path=DATA_DIR --workdir=runs/stanford_cars
   python -m utilgen_jax.main --config=configs/stanford_cars.py:runlocal --config.data.path=DATA_DIR \

@@ -3,7 +3,7 @@
 One for all classes, or with `lora.per_class` one for each, as in the paper's main results.
 
 Ours: random crops are drawn once, `lora.crops` of each image, not anew at each step; in the classifier's training real
-images count by their share of a batch, not 0.8.
+images count by their share of a batch, not 0.8; the number of images and the classifier are those of all methods.
 """
 
 from __future__ import annotations
