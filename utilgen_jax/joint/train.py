@@ -8,10 +8,12 @@ level, of weight network, attributes, LoRA and difficulty, is one for all folds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -23,6 +25,7 @@ from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import logits_of_loss, predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.generator.adapter import Adapter
+from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.step import first_inputs, joint_update
@@ -58,6 +61,17 @@ class JointResult:
         return to_host(jax.nn.sigmoid(self.adapter.difficulty_logits))
 
 
+@cache
+def _make_init_outer(program: JointProgram) -> Callable[..., dict[str, Any]]:
+    """The same function each time, as `jax.jit` knows a function by identity: it takes seconds to compile."""
+
+    def init(params: Params, inputs: SampleInputs, start: Adapter | None, key: jax.Array) -> dict[str, Any]:
+        # A copy: the update takes over the memory of its state.
+        return program.init_outer(params, inputs, jax.tree.map(jnp.copy, start), key)
+
+    return init
+
+
 def train_jointly(
     classifier: Classifier,
     program: JointProgram,
@@ -82,11 +96,7 @@ def train_jointly(
     """
     plain_config = dataclasses.replace(program.config, steps=program.joint.plain_steps)
     inputs = first_inputs(program, sd, data)
-    outer = init_sharded(
-        lambda params, init_key: program.init_outer(params, inputs, start, init_key),
-        sd.params,
-        jax.random.fold_in(key, 0),
-    )
+    outer = init_sharded(_make_init_outer(program), sd.params, inputs, start, jax.random.fold_in(key, 0))
     trains = [dataclasses.replace(data, real=data.real.take(fold.train_indices)) for fold in folds]
     trainings = [
         Training(train.real, train.pool, jax.random.fold_in(jax.random.fold_in(key, 1), number))
