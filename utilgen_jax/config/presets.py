@@ -103,6 +103,7 @@ _PHOTOS: Mapping[str, Any] = {
     "difficulty.learning_rate": 1e-4,
     "difficulty.prior_fraction": 0.0,
     "difficulty.flip": True,
+    "difficulty.zero_start": True,
     "textual_inversion.epochs": 750,
     "textual_inversion.learning_rate": 5e-4,
     "textual_inversion.prior_fraction": 0.0,

@@ -120,6 +120,7 @@ class AdapterSteps:
         config: LoraConfig,
         prior: GeneratedPool | None,
         difficulties: tuple[np.ndarray, np.ndarray] | None = None,
+        zero_token: bool = False,
     ) -> Adapter:
         """Fits a LoRA to the shots by the denoising loss, and with difficulties an encoder of them.
 
@@ -128,8 +129,9 @@ class AdapterSteps:
             config: of the training.
             prior: images of the generator itself, trained on beside the shots; None where there are none in a batch.
             difficulties: of the shots [N] and of the prior images [M], in [0, 1]; None: no encoder.
+            zero_token: whether the encoder's token is zero before the first step, and not random.
         """
-        return _on_device(self._train_lora(spec, config, prior, difficulties))
+        return _on_device(self._train_lora(spec, config, prior, difficulties, zero_token))
 
     @step("lora_{spec.name}", Adapter)
     def _train_lora(
@@ -138,6 +140,7 @@ class AdapterSteps:
         config: LoraConfig,
         prior: GeneratedPool | None,
         difficulties: tuple[np.ndarray, np.ndarray] | None,
+        zero_token: bool,
     ) -> Adapter:
         experiment = self.experiment
         config = config.of_images(len(experiment.split.real))
@@ -149,7 +152,8 @@ class AdapterSteps:
         shots = self._shots(config, difficulties=of_shots)
         with experiment.training_loop(config.steps) as loop:
             prompts = self._training_prompts(config)
-            return train_lora(self.sd, prompts, shots, prior_set, config, experiment.key(Key.LORA), loop)
+            key = experiment.key(Key.LORA)
+            return train_lora(self.sd, prompts, shots, prior_set, config, key, loop, zero_token)
 
     def train_class_loras(self, spec: PoolSpec, config: LoraConfig, prior: GeneratedPool | None) -> ClassAdapters:
         """Fits a LoRA to the shots of each class alone, one class after the other, each a stage.

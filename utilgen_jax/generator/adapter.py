@@ -22,7 +22,7 @@ from utilgen_jax.generator.difficulty_token import add_difficulty, append_diffic
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.sampling import sample, sample_beside, unet_with_guidance
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
-from utilgen_jax.models.difficulty import DifficultyEncoder
+from utilgen_jax.models.difficulty import DifficultyEncoder, with_zero_token
 from utilgen_jax.models.lora import Lora, init_lora, merge_lora
 from utilgen_jax.types import Params
 
@@ -132,7 +132,7 @@ def init_adapter(params: Params, sample_inputs: SampleInputs, config: AdapterCon
         module = DifficultyEncoder(config.num_classes, sample_inputs.condition.prompt_embeds.shape[-1])
         encoder = module.init(jax.random.fold_in(key, 1), sample_inputs.labels[:1], logits[:1])["params"]
         if config.difficulty_offset:
-            encoder = encoder | {"linear_3": jax.tree.map(jnp.zeros_like, encoder["linear_3"])}
+            encoder = with_zero_token(encoder)
 
     def table(rows: int | None, like: jax.Array) -> jax.Array | None:
         return None if rows is None else jnp.zeros((rows, *like.shape[1:]))

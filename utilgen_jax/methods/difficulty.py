@@ -39,6 +39,7 @@ class DifficultyConfig(LoraConfig):
         0.9, "fraction of a batch that the generator itself made (prior preservation)", minimum=0.0, maximum=0.95
     )
     learning_rate: float = setting(2e-3, "AdamW's peak, then cosine decay", minimum=1e-8, maximum=1.0)
+    zero_start: bool = setting(False, "the encoder's token is zero before the first step, and not random")
     mean: float = setting(0.5, "mean of the requested difficulties", minimum=0.0, maximum=1.0)
     by_class: tuple[str, ...] = setting((), "classes with another mean, 'three=0.7,eight=0.3'")
     std: float = setting(0.1, "their standard deviation; clipped to [0, 1]", minimum=0.0, maximum=1.0)
@@ -88,7 +89,8 @@ class DifficultyPool(PoolSpec):
         plain = experiment.pool(PlainPool())
         measured = experiment.classifiers.cross_fitted_difficulty(plain)
         settings = experiment.config.section(DifficultyConfig)
-        return experiment.adapters.train_lora(self, settings, plain if settings.num_prior else None, measured)
+        prior = plain if settings.num_prior else None
+        return experiment.adapters.train_lora(self, settings, prior, measured, settings.zero_start)
 
     def stages(self, config: Config, num_classes: int) -> tuple[str, ...]:
         own = ("difficulty_of_shots", f"lora_{self.name}", "difficulty_sheets", f"pool_{self.name}")

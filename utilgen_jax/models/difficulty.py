@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from utilgen_jax.errors import InputError
+from utilgen_jax.types import Params
 
 
 class DifficultyEncoder(nn.Module):
@@ -61,6 +62,11 @@ class DifficultyEncoder(nn.Module):
         hidden = nn.silu(nn.Dense(self.hidden_size, dtype=self.dtype, name="linear_1")(features))
         hidden = nn.silu(nn.Dense(self.hidden_size, dtype=self.dtype, name="linear_2")(hidden))
         return nn.Dense(self.cross_attention_dim, dtype=self.dtype, name="linear_3")(hidden)[:, None]
+
+
+def with_zero_token(params: Params) -> Params:
+    """An encoder's parameters with the last layer zero: its token is zero for all labels and difficulties."""
+    return params | {"linear_3": jax.tree.map(jnp.zeros_like, params["linear_3"])}
 
 
 def _is_size(value: Any) -> bool:

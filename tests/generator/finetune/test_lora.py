@@ -29,10 +29,10 @@ def images(number=12, seed=0, centre=0.0, difficulties=None):
     return DenoisingSet(latents, jnp.arange(number) % CLASSES, difficulties)
 
 
-def fit(learn_from, prior=None, key=KEY, loop=None, **changes):
+def fit(learn_from, prior=None, key=KEY, loop=None, zero_token=False, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     prior = images(6, seed=5, difficulties=learn_from.difficulties) if prior is None else prior
-    return train_lora(SD, EMBEDS, learn_from, prior, config, key, loop or TrainingLoop())
+    return train_lora(SD, EMBEDS, learn_from, prior, config, key, loop or TrainingLoop(), zero_token)
 
 
 def loss(adapter, batch, seed=7):
@@ -68,6 +68,16 @@ def test_prior_images_keep_what_the_generator_knew():
     alone, beside = fit(batch, prior), fit(batch, prior, prior_fraction=0.5)
     assert loss(beside, prior) < loss(alone, prior)
     assert loss(alone, batch) < loss(beside, batch)
+
+
+def test_a_token_that_starts_at_zero_is_the_same_for_all_difficulties():
+    easy, hard = (images(difficulties=jnp.full(12, value)) for value in (0.0, 1.0))
+    start = {"steps": 1, "learning_rate": 1e-12}
+    zero, random = fit(easy, zero_token=True, **start), fit(easy, **start)
+    assert loss(zero, easy) == pytest.approx(loss(zero, hard), rel=1e-6)
+    assert loss(random, easy) != pytest.approx(loss(random, hard), rel=1e-6)
+    learnt = fit(easy, zero_token=True, steps=5)
+    assert float(jnp.abs(learnt.difficulty_encoder["linear_3"]["kernel"]).max()) > 0
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from utilgen_jax.generator.finetune.denoising import (
 )
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.text_states import PooledStates
-from utilgen_jax.models.difficulty import DifficultyEncoder
+from utilgen_jax.models.difficulty import DifficultyEncoder, with_zero_token
 from utilgen_jax.models.lora import init_lora
 from utilgen_jax.runtime.training_loop import TrainingLoop
 
@@ -32,6 +32,7 @@ def train_lora(
     config: LoraConfig,
     key: jax.Array,
     loop: TrainingLoop,
+    zero_token: bool = False,
 ) -> Adapter:
     """Fits a LoRA to images, as DataDream does, and a difficulty encoder with it if their difficulty is known.
 
@@ -47,6 +48,7 @@ def train_lora(
         config: rank, steps, batch and learning rate.
         key: PRNG key.
         loop: runs the steps.
+        zero_token: whether the difficulty encoder's token is zero before the first step, and not random.
 
     Returns:
         An adapter with `unet_lora`; with a rank for them LoRAs of all text encoders; with difficulties
@@ -67,6 +69,7 @@ def train_lora(
         width = sd.architecture.text_width if are_token_ids(prompts) else states.shape[-1]
         encoder = DifficultyEncoder(len(prompts), width)
         variables = encoder.init(jax.random.fold_in(init_key, 1), examples.labels[:1], examples.difficulties[:1])
-        adapter = dataclasses.replace(adapter, difficulty_encoder=variables["params"])
+        params = with_zero_token(variables["params"]) if zero_token else variables["params"]
+        adapter = dataclasses.replace(adapter, difficulty_encoder=params)
     task = DenoisingTask(adapter_loss, prompts, examples, prior)
     return train_by_denoising(sd, task, adapter, config, train_key, loop)
