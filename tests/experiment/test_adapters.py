@@ -119,8 +119,8 @@ def test_lora_learns_from_shots_and_prior_images(given):
     experiment, prior = given.make(), random_pool(7)
     config = LoraConfig(steps=3)
     adapter = experiment.adapters.train_lora(NamedPool(), config, prior)
-    sd, embeds, shots, prior_set, used, key, loop = given.calls["train_lora"]
-    assert sd.name == "sd" and used is config and same_key(key, experiment, Key.LORA)
+    sd, embeds, shots, prior_set, used, key, _, zero_token = given.calls["train_lora"]
+    assert not zero_token and sd.name == "sd" and used is config and same_key(key, experiment, Key.LORA)
     np.testing.assert_array_equal(embeds, states(sd, experiment.word_prompts))
     assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels)
     assert is_set_of(prior_set, to_float(prior.images), prior.labels)
@@ -184,8 +184,9 @@ def test_difficulties_go_with_their_images_easy_and_hard_ones_equally_often(give
     experiment, prior = given.make(), random_pool(8)
     of_shots = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     of_prior = np.array([0.05, 0.01, 0.02, 0.03, 0.04, 0.06, 0.07, 0.95], np.float32)
-    experiment.adapters.train_lora(NamedPool(), DifficultyConfig(), prior, (of_shots, of_prior))
-    _, _, shots, prior_set, *_ = given.calls["train_lora"]
+    experiment.adapters.train_lora(NamedPool(), DifficultyConfig(), prior, (of_shots, of_prior), True)
+    _, _, shots, prior_set, *_, zero_token = given.calls["train_lora"]
+    assert zero_token
     assert is_set_of(shots, to_float(experiment.generator_shots), experiment.split.real.labels, of_shots)
     drawn = np.array([np.flatnonzero(of_prior == value).item() for value in np.asarray(prior_set.difficulties)])
     assert len(drawn) == 4 * 8

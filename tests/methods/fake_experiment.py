@@ -116,7 +116,7 @@ POOLS = {
 }
 ADAPTERS = {
     "learn_class_tokens": lambda prior: None,
-    "train_lora": lambda spec, config, prior, difficulties=None: itself,
+    "train_lora": lambda spec, config, prior, difficulties=None, zero_token=False: itself,
     "train_class_loras": lambda spec, config, prior: itself,
     "train_dpo": lambda spec, pool, weights: itself,
     "per_image": lambda spec, fold_models, weighting, noise: itself,

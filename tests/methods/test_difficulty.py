@@ -9,14 +9,17 @@ from utilgen_jax.methods.difficulty import DifficultyConfig, DifficultyPool, cla
 
 @pytest.mark.parametrize(
     ("settings", "means"),
-    [(DifficultyConfig(), [0.5, 0.5]), (DifficultyConfig(mean=0.2, by_class=("dog=0.7",), std=0.3), [0.2, 0.7])],
+    [
+        (DifficultyConfig(), [0.5, 0.5]),
+        (DifficultyConfig(mean=0.2, by_class=("dog=0.7",), std=0.3, zero_start=True), [0.2, 0.7]),
+    ],
 )
 def test_measured_then_trained_then_requested(settings, means):
     plain = FakePool(PlainPool())
     experiment = FakeExperiment(settings, pools={PlainPool(): plain})
     pool = DifficultyPool().build(experiment)
     measured = "difficulty of shots", "difficulty of pool"
-    adapter = experiment.call("adapters.train_lora", DifficultyPool(), settings, plain, measured)
+    adapter = experiment.call("adapters.train_lora", DifficultyPool(), settings, plain, measured, settings.zero_start)
     plan = experiment.call("pools.plan", [["caption prompt"]], difficulty=(means, settings.std))
     assert experiment.calls == [
         experiment.call("classifiers.cross_fitted_difficulty", plain),
