@@ -80,10 +80,11 @@ def compile_program(call: Call, resident_bytes: int, available_bytes: int, full:
     start = time.perf_counter()
     traced = call.function.trace(*call.arguments, **call.settings)
     lowered = traced.lower()
-    memory, hlo = _compile(call, lowered, None if full else _NO_MEMORY)
+    memory, compiled = _compile(call, lowered, None if full else _NO_MEMORY)
     if not full and sum(memory) + resident_bytes > available_bytes:
         memory = min(memory, _compile(call, lowered, available_bytes // 2**21)[0], key=sum)
     argument_bytes, temporary_bytes, code_bytes = memory
+    text = compiled.as_text() if full and compiled is not None else None
     return Figures(
         argument_bytes=argument_bytes,
         temporary_bytes=temporary_bytes,
@@ -93,12 +94,12 @@ def compile_program(call: Call, resident_bytes: int, available_bytes: int, full:
         flops=count_flops(traced.jaxpr),
         moved_bytes=count_bytes(traced.jaxpr, jax.sharding.get_mesh().size or 1),
         compile_seconds=time.perf_counter() - start,
-        hlo=hlo if full else None,
+        hlo=None if text is None else count_hlo(text),
     )
 
 
-def _compile(call: Call, lowered: Any, limit: int | None) -> tuple[tuple[int, int, int], HloCounts | None]:
-    """Bytes of arguments, temporaries and code, and counts of the program, if there is one.
+def _compile(call: Call, lowered: Any, limit: int | None) -> tuple[tuple[int, int, int], jax.stages.Compiled | None]:
+    """Bytes of arguments, temporaries and code, and the program, if there is one.
 
     `limit` is the memory in MiB that XLA is told, None: the chip's own.
     """
@@ -113,7 +114,7 @@ def _compile(call: Call, lowered: Any, limit: int | None) -> tuple[tuple[int, in
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     needed = memory.argument_size_in_bytes, memory.temp_size_in_bytes + results, memory.generated_code_size_in_bytes
-    return needed, count_hlo(compiled.as_text())
+    return needed, compiled
 
 
 def bytes_on_chip(shapes: Any) -> int:

@@ -19,13 +19,15 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _FAST_MEMORY = re.compile(r"S\([1-9]\)")  # a memory space other than the main one
 _BITS = re.compile(r"\d+")
 
-# These say where something is, and compute nothing.
-_FREE = frozenset(
-    "after-all bitcast constant copy-done get-tuple-element opt-barrier parameter partition-id slice-done tuple".split()
-)
 # Reads or writes the main memory once; the other side is in the fast one.
 _PREFETCHES = ("copy-start", "slice-start")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+# These say where something is, or end what has been counted at its start.
+_FREE = (
+    *("after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id", "tuple"),
+    *("copy-done", "slice-done"),
+    *(f"{name}-done" for name in _COLLECTIVES),
+)
 _GATHERS = ("gather", "scatter")
 _PRODUCTS = ("convolution", "dot")
 
@@ -117,8 +119,6 @@ def _of_instruction(operation: str, arrays: list[_Array], read: int, written: in
         # Its result is a tuple of both sides; a slice's is the smaller.
         sides = [array.size for array in arrays if array.size > 4]
         return HloCounts(memory_bytes=min(sides, default=0))
-    if operation.removesuffix("-done") in _COLLECTIVES and operation.endswith("-done"):
-        return HloCounts()
     is_copy = operation in ("copy", "transpose")
     is_collective = operation.removesuffix("-start") in _COLLECTIVES
     return HloCounts(
