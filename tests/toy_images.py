@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from utilgen_jax.bilevel.examples import labelled
 from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.classifier.dataset import draw_rows, take_batch
 from utilgen_jax.valuation.config import ValuationConfig
 
 NUM_CLASSES = 4
@@ -57,3 +58,9 @@ def draw_set(per_class, seed, wrong=0.0, noise=0.3):
     others = (classes + np.random.default_rng(seed).integers(1, NUM_CLASSES, size=len(classes))) % NUM_CLASSES
     labels = np.where(is_wrong, others, classes).astype(np.int32)
     return labelled(draw_images(classes, seed, noise), labels, NUM_CLASSES), is_wrong
+
+
+def draw_batch(config, real, synthetic, key):
+    """A batch of training, of random rows."""
+    drawn = draw_rows(config, len(real), None if synthetic is None else len(synthetic), key)
+    return take_batch(config, real, synthetic, drawn)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.toy_images import CONFIG, draw_set
+from tests.toy_images import CONFIG, draw_batch, draw_set
 from utilgen_jax.bilevel.examples import Examples, labelled
 from utilgen_jax.classifier import dataset
 from utilgen_jax.classifier.config import ClassifierConfig
@@ -16,7 +16,6 @@ from utilgen_jax.classifier.dataset import (
     ClassifierInput,
     apply_randaugment,
     crop_and_resize,
-    draw_batch,
     draw_boxes,
     random_shift,
 )

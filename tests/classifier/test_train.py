@@ -13,10 +13,10 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from tests.cut_off import assert_goes_on
-from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_set
+from tests.toy_images import CONFIG, NUM_CLASSES, TinyClassifier, draw_batch, draw_set
 from utilgen_jax.bilevel.examples import labelled
 from utilgen_jax.classifier.config import ClassifierConfig
-from utilgen_jax.classifier.dataset import StepKey, draw_batch
+from utilgen_jax.classifier.dataset import StepKey
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.data.augment.batch_mixing import MIXINGS

@@ -21,7 +21,7 @@ SETTINGS = {"valuation__validation_batch_size": 2, "saflex__validation_batch_siz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["saflex", "vanilla_ensemble", "utilgen", "difficulty"])
+@pytest.mark.parametrize("method", ["saflex", "joint", "utilgen", "difficulty"])
 def test_a_streamed_run_has_the_weights_the_values_and_the_accuracies_of_one_in_memory(
     make_experiment, quick_checkpoint, tmp_path, method
 ):
@@ -55,14 +55,8 @@ def test_a_streamed_run_has_the_weights_the_values_and_the_accuracies_of_one_in_
     assert not differing
 
 
-@pytest.mark.parametrize("method", ["saflex", "utilgen"])
+@pytest.mark.parametrize("method", ["saflex", "utilgen", "joint"])
 def test_all_held_out_images_in_each_step_are_refused_where_memory_does_not_hold_them(make_experiment, method):
-    field = {"saflex": "saflex", "utilgen": "valuation"}[method] + ".validation_batch_size"
+    field = ("saflex" if method == "saflex" else "valuation") + ".validation_batch_size"
     with pytest.raises(InputError, match=rf"config.{field}: at 0 each step .* does not hold; .*--config.{field}=256"):
         make_experiment(method, data__memory_gib=0)
-
-
-def test_methods_that_need_all_images_at_once_hold_them_and_it_is_told(make_experiment, capsys):
-    experiment = make_experiment("joint", data__memory_gib=0)
-    assert isinstance(experiment.split.real.images, np.ndarray)
-    assert "more than data.memory_gib allows: the method joint needs them all at once" in capsys.readouterr().err

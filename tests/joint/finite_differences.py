@@ -47,10 +47,13 @@ def relative_error(program: JointProgram, classifier: Classifier, sd: StableDiff
     To be called with 64 bits enabled, and with `JointProgram.outer_optimizer` a plain step of length 1.
     """
     sd = dataclasses.replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(float), sd.params))
-    data, validation = draw(data_shapes(program, sd.architecture), 0.3)
-    labels = jax.nn.softmax(data.real.targets)
-    data = dataclasses.replace(data, real=dataclasses.replace(data.real, targets=labels))
-    validation = dataclasses.replace(validation, targets=jax.nn.softmax(validation.targets))
+    data, batch = draw(data_shapes(program, sd.architecture), 0.3)
+    known = {
+        name: dataclasses.replace(part, targets=jax.nn.softmax(part.targets))
+        for name in ("examples", "validation")
+        if (part := getattr(batch, name)) is not None
+    }
+    batch = dataclasses.replace(batch, **known, class_counts=jnp.ones_like(batch.class_counts))
     shapes = jax.eval_shape(lambda: init_update(program, classifier, sd, data, KEY))
     start = draw(shapes, 0.1, seed=1)
     # What counts steps and moments starts at zero.
@@ -60,7 +63,7 @@ def relative_error(program: JointProgram, classifier: Classifier, sd: StableDiff
 
     def run(outer: Any) -> tuple[float, Any]:
         state = jax.tree.map(jnp.copy, dataclasses.replace(start, outer=outer))
-        state, metrics = joint_update(program, classifier, state, sd, data, validation, KEY)
+        state, metrics = joint_update(program, classifier, state, sd, data, batch, KEY)
         return float(metrics.validation_loss + metrics.penalty), state.outer
 
     found, expected = slopes(run, start.outer, level, STEPS[level], seed=2)

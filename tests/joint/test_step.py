@@ -12,25 +12,33 @@ import pytest
 
 from tests.generator import toy
 from tests.joint.finite_differences import relative_error, slopes
-from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_state
-from tests.toy_images import VALUATION
+from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_examples, make_state
+from tests.toy_images import draw_batch
 from utilgen_jax.bilevel import check_finite
+from utilgen_jax.bilevel.examples import count_classes
 from utilgen_jax.generator.loading import load_stable_diffusion
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.text_states import PooledStates
-from utilgen_jax.joint.program import LEVELS, JointProgram
+from utilgen_jax.joint.program import LEVELS, JointBatch, JointProgram
 from utilgen_jax.joint.step import joint_update
 from utilgen_jax.runtime import sharding
 
 KEY = jax.random.key(4)
 
 
-def arguments(program=PROGRAM, sd=None, data=None, **changes):
+def arguments(program=PROGRAM, sd=None, data=None, dtype=np.float32, **changes):
     """Of `joint_update`: every second shot is held out."""
     sd, data = sd or toy.make_toy(), data or make_data()
-    state = make_state(program, sd, data, KEY, **changes)
-    train_set = dataclasses.replace(data, real=data.real.take(np.arange(0, 24, 2)))
-    return program, CLASSIFIER, state, sd, train_set, data.real.take(np.arange(1, 24, 2)), KEY
+    real, pool = jax.tree.map(lambda leaf: cast(leaf, dtype), make_examples())
+    state = make_state(program, sd, data, real.inputs, KEY, **changes)
+    train_set, held_out = (real.take(np.arange(first, 24, 2)) for first in (0, 1))
+    batch = JointBatch(draw_batch(program.config, train_set, pool, KEY), count_classes(train_set), held_out)
+    shots = train_set.take(np.arange(program.joint.num_generated))
+    return program, CLASSIFIER, state, sd, data, dataclasses.replace(batch, shots=shots), KEY
+
+
+def cast(leaf, dtype):
+    return leaf.astype(dtype) if leaf.dtype == np.float32 else leaf
 
 
 def away_from_the_start(outer):
@@ -109,14 +117,13 @@ def test_images_that_are_made_in_parts_make_the_same_update(without, plain_desce
 
 @pytest.mark.slow
 def test_eight_devices_make_the_same_update(plain_descent):
-    program = dataclasses.replace(PROGRAM, valuation=dataclasses.replace(VALUATION, validation_batch_size=8))
-    expected = joint_update(*arguments(program, disturb=away_from_the_start))
+    expected = joint_update(*arguments(disturb=away_from_the_start))
     mesh = sharding.make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):
-        _, _, state, sd, train_set, validation, key = arguments(program, disturb=away_from_the_start)
-        whole = sharding.replicate((state, train_set, validation))
+        _, _, state, sd, data, batch, key = arguments(disturb=away_from_the_start)
+        whole = sharding.replicate((state, data, batch))
         sd = sd.replace(params=sharding.shard_params(sd.params, mesh))
-        found = joint_update(program, CLASSIFIER, whole[0], sd, *whole[1:], key)
+        found = joint_update(PROGRAM, CLASSIFIER, whole[0], sd, *whole[1:], key)
     assert len(found[0].step.sharding.device_set) == 8
     assert_same_update(found, expected)
 
@@ -136,14 +143,13 @@ def test_what_is_not_finite_is_named(name, group):
 
 
 def test_balanced_softmax_is_the_loss_of_the_updates_steps_too():
-    program, classifier, state, sd, train_set, _, key = arguments()
+    program, classifier, state, sd, data, batch, key = arguments()
     config = dataclasses.replace(program.config, loss="balanced_softmax", label_smoothing=0.0)
-    tail = train_set.real.take(np.array([0, 1, 2, 3, 6]))  # four images of the first class, one of the second
+    counts = np.array([4.0, 1.0, 1.0, 1.0], np.float32)
     state = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
-    data = dataclasses.replace(train_set, real=tail)
-    _, metrics = joint_update(dataclasses.replace(program, config=config), classifier, state, sd, data, None, key)
-    # Logits of zero are those of the classes' frequencies, of which two are counted as one.
-    counts = np.bincount(tail.labels, minlength=4).clip(1)
+    batch = JointBatch(batch.examples, jnp.asarray(counts))
+    _, metrics = joint_update(dataclasses.replace(program, config=config), classifier, state, sd, data, batch, key)
+    # Logits of zero are those of the classes' frequencies.
     labels = np.asarray(metrics.targets).argmax(-1)
     np.testing.assert_allclose(metrics.losses, -np.log(counts / counts.sum())[labels], rtol=1e-5)
 
@@ -185,10 +191,12 @@ def test_the_gradient_is_that_of_finite_differences_in_float64(level, plain_desc
 
 
 def check_gradient(program, level):
-    double = lambda tree: jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == np.float32 else leaf, tree)
+    double = lambda tree: jax.tree.map(lambda leaf: cast(leaf, float), tree)
     sd, data = toy.make_toy(), double(make_data())
     sd = dataclasses.replace(sd, params=double(sd.params))
-    _, _, start, _, *rest = arguments(program, sd, data, disturb=lambda outer: away_from_the_start(double(outer)))
+    _, _, start, _, *rest = arguments(
+        program, sd, data, float, disturb=lambda outer: away_from_the_start(double(outer))
+    )
 
     def run(outer):
         state = jax.tree.map(jnp.copy, dataclasses.replace(start, outer=outer))

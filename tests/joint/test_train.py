@@ -10,7 +10,7 @@ import pytest
 
 from tests.cut_off import assert_goes_on
 from tests.generator import toy
-from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data
+from tests.joint.toy_joint import CLASSIFIER, JOINT, PROGRAM, make_data, make_examples
 from tests.toy_images import NUM_CLASSES
 from utilgen_jax.data.splits import cross_fit_folds
 from utilgen_jax.generator.adapter import Adapter, generate_images
@@ -27,13 +27,12 @@ PARTS = {
 }
 
 
-def train(seed=0, joint=None, start=None, loop=None, data=None, **changes):
-    data = make_data() if data is None else data
+def train(seed=0, joint=None, start=None, loop=None, **changes):
+    real, pool = make_examples()
     program = dataclasses.replace(PROGRAM, joint=joint or JOINT, **changes)
-    folds = cross_fit_folds(np.asarray(data.real.labels), 2, 0)
-    return train_jointly(
-        CLASSIFIER, program, toy.make_toy(), data, folds, start, jax.random.key(seed), loop or TrainingLoop()
-    )
+    folds = cross_fit_folds(np.asarray(real.labels), 2, 0)
+    key, sd = jax.random.key(seed), toy.make_toy()
+    return train_jointly(CLASSIFIER, program, sd, real, pool, make_data(), folds, start, key, loop or TrainingLoop())
 
 
 def start_of(result, level):
@@ -132,17 +131,17 @@ def test_several_inner_steps_are_looked_through(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("without", ["weights", "attributes"])
 def test_useless_images_get_small_weights_and_their_attribute_becomes_less_probable(without):
-    data = make_data()
+    real, pool = make_examples()
     joint = dataclasses.replace(JOINT, plain_steps=40, inner_learning_rate=0.01, steps=160)
     joint = dataclasses.replace(joint, attribute_learning_rate=0.05)
     program = dataclasses.replace(PROGRAM, joint=joint, without=(without,))
-    result = train(joint=joint, data=data, without=(without,))
+    result = train(joint=joint, without=(without,))
     if without == "weights":
         assert result.attribute_logits[1] < result.attribute_logits[0] - 0.15
         return
-    weights, losses = predict_weights(CLASSIFIER, program, result, 2 * [data.real], data.pool)
-    assert weights.shape == losses.shape == (2, len(data.pool))
-    is_wrong = np.asarray(data.pool.attributes)[:, 1] == 1
+    weights, losses = predict_weights(CLASSIFIER, program, result, 2 * [real], pool)
+    assert weights.shape == losses.shape == (2, len(pool))
+    is_wrong = np.asarray(pool.attributes)[:, 1] == 1
     assert (weights[:, ~is_wrong].mean(1) > weights[:, is_wrong].mean(1) + 0.1).all()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tests.generator import toy
 from tests.toy_images import CONFIG, NUM_CLASSES, VALUATION, TinyClassifier, draw_set
@@ -39,22 +40,24 @@ PROGRAM = JointProgram(
 CLASSIFIER = Classifier(TinyClassifier())
 
 
-def make_data(wrong=0.5):
+def make_examples(wrong=0.5):
+    """Real images, and a pool."""
     real, _ = draw_set(6, seed=10)
     pool, is_wrong = draw_set(40, seed=20, wrong=wrong)
     known = {"attributes": jnp.zeros((len(real), 2)), "difficulty": jnp.zeros(len(real))}
+    # The second attribute is that of the images with a wrong label.
+    attributes = jax.nn.one_hot(jnp.asarray(is_wrong, int), 2)
+    pool = dataclasses.replace(pool, attributes=attributes, difficulty=jnp.full(len(pool), 0.5))
+    return dataclasses.replace(real, **known), pool
+
+
+def make_data():
+    latents, labels = toy.normal(2, 40, toy.SIDE, toy.SIDE, toy.CHANNELS), np.asarray(make_examples()[1].labels)
     return JointData(
-        real=dataclasses.replace(real, **known),
-        # The second attribute is that of the images with a wrong label.
-        pool=dataclasses.replace(
-            pool,
-            attributes=jax.nn.one_hot(jnp.asarray(is_wrong, int), 2),
-            difficulty=jnp.full(len(pool), 0.5),
-        ),
         anchors=make_anchor_set(
             toy.make_toy(),
-            toy.normal(2, len(pool), toy.SIDE, toy.SIDE, toy.CHANNELS),
-            pool.labels,
+            lambda rows: latents[rows],
+            labels,
             toy.normal(1, NUM_CLASSES, toy.WORDS, toy.WIDTH),
             (24, 8),
             jax.random.key(7),
@@ -66,9 +69,9 @@ def make_data(wrong=0.5):
     )
 
 
-def make_state(program, sd, data, key, disturb=lambda outer: outer):
-    """The bilevel state before the first update, of the trained dtype of the data."""
+def make_state(program, sd, data, images, key, disturb=lambda outer: outer):
+    """The bilevel state before the first update, of the dtype of the images."""
     outer = disturb(program.init_outer(sd.params, first_inputs(program, sd, data), None, key))
-    params = CLASSIFIER.module.init(key, data.real.inputs[:1])["params"]
-    params = jax.tree.map(lambda leaf: leaf.astype(data.real.inputs.dtype), params)
+    params = CLASSIFIER.module.init(key, images[:1])["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(images.dtype), params)
     return init_state(params, program.optimizer, outer, program.outer_optimizer, JOINT.ema_decay)

@@ -9,10 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 from tests import toy_images
 from tests.cut_off import assert_goes_on
-from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_images, draw_set
+from tests.toy_images import NUM_CLASSES, TinyClassifier, draw_batch, draw_images, draw_set
 from utilgen_jax.bilevel.influence import influence
 from utilgen_jax.bilevel.weightings import WeightingInputs, saflex
-from utilgen_jax.classifier.dataset import StepKey, draw_batch, draw_synthetic, random_shift
+from utilgen_jax.classifier.dataset import StepKey, draw_synthetic, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import init_classifier, make_optimizer, predict_logits, train_classifier
 from utilgen_jax.data.splits import Fold, cross_fit_folds

@@ -57,12 +57,12 @@ class WholeUpdate:
             is_outer: whether it updates the outer level; if not it is the classifier's plain step.
         """
         program = dataclasses.replace(self.program, without=without)
-        data, validation = _draw(data_shapes(program, self.sd.architecture))
+        data, batch = _draw(data_shapes(program, self.sd.architecture))
         key = jax.random.key(_SEED)
         # Random draws take long to compile: what is drawn here has the right shape alone.
         shapes = jax.eval_shape(lambda sd, data: init_update(program, self.classifier, sd, data, key), self.sd, data)
         state = _draw(shapes)
-        given = validation if is_outer else None
+        given = batch if is_outer else dataclasses.replace(batch, validation=None, shots=None)
 
         update = partial(_update, program)
         return prepare_update(update, state, (self.classifier, self.sd, data, given, key))

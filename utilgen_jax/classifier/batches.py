@@ -45,24 +45,29 @@ def make_draw(
     steps: range | None = None,
     folds: Sequence[np.ndarray] | None = None,
 ) -> Draw:
-    """Returns what makes the batch of a step, see `draw_training_batch`.
+    """Returns what draws and augments the batch of a step, see `dataset.draw_rows`; mixing is left to the step.
 
     Where images are streamed, it is called for one step after the other, from any step on.
 
     Args:
-        config, real, synthetic, key: see `draw_training_batch`.
+        config, real, synthetic: see `train_classifier`.
+        key: PRNG key of the training's batches.
         steps: that there are; None: all of the config's.
         folds: the real images that take part in step t are those of fold t mod F, rows int [n] each; None: all.
     """
     if is_streamed(real, synthetic):
         return _StreamedDraw(config, real, synthetic, key, steps or range(config.steps), folds)
-    parts = [real] if folds is None else [real.take(fold) for fold in folds]
+    read, pool_size = _read_by_the_draw(config), None if synthetic is None else len(synthetic)
+    folds = [np.arange(len(real))] if folds is None else folds
+    rows = [replicate(np.asarray(fold, np.int32)) for fold in folds]
 
     def draw(step: int, targets: jax.Array | None = None) -> Examples:
-        pool = synthetic
+        fold, pool = rows[step % len(rows)], synthetic
         if pool is not None and targets is not None:
             pool = dataclasses.replace(pool, targets=targets)
-        return draw_training_batch(config, parts[step % len(parts)], pool, key, step)
+        # Random numbers take long to compile: one program draws for images of any number.
+        drawn = _draw_rows(read, len(fold), pool_size, key, step)
+        return _augmented(config, _take_batch(read, real, pool, drawn, fold), key, step)
 
     return draw
 
@@ -70,26 +75,6 @@ def make_draw(
 def is_streamed(*examples: Examples | None) -> bool:
     """Whether images of any of these are not in memory."""
     return any(each is not None and isinstance(each.inputs, StreamedImages) for each in examples)
-
-
-def draw_training_batch(
-    config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int
-) -> Examples:
-    """Draws and augments the batch of a step, see `draw_batch`; mixing is left to the step.
-
-    Args:
-        config, real, synthetic: see `train_classifier`.
-        key: PRNG key of the training's batches.
-        step: number of the step.
-    """
-    drawn = _draw(config, real, synthetic, key, step)
-    return _augmented(config, _take_batch(_read_by_the_draw(config), real, synthetic, drawn), key, step)
-
-
-def _draw(config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array, step: int) -> Drawn:
-    # Random numbers take long to compile: one program draws for images of any number.
-    numbers = len(real), None if synthetic is None else len(synthetic)
-    return _draw_rows(_read_by_the_draw(config), *numbers, key, step)
 
 
 def _augmented(config: ClassifierConfig, batch: Examples, key: jax.Array, step: int) -> Examples:
@@ -163,7 +148,7 @@ def draw_ahead(
     def draw(number: int, steps: np.ndarray) -> jax.Array:
         return jax.vmap(lambda step: jax.random.randint(key_of(step), (size,), 0, number))(jnp.asarray(steps))
 
-    ahead = RowsAhead(examples, _of_folds(folds, jax.jit(draw, static_argnums=0)), steps)
+    ahead = RowsAhead(examples, _of_folds(folds, jax.jit(draw)), steps)
     return lambda step: _split(ahead.take(step))
 
 
@@ -196,8 +181,7 @@ class _StreamedDraw:
     """Draws the rows of all steps to come once, and has their images read ahead.
 
     Args:
-        config, real, synthetic, key: see `draw_training_batch`.
-        steps, folds: see `make_draw`.
+        config, real, synthetic, key, steps, folds: see `make_draw`.
     """
 
     def __init__(
@@ -241,6 +225,14 @@ def _draw_rows(config: ClassifierConfig, num_real: int, pool_size: int | None, k
 
 
 @partial(jax.jit, static_argnames="config")
+def _take_batch(
+    config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn, fold: jax.Array
+) -> Examples:
+    """The batch, of which the real images were drawn among a fold, rows int [n]."""
+    return take_batch(config, real, synthetic, dataclasses.replace(drawn, real=fold[drawn.real]))
+
+
+@partial(jax.jit, static_argnames="config")
 def _augmentation(config: ClassifierConfig, pool_size: int | None, key: jax.Array, step: int) -> Drawn:
     """What augments the batch of a step, with rows that are nothing but counted: the compiler leaves their draw out."""
     drawn = draw_rows(config, 1, pool_size, jax.random.fold_in(key, step))
@@ -263,7 +255,6 @@ def _synthetic_rows(config: ClassifierConfig, pool_size: int, key: jax.Array, st
     return jax.vmap(lambda step: draw(jax.random.fold_in(key, step)))(jnp.asarray(steps))
 
 
-_take_batch = jax.jit(take_batch, static_argnames="config")
 _join_batch = jax.jit(join_batch, static_argnames="config")
 _take = jax.jit(Examples.take)
 _split = jax.jit(split_batch)

@@ -91,30 +91,13 @@ class Drawn:
     is_mirrored: jax.Array | None = None
 
 
-def draw_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, key: jax.Array) -> Examples:
-    """Draws one batch of augmented images, real ones first; with replacement: a handful of shots fills it too.
-
-    Args:
-        config: batch size, synthetic fraction, shifts, crops and mirroring.
-        real: the real images.
-        synthetic: synthetic ones, or None.
-        key: PRNG key of the step.
-
-    Returns:
-        `config.batch_size` examples; with synthetic images the last `config.num_synthetic` are synthetic, and
-        `is_weighted`.
-    """
-    drawn = draw_rows(config, len(real), None if synthetic is None else len(synthetic), key)
-    return take_batch(config, real, synthetic, drawn)
-
-
 def draw_rows(
     config: ClassifierConfig, num_real: int | jax.Array, pool_size: int | jax.Array | None, key: jax.Array
 ) -> Drawn:
-    """The random part of `draw_batch`, for which the images' numbers need not be static.
+    """Draws what a batch is made of; with replacement: a handful of shots fills it too.
 
     Args:
-        config: see `draw_batch`.
+        config: batch size, synthetic fraction, shifts, crops and mirroring.
         num_real: number of real images.
         pool_size: number of synthetic images, or None.
         key: PRNG key of the step.
@@ -152,7 +135,18 @@ def draw_boxes(key: jax.Array, number: int, least_area: float) -> jax.Array:
 
 
 def take_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn) -> Examples:
-    """The batch of `draw_batch` for what `draw_rows` has drawn."""
+    """One batch of augmented images, real ones first.
+
+    Args:
+        config: see `draw_rows`.
+        real: the real images.
+        synthetic: synthetic ones, or None.
+        drawn: of `draw_rows`.
+
+    Returns:
+        `config.batch_size` examples; with synthetic images the last `config.num_synthetic` are synthetic, and
+        `is_weighted`.
+    """
     taken = None
     if synthetic is not None:
         assert drawn.synthetic is not None
@@ -173,7 +167,7 @@ def join_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
 
 
 def draw_synthetic(config: ClassifierConfig, pool_size: int | jax.Array, key: jax.Array) -> jax.Array:
-    """Which images of the pool `draw_batch` draws with this key: int32 [config.num_synthetic]."""
+    """Which images of the pool `draw_rows` draws with this key: int32 [config.num_synthetic]."""
     return jax.random.randint(jax.random.fold_in(key, StepKey.SYNTHETIC), (config.num_synthetic,), 0, pool_size)
 
 

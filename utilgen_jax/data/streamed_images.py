@@ -25,7 +25,6 @@ import numpy as np
 from utilgen_jax.data.decoding import quietly
 from utilgen_jax.data.images import looked_up, scaled
 from utilgen_jax.errors import InputError
-from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.sharding import batch_sharding, held_rows, place_rows
 from utilgen_jax.runtime.threads import num_cores
 
@@ -178,12 +177,10 @@ class Reading:
     Attributes:
         memory: bytes that images may take; more are streamed.
         workers: see `StreamedImages`.
-        held_for: the method that needs all images at once; they are held in any case then, with a warning.
     """
 
     memory: float = math.inf
     workers: int = 0
-    held_for: str = ""
 
     def images(self, source: Readable, rows: np.ndarray, shape: tuple[int, ...], itemsize: int) -> Images:
         """Images of a source, read or to be streamed.
@@ -195,12 +192,7 @@ class Reading:
             itemsize: bytes that a number takes where they are held.
         """
         size = itemsize * len(rows) * math.prod(shape)
-        if size > self.memory and self.held_for:
-            warn(
-                f"images take {size / 2**30:.1f} GiB of memory, more than data.memory_gib allows: the method "
-                f"{self.held_for} needs them all at once"
-            )
-        if size <= self.memory or self.held_for:
+        if size <= self.memory:
             return source.read(rows)
         height, width, channels = shape
         return StreamedImages(source, np.asarray(rows), (height, width, channels), self.workers)

@@ -171,10 +171,13 @@ class ClassifierSteps:
         return self.experiment.stages.run(name, kind, compute, shared.real_stages if shared else None)
 
     def _test(self, params: Params) -> Evaluation:
-        test = self.experiment.split.test
-        images = test.images if isinstance(test.images, StreamedImages) else to_float(test.images)
-        predicted = self.predict(params, images).argmax(-1)
-        return Evaluation((predicted == test.labels).mean(), predicted.astype(np.int32))
+        predicted = self.predict_test(params).argmax(-1)
+        return Evaluation((predicted == self.experiment.split.test.labels).mean(), predicted.astype(np.int32))
+
+    def predict_test(self, params: Params) -> np.ndarray:
+        """The logits [T, K] of the test images, for evaluations alone."""
+        images = self.experiment.split.test.images
+        return self.predict(params, images if isinstance(images, StreamedImages) else to_float(images))
 
     def predict(self, params: Params, images: Array | StreamedImages) -> np.ndarray:
         """The logits [N, K] of images [N, H, W, C]."""

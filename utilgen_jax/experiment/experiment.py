@@ -117,10 +117,9 @@ class GeneratorSource:
     architecture: Architecture
 
 
-def reading_of(config: Config, methods: Sequence[Method]) -> Reading:
-    """What of a run's images is held in memory: all, unless each of its methods can read them as they are needed."""
-    held_for = next((method.name for method in methods if not method.streams), "")
-    return Reading(config.data.memory_gib * 2**30, config.data.workers, held_for)
+def reading_of(config: Config) -> Reading:
+    """What of a run's images is held in memory."""
+    return Reading(config.data.memory_gib * 2**30, config.data.workers)
 
 
 @dataclasses.dataclass
@@ -228,7 +227,7 @@ class Experiment:
     @property
     def reading(self) -> Reading:
         """What of its images is held in memory."""
-        return reading_of(self.config, self.methods)
+        return reading_of(self.config)
 
     @property
     def classifier_input(self) -> ClassifierInput:

@@ -15,7 +15,6 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import ClassifierInput
 from utilgen_jax.config.schema import Config
-from utilgen_jax.data.images import to_float
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import step
 from utilgen_jax.generator.adapter import Adapter
@@ -92,6 +91,8 @@ class JointSteps:
                 experiment.classifier,
                 program,
                 experiment.adapters.sd,
+                self._known(experiment.real, None, 0.0),
+                self._known(experiment.examples(plain), experiment.prompt_attributes(plain.records), 0.5),
                 self._data(program, plain),
                 experiment.folds,
                 start,
@@ -108,8 +109,6 @@ class JointSteps:
         )
         return replicate(
             JointData(
-                real=self._known(experiment.real, None, 0.0),
-                pool=self._known(experiment.examples(plain), experiment.prompt_attributes(plain.records), 0.5),
                 anchors=self._anchors(program, plain) if program.has_anchor else None,
                 prompt_embeds=experiment.adapters.prompt_embeds(sd, [record.prompt or "" for record in drawn]),
                 prompt_labels=jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), _PROMPTS_PER_CLASS),
@@ -123,8 +122,8 @@ class JointSteps:
         sd = experiment.adapters.sd
         return make_anchor_set(
             sd,
-            experiment.adapters.latents(sd, plain.images),
-            jnp.asarray(plain.labels),
+            lambda rows: experiment.adapters.latents(sd, plain.images[rows]),
+            plain.labels,
             experiment.word_choice.class_means(encode_prompts(sd, experiment.word_prompts)),
             (min(joint.steps * joint.num_generated, _MOST_ANCHORS), experiment.config.generator.batch_size),
             jax.random.fold_in(experiment.key(Key.JOINT), 3),
@@ -227,18 +226,11 @@ class JointSteps:
     def accuracy(self, spec: PoolSpec, trained: JointResult) -> float:
         """The accuracy on the test images of what the folds' averaged classifiers say in the mean."""
         experiment = self.experiment
-        test = experiment.split.test
-        folds = range(len(jax.tree.leaves(trained.classifiers)[0]))
-        predicted = [
-            softmax(
-                experiment.classifiers.predict(
-                    jax.tree.map(lambda leaf, fold=fold: leaf[fold], trained.classifiers), to_float(test.images)
-                ),
-                axis=-1,
-            )
-            for fold in folds
-        ]
-        return float((np.sum(predicted, axis=0).argmax(-1) == test.labels).mean())
+        predicted = []
+        for fold in range(len(jax.tree.leaves(trained.classifiers)[0])):
+            params = jax.tree.map(lambda leaf, fold=fold: leaf[fold], trained.classifiers)
+            predicted.append(softmax(experiment.classifiers.predict_test(params), axis=-1))
+        return float((np.sum(predicted, axis=0).argmax(-1) == experiment.split.test.labels).mean())
 
     def _known(self, examples: Examples, attributes: np.ndarray | None, difficulty: float | np.ndarray) -> Examples:
         """Examples with the features that the weight network wants; None: of no attribute."""

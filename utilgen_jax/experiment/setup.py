@@ -63,7 +63,7 @@ def set_up(
     if jax.process_index() == 0:  # it locks the folder, perhaps before the others come here
         check_unlocked(workdir)
     check_config(workdir, config)
-    split = split or read_split(config, load_source(config.data), reading_of(config, methods))
+    split = split or read_split(config, load_source(config.data), reading_of(config))
     _check_validation(config, methods, split)
     real = split.real
     words = ClassWords(class_words(config.data.class_names, real.class_names))

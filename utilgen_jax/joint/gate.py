@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 
 from utilgen_jax.bilevel.examples import Examples, count_classes
-from utilgen_jax.bilevel.influence import cross_entropies
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
-from utilgen_jax.classifier.train import training_logits
+from utilgen_jax.classifier.train import logits_of_loss, predict_logits
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.runtime.sharding import to_host
 from utilgen_jax.runtime.training_loop import TrainingLoop
-from utilgen_jax.valuation.cross_fit import smoothed
+from utilgen_jax.types import Params
+from utilgen_jax.valuation.cross_fit import PREDICTION_BATCH_SIZE, smoothed
 
 
 @struct.dataclass
@@ -78,17 +79,17 @@ def compare_pools(
     trained = iter(train_classifiers(classifier, config, trainings, loop))
     losses = np.zeros((2, len(real)), np.float32)
     for fold in folds:
-        held_out = smoothed(config, real.take(fold.validation_indices))
+        held_out = real.take(fold.validation_indices)
         class_counts = count_classes(real.take(fold.train_indices))
         for place in range(len(pools)):
-            losses[place, fold.validation_indices] = to_host(
-                _losses(classifier, config, class_counts, next(trained), held_out)
-            )
+            losses[place, fold.validation_indices] = _losses(classifier, config, class_counts, next(trained), held_out)
     return Gate(losses[0] - losses[1])
 
 
-@partial(jax.jit, static_argnames="config")
 def _losses(
-    classifier: Classifier, config: ClassifierConfig, class_counts: jax.Array, params: dict, held_out: Examples
-) -> jax.Array:
-    return cross_entropies(partial(training_logits, classifier, config, class_counts), params, held_out)
+    classifier: Classifier, config: ClassifierConfig, class_counts: jax.Array, params: Params, held_out: Examples
+) -> np.ndarray:
+    logits = predict_logits(classifier, params, held_out.inputs, PREDICTION_BATCH_SIZE)
+    targets = smoothed(config, held_out).targets
+    seen = logits_of_loss(config, class_counts, jnp.asarray(logits, jnp.float32))
+    return to_host(optax.softmax_cross_entropy(seen, targets))

@@ -63,6 +63,11 @@ class JointProgram:
         return self.joint.anchor > 0 and self.has("anchor")
 
     @property
+    def has_coverage(self) -> bool:
+        """The same of generated and real features."""
+        return self.joint.coverage > 0 and self.has("coverage")
+
+    @property
     def step_sampling(self) -> SamplingConfig:
         """Of the images made in an update."""
         return dataclasses.replace(
@@ -169,22 +174,36 @@ def keep_within(lowest: jax.Array | float, highest: jax.Array | float) -> optax.
 
 @struct.dataclass
 class JointData:
-    """What the update learns from.
+    """What the images that an update generates are drawn from.
 
     Attributes:
-        real: the shots, with difficulty and attributes of 0.
-        pool: images of the generator as it is, with attributes, and difficulty in the middle.
-        anchors: such images, noised; None where the update has no anchor.
+        anchors: noised images of the generator as it is; None where the update has no anchor.
         prompt_embeds: text states of P prompts with drawn attributes, see `TextStates`.
         prompt_labels: their classes, int32 [P].
         prompt_attributes: their attributes, float32 [P, A].
         negative_prompt_embeds: of the unconditional branch, of one.
     """
 
-    real: Examples
-    pool: Examples
     anchors: AnchorSet | None
     prompt_embeds: TextStates
     prompt_labels: jax.Array
     prompt_attributes: jax.Array
     negative_prompt_embeds: TextStates
+
+
+@struct.dataclass
+class JointBatch:
+    """The images that an update is given; with K > 1 inner steps `examples` and `shots` have a leading axis [K].
+
+    Attributes:
+        examples: B real and synthetic images that the classifier learns from, in [0, 1] for their difficulty, and with
+            the attributes of their prompts; both are 0 for a real one.
+        class_counts: how many real images of each class it may learn from, float32 [C].
+        validation: held-out shots; None: a plain step of the classifier, without the outer level.
+        shots: real images that M generated ones are compared with; None where they are not.
+    """
+
+    examples: Examples
+    class_counts: jax.Array
+    validation: Examples | None = None
+    shots: Examples | None = None

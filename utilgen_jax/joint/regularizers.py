@@ -6,8 +6,11 @@ no other classifier reads. Both terms are added to the outer loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from utilgen_jax.diffusion.schedules import add_noise
@@ -16,6 +19,7 @@ from utilgen_jax.generator.conditioning import embeds_condition
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.text_states import ImageSizes, TextStates
+from utilgen_jax.runtime.sharding import to_host
 
 
 @struct.dataclass
@@ -39,8 +43,8 @@ class AnchorSet:
 
 def make_anchor_set(
     sd: StableDiffusion,
-    clean_latents: jax.Array,
-    labels: jax.Array,
+    latents_of: Callable[[np.ndarray], jax.Array],
+    labels: np.ndarray,
     class_embeds: TextStates,
     sizes: tuple[int, int],
     key: jax.Array,
@@ -49,23 +53,25 @@ def make_anchor_set(
 
     Args:
         sd: the checkpoint.
-        clean_latents: of the images, float32 [N, h, w, C].
-        labels: their classes, int32 [N].
+        latents_of: gives the latents of images by their rows, int [n] -> float32 [n, h, w, C].
+        labels: of the images, int [N].
         class_embeds: see `AnchorSet`.
         sizes: about how many noised images, and how many at a time.
         key: PRNG key of images, timesteps and noise.
     """
     number, batch_size = sizes
     number = -(-number // batch_size) * batch_size  # batches of one shape
-    chosen = jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, len(labels))
+    drawn = to_host(jax.random.randint(jax.random.fold_in(key, 0), (number,), 0, len(labels)))
+    rows, places = np.unique(drawn, return_inverse=True)
+    clean = latents_of(np.pad(rows, (0, -len(rows) % batch_size), mode="edge"))[places]
     timesteps = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, sd.schedule.num_train_timesteps)
-    noise = jax.random.normal(jax.random.fold_in(key, 2), (number, *clean_latents.shape[1:]))
-    noisy, labels = add_noise(sd.schedule, clean_latents[chosen], noise, timesteps), labels[chosen]
+    noise = jax.random.normal(jax.random.fold_in(key, 2), clean.shape)
+    noisy, classes = add_noise(sd.schedule, clean, noise, timesteps), jnp.asarray(labels[drawn], jnp.int32)
     predictions = []
     for start in range(0, number, batch_size):
-        rows = slice(start, start + batch_size)
-        predictions.append(_predict(sd, class_embeds[labels[rows]], noisy[rows], timesteps[rows]))
-    return AnchorSet(noisy, timesteps, labels, jnp.concatenate(predictions), class_embeds)
+        part = slice(start, start + batch_size)
+        predictions.append(_predict(sd, class_embeds[classes[part]], noisy[part], timesteps[part]))
+    return AnchorSet(noisy, timesteps, classes, jnp.concatenate(predictions), class_embeds)
 
 
 @jax.jit

@@ -12,16 +12,16 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.generator.stable_diffusion import Architecture, StableDiffusion
 from utilgen_jax.generator.text_states import PooledStates
-from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.program import JointBatch, JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorSet
 from utilgen_jax.joint.step import first_inputs
 
 
-def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[JointData, Examples]:
-    """Shapes of what an update learns from, and of the held-out shots.
+def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[JointData, JointBatch]:
+    """Shapes of what an update generates of, and of the images that it is given.
 
-    Shots, pool and held-out shots are a batch each, prompts as many as are generated; more of them lie in memory and
-    change nothing else.
+    Held-out shots are a batch, prompts and anchors as many as are generated; more of these lie in memory and change
+    nothing else.
 
     Args:
         program: sizes of batch, images and classes.
@@ -39,12 +39,16 @@ def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[Join
             return states
         return PooledStates(states, shape(number, architecture.unet.pooled_width, dtype=architecture.unet.dtype))
 
-    examples = Examples(
-        shape(batch, sees.image_size, sees.image_size, sees.channels),
-        shape(batch, sees.num_classes),
-        difficulty=shape(batch),
-        attributes=shape(batch, program.num_attributes),
-    )
+    def examples(number: int, steps: tuple[int, ...] = ()) -> Examples:
+        return Examples(
+            shape(*steps, number, sees.image_size, sees.image_size, sees.channels),
+            shape(*steps, number, sees.num_classes),
+            is_weighted=shape(*steps, number, dtype=bool),
+            difficulty=shape(*steps, number),
+            attributes=shape(*steps, number, program.num_attributes),
+        )
+
+    inner_steps = (program.joint.inner_steps,) if program.joint.inner_steps > 1 else ()
     latents = shape(generated, *program.latent_shape)
     anchors = AnchorSet(
         latents=latents,
@@ -54,15 +58,19 @@ def data_shapes(program: JointProgram, architecture: Architecture) -> tuple[Join
         class_embeds=embeds(sees.num_classes),
     )
     data = JointData(
-        real=examples,
-        pool=examples,
         anchors=anchors if program.has_anchor else None,
         prompt_embeds=embeds(generated),
         prompt_labels=shape(generated, dtype=jnp.int32),
         prompt_attributes=shape(generated, program.num_attributes),
         negative_prompt_embeds=embeds(1),
     )
-    return data, examples
+    given = JointBatch(
+        examples(batch, inner_steps),
+        shape(sees.num_classes),
+        validation=examples(batch),
+        shots=examples(generated, inner_steps) if program.has_coverage else None,
+    )
+    return data, given
 
 
 def init_update(
@@ -70,5 +78,7 @@ def init_update(
 ) -> BilevelState:
     """The state before the first update of a classifier that nothing has trained yet; pure."""
     outer = program.init_outer(sd.params, first_inputs(program, sd, data), None, key)
-    params = classifier.module.init(key, jnp.zeros((1, *data.real.inputs.shape[1:])))["params"]
+    sees = program.classifier_input
+    image = jnp.zeros((1, sees.image_size, sees.image_size, sees.channels))
+    params = classifier.module.init(key, image)["params"]
     return init_bilevel(params, program.optimizer, outer, program.outer_optimizer, program.joint.ema_decay)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from utilgen_jax.bilevel import BilevelMetrics, BilevelState, make_bilevel_update
-from utilgen_jax.bilevel.examples import Examples, count_classes
-from utilgen_jax.classifier.dataset import StepKey, draw_batch, random_shift
+from utilgen_jax.bilevel.examples import Examples
+from utilgen_jax.classifier.dataset import StepKey, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.train import training_logits
 from utilgen_jax.data.images import set_channels
@@ -21,7 +21,7 @@ from utilgen_jax.generator.conditioning import embeds_condition, encode_images
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
 from utilgen_jax.generator.text_states import ImageSizes, TextStates
-from utilgen_jax.joint.program import JointData, JointProgram
+from utilgen_jax.joint.program import JointBatch, JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage
 from utilgen_jax.runtime.loops import map_in_parts
 from utilgen_jax.runtime.sharding import split_batch
@@ -37,13 +37,13 @@ class Drawn:
         inputs: of the images to generate.
         attributes: of their prompts, float32 [M, A].
         own: noised images that the frozen generator has made; None where the update has no anchor.
-        real: training shots, see `regularizers.coverage`.
+        real: training shots, see `regularizers.coverage`; None where there is no such term.
     """
 
     inputs: SampleInputs
     attributes: jax.Array
     own: AnchorBatch | None
-    real: Examples
+    real: Examples | None
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -53,18 +53,18 @@ def joint_update(
     state: BilevelState,
     sd: StableDiffusion,
     data: JointData,
-    validation: Examples | None,
+    batch: JointBatch,
     key: jax.Array,
 ) -> tuple[BilevelState, BilevelMetrics]:
-    """One update on fresh batches of real, synthetic and newly generated images.
+    """One update on a batch of real and synthetic images and on newly generated ones.
 
     Args:
         program: static.
         classifier: trained on the inner level.
         state: donated.
         sd: the generator; its weights stay as they are.
-        data: real images that the classifier may learn from, and the pool.
-        validation: held-out shots; None: a plain step of the classifier, without the outer level.
+        data: what images are generated of.
+        batch: see `JointBatch`.
         key: PRNG key of the step.
     """
     joint = program.joint
@@ -91,13 +91,14 @@ def joint_update(
             "classifier": partial(classifier.features, params),
             "image_encoder": lambda seen: encode_images(sd, set_channels(seen, 3)),
         }
-        for name in joint.coverage_features if joint.coverage and program.has("coverage") else ():
+        for name in joint.coverage_features if program.has_coverage else ():
+            assert drawn.real is not None
             generated, real = features[name](images), features[name](drawn.real.inputs)
             penalty += joint.coverage * coverage(generated, drawn.inputs.labels, real, drawn.real.labels)
         return penalty
 
     update = make_bilevel_update(
-        partial(training_logits, classifier, program.config, count_classes(data.real)),
+        partial(training_logits, classifier, program.config, batch.class_counts),
         program.weighting,
         program.optimizer,
         program.outer_optimizer,
@@ -105,14 +106,13 @@ def joint_update(
         regularizer=regularize,
         num_inner_steps=joint.inner_steps,
     )
-    steps = range(joint.inner_steps)
-    batches = [_draw_examples(program, data, jax.random.fold_in(key, 2 * step)) for step in steps]
-    examples = batches[0] if joint.inner_steps == 1 else _stack(batches)
-    if validation is None:
+    examples = smoothed(program.config, batch.examples)
+    if batch.validation is None:
         return update(state, examples)
-    requests = [_draw_requests(program, sd, data, jax.random.fold_in(key, 2 * step + 1)) for step in steps]
+    requests = [_draw_requests(program, sd, data, jax.random.fold_in(key, step)) for step in range(joint.inner_steps)]
     drawn = requests[0] if joint.inner_steps == 1 else _stack(requests)
-    return update(state, examples, _shifted(program, validation, key), drawn)
+    validation = _shifted(program, batch.validation, jax.random.fold_in(key, joint.inner_steps))
+    return update(state, examples, validation, dataclasses.replace(drawn, real=batch.shots))
 
 
 def first_inputs(program: JointProgram, sd: StableDiffusion, data: JointData) -> SampleInputs:
@@ -122,27 +122,17 @@ def first_inputs(program: JointProgram, sd: StableDiffusion, data: JointData) ->
     )
 
 
-def _draw_examples(program: JointProgram, data: JointData, key: jax.Array) -> Examples:
-    return smoothed(program.config, draw_batch(program.config, data.real, data.pool, key))
-
-
 def _shifted(program: JointProgram, validation: Examples, key: jax.Array) -> Examples:
-    """The held-out shots, or as many of them as a validation batch has, each shifted at random."""
-    key = jax.random.fold_in(key, 2 * program.joint.inner_steps)
-    size = program.valuation.validation_batch_size
-    if size:
-        chosen = jax.random.choice(jax.random.fold_in(key, StepKey.VALIDATION), len(validation), (size,))
-        validation = validation.take(chosen)
+    """The held-out shots, each shifted at random."""
     images = random_shift(validation.inputs, jax.random.fold_in(key, StepKey.SHIFT), program.config.max_shift)
     return smoothed(program.config, dataclasses.replace(validation, inputs=images))
 
 
 def _draw_requests(program: JointProgram, sd: StableDiffusion, data: JointData, key: jax.Array) -> Drawn:
-    """Draws prompts for new images, images that the generator has made, and shots, each with fresh noise."""
+    """Draws prompts for new images, and images that the generator has made, each with fresh noise."""
     number = program.joint.num_generated
-    prompt_key, own_key, real_key = (jax.random.fold_in(key, use) for use in range(3))
+    prompt_key, own_key = (jax.random.fold_in(key, use) for use in range(2))
     prompts = jax.random.randint(prompt_key, (number,), 0, len(data.prompt_labels))
-    real = jax.random.randint(real_key, (number,), 0, len(data.real))
     draw = partial(_inputs, program, sd, data.negative_prompt_embeds)
     own, anchors = None, data.anchors
     if anchors is not None and program.has_anchor:
@@ -155,7 +145,7 @@ def _draw_requests(program: JointProgram, sd: StableDiffusion, data: JointData, 
         inputs=draw(data.prompt_embeds[prompts], data.prompt_labels[prompts], jax.random.fold_in(key, 3)),
         attributes=data.prompt_attributes[prompts],
         own=own,
-        real=data.real.take(real),
+        real=None,
     )
     return split_batch(drawn)
 
@@ -182,5 +172,5 @@ def _keys(key: jax.Array, number: int) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
 
 
-def _stack(parts: list) -> Examples | Drawn:
+def _stack(parts: list[Drawn]) -> Drawn:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)

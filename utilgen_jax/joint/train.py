@@ -27,6 +27,7 @@ from utilgen_jax.data.splits import Fold
 from utilgen_jax.generator.adapter import Adapter
 from utilgen_jax.generator.inputs import SampleInputs
 from utilgen_jax.generator.stable_diffusion import StableDiffusion
+from utilgen_jax.joint.batches import make_batches
 from utilgen_jax.joint.program import JointData, JointProgram
 from utilgen_jax.joint.step import first_inputs, joint_update
 from utilgen_jax.runtime.sharding import init_sharded, to_host
@@ -76,6 +77,8 @@ def train_jointly(
     classifier: Classifier,
     program: JointProgram,
     sd: StableDiffusion,
+    real: Examples,
+    pool: Examples,
     data: JointData,
     folds: Sequence[Fold],
     start: Adapter | None,
@@ -88,6 +91,8 @@ def train_jointly(
         classifier: as in the final training.
         program: configs, and which parts are trained.
         sd: the generator; its weights stay as they are.
+        real: the shots, with difficulty and attributes of 0.
+        pool: images of the generator as it is, with attributes, and difficulty in the middle.
         data: see `JointData`.
         folds: of the shots.
         start: of the adapter, see `JointProgram.init_outer`.
@@ -97,10 +102,9 @@ def train_jointly(
     plain_config = dataclasses.replace(program.config, steps=program.joint.plain_steps)
     inputs = first_inputs(program, sd, data)
     outer = init_sharded(_make_init_outer(program), sd.params, inputs, start, jax.random.fold_in(key, 0))
-    trains = [dataclasses.replace(data, real=data.real.take(fold.train_indices)) for fold in folds]
     trainings = [
-        Training(train.real, train.pool, jax.random.fold_in(jax.random.fold_in(key, 1), number))
-        for number, train in enumerate(trains)
+        Training(real.take(fold.train_indices), pool, jax.random.fold_in(jax.random.fold_in(key, 1), number))
+        for number, fold in enumerate(folds)
     ]
     start_of_folds = FoldStates.start(
         [
@@ -109,13 +113,12 @@ def train_jointly(
         ]
     )
 
+    batch_of = make_batches(program, real, pool, folds, jax.random.fold_in(key, 3))
+
     def update(states: FoldStates, step: int) -> tuple[FoldStates, dict[str, Any]]:
-        number = step % len(folds)
-        is_outer = step // len(folds) % program.joint.outer_every == 0
-        validation = data.real.take(folds[number].validation_indices) if is_outer else None
-        step_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
-        own, train = states.take(number), trains[number]
-        state, metrics = joint_update(program, classifier, own, sd, train, validation, step_key)
+        number, step_key = step % len(folds), jax.random.fold_in(jax.random.fold_in(key, 2), step)
+        own, batch = states.take(number), batch_of(step)
+        state, metrics = joint_update(program, classifier, own, sd, data, batch, step_key)
         return states.put(number, state), metrics.told
 
     joint_loop = loop.part("update", len(folds) * plain_config.steps)
@@ -146,11 +149,11 @@ def predict_weights(
     Returns:
         Weights and losses, float32 [F, N]. All weights are 1 where no network was trained.
     """
-    examples = smoothed(program.config, images)
+    examples = dataclasses.replace(smoothed(program.config, images), inputs=None)
     weights, losses = [], []
     for fold, known in enumerate(shots):
         params = jax.tree.map(lambda leaf, fold=fold: leaf[fold], result.classifiers)
-        logits = predict_logits(classifier, params, examples.inputs, PREDICTION_BATCH_SIZE)
+        logits = predict_logits(classifier, params, images.inputs, PREDICTION_BATCH_SIZE)
         seen = logits_of_loss(program.config, count_classes(known), jax.numpy.asarray(logits))
         inputs = WeightingInputs(examples, seen)
         weights.append(to_host(program.network.apply(result.weighting.get("network", {}), inputs)[0]))

@@ -110,11 +110,6 @@ class Method:
         return False
 
     @property
-    def streams(self) -> bool:
-        """Whether it can do with images that memory does not hold, see `data.streamed_images`."""
-        return True
-
-    @property
     def validation_field(self) -> str:
         """The config field of how many held-out real images a step sees, of all at 0; "": none sees them."""
         return ""

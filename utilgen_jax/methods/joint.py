@@ -111,9 +111,8 @@ class Joint(Method):
     teachers: bool = True
 
     @property
-    def streams(self) -> bool:
-        # The update draws its images itself, on the devices.
-        return not isinstance(self.pool, JointPool)
+    def validation_field(self) -> str:
+        return "valuation.validation_batch_size" if isinstance(self.pool, JointPool) else ""
 
     @property
     def has_weights(self) -> bool:

@@ -105,6 +105,10 @@ class PlannedRun:
         negative = None if self.architecture.unet.pooled_width is None else labels
         return Condition(embeds, embeds, labels, negative_class_labels=negative)
 
+    def split(self, tree: Any) -> Any:
+        """The shapes of a pytree of examples, split over all chips where they divide it."""
+        return jax.tree.map(lambda leaf: self.batch(*leaf.shape[1:], dtype=leaf.dtype, number=leaf.shape[0]), tree)
+
     def replicated(self, tree: Any) -> Any:
         """The shapes of a pytree's arrays, whole on every chip."""
         whole = NamedSharding(self.mesh, PartitionSpec())
@@ -146,17 +150,17 @@ def _sample(run: PlannedRun, params: Mapping[str, Any]) -> Call:
 
 
 def _bilevel(run: PlannedRun, params: Mapping[str, Any]) -> Call:
-    """Shots and pool are a batch each, see `joint.shapes`."""
+    """Of as many images as `joint.shapes` says."""
     sd = StableDiffusion(run.architecture, dict(params))
-    data, validation = data_shapes(run.joint, run.architecture)
+    data, batch = data_shapes(run.joint, run.architecture)
     shapes = jax.eval_shape(partial(init_update, run.joint, run.classifier), sd, data, key_shape())
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         param_shardings(shapes, run.mesh),
     )
-    data, validation, key = run.replicated((data, validation, key_shape()))
-    return Call(joint_update, (run.joint, run.classifier, state, sd, data, validation, key))
+    data, key = run.replicated((data, key_shape()))
+    return Call(joint_update, (run.joint, run.classifier, state, sd, data, run.split(batch), key))
 
 
 def key_shape() -> jax.ShapeDtypeStruct:
