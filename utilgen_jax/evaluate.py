@@ -78,7 +78,6 @@ def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
     from utilgen_jax.checkpoints.classifier_files import load_classifier_variables, open_classifier_file
     from utilgen_jax.classifier.model import Classifier
     from utilgen_jax.classifier.train import predict_logits
-    from utilgen_jax.data.images import to_float
     from utilgen_jax.models.classifiers import build_classifier
     from utilgen_jax.runtime.sharding import replicate
 
@@ -96,7 +95,7 @@ def evaluate(settings: dict[str, Any]) -> dict[str, Any]:
     num_correct = 0
     for start in range(0, len(test.labels), settings["batch_size"]):
         chosen = np.arange(start, min(start + settings["batch_size"], len(test.labels)))
-        logits = predict_logits(classifier, {}, to_float(test.read(chosen)), settings["batch_size"])
+        logits = predict_logits(classifier, {}, test.read(chosen), settings["batch_size"])
         num_correct += int((logits.argmax(-1) == test.labels[chosen]).sum())
     interval = binomtest(num_correct, len(test.labels)).proportion_ci(0.95, method="wilson")
     return {

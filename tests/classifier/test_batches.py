@@ -11,7 +11,6 @@ from utilgen_jax.bilevel.examples import labelled
 from utilgen_jax.classifier.batches import make_draw
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.dataset import ClassifierInput
-from utilgen_jax.data.images import to_float
 
 SEES = ClassifierInput(num_classes=2, image_size=4, channels=1)
 CONFIG = ClassifierConfig(steps=4, batch_size=6, synthetic_fraction=0.5, crop_area=0.5, flip=True)
@@ -27,7 +26,7 @@ class Real:
 
 def examples(is_streamed: bool):
     """Real images of the classifier's size, and weighted ones of a pool whose images are larger."""
-    images = streamed(source=Real(), image_shape=(4, 4, 1)) if is_streamed else to_float(REAL)
+    images = streamed(source=Real(), image_shape=(4, 4, 1)) if is_streamed else jax.numpy.asarray(REAL)
     pool = streamed(seen_as=(4, 1)) if is_streamed else SEES.stored_images(PIXELS)
     weighted = dataclasses.replace(labelled(pool, LABELS, 2), weights=jax.numpy.linspace(0.1, 2, 20))
     return labelled(images, LABELS, 2), weighted

@@ -157,6 +157,18 @@ def test_stored_images_are_scaled_in_parts(numbers_at_once, monkeypatch):
     np.testing.assert_allclose(sees.stored_images(images), sees.images(to_float(images)), atol=1e-6)
 
 
+def test_stored_images_of_the_classifiers_size_stay_bytes_until_they_are_in_a_batch():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    kept = ClassifierInput(num_classes=3, image_size=8, channels=3).stored_images(images)
+    np.testing.assert_array_equal(kept, images)
+    assert kept.dtype == np.uint8
+    config = dataclasses.replace(CONFIG, max_shift=0)
+    batches = [
+        draw(config, labelled(each, np.zeros(5, int), 3), None, jax.random.key(0)) for each in (kept, to_float(images))
+    ]
+    assert_equal(*batches)
+
+
 def test_crops_are_those_of_pillow():
     images = np.random.default_rng(0).standard_normal((3, 12, 12, 1), np.float32)
     boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.25, 0.1, 0.5, 0.6], [0.3, 0.45, 0.7, 0.55]], np.float32)

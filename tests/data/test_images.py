@@ -25,6 +25,14 @@ def test_every_byte_survives_the_way_to_float_and_back(convert):
     np.testing.assert_array_equal(back, every)
 
 
+def test_floats_of_bytes_have_the_same_bits_in_any_program():
+    every = np.arange(256, dtype=np.uint8)
+    in_a_program = jax.jit(lambda bytes_, other: images.as_floats(bytes_) + other - other)
+    np.testing.assert_array_equal(in_a_program(every, np.float32(0)), images.to_float(every))
+    np.testing.assert_array_equal(images.as_floats(images.to_float(every)), images.to_float(every))
+    np.testing.assert_allclose(images.to_float(every), every / 127.5 - 1, atol=1e-7)
+
+
 def test_to_uint8_clips():
     np.testing.assert_array_equal(images.to_uint8(np.array([-3.0, 3.0, 0.0], np.float32)), [0, 255, 128])
 

@@ -82,7 +82,7 @@ def test_training_is_logged_under_the_stage_that_is_computed(make_experiment):
 def test_the_shots_as_classifier_and_generator_see_them(make_experiment):
     experiment = make_experiment()
     real = experiment.split.real
-    np.testing.assert_array_equal(experiment.real.inputs, to_float(real.images))
+    np.testing.assert_array_equal(experiment.real.inputs, real.images)
     np.testing.assert_array_equal(experiment.real.labels, real.labels)
     np.testing.assert_array_equal(experiment.real.weights, np.ones(4))
     assert experiment.real.num_classes == 2

@@ -72,19 +72,19 @@ def test_without_the_gate_the_compiled_update_is_the_same(given):
 def test_training_gets_shots_pool_and_prompts_with_their_features(given):
     experiment, plain = given.make(), random_pool(8)
     experiment.joint.train(NamedPool(), plain, None, ("lora",))
-    classifier, program, sd, data, folds, start, key, loop = given.calls["train_jointly"]
+    classifier, program, sd, real, pool, data, folds, start, key, loop = given.calls["train_jointly"]
     assert classifier is experiment.classifier and folds is experiment.folds and start is None
     assert sd == "the checkpoint"
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(experiment.key(Key.JOINT)))
     assert (program.without, program.num_attributes) == (("lora",), 5)
     assert program.joint == experiment.config.section(JointConfig)
     assert program.valuation == experiment.config.valuation and program.config == experiment.classifier_config
-    np.testing.assert_array_equal(data.real.inputs, experiment.real.inputs)
-    np.testing.assert_array_equal(data.pool.inputs, experiment.examples(plain).inputs)
-    assert data.real.attributes.shape == (4, 5) and data.pool.attributes.shape == (8, 5)
-    assert not data.real.difficulty.any() and (data.pool.difficulty == 0.5).all()
-    latents, labels, class_embeds, sizes = given.calls["make_anchor_set"][1:5]
-    np.testing.assert_array_equal(latents, plain.images)
+    np.testing.assert_array_equal(real.inputs, experiment.real.inputs)
+    np.testing.assert_array_equal(pool.inputs, experiment.examples(plain).inputs)
+    assert real.attributes.shape == (4, 5) and pool.attributes.shape == (8, 5)
+    assert not real.difficulty.any() and (pool.difficulty == 0.5).all()
+    latents_of, labels, class_embeds, sizes = given.calls["make_anchor_set"][1:5]
+    np.testing.assert_array_equal(latents_of(np.array([3, 0])), plain.images[np.array([3, 0])])
     assert labels.tolist() == plain.labels.tolist() and sizes == (8, 100) and data.anchors.tolist() == [1, 1, 1]
     assert class_embeds[:, 0, 0].tolist() == [len(prompt) for prompt in experiment.word_prompts]
     # Each prompt's class and attributes are its own.
@@ -106,11 +106,11 @@ def test_words_are_among_the_features(given):
     )
     plain = dataclasses.replace(plain, pool=dataclasses.replace(plain.pool, records=records))
     experiment.joint.train(NamedPool(), plain, None, ())
-    _, program, _, data, *_ = given.calls["train_jointly"]
-    assert program.num_attributes == 7 and data.real.attributes.shape == (4, 7) and not data.real.attributes.any()
+    _, program, _, real, pool, data, *_ = given.calls["train_jointly"]
+    assert program.num_attributes == 7 and real.attributes.shape == (4, 7) and not real.attributes.any()
     # Plain images' prompts hold a word and no attribute, which is a value too: the same as in `value`.
-    assert data.pool.attributes[:, 5:].tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
-    assert data.pool.attributes[:, :5].tolist() == [[1, 0, 0, 1, 0]] * 4
+    assert pool.attributes[:, 5:].tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
+    assert pool.attributes[:, :5].tolist() == [[1, 0, 0, 1, 0]] * 4
     prompts = sum(experiment.pools.attribute_prompts(number=16), [])
     for prompt, attributes in zip(prompts, data.prompt_attributes, strict=True):
         assert attributes.tolist()[5:] == ["digit zero" in prompt, "digit eight" in prompt]

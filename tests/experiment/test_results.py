@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.experiment.conftest import random_pool
+from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import LabelledImages
 from utilgen_jax.experiment.experiment import Accuracy, TrainingData
 from utilgen_jax.experiment.results import changes, next_commands, print_table, report_data, write_results
@@ -119,7 +120,7 @@ def test_the_map_is_scikit_learns_pca_of_the_features(make_experiment, monkeypat
     experiment, pool = make_experiment("vanilla"), random_pool(6)
     places = experiment.classifiers.image_map(pool)
     params = experiment.classifiers.real()
-    inputs = np.concatenate([experiment.real.inputs, experiment.examples(pool).inputs])
+    inputs = np.concatenate([to_float(experiment.real.inputs), experiment.examples(pool).inputs])
     expected = PCA(2).fit_transform(np.asarray(experiment.classifier.features(params, inputs), np.float64))
     np.testing.assert_allclose(np.concatenate([places["real"], places["synthetic"]]), expected, atol=1e-5)
 

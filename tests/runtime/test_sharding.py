@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 from tests.data.test_streamed_images import PIXELS, streamed
 from utilgen_jax import checkpoints
-from utilgen_jax.data.images import to_float
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime import sharding
 from utilgen_jax.runtime.distributed import initialize_distributed
@@ -138,7 +137,7 @@ def two_processes(tmp_path):
         assert float(jax.jit(jnp.sum)(batch)) == float(jax.jit(jnp.sum)(again)) == 28
         (images,) = streamed().batches(np.arange(8)[::-1][None])
         assert images.addressable_shards[0].data.shape == (2, 8, 8, 3)
-    np.testing.assert_array_equal(sharding.to_host(images), to_float(PIXELS[:8][::-1]))
+    np.testing.assert_array_equal(sharding.to_host(images), PIXELS[:8][::-1])
 
     checkpoints.save_component(tmp_path, {"_class_name": "X"}, placed)
     from jax.experimental import multihost_utils

@@ -17,7 +17,8 @@ class Examples:
     """B labelled examples; every leaf is batch-first. A field that is None is not known.
 
     Attributes:
-        inputs: the classifier's input: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...].
+        inputs: the classifier's input: images float32 [B, H, W, C] in [-1, 1], or any pytree of [B, ...]. Training sets
+            may hold them as uint8, see `classifier.dataset.with_floats`.
         targets: float32 [B, K], each row a distribution: one-hot, smoothed, mixed or soft labels; or int32 [B], class
             labels, which take less memory, see `dense`.
         weights: float32 [B], mean 1: how much each example counts in a training set; None: all the same.

@@ -21,6 +21,7 @@ from utilgen_jax.classifier.dataset import (
     draw_synthetic,
     join_batch,
     take_batch,
+    with_floats,
 )
 from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.runtime.sharding import replicate, split_batch, to_host
@@ -170,11 +171,11 @@ def _of_folds(
 
 
 def loaded(examples: Examples) -> Examples:
-    """The examples, few enough for memory, with their images on the devices."""
-    if not is_streamed(examples):
-        return examples
-    (images,) = examples.inputs.batches(np.arange(len(examples))[None])
-    return dataclasses.replace(examples, inputs=replicate(images))
+    """The examples, few enough for memory, with their images on the devices, float32 in [-1, 1]."""
+    if is_streamed(examples):
+        (images,) = examples.inputs.batches(np.arange(len(examples))[None])
+        examples = dataclasses.replace(examples, inputs=replicate(images))
+    return _with_floats(examples)
 
 
 class _StreamedDraw:
@@ -257,4 +258,5 @@ def _synthetic_rows(config: ClassifierConfig, pool_size: int, key: jax.Array, st
 
 _join_batch = jax.jit(join_batch, static_argnames="config")
 _take = jax.jit(Examples.take)
-_split = jax.jit(split_batch)
+_split = jax.jit(lambda examples: split_batch(with_floats(examples)))
+_with_floats = jax.jit(with_floats)

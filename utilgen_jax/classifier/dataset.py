@@ -14,7 +14,7 @@ from flax import struct
 from utilgen_jax.bilevel.examples import Examples, concatenate
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.data.augment.randaugment import randaugment
-from utilgen_jax.data.images import resize, scaled, set_channels, to_float, to_uint8
+from utilgen_jax.data.images import as_floats, resize, scaled, set_channels, to_float, to_uint8
 from utilgen_jax.runtime.sharding import place, split_batch, to_host
 from utilgen_jax.types import Array
 
@@ -54,7 +54,10 @@ class ClassifierInput:
         return set_channels(resize(images, self.image_size), self.channels)
 
     def stored_images(self, images: np.ndarray) -> jax.Array:
-        """The same of images uint8 [N, S, S, 3], a part at a time: as floats, all of them may not fit the memory."""
+        """The same of images uint8 [N, S, S, 3], which stay bytes where they have that size and number of channels."""
+        if images.shape[1:] == (self.image_size, self.image_size, self.channels):
+            return jnp.asarray(images)
+        # A part at a time: as floats, all of them may not fit the memory.
         size = max(1, _PIXELS_AT_ONCE // images[0].size)
         starts = range(0, len(images), size)
         parts = [scaled(images[start : start + size], self.image_size, self.channels) for start in starts]
@@ -156,7 +159,9 @@ def take_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
 
 def join_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | None, drawn: Drawn) -> Examples:
     """The same of examples that are taken already."""
-    batch = real if synthetic is None else concatenate(real, synthetic, fill=("attributes",))
+    batch = with_floats(real)
+    if synthetic is not None:
+        batch = concatenate(batch, with_floats(synthetic), fill=("attributes",))
     batch = split_batch(dataclasses.replace(batch, is_weighted=None))
     images = _shift(batch.inputs, drawn.offsets, config.max_shift)
     if drawn.boxes is not None:
@@ -164,6 +169,11 @@ def join_batch(config: ClassifierConfig, real: Examples, synthetic: Examples | N
     if drawn.is_mirrored is not None:
         images = jnp.where(drawn.is_mirrored[:, None, None, None], images[:, :, ::-1], images)
     return dataclasses.replace(batch, inputs=images, is_weighted=jnp.arange(len(batch)) >= len(drawn.real))
+
+
+def with_floats(examples: Examples) -> Examples:
+    """Examples whose images may be held as bytes, with float32 images in [-1, 1]."""
+    return dataclasses.replace(examples, inputs=as_floats(examples.inputs))
 
 
 def draw_synthetic(config: ClassifierConfig, pool_size: int | jax.Array, key: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import struct
 
 from utilgen_jax.checkpoints.classifier_files import head_name, load_classifier_variables, open_classifier_file
 from utilgen_jax.classifier.config import ClassifierConfig
+from utilgen_jax.data.images import as_floats
 from utilgen_jax.models.classifiers import build_classifier, head_inputs
 from utilgen_jax.types import Params
 
@@ -40,14 +41,14 @@ class Classifier:
     initial: dict[str, Any] = struct.field(default_factory=dict)
 
     def apply(self, params: Params, images: jax.Array) -> jax.Array:
-        """Logits float32 [B, K] of images float32 [B, H, W, C] in [-1, 1], by trained parameters and the frozen."""
-        return self.module.apply(self._variables(params), normalize(images, self.normalization))
+        """Logits float32 [B, K] of images [B, H, W, C], in [-1, 1] or uint8, by trained and frozen parameters."""
+        return self.module.apply(self._variables(params), normalize(as_floats(images), self.normalization))
 
     def features(self, params: Params, images: jax.Array) -> jax.Array:
-        """What the last layer is given, float32 [B, D], of images float32 [B, H, W, C] in [-1, 1]."""
+        """What the last layer is given, float32 [B, D], of images as in `apply`."""
         variables = self._variables(params)
         return head_inputs(
-            self.module, variables, normalize(images, self.normalization), head_name(variables["params"])
+            self.module, variables, normalize(as_floats(images), self.normalization), head_name(variables["params"])
         )
 
     def _variables(self, params: Params) -> dict[str, Any]:

@@ -247,14 +247,14 @@ def _features(classifier: Classifier, params: Params, images: jax.Array) -> jax.
 def predict_logits(
     classifier: Classifier, params: Params, images: Array | StreamedImages, batch_size: int
 ) -> np.ndarray:
-    """Returns the logits of images [N, H, W, C], in batches of one shape: float32 [N, K]."""
+    """Returns the logits of images [N, H, W, C], in [-1, 1] or bytes, in batches of one shape: float32 [N, K]."""
     return _in_batches(partial(_apply, classifier, params), images, batch_size)
 
 
 def predict_features(
     classifier: Classifier, params: Params, images: Array | StreamedImages, batch_size: int
 ) -> np.ndarray:
-    """Returns what the last layer is given of images [N, H, W, C], in batches of one shape: float32 [N, D]."""
+    """Returns what the last layer is given of such images, in batches of one shape: float32 [N, D]."""
     return _in_batches(partial(_features, classifier, params), images, batch_size)
 
 

@@ -39,7 +39,7 @@ class DataConfig:
     label_noise: float = setting(0.0, "fraction of the shots' labels to draw at random", minimum=0.0, maximum=1.0)
     memory_gib: float = setting(
         2.0,
-        "images that take more as float32 are read as they are needed, and not held in memory",
+        "images that take more, as bytes, are read as they are needed, and not held in memory",
         minimum=0.0,
         may_change=True,
     )

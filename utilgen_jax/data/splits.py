@@ -115,7 +115,7 @@ class FewShotSplit:
             InputError: an image cannot be decoded.
         """
         shape = image_size, image_size, channels
-        return reading.images(self.source.at(image_size, channels), self._rows(), shape, itemsize=1)
+        return reading.images(self.source.at(image_size, channels), self._rows(), shape)
 
     def crops(
         self, image_size: int, channels: int, number: int, is_flipped: bool, rng: np.random.Generator
@@ -279,7 +279,7 @@ def _read_all(
 def _read(source: ImageSource, indices: np.ndarray, reading: Reading) -> LabelledImages:
     shape = source.image_size, source.image_size, source.channels
     return LabelledImages(
-        images=reading.images(source, indices, shape, itemsize=4),  # as float32, on the devices
+        images=reading.images(source, indices, shape),
         labels=source.labels[indices],
         ids=tuple(source.ids[index] for index in indices),
         class_names=source.class_names,

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from utilgen_jax.data.decoding import quietly
-from utilgen_jax.data.images import looked_up, scaled
+from utilgen_jax.data.images import scaled
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.sharding import batch_sharding, held_rows, place_rows
 from utilgen_jax.runtime.threads import num_cores
@@ -82,7 +82,8 @@ class StreamedImages:
             places: of the images of each batch, int [n, B].
 
         Yields:
-            Float32 [B, size, size, channels] in [-1, 1], split over the mesh of `jax.set_mesh` where it divides them.
+            Images [B, size, size, channels], uint8 or where they are scaled float32 in [-1, 1], split over the mesh of
+            `jax.set_mesh` where it divides them.
 
         Raises:
             InputError: an image cannot be decoded.
@@ -92,7 +93,7 @@ class StreamedImages:
         waiting: deque[jax.Array] = deque()
         for images in _read(self, self.rows[places[:, held]]):
             placed = place_rows(images, held, places.shape[1], sharding)
-            waiting.append(scaled(placed, *self.seen_as) if self.seen_as else looked_up(placed))
+            waiting.append(scaled(placed, *self.seen_as) if self.seen_as else placed)
             if len(waiting) > _AHEAD_ON_DEVICE:
                 yield waiting.popleft()
         yield from waiting
@@ -182,17 +183,15 @@ class Reading:
     memory: float = math.inf
     workers: int = 0
 
-    def images(self, source: Readable, rows: np.ndarray, shape: tuple[int, ...], itemsize: int) -> Images:
+    def images(self, source: Readable, rows: np.ndarray, shape: tuple[int, ...]) -> Images:
         """Images of a source, read or to be streamed.
 
         Args:
             source: decodes them.
             rows: which ones.
             shape: H, W and C of each.
-            itemsize: bytes that a number takes where they are held.
         """
-        size = itemsize * len(rows) * math.prod(shape)
-        if size <= self.memory:
+        if len(rows) * math.prod(shape) <= self.memory:
             return source.read(rows)
         height, width, channels = shape
         return StreamedImages(source, np.asarray(rows), (height, width, channels), self.workers)

@@ -13,7 +13,6 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.practice import Patience, Practised, train_until_stall
 from utilgen_jax.classifier.train import predict_features, predict_logits, train_classifier
-from utilgen_jax.data.images import to_float
 from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import Result, step
@@ -176,8 +175,7 @@ class ClassifierSteps:
 
     def predict_test(self, params: Params) -> np.ndarray:
         """The logits [T, K] of the test images, for evaluations alone."""
-        images = self.experiment.split.test.images
-        return self.predict(params, images if isinstance(images, StreamedImages) else to_float(images))
+        return self.predict(params, self.experiment.split.test.images)
 
     def predict(self, params: Params, images: Array | StreamedImages) -> np.ndarray:
         """The logits [N, K] of images [N, H, W, C]."""

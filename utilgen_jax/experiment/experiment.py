@@ -20,7 +20,6 @@ from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import num_threads
 from utilgen_jax.config.schema import Config
 from utilgen_jax.data.fingerprint import Fingerprints
-from utilgen_jax.data.images import to_float
 from utilgen_jax.data.splits import FewShotSplit, Fold
 from utilgen_jax.data.streamed_images import Images, Reading, StreamedImages
 from utilgen_jax.experiment.adapters import AdapterSteps
@@ -240,11 +239,10 @@ class Experiment:
         """The few-shot images as the classifier sees them, on the mesh."""
         return self._labelled(self.split.real.images, self.split.real.labels)
 
-    def _labelled(self, images: Images, labels: np.ndarray) -> Examples:
-        if not isinstance(images, StreamedImages):
-            return replicate(labelled(to_float(images), labels, self.classifier_input.num_classes))
+    def _labelled(self, images: Images | jax.Array, labels: np.ndarray) -> Examples:
+        inputs = images if isinstance(images, StreamedImages) else replicate(images)
         examples = replicate(labelled(None, labels, self.classifier_input.num_classes))
-        return dataclasses.replace(examples, inputs=images)
+        return dataclasses.replace(examples, inputs=inputs)
 
     @cached_property
     def generator_shots(self) -> Images:
@@ -262,13 +260,12 @@ class Experiment:
 
         With what varies in its prompts: attributes, then the words of classes that have several.
         """
-        sees = self.classifier_input
-        if isinstance(pool.pool.images, StreamedImages):
-            seen = dataclasses.replace(pool.pool.images, seen_as=(sees.image_size, sees.channels))
-            examples = self._labelled(seen, pool.labels)
+        images, sees = pool.pool.images, self.classifier_input
+        if isinstance(images, StreamedImages):
+            seen: Images | jax.Array = dataclasses.replace(images, seen_as=(sees.image_size, sees.channels))
         else:
-            images = sees.stored_images(pool.pool.images)
-            examples = replicate(labelled(images, pool.labels, sees.num_classes))
+            seen = sees.stored_images(images)
+        examples = self._labelled(seen, pool.labels)
         if pool.spec.attributes:
             return dataclasses.replace(examples, attributes=replicate(self.prompt_attributes(pool.records)))
         if any(record.word for record in pool.records):

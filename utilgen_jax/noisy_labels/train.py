@@ -160,7 +160,7 @@ def train_and_evaluate(
         return (state, Draws(order, pack(rng), pack(validation_rng))), {**metrics.told, **latest}
 
     state, draws = loop.run((state, Draws.first(len(train), config.seed)), config.steps, update)
-    logits = predict_logits(classifier, state.params, to_float(data.test.images), config.batch_size)
+    logits = predict_logits(classifier, state.params, data.test.images, config.batch_size)
     evaluated = evaluate_samples(classifier.apply, weighting, state, data, config, unpack(draws.validation))
     return {"correct": logits.argmax(-1) == data.test.labels, **evaluated}
 

@@ -237,7 +237,7 @@ def read_pool(folder: str | Path, class_names: Sequence[str] | None = None, read
     if not records:
         raise InputError(f"{folder}: the pool is empty")
     files = find_images(folder, records)
-    images = reading.images(files, np.arange(len(records)), files.read([0]).shape[1:], itemsize=1)
+    images = reading.images(files, np.arange(len(records)), files.read([0]).shape[1:])
     return Pool(images, np.array([record.label for record in records], np.int32), tuple(records))
 
 
