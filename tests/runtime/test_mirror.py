@@ -147,6 +147,22 @@ def test_what_was_copied_to_the_bucket_by_hand_is_continued():
         assert read(folder) == EARLIER
 
 
+def test_no_name_in_a_bucket_leads_out_of_the_copy(tmp_path):
+    run = Mirror(URL)
+    run.fetch()
+    write(run.folder, EARLIER)
+    run.save()
+    (state,) = [path for path in MemoryFileSystem.store if path.endswith("0.json")]
+    text = json.loads(MemoryFileSystem.store[state].getvalue())
+    text["files"]["../../outside"] = 0
+    MemoryFileSystem().pipe_file(state, json.dumps(text).encode())
+    MemoryFileSystem().pipe_file("/bucket/runs/outside", b"1")
+    shutil.rmtree(run.folder.parent)
+    with pytest.raises(InputError, match=r"'../../outside', in a bucket, is no name"):
+        Mirror(URL).fetch()
+    assert not [*tmp_path.rglob("outside")]
+
+
 def test_files_that_come_and_go_while_they_are_saved_make_no_half_of_a_state(machine, monkeypatch):
     with working_folder(URL) as folder:
         write(folder, EARLIER)

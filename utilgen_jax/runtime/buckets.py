@@ -152,7 +152,7 @@ def _update(place: Place, target: Path, note: Path) -> None:
         if not listed:
             raise InputError(f"{place.url}: there is no such file or folder, or it is empty")
         found = {name: _version(about) for name, about in listed.items()}
-        names = {name: (place.path(name), _below(target, name)) for name in found}
+        names = {name: (place.path(name), below(target, name)) for name in found}
     before: dict[str, str] = json.loads(note.read_text()) if note.is_file() else {}
     copied = {name: before[name] for name in found if before.get(name) == found[name] and names[name][1].is_file()}
     if target.is_file() and "" not in found:
@@ -178,7 +178,7 @@ def _version(about: Mapping[str, Any]) -> str:
     return f"{about['size']} {changing}"
 
 
-def _below(folder: Path, name: str) -> Path:
+def below(folder: Path, name: str) -> Path:
     """The path of a name in a folder; InputError where it leads out of it."""
     if not re.fullmatch(r"(?!.*(^|/)\.\.?(/|$))[^/].*", name, re.DOTALL):
         raise InputError(f"{name!r}, in a bucket, is no name for a file below a folder; rename it")

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from utilgen_jax.errors import InputError
 from utilgen_jax.runtime.atomic_write import write_text
-from utilgen_jax.runtime.buckets import cache_of, open_place, reached
+from utilgen_jax.runtime.buckets import below, cache_of, open_place, reached
 from utilgen_jax.runtime.distributed import agree, agree_on, is_any, wait_for_all, writer_of
 from utilgen_jax.runtime.notes import warn
 
@@ -306,10 +306,11 @@ class Mirror:
             return
         assert self._state is not None
         waiting = self._names_in(self._state.changed_in)
-        for folder in {(self.folder / name).parent for name in names}:
+        targets = [below(self.folder, name) for name in names]
+        for folder in {target.parent for target in targets}:
             folder.mkdir(parents=True, exist_ok=True)
         sources = [self._place.path(waiting.get(name, name)) for name in names]
-        self._place.files.get(sources, [str(self.folder / name) for name in names])
+        self._place.files.get(sources, [str(target) for target in targets])
 
     def _complete(self, state: _State) -> None:
         """Copies a state's changed files to their names, and removes what belongs to no state."""
