@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import Protocol
 
 import jax
@@ -130,8 +130,9 @@ def draw_ahead(
     examples: Examples,
     folds: Sequence[np.ndarray],
     size: int,
-    key_of: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
     steps: range,
+    use: tuple[int, ...] = (),
 ) -> Callable[[int], Examples]:
     """Returns what draws examples of a fold in each step, with replacement, see `RowsAhead`.
 
@@ -139,17 +140,15 @@ def draw_ahead(
         examples: to draw from, in memory or streamed.
         folds: step t draws from fold t mod F, rows int [n] each.
         size: of a step's examples; 0: the whole fold, which is in memory then.
-        key_of: the PRNG key of a step.
+        key: PRNG key; a step's is that with the step folded in, and then each number of `use`.
         steps: that there are.
+        use: what the key of a step is used for.
     """
     if not size:
         parts = [loaded(examples.take(fold)) for fold in folds]
         return lambda step: parts[step % len(parts)]
 
-    def draw(number: int, steps: np.ndarray) -> jax.Array:
-        return jax.vmap(lambda step: jax.random.randint(key_of(step), (size,), 0, number))(jnp.asarray(steps))
-
-    ahead = RowsAhead(examples, _of_folds(folds, jax.jit(draw)), steps)
+    ahead = RowsAhead(examples, _of_folds(folds, partial(_draw_places, size, use, key)), steps)
     return lambda step: _split(ahead.take(step))
 
 
@@ -254,6 +253,17 @@ def _synthetic_rows(config: ClassifierConfig, pool_size: int, key: jax.Array, st
     """Rows of the synthetic images of several steps, int [n, B]."""
     draw = partial(draw_synthetic, config, pool_size)
     return jax.vmap(lambda step: draw(jax.random.fold_in(key, step)))(jnp.asarray(steps))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw_places(size: int, use: tuple[int, ...], key: jax.Array, number: int, steps: np.ndarray) -> jax.Array:
+    """Places among so many examples for several steps, int [n, size]."""
+
+    def draw(step: jax.Array) -> jax.Array:
+        of_step = reduce(jax.random.fold_in, use, jax.random.fold_in(key, step))
+        return jax.random.randint(of_step, (size,), 0, number)
+
+    return jax.vmap(draw)(jnp.asarray(steps))
 
 
 _join_batch = jax.jit(join_batch, static_argnames="config")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,30 +33,32 @@ def make_batches(
     config = dataclasses.replace(program.config, augmentation="none")
     draw = make_draw(config, real, pool, jax.random.fold_in(key, 0), range(joint.inner_steps * joint.steps), trains)
 
-    def key_of(use: int) -> Callable[[jax.Array], jax.Array]:
-        return lambda step: jax.random.fold_in(jax.random.fold_in(key, use), step)
-
     updates = sum(_is_outer(program, number, step) for step in range(joint.steps))
-    held_out = [fold.validation_indices for fold in folds]
-    draw_held_out = draw_ahead(real, held_out, program.valuation.validation_batch_size, key_of(1), range(updates))
-    draw_shots = draw_ahead(real, trains, joint.num_generated, key_of(2), range(joint.inner_steps * updates))
+    held_out, size = [fold.validation_indices for fold in folds], program.valuation.validation_batch_size
+    draw_held_out = draw_ahead(real, held_out, size, jax.random.fold_in(key, 1), range(updates))
+    inner_steps = range(joint.inner_steps * updates)
+    draw_shots = draw_ahead(real, trains, joint.num_generated, jax.random.fold_in(key, 2), inner_steps)
 
-    def stack(draw: Callable[[int], Any], place: int) -> Any:
-        """Of the inner steps of an update."""
+    def draw_inner(draw: Callable[[int], Examples], update: int) -> Examples:
+        """Draws for the inner steps of an update."""
         if joint.inner_steps == 1:
-            return draw(place)
-        parts = [draw(joint.inner_steps * place + inner) for inner in range(joint.inner_steps)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+            return draw(update)
+        return _stack([draw(joint.inner_steps * update + inner) for inner in range(joint.inner_steps)])
 
     def batch(step: int) -> JointBatch:
-        given = JointBatch(stack(draw, step), class_counts[step % number])
+        given = JointBatch(draw_inner(draw, step), class_counts[step % number])
         if not _is_outer(program, number, step):
             return given
         update = step // (number * joint.outer_every) * number + step % number
-        shots = stack(draw_shots, update) if program.has_coverage else None
+        shots = draw_inner(draw_shots, update) if program.has_coverage else None
         return dataclasses.replace(given, validation=draw_held_out(update), shots=shots)
 
     return batch
+
+
+@jax.jit
+def _stack(parts: list[Examples]) -> Examples:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
 
 def _is_outer(program: JointProgram, num_folds: int, step: int) -> bool:

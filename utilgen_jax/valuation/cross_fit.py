@@ -176,13 +176,11 @@ def cross_fit(
     class_counts = [count_classes(train) for train in trains]
     step_key, steps = jax.random.fold_in(key, 2), range(len(folds) * valuation.steps)
 
-    def validation_key(step: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(step_key, step), StepKey.VALIDATION)
-
     of_pool = dataclasses.replace(program.config, synthetic_fraction=1.0, augmentation="none")
     draw = make_draw(of_pool, real, pool, step_key, steps)
     held_out = [fold.validation_indices for fold in folds]
-    draw_validation = draw_ahead(real, held_out, valuation.validation_batch_size, validation_key, steps)
+    size = valuation.validation_batch_size
+    draw_validation = draw_ahead(real, held_out, size, step_key, steps, (StepKey.VALIDATION,))
 
     def update(states: FoldStates, step: int) -> tuple[FoldStates, dict[str, Any]]:
         number = step % len(folds)

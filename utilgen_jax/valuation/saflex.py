@@ -130,13 +130,10 @@ def train_saflex(
     state = init_state(params, make_optimizer(config), {}, optax.identity(), validation_decay=decay)
     class_counts = real.dense().targets.sum(0)
 
-    def validation_key(step: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(batch_key, step), StepKey.VALIDATION), 0)
-
     draw_plain = make_draw(config, real, pool, batch_key, range(program.plain_steps))
     draw = make_draw(config, real, pool, batch_key, folds=trains)
     size = program.saflex.validation_batch_size
-    draw_validation = draw_ahead(real, held_out, size, validation_key, range(config.steps))
+    draw_validation = draw_ahead(real, held_out, size, batch_key, range(config.steps), (StepKey.VALIDATION, 0))
 
     def update(both: _State, step: int) -> tuple[_State, dict[str, Any]]:
         state, found = both
