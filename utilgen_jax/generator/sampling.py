@@ -13,6 +13,7 @@ import numpy as np
 
 from utilgen_jax.diffusion.samplers import (
     ApplyUNet,
+    Denoiser,
     UNetInputs,
     guided,
     guided_beside,
@@ -109,14 +110,19 @@ def sample(
     )
     feedback, condition = condition.feedback, dataclasses.replace(condition, feedback=None)
     condition, latents, clean_latents, keys = split_batch((condition, latents, clean_latents, keys))
-    denoise = guided(**_guidance(sd, condition, sampling, loras), guidance_rescale=sampling.guidance_rescale)
+
+    def make_denoise(condition: Condition, loras: Mapping[str, Lora] | None) -> Denoiser:
+        denoise = guided(**_guidance(sd, condition, loras, sampling), guidance_rescale=sampling.guidance_rescale)
+        return denoise if feedback is None else feedback.guide(sd, denoise)
+
     latents = run_sampler(
-        denoise if feedback is None else feedback.guide(sd, denoise),
+        make_denoise(condition, loras),
         sampler,
         latents,
         clean_latents=clean_latents,
         keys=keys,
         num_differentiable_steps=num_differentiable_steps,
+        frozen=make_denoise(*jax.lax.stop_gradient((condition, loras))),
     )
     return decode_latents(sd, latents)
 
@@ -147,7 +153,7 @@ def sample_beside(
     """
     sampler = make_sampler(sampling.scheduler, sd.schedule, sampling.steps, eta=sampling.eta)
     condition, latents, keys, others = split_batch((condition, latents, keys, others))
-    guidance = _guidance(sd, condition, sampling, loras)
+    guidance = _guidance(sd, condition, loras, sampling)
     latents, predictions = run_sampler_beside(
         guided(**guidance),
         guided_beside(**guidance, others=others),
@@ -155,12 +161,13 @@ def sample_beside(
         latents,
         keys=keys,
         num_differentiable_steps=num_differentiable_steps,
+        frozen=guided(**_guidance(sd, *jax.lax.stop_gradient((condition, loras)), sampling)),
     )
     return decode_latents(sd, latents), predictions
 
 
 def _guidance(
-    sd: StableDiffusion, condition: Condition, sampling: SamplingConfig, loras: Mapping[str, Lora] | None
+    sd: StableDiffusion, condition: Condition, loras: Mapping[str, Lora] | None, sampling: SamplingConfig
 ) -> dict[str, Any]:
     """The arguments of `guided`, without its rescaling."""
     apply_unet, guidance_scale = unet_with_guidance(sd, loras, sampling.guidance_scale)

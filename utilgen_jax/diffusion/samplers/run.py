@@ -28,6 +28,7 @@ def run_sampler(
     keys: jax.Array | None = None,
     num_differentiable_steps: int | None = None,
     calls: slice = slice(None),
+    frozen: Denoiser | None = None,
 ) -> jax.Array:
     """Denoises with a `lax.scan` over denoiser calls, followed by a few unrolled differentiable ones.
 
@@ -41,6 +42,8 @@ def run_sampler(
         num_differentiable_steps: number of last denoiser calls with gradients; where they are several, the backward
             pass recomputes them. None for gradients of all calls without recomputation.
         calls: slice of the sampler's denoiser calls to run.
+        frozen: `denoise` without gradients to what it is made of, for the calls before the differentiable ones; None:
+            `denoise`. Gradients are the same; with it JAX does not trace derivatives that are then left out.
 
     Returns:
         Clean latents, float32 [B, h, w, C], multiplied by the autoencoder's scaling factor; or the noisy latents after
@@ -49,8 +52,9 @@ def run_sampler(
     Raises:
         InputError: the sampler is stochastic and there are no keys.
     """
-    state, step, indices = _start(denoise, sampler, noise, clean_latents, keys, calls)
-    return _run(step, state, indices, num_differentiable_steps).latents
+    state, indices = _start(sampler, noise, clean_latents, keys, calls)
+    frozen_step, step = (_make_step(each, sampler, noise.shape[1:], keys) for each in (frozen or denoise, denoise))
+    return _run(frozen_step, step, state, indices, num_differentiable_steps).latents
 
 
 def run_sampler_beside(
@@ -61,19 +65,21 @@ def run_sampler_beside(
     *,
     keys: jax.Array | None = None,
     num_differentiable_steps: int | None = None,
+    frozen: Denoiser | None = None,
 ) -> tuple[jax.Array, PyTree]:
     """`run_sampler`, the last call of which tells something beside, such as predictions for other latents.
 
     Args:
-        denoise, sampler, noise, keys, num_differentiable_steps: see `run_sampler`.
+        denoise, sampler, noise, keys, num_differentiable_steps, frozen: see `run_sampler`.
         last_denoise: denoiser of the last call: (latents, timestep) -> (output, what it tells).
 
     Returns:
         (clean latents, what the last call told).
     """
-    state, step, indices = _start(denoise, sampler, noise, None, keys, slice(None))
+    state, indices = _start(sampler, noise, None, keys, slice(None))
+    frozen_step, step = (_make_step(each, sampler, noise.shape[1:], keys) for each in (frozen or denoise, denoise))
     before_last = None if num_differentiable_steps is None else num_differentiable_steps - 1
-    state = _run(step, state, indices[:-1], before_last)
+    state = _run(frozen_step, step, state, indices[:-1], before_last)
     last = indices[-1]
     output, told = last_denoise(sampler.model_input(state, last), sampler.timesteps[last])
     return _advance(sampler, noise.shape[1:], keys, state, last, output).latents, told
@@ -83,22 +89,26 @@ Step = Callable[[SamplerState, jax.Array], SamplerState]
 
 
 def _start(
-    denoise: Denoiser,
     sampler: Sampler,
     noise: jax.Array,
     clean_latents: jax.Array | None,
     keys: jax.Array | None,
     calls: slice,
-) -> tuple[SamplerState, Step, jax.Array]:
-    """The state before the first call, what a call makes of a state, and the numbers of the calls."""
+) -> tuple[SamplerState, jax.Array]:
+    """The state before the first call, and the numbers of the calls."""
     if sampler.is_stochastic and keys is None:
         raise InputError(f"the sampler {type(sampler).__name__} is stochastic: it needs keys")
+    return sampler.start(noise, clean_latents), jnp.arange(sampler.num_calls)[calls]
+
+
+def _make_step(denoise: Denoiser, sampler: Sampler, shape: tuple[int, ...], keys: jax.Array | None) -> Step:
+    """What a call makes of a state."""
 
     def step(state: SamplerState, index: jax.Array) -> SamplerState:
         output = denoise(sampler.model_input(state, index), sampler.timesteps[index])
-        return _advance(sampler, noise.shape[1:], keys, state, index, output)
+        return _advance(sampler, shape, keys, state, index, output)
 
-    return sampler.start(noise, clean_latents), step, jnp.arange(sampler.num_calls)[calls]
+    return step
 
 
 def _advance(
@@ -115,7 +125,9 @@ def _advance(
     return sampler.step(state, index, output, step_noise)
 
 
-def _run(step: Step, state: SamplerState, indices: jax.Array, num_differentiable_steps: int | None) -> SamplerState:
+def _run(
+    frozen_step: Step, step: Step, state: SamplerState, indices: jax.Array, num_differentiable_steps: int | None
+) -> SamplerState:
     """Calls in turn, the last `num_differentiable_steps` of them (None: all) with gradients."""
 
     def scan(step: Step, state: SamplerState, indices: jax.Array) -> SamplerState:
@@ -123,13 +135,13 @@ def _run(step: Step, state: SamplerState, indices: jax.Array, num_differentiable
 
     def step_without_gradient(state: SamplerState, index: jax.Array) -> SamplerState:
         # Stopping gradients inside the loop avoids computing and storing derivatives of its steps.
-        return jax.lax.stop_gradient(step(state, index))
+        return jax.lax.stop_gradient(frozen_step(state, index))
 
     if num_differentiable_steps is None:
         return scan(step, state, indices)
     split = max(len(indices) - num_differentiable_steps, 0)
     if split:
-        state = scan(step_without_gradient, state, indices[:split])
+        state = scan(step_without_gradient, jax.lax.stop_gradient(state), indices[:split])
     # What a single step keeps is used next; computing it again would save little.
     differentiable_step = step if num_differentiable_steps == 1 else jax.checkpoint(step)
     if num_differentiable_steps > _MAX_UNROLLED:
