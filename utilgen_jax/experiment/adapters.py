@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -337,15 +337,7 @@ class AdapterSteps:
     def _prompt_table(self, sd: StableDiffusion, pool: GeneratedPool) -> tuple[TextStates, np.ndarray]:
         """Text states of the different prompts of a pool, and which of them each image has, int [N]."""
         distinct, prompt_of_image = np.unique([record.prompt or "" for record in pool.records], return_inverse=True)
-        return self.prompt_embeds(sd, distinct.tolist()), prompt_of_image
-
-    def prompt_embeds(self, sd: StableDiffusion, prompts: Sequence[str]) -> TextStates:
-        """Text states of P prompts, encoded in batches."""
-        size = min(self.experiment.config.generator.batch_size, len(prompts))
-        # Parts of one shape, the last one filled up: they compile once.
-        filled = [*prompts, *[prompts[-1]] * (-len(prompts) % size)]
-        parts = [encode_prompts(sd, filled[start : start + size]) for start in range(0, len(filled), size)]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(prompts)], *parts)
+        return encode_prompts(sd, distinct.tolist()), prompt_of_image
 
 
 def _on_device(adapter: Adapter) -> Adapter:

@@ -110,7 +110,7 @@ class JointSteps:
         return replicate(
             JointData(
                 anchors=self._anchors(program, plain) if program.has_anchor else None,
-                prompt_embeds=experiment.adapters.prompt_embeds(sd, [record.prompt or "" for record in drawn]),
+                prompt_embeds=encode_prompts(sd, [record.prompt or "" for record in drawn]),
                 prompt_labels=jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), _PROMPTS_PER_CLASS),
                 prompt_attributes=jnp.asarray(experiment.prompt_attributes(drawn)),
                 negative_prompt_embeds=encode_negative_prompt(sd, config.generator.negative_prompt),

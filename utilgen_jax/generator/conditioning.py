@@ -24,6 +24,7 @@ from utilgen_jax.models.lora import Lora
 if TYPE_CHECKING:
     from utilgen_jax.generator.feedback import Feedback
 
+_PROMPTS_AT_ONCE = 8
 _IMAGE_NOISE = 2  # folded into an image's key; `sampling.initial_latents` and `step_keys` use other numbers
 
 
@@ -86,10 +87,18 @@ def encode_tokens(
 def encode_prompts(
     sd: StableDiffusion, prompts: Sequence[str], loras: Mapping[str, Lora] | None = None, clip_skip: int = 0
 ) -> TextStates:
-    """CLIP text states of prompts, each distinct prompt computed once."""
-    distinct = sorted(set(prompts))
-    embeds = encode_tokens(sd, jnp.asarray(tokenize_prompts(sd, distinct)), loras, clip_skip)
-    return embeds[np.array([distinct.index(prompt) for prompt in prompts])]
+    """CLIP text states of prompts, each distinct prompt computed once.
+
+    In batches of one size, the last one filled up, so that whatever their number they compile once.
+    """
+    distinct, places = np.unique(np.asarray(prompts, object), return_inverse=True)
+    size = 1 if len(distinct) == 1 else _PROMPTS_AT_ONCE
+    ids = tokenize_prompts(sd, [*distinct, *distinct[-1:].repeat(-len(distinct) % size)])
+    parts = [
+        encode_tokens(sd, jnp.asarray(ids[start : start + size]), loras, clip_skip)
+        for start in range(0, len(ids), size)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[places], *parts)
 
 
 def encode_negative_prompt(sd: StableDiffusion, prompt: str, loras: Mapping[str, Lora] | None = None) -> TextStates:
