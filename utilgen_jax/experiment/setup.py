@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import jax
@@ -37,8 +36,6 @@ from utilgen_jax.prompts.words import ClassWords
 from utilgen_jax.runtime.folder_lock import check_unlocked
 from utilgen_jax.runtime.notes import warn
 from utilgen_jax.runtime.sharding import make_mesh, replicate
-
-_expected_params = cache(expected_params)  # seconds for a large module
 
 
 def set_up(
@@ -174,7 +171,7 @@ def _read_architecture(config: Config, checkpoint: Path, pools: Sequence[PoolSpe
 def _check_weights(generator: GeneratorSource) -> None:
     """Checks the headers of a checkpoint's weights against its architecture."""
     for name, module in generator.architecture.modules.items():
-        check_component(generator.checkpoint / name, _expected_params(module))
+        check_component(generator.checkpoint / name, expected_params(module))
 
 
 def classifier_config(config: Config, real: LabelledImages) -> ClassifierConfig:

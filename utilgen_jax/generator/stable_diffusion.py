@@ -182,8 +182,12 @@ class StableDiffusion:
         return StableDiffusion(self.architecture, self.params | components)
 
 
+@functools.cache
 def expected_params(module: Any) -> Params:
-    """The shapes of a module's parameters, without making them: a pytree of `jax.ShapeDtypeStruct`."""
+    """The shapes of a module's parameters, without making them: a pytree of `jax.ShapeDtypeStruct`, not to be changed.
+
+    They are found once: a large module takes seconds.
+    """
     arguments = example_arguments(module)
     return jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
 
