@@ -55,6 +55,14 @@ def trained():
     return train()
 
 
+def test_a_lora_that_is_drawn_before_is_the_one_that_a_jitted_start_draws():
+    sd, key = toy.make_toy(), jax.random.key(3)
+    inputs = first_inputs(PROGRAM, sd, make_data())
+    init = jax.jit(lambda params, start: PROGRAM.init_outer(params, inputs, start, key))
+    before = PROGRAM.init_lora(sd.params, inputs, key)
+    jax.tree.map(np.testing.assert_array_equal, init(sd.params, before), init(sd.params, None))
+
+
 def test_every_part_moves(trained):
     for level in LEVELS:
         assert distance(PARTS[level](trained), start_of(trained, level)) > 1e-3, level

@@ -141,20 +141,31 @@ class JointProgram:
         Args:
             generator_params: weights by component.
             sample_inputs: of any images.
-            start: an adapter with LoRA and difficulty encoder; None: one that changes nothing.
+            start: an adapter with LoRA and difficulty encoder, or with a LoRA alone, see `init_lora`; None: one that
+                changes nothing.
             key: PRNG key.
         """
         num_classes = self.classifier_input.num_classes
         middle = (self.joint.lowest_difficulty + self.joint.highest_difficulty) / 2
         config = AdapterConfig(
-            lora_rank=self.joint.lora_rank,
+            lora_rank=self.joint.lora_rank if start is None else None,
             num_classes=num_classes,
             difficulty_offset=True,
             difficulties=[middle] * num_classes,
         )
-        fresh = init_adapter(generator_params, sample_inputs, config, jax.random.fold_in(key, 0))
-        adapter = fresh if start is None else dataclasses.replace(start, difficulty_logits=fresh.difficulty_logits)
+        adapter = init_adapter(generator_params, sample_inputs, config, jax.random.fold_in(key, 0))
+        if start is not None and start.knows_difficulty:
+            adapter = dataclasses.replace(start, difficulty_logits=adapter.difficulty_logits)
+        elif start is not None:
+            adapter = dataclasses.replace(adapter, unet_lora=start.unet_lora)
         return {"weighting": self.weighting.init(jax.random.fold_in(key, 1)), "adapter": adapter}
+
+    def init_lora(self, generator_params: Params, sample_inputs: SampleInputs, key: jax.Array) -> Adapter:
+        """The LoRA that `init_outer` makes in a jitted function, for its `start`; this one is not to be jitted."""
+        config = AdapterConfig(lora_rank=self.joint.lora_rank)
+        # Layers draw in the order of their names, as in a jitted function: `tree.map` sorts them.
+        generator_params = jax.tree.map(lambda leaf: leaf, generator_params)
+        return init_adapter(generator_params, sample_inputs, config, jax.random.fold_in(key, 0))
 
 
 def _clipped_adam(learning_rate: float) -> optax.GradientTransformation:

@@ -101,7 +101,9 @@ def train_jointly(
     """
     plain_config = dataclasses.replace(program.config, steps=program.joint.plain_steps)
     inputs = first_inputs(program, sd, data)
-    outer = init_sharded(_make_init_outer(program), sd.params, inputs, start, jax.random.fold_in(key, 0))
+    outer_key = jax.random.fold_in(key, 0)
+    start = start or program.init_lora(sd.params, inputs, outer_key)
+    outer = init_sharded(_make_init_outer(program), sd.params, inputs, start, outer_key)
     trainings = [
         Training(real.take(fold.train_indices), pool, jax.random.fold_in(jax.random.fold_in(key, 1), number))
         for number, fold in enumerate(folds)

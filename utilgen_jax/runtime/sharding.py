@@ -112,10 +112,12 @@ def init_sharded(init: Callable[..., PyTree], *arguments: Any) -> PyTree:
         *arguments: its arguments.
     """
     mesh = jax.sharding.get_mesh()
+    # Random numbers take seconds to compile for a CPU. They are drawn once: few optimizations do, for the same bits.
+    options: Any = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     if mesh.empty:
-        return jax.jit(init)(*arguments)
+        return jax.jit(init, compiler_options=options)(*arguments)
     shardings = param_shardings(jax.eval_shape(init, *arguments), mesh)
-    return jax.jit(init, out_shardings=shardings)(*arguments)
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(*arguments)
 
 
 def replicate(tree: PyTree) -> PyTree:
