@@ -17,6 +17,7 @@ from utilgen_jax.generator.adapter import Adapter, generate_images
 from utilgen_jax.joint.program import LEVELS
 from utilgen_jax.joint.step import first_inputs
 from utilgen_jax.joint.train import num_steps, predict_weights, train_jointly
+from utilgen_jax.runtime.sharding import init_sharded
 from utilgen_jax.runtime.training_loop import TrainingLoop
 
 PARTS = {
@@ -39,9 +40,10 @@ def start_of(result, level):
     """The level before any update."""
     program, sd = PROGRAM, toy.make_toy()
     inputs = first_inputs(program, sd, make_data())
-    # Jitted, as in training: the layers draw in another order if not.
-    init = jax.jit(lambda params, key: program.init_outer(params, inputs, None, key))
-    outer = init(sd.params, jax.random.fold_in(jax.random.key(0), 0))
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    # As in training: compiled otherwise, random numbers are other ones in the last place.
+    init = lambda params, lora, key: program.init_outer(params, inputs, lora, key)
+    outer = init_sharded(init, sd.params, program.init_lora(sd.params, inputs, key), key)
     fresh = dataclasses.replace(result, adapter=outer["adapter"], weighting=outer["weighting"])
     return PARTS[level](fresh)
 

@@ -112,7 +112,7 @@ def init_sharded(init: Callable[..., PyTree], *arguments: Any) -> PyTree:
         *arguments: its arguments.
     """
     mesh = jax.sharding.get_mesh()
-    # Random numbers take seconds to compile for a CPU. They are drawn once: few optimizations do, for the same bits.
+    # Random numbers take seconds to compile for a CPU. They are drawn once, so that few optimizations do.
     options: Any = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     if mesh.empty:
         return jax.jit(init, compiler_options=options)(*arguments)
