@@ -6,6 +6,7 @@ compiler derives the rest. Callers wrap their run in `with jax.set_mesh(mesh):`.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,6 +105,16 @@ def param_shardings(shapes: PyTree, mesh: Mesh, rules: Sequence[Rule] = DEFAULT_
     return jax.tree_util.tree_map_with_path(of_leaf, shapes)
 
 
+def _few_optimizations() -> dict[str, Any] | None:
+    """`jax.jit`'s `compiler_options` for a program that runs once, compiled for a CPU in less time.
+
+    Random numbers, above all, take seconds to compile; the last place of some is another one then. A level that is set in `XLA_FLAGS` stays.
+    """
+    level = "xla_backend_optimization_level"
+    is_set = level in os.environ.get("XLA_FLAGS", "")
+    return {level: 1} if jax.default_backend() == "cpu" and not is_set else None
+
+
 def init_sharded(init: Callable[..., PyTree], *arguments: Any) -> PyTree:
     """Parameters born in their shards on the mesh that `jax.set_mesh` set (on the default device where none is set).
 
@@ -112,8 +123,7 @@ def init_sharded(init: Callable[..., PyTree], *arguments: Any) -> PyTree:
         *arguments: its arguments.
     """
     mesh = jax.sharding.get_mesh()
-    # Random numbers take seconds to compile for a CPU. They are drawn once, so that few optimizations do.
-    options: Any = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    options = _few_optimizations()
     if mesh.empty:
         return jax.jit(init, compiler_options=options)(*arguments)
     shardings = param_shardings(jax.eval_shape(init, *arguments), mesh)
