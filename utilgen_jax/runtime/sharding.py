@@ -108,8 +108,8 @@ def param_shardings(shapes: PyTree, mesh: Mesh, rules: Sequence[Rule] = DEFAULT_
 def _few_optimizations() -> dict[str, Any] | None:
     """`jax.jit`'s `compiler_options` for a program that runs once, compiled for a CPU in less time.
 
-    Random numbers, above all, take seconds to compile; the last place of some is another one then. A level that is set in
-    `XLA_FLAGS` stays.
+    Random numbers, above all, take seconds to compile; the last place of some is another one then. A level that is set
+    in `XLA_FLAGS` stays.
     """
     level = "xla_backend_optimization_level"
     is_set = level in os.environ.get("XLA_FLAGS", "")
