@@ -88,10 +88,7 @@ class FewShotSplit:
         """
         rows, kind = self._rows(), "few-shot"
         if self.is_streamed:
-            rows, kind = (
-                rows[np.linspace(0, len(rows) - 1, min(_SAMPLED, len(rows))).astype(int)],
-                f"{_SAMPLED} sampled",
-            )
+            rows, kind = rows[evenly_spaced(len(rows), _SAMPLED)], f"{_SAMPLED} sampled"
         return {
             CLASS_NAMES: digest(name.encode() for name in self.real.class_names),
             f"originals of the {kind} images": digest(self.source.encoded(int(row)) for row in rows),
@@ -194,6 +191,11 @@ def few_shot(sources: Sources, shots: int, seed: int, max_test: int = 0, reading
             f"{copies[0][0]} of {copies[0][1]}; they make accuracies too high"
         )
     return split
+
+
+def evenly_spaced(number: int, most: int) -> np.ndarray:
+    """Places of at most so many among a number of things, spread evenly: int [min(number, most)]."""
+    return np.linspace(0, number - 1, min(number, most)).astype(int)
 
 
 def cross_fit_folds(labels: np.ndarray, num_folds: int, seed: int) -> list[Fold]:

@@ -13,6 +13,7 @@ from utilgen_jax.bilevel.examples import Examples
 from utilgen_jax.classifier.config import ClassifierConfig
 from utilgen_jax.classifier.practice import Patience, Practised, train_until_stall
 from utilgen_jax.classifier.train import predict_features, predict_logits, train_classifier
+from utilgen_jax.data.splits import evenly_spaced
 from utilgen_jax.data.streamed_images import StreamedImages
 from utilgen_jax.experiment.keys import Key
 from utilgen_jax.experiment.stages import Result, step
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _MOST_MAPPED = 5000  # images of a kind on the report's map
+_MOST_MEASURED = 20_000  # real images, for the report's density of difficulty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +186,10 @@ class ClassifierSteps:
 
     @step("difficulty", np.ndarray)
     def real_difficulty(self) -> np.ndarray:
-        """How hard the classifier of the real images finds each of them, float32 [N]."""
-        return self.difficulty(self.experiment.real, self.experiment.split.real.labels)
+        """How hard the classifier of the real images finds them, or `_MOST_MEASURED` of them, float32 [n]."""
+        real = self.experiment.split.real
+        rows = evenly_spaced(len(real), _MOST_MEASURED)
+        return self.difficulty(self.experiment.real.take(rows), real.labels[rows])
 
     def difficulty(self, examples: Examples, labels: np.ndarray) -> np.ndarray:
         """How hard the classifier of the real images finds examples, float32 [N]."""
@@ -206,10 +210,7 @@ class ClassifierSteps:
         inputs = {"real": experiment.real.inputs}
         if pool is not None:
             inputs["synthetic"] = experiment.examples(pool).inputs
-        rows = {
-            name: np.unique(np.linspace(0, len(images) - 1, min(len(images), _MOST_MAPPED)).astype(int))
-            for name, images in inputs.items()
-        }
+        rows = {name: evenly_spaced(len(images), _MOST_MAPPED) for name, images in inputs.items()}
         size = experiment.config.classifier.eval_batch_size
         mapped = {
             name: (images if isinstance(images, StreamedImages) else to_host(images))[rows[name]]

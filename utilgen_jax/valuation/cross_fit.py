@@ -33,7 +33,7 @@ from utilgen_jax.classifier.dataset import StepKey, random_shift
 from utilgen_jax.classifier.model import Classifier
 from utilgen_jax.classifier.side_by_side import Training, train_classifiers
 from utilgen_jax.classifier.train import predict_logits, training_logits
-from utilgen_jax.data.splits import Fold, cross_fit_folds
+from utilgen_jax.data.splits import Fold, cross_fit_folds, evenly_spaced
 from utilgen_jax.runtime.sharding import init_sharded, to_host
 from utilgen_jax.runtime.training_loop import TrainingLoop
 from utilgen_jax.types import Params
@@ -194,11 +194,10 @@ def cross_fit(
     weighting = trained.outer["weighting"]
     values = [_value(classifier, program, state.params, weighting, pool) for state in trained.folds]
     first = smoothed(program.config, loaded(pool.take(np.arange(min(len(pool), PREDICTION_BATCH_SIZE)))))
+    validations = [real.take(rows[evenly_spaced(len(rows), PREDICTION_BATCH_SIZE)]) for rows in held_out]
     utilities = [
-        _utilities(
-            classifier, program, (counts, state.params), first, smoothed(program.config, loaded(real.take(rows)))
-        )
-        for counts, state, rows in zip(class_counts, trained.folds, map(_spread, held_out), strict=True)
+        _utilities(classifier, program, (counts, state.params), first, smoothed(program.config, loaded(validation)))
+        for counts, state, validation in zip(class_counts, trained.folds, validations, strict=True)
     ]
     classifiers = [jax.tree.map(to_host, state.params) for state in trained.folds]
     fold_weights, fold_losses = (np.stack(parts) for parts in zip(*values, strict=True))
@@ -314,11 +313,6 @@ def _value(
     inputs = WeightingInputs(examples, jnp.asarray(logits))
     weights, _ = program.weighting.apply(weighting, inputs)
     return to_host(weights), to_host(inputs.losses)
-
-
-def _spread(rows: np.ndarray) -> np.ndarray:
-    """Rows of a fold, spread evenly where there are more than a program takes at once."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), PREDICTION_BATCH_SIZE)).astype(int)]
 
 
 @partial(jax.jit, static_argnames="program")
