@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from utilgen_jax.experiment.pools import GeneratedPool
 
 
-_MOST_MAPPED = 5000  # images of a kind on the report's map
-_MOST_MEASURED = 20_000  # real images, for the report's density of difficulty
+_MOST_SHOWN = 5000  # images of a kind on the report's map, and real ones in its density of difficulty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +185,9 @@ class ClassifierSteps:
 
     @step("difficulty", np.ndarray)
     def real_difficulty(self) -> np.ndarray:
-        """How hard the classifier of the real images finds them, or `_MOST_MEASURED` of them, float32 [n]."""
+        """How hard the classifier of the real images finds them, or `_MOST_SHOWN` of them, float32 [n]."""
         real = self.experiment.split.real
-        rows = evenly_spaced(len(real), _MOST_MEASURED)
+        rows = evenly_spaced(len(real), _MOST_SHOWN)
         return self.difficulty(self.experiment.real.take(rows), real.labels[rows])
 
     def difficulty(self, examples: Examples, labels: np.ndarray) -> np.ndarray:
@@ -200,7 +199,7 @@ class ClassifierSteps:
         """The images in the plane of the two principal components of their features, as the real classifier has them.
 
         Returns:
-            "real", float32 [n, 2], and its "real_rows", int [n], among the few-shot images, `_MOST_MAPPED` at most;
+            "real", float32 [n, 2], and its "real_rows", int [n], among the few-shot images, `_MOST_SHOWN` at most;
             "synthetic" and "synthetic_rows", where there is a pool; and "explained", float32 [2], the share of the
             variance along each axis.
         """
@@ -210,7 +209,7 @@ class ClassifierSteps:
         inputs = {"real": experiment.real.inputs}
         if pool is not None:
             inputs["synthetic"] = experiment.examples(pool).inputs
-        rows = {name: evenly_spaced(len(images), _MOST_MAPPED) for name, images in inputs.items()}
+        rows = {name: evenly_spaced(len(images), _MOST_SHOWN) for name, images in inputs.items()}
         size = experiment.config.classifier.eval_batch_size
         mapped = {
             name: (images if isinstance(images, StreamedImages) else to_host(images))[rows[name]]
