@@ -116,9 +116,20 @@ def test_the_regime_map_is_that_of_the_kept_runs():
     assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
 
 
+PUBLISHED = ("polysemy", "long_tail", "label_noise")
+
+
+def test_the_regime_map_of_the_other_methods_is_that_of_the_kept_runs():
+    runs = {regime: kept_runs(f"configs/results/regimes_published/{regime}.json") for regime in PUBLISHED}
+    methods = [method for method in METHODS if any(run.method == method for run in runs["polysemy"])]
+    table = regime_table(runs, methods, format_markdown_table)
+    assert table in TEXTS["configs/README.md"], f"configs/README.md should have:\n{table}"
+
+
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
+        *((f"configs/results/regimes_published/{regime}.json", f"configs/digits.py:{regime}", []) for regime in PUBLISHED),
         *((f"configs/results/regimes/{regime}.json", f"configs/digits.py:{regime}", []) for regime in REGIMES),
         ("configs/results/digits.json", "configs/digits.py:images=100", []),
         ("configs/results/digits_5x.json", "configs/digits.py:5x", []),
