@@ -129,8 +129,11 @@ def test_the_regime_map_of_the_other_methods_is_that_of_the_kept_runs():
 @pytest.mark.parametrize(
     ("file", "config", "overrides"),
     [
-        *((f"configs/results/regimes_published/{regime}.json", f"configs/digits.py:{regime}", []) for regime in PUBLISHED),
         *((f"configs/results/regimes/{regime}.json", f"configs/digits.py:{regime}", []) for regime in REGIMES),
+        *(
+            (f"configs/results/regimes_published/{regime}.json", f"configs/digits.py:{regime}", [])
+            for regime in PUBLISHED
+        ),
         ("configs/results/digits.json", "configs/digits.py:images=100", []),
         ("configs/results/digits_5x.json", "configs/digits.py:5x", []),
         ("configs/results/digits_5x_utilgen.json", "configs/digits.py:5x", []),
