@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from utilgen_jax.bilevel.examples import Examples, count_classes
 from utilgen_jax.classifier.batches import draw_ahead, make_draw
 from utilgen_jax.data.splits import Fold
 from utilgen_jax.joint.program import JointBatch, JointProgram
+from utilgen_jax.joint.step import stack
 
 
 def make_batches(
@@ -56,9 +56,7 @@ def make_batches(
     return batch
 
 
-@jax.jit
-def _stack(parts: list[Examples]) -> Examples:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+_stack = jax.jit(stack)
 
 
 def _is_outer(program: JointProgram, num_folds: int, step: int) -> bool:

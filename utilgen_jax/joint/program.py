@@ -207,8 +207,8 @@ class JointBatch:
     """The images that an update is given; with K > 1 inner steps `examples` and `shots` have a leading axis [K].
 
     Attributes:
-        examples: B real and synthetic images that the classifier learns from, in [0, 1] for their difficulty, and with
-            the attributes of their prompts; both are 0 for a real one.
+        examples: B real and synthetic images that the classifier learns from, with difficulty and attributes; both are
+            0 for a real one.
         class_counts: how many real images of each class it may learn from, float32 [C].
         validation: held-out shots; None: a plain step of the classifier, without the outer level.
         shots: real images that M generated ones are compared with; None where they are not.

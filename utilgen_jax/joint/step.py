@@ -25,7 +25,7 @@ from utilgen_jax.joint.program import JointBatch, JointData, JointProgram
 from utilgen_jax.joint.regularizers import AnchorBatch, anchor, coverage
 from utilgen_jax.runtime.loops import map_in_parts
 from utilgen_jax.runtime.sharding import split_batch
-from utilgen_jax.types import Params
+from utilgen_jax.types import Params, PyTree
 from utilgen_jax.valuation.cross_fit import smoothed
 
 
@@ -110,7 +110,7 @@ def joint_update(
     if batch.validation is None:
         return update(state, examples)
     requests = [_draw_requests(program, sd, data, jax.random.fold_in(key, step)) for step in range(joint.inner_steps)]
-    drawn = requests[0] if joint.inner_steps == 1 else _stack(requests)
+    drawn = requests[0] if joint.inner_steps == 1 else stack(requests)
     validation = _shifted(program, batch.validation, jax.random.fold_in(key, joint.inner_steps))
     return update(state, examples, validation, dataclasses.replace(drawn, real=batch.shots))
 
@@ -172,5 +172,6 @@ def _keys(key: jax.Array, number: int) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
 
 
-def _stack(parts: list[Drawn]) -> Drawn:
+def stack(parts: list[PyTree]) -> PyTree:
+    """What several inner steps are given, with a leading axis [K]."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
